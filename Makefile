@@ -1,0 +1,33 @@
+# The two commands of the README. Both start from nothing but Python, make and the package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= rub-out
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	$(BIN)/rub run quick --out $(OUT)
+	@echo "The page: $(OUT)/report/index.html"
+
+test: $(VENV)/.tested
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# torchattacks pins an old requests; it is used as a peer in fidelity tests and needs none of it.
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist

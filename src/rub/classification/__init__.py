@@ -1,0 +1,1 @@
+"""The classification task: data, networks, unlearning methods, attacks, membership inference, metrics."""

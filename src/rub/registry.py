@@ -1,0 +1,218 @@
+"""One generic registry: lazy ``module:attribute`` targets, did-you-mean, entry points and the origin of every entry.
+
+Listing names never imports the modules behind them, so that ``rub list`` answers without loading torch.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from rub.errors import RubError, unknown
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `rub show` says of a component.
+
+    Attributes:
+        paper: authors, title, venue and year, with an arXiv id where there is one.
+        equation: the equation it implements, as plain text with its number in the paper.
+        upstream: repository and commit that the facts were read from, or "".
+        defaults: hyperparameter -> where its default value comes from.
+        differences: one line per difference from upstream, upstream bugs that are off included.
+        version: raised when a change of the code changes results; part of every stage key.
+    """
+
+    paper: str = ""
+    equation: str = ""
+    upstream: str = ""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A registered component: its name, task, one-line summary, lazy target and origin."""
+
+    name: str
+    task: str
+    summary: str
+    target: str | T
+    origin: str
+    card: Card | None = None
+
+    def load(self) -> T:
+        """Import the target when it is a ``module:attribute`` string, and return it."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        loaded: T = getattr(importlib.import_module(module), attribute)
+        return loaded
+
+
+class Registry(Generic[T]):
+    """Named components of one kind, keyed by (task, name)."""
+
+    def __init__(self, kind: str) -> None:
+        """Make an empty registry; `kind` is the singular noun used in messages, such as ``"method"``."""
+        self.kind = kind
+        self._entries: dict[tuple[str, str], Entry[T]] = {}
+        self._scanned = False
+
+    def add(self, entry: Entry[T]) -> None:
+        """Register an entry; a second, different one under the same name is an error."""
+        key = (entry.task, entry.name)
+        present = self._entries.get(key)
+        if present is not None and present.origin != entry.origin:
+            raise RubError(
+                f"{self.kind} '{entry.name}' ({entry.task}) of {entry.origin} is already defined by {present.origin}:"
+                " choose another name"
+            )
+        self._entries[key] = entry
+
+    def get(self, name: str, task: str) -> Entry[T]:
+        """Return the entry, or raise `RubError` with the nearest names."""
+        self._scan()
+        if (task, name) not in self._entries:
+            raise unknown(f"{task} {self.kind}", name, [entry.name for entry in self.entries(task)])
+        return self._entries[task, name]
+
+    def entries(self, task: str | None = None) -> Iterator[Entry[T]]:
+        """Yield the entries of one task, or all, in the order of registration."""
+        self._scan()
+        return (entry for entry in list(self._entries.values()) if task in (None, entry.task))
+
+    def _scan(self) -> None:
+        """Read the entry-point group ``rub.<kind>s`` once; loading an entry point runs its decorators."""
+        if not self._scanned:
+            self._scanned = True
+            for point in entry_points(group=f"rub.{self.kind}s"):
+                point.load()
+
+
+def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:
+    """Return a strict pydantic model of a component's keyword-only arguments: types, defaults and ranges.
+
+    Ranges are pydantic ``Annotated`` fields in the signature; an argument without a default is required.
+    """
+    fields: dict[str, Any] = {}
+    hints = inspect.get_annotations(function, eval_str=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), Field(default))
+    config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    return create_model(getattr(function, "__name__", "component"), __config__=config, **fields)
+
+
+def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Validate hyperparameters against a component's signature and return all of them, defaults included.
+
+    Raises:
+        RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
+    """
+    model = hyperparameters(entry.load())  # type: ignore[arg-type]
+    try:
+        return model(**given).model_dump()
+    except ValidationError as error:
+        raise RubError(first_error(error, f"{where} ({entry.name})", model.model_fields)) from None
+
+
+def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) -> str:
+    """Turn pydantic's report into one line: what was given, what was expected, and the nearest known name."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {unknown('field', str(problem['loc'][-1]), known)}"
+    return f"{where}: {place} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+METHODS: Registry[Callable[..., Any]] = Registry("method")
+ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
+METRICS: Registry[Any] = Registry("metric")
+DATASETS: Registry[Any] = Registry("dataset")
+MODELS: Registry[Any] = Registry("model")
+TASKS: Registry[Any] = Registry("task")
+KINDS: Mapping[str, Registry[Any]] = {
+    "methods": METHODS,
+    "attacks": ATTACKS,
+    "metrics": METRICS,
+    "datasets": DATASETS,
+    "models": MODELS,
+}
+
+
+def _decorator(registry: Registry[Any], name: str, task: str, card: Card | None) -> Callable[[F], F]:
+    def register(function: F) -> F:
+        summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
+        module = function.__module__
+        origin = "rub" if module.split(".")[0] == "rub" else module
+        present = registry._entries.get((task, name))
+        if origin == "rub" and present is not None:  # the lazy table named it first; only the card is new
+            registry._entries[task, name] = Entry(name, task, present.summary, function, "rub", card)
+        else:
+            registry.add(Entry(name, task, summary, function, origin, card))
+        return function
+
+    return register
+
+
+def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+    """Register an unlearning method: ``def f(model, forget, retain, context, *, hyperparameters) -> Module``."""
+    return _decorator(METHODS, name, task, card)
+
+
+def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+    """Register an attack: ``def f(target, probe_from, budget, context, *, hyperparameters) -> Probes``."""
+    return _decorator(ATTACKS, name, task, card)
+
+
+def card_of(entry: Entry[Any]) -> Card:
+    """Return the component's card, importing its module when needed; an empty card where none is given."""
+    entry.load()
+    for registry in KINDS.values():
+        if (found := registry._entries.get((entry.task, entry.name))) is not None and found.card is not None:
+            return found.card
+    return Card()
+
+
+def load_plugin(path: Path) -> str:
+    """Run a plug-in file so that its decorators register, and return the SHA-256 of its source.
+
+    The hash enters the stage keys of what the file defines, so that an edit of the plug-in recomputes its results.
+
+    Raises:
+        RubError: the file is missing, or it raises while it is imported.
+    """
+    if not path.is_file():
+        raise RubError(f"--plugin {path}: no such file; give the path of a Python file that uses @rub.method or @rub.attack")
+    digest = sha256(path.read_bytes()).hexdigest()
+    name = f"rub_plugin_{path.stem}_{digest[:8]}"
+    if name in sys.modules:
+        return digest
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RubError(f"--plugin {path}: not a Python file; its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except RubError:
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+    return digest
