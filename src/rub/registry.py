@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from rub.catalog import CATALOG
 from rub.errors import RubError, unknown
 
 T = TypeVar("T")
@@ -96,9 +97,17 @@ class Registry(Generic[T]):
         return (entry for entry in list(self._entries.values()) if task in (None, entry.task))
 
     def _scan(self) -> None:
-        """Read the entry-point group ``rub.<kind>s`` once; loading an entry point runs its decorators."""
+        """Fill in what ships with RUB, and load the entry-point group ``rub.<kind>s``, whose decorators register."""
         if not self._scanned:
             self._scanned = True
+            shipped = [
+                Entry[T](name, task, summary, target, "rub")
+                for task, names in CATALOG.get(self.kind, {}).items()
+                for name, (target, summary) in names.items()
+            ]
+            # What is already registered (its module was imported first) keeps its card and takes its place in order.
+            ordered = {(entry.task, entry.name): entry for entry in shipped}
+            self._entries = ordered | self._entries
             for point in entry_points(group=f"rub.{self.kind}s"):
                 point.load()
 

@@ -56,6 +56,8 @@ class AttackContext:
         batch_size: images per forward pass; results do not depend on it.
         device: where the model lives.
         fast: search in bfloat16 with fused, channels-last weights and re-score in float32.
+        start: uint8 (N, C, H, W) or None: probes found at a smaller budget, where the first start begins instead of
+            the clean images; the harness keeps one where nothing better is found.
         progress: told of every step.
     """
 
@@ -64,6 +66,7 @@ class AttackContext:
     batch_size: int = 256
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fast: bool = True
+    start: Tensor | None = None
     progress: Progress = silent
 
 

@@ -1,0 +1,34 @@
+"""RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
+
+The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`,
+`read_records`, and the decorators `method` and `attack` with `Card`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rub.api import audit, plan, run
+    from rub.registry import Card, attack, method
+    from rub.specs import load_suite
+    from rub.store.records import read_records
+
+__all__ = ["Card", "attack", "audit", "load_suite", "method", "plan", "read_records", "run"]
+
+_WHERE = {
+    "audit": "rub.api",
+    "plan": "rub.api",
+    "run": "rub.api",
+    "load_suite": "rub.specs",
+    "read_records": "rub.store.records",
+    "Card": "rub.registry",
+    "attack": "rub.registry",
+    "method": "rub.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'rub' has no attribute '{name}'")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,0 +1,152 @@
+"""From a decoded data set to the splits of the task: train, validation, forget, retain, test."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rub.classification.context import seeded
+from rub.errors import RubError
+from rub.images.samples import Samples
+from rub.store.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from rub.images.sources import ImageDataset
+
+VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A decoded data set; images are memory-mapped, so that it costs no memory until it is read.
+
+    Attributes:
+        classes: class names; their number is C.
+        train: all training samples, in official order.
+        test: all test samples, in official order.
+        mean: per-channel mean for the network's normalisation, in [0, 1] pixel space.
+        std: per-channel standard deviation, likewise.
+        flip: whether mirroring keeps the class.
+    """
+
+    classes: tuple[str, ...]
+    train: Samples
+    test: Samples
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The sample sets of one experiment; training and validation are stratified by class.
+
+    Attributes:
+        forget: D_u, the forgotten training samples.
+        retain: D_r, the other training samples.
+        validation: held out of all training.
+        test: all test samples.
+        forget_classes: classes forgotten whole; empty for other forget sets.
+    """
+
+    forget: Samples
+    retain: Samples
+    validation: Samples
+    test: Samples
+    forget_classes: tuple[int, ...]
+
+    def test_where(self, *, forgotten: bool) -> Samples:
+        """Return the test samples of forgotten, or of retained, classes."""
+        inside = torch.isin(self.test.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
+        return self.test.select(inside if forgotten else ~inside)
+
+
+def save_bundle(dataset: "ImageDataset", folder: Path) -> None:
+    """Write a data set as arrays that can be memory-mapped."""
+    for name, samples in (("train", dataset.train), ("test", dataset.test)):
+        np.save(folder / f"{name}_images.npy", samples.images.numpy())
+        np.save(folder / f"{name}_labels.npy", samples.labels.numpy())
+        np.save(folder / f"{name}_ids.npy", samples.ids.numpy())
+    facts = {
+        "classes": list(dataset.classes),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "flip": dataset.flip,
+    }
+    (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def load_bundle(artifact: Artifact) -> Bundle:
+    """Open a data artifact written by `save_bundle`."""
+    facts = artifact.json("meta.json")
+    train, test = (
+        Samples(
+            torch.from_numpy(np.load(artifact.file(f"{name}_images.npy"), mmap_mode="c", allow_pickle=False)),
+            torch.from_numpy(np.load(artifact.file(f"{name}_labels.npy"), allow_pickle=False)),
+            torch.from_numpy(np.load(artifact.file(f"{name}_ids.npy"), allow_pickle=False)),
+        )
+        for name in ("train", "test")
+    )
+    return Bundle(tuple(facts["classes"]), train, test, tuple(facts["mean"]), tuple(facts["std"]), facts["flip"])
+
+
+def held_out(labels: Tensor, fraction: float) -> Tensor:
+    """Return a mask, bool (N,), of a stratified share of each class, the same for every experiment."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    generator = seeded(VALIDATION_SEED, "validation")
+    for label in labels.unique().tolist():
+        places = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=generator)
+        mask[places[order[: round(fraction * len(places))]]] = True
+    return mask
+
+
+def split(bundle: Bundle, forget: Mapping[str, Any], validation: float) -> Splits:
+    """Return the splits for a forget spec (`ForgetSpec.model_dump()`).
+
+    Raises:
+        RubError: a class or sample that does not exist, or a forget set that is empty or everything.
+    """
+    outside = held_out(bundle.train.labels, validation)
+    train = bundle.train.select((~outside).nonzero()[:, 0])
+    classes: tuple[int, ...] = ()
+    if forget["classes"] is not None:
+        classes = tuple(forget["classes"])
+        count = len(bundle.classes)
+        for label in classes:
+            if not 0 <= label < count:
+                raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
+        chosen = torch.isin(train.labels, torch.tensor(classes))
+    elif forget["fraction"] is not None:
+        chosen = torch.zeros(len(train), dtype=torch.bool)
+        order = torch.randperm(len(train), generator=seeded(forget["seed"], "forget"))
+        chosen[order[: round(forget["fraction"] * len(train))]] = True
+    else:
+        wanted = torch.tensor(forget["ids"])
+        strangers = wanted[~torch.isin(wanted, train.ids)]
+        if len(strangers):
+            raise RubError(f"forget.ids: {len(strangers)} ids are not training samples, such as {strangers[0].item()}")
+        chosen = torch.isin(train.ids, wanted)
+    if not chosen.any() or chosen.all():
+        what = "is empty" if not chosen.any() else "is the whole training set"
+        raise RubError(f"forget: the forget set {what}; there should be something to forget and something to keep")
+    return Splits(
+        train.select(chosen.nonzero()[:, 0]),
+        train.select((~chosen).nonzero()[:, 0]),
+        bundle.train.select(outside.nonzero()[:, 0]),
+        bundle.test,
+        classes,
+    )
+
+
+def subset(samples: Samples, count: int | None, stream: str) -> Samples:
+    """Return a fixed random subset of at most `count` samples, in order of their place; all when None."""
+    if count is None or count >= len(samples):
+        return samples
+    order = torch.randperm(len(samples), generator=seeded(0, stream))[:count]
+    return samples.select(order.sort().values)

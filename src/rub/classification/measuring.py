@@ -1,0 +1,241 @@
+"""The stage functions that measure: clean metrics of one model, and what an attack brought back from it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rub.classification.data import Bundle, Splits, split, subset
+from rub.classification.membership import (
+    ShadowOutputs,
+    audit_auc,
+    lira_scores,
+    rmia_scores,
+    shokri_fit,
+    svc_fit,
+    tune_offline_a,
+)
+from rub.classification.metrics import correct, logit_auc, probe_accuracy, residual_knowledge
+from rub.classification.stages import WEIGHTS, bundle_of, load_model
+from rub.classification.task import cell
+from rub.classification.training import embed, predict
+from rub.images.samples import Samples
+from rub.pipeline.plan import Stage
+from rub.pipeline.stages import Runtime
+from rub.statistics import wilson
+from rub.store.artifacts import Artifact
+from rub.store.records import number
+
+Inputs = Mapping[str, Artifact]
+Rows = list[dict[str, Any]]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+
+class Measured:
+    """Collects the rows of one measuring stage, all of one model."""
+
+    def __init__(self, method: str, seed: int, facts: Mapping[str, Any]) -> None:
+        """`facts` are record fields shared by the rows, such as ``weights_sha256``."""
+        self.method, self.seed, self.facts = method, seed, facts
+        self.rows: Rows = []
+
+    def add(self, metric: str, value: float, n: int, **where: Any) -> None:
+        """Add a row with a value and the number of samples behind it."""
+        row = cell(self.method, self.seed, metric, **where)
+        self.rows.append({**row, **self.facts, "value": number(value), "n": n})
+
+    def share(self, metric: str, hits: Bools, **where: Any) -> None:
+        """Add a proportion with its Wilson interval over samples."""
+        low, high = wilson(int(hits.sum()), len(hits))
+        self.add(metric, float(hits.mean()), len(hits), **where)
+        self.rows[-1] |= {"ci_low": low, "ci_high": high}
+
+    def save(self, out: Path) -> None:
+        """Write ``rows.json``."""
+        (out / "rows.json").write_text(json.dumps(self.rows, allow_nan=False), encoding="utf-8")
+
+
+def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure one model on clean images: accuracies, membership inference, bias-free metrics."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    facts = {
+        "weights_sha256": inputs["unlearned"].sha256(WEIGHTS),
+        "seconds": inputs["unlearned"].manifest["seconds"],
+        "device": inputs["unlearned"].manifest["device"],
+    }
+    measured = Measured(spec["method"], spec["seed"], facts)
+    view = View(model, runtime)
+    test_features, test = view(parts.test)
+    retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
+    retain, forget = view(retain_part)[1], view(parts.forget)[1]
+    kept = ~np.isin(parts.test.labels.numpy(), parts.forget_classes)
+    right = correct(test, parts.test.labels)
+    measured.share("ta", right[kept])
+    measured.share("ta_all", right)
+    measured.share("ra", correct(retain, retain_part.labels))
+    measured.share("ua", correct(forget, parts.forget.labels))
+    if parts.forget_classes:
+        measured.share("ua_test", right[~kept])
+        measured.add("logit_auc", logit_auc(test, parts.test.labels, parts.forget_classes), len(test))
+        probe = _probe(view, bundle, parts, test_features, spec["probe_per_class"])
+        measured.add("probe_accuracy", probe, int((~kept).sum()))
+    kept_test = (test[kept], parts.test.labels.numpy()[kept])
+    attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
+    measured.share("mia_svc", attack.members(forget, parts.forget.labels))
+    for mia_seed, called in shadow_members(spec, inputs, bundle, forget, parts.forget.labels.numpy()):
+        measured.share("mia_shadow", called, mia_seed=mia_seed)
+    _scores(measured, view, inputs, bundle, parts, forget, test)
+    measured.save(out)
+
+
+def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Re-evaluate the stored probes in float32 and count what they recover, beside the retrained model's."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    cells = {"attack": spec["attack"], "budget": spec["budget"]}
+    samples: Rows = []
+    measured = Measured(spec["method"], spec["seed"], {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS)})
+    for name in spec["splits"]:
+        artifact = inputs[f"attack_{name}"]
+        facts = artifact.json("attack.json")
+        probes = torch.from_numpy(np.load(artifact.file("probes.npy"), allow_pickle=False))
+        listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
+        logits = predict(model, probes, batch_size=runtime.batch_size, device=runtime.device).numpy()
+        recovered = correct(logits, listed["labels"])
+        measured.facts = {
+            **measured.facts,
+            "converged": facts["converged"],
+            "evaluations": facts["evaluations"],
+            "seconds": artifact.manifest["seconds"],
+            "device": artifact.manifest["device"],
+        }
+        measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
+        samples += _sample_rows(spec, name, artifact, listed, recovered)
+        if name == "forget":
+            reference = np.load(inputs["attack_retrained"].file("samples.npz"), allow_pickle=False)
+            value = residual_knowledge(recovered, reference["step"] >= 0)
+            measured.add("residual_knowledge", value, len(recovered), **cells)
+            for mia_seed, called in shadow_members(spec, inputs, bundle, logits, listed["labels"]):
+                measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
+    measured.save(out)
+    (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
+
+
+class View:
+    """A model's penultimate features and logits of sample sets, in float32 eval mode."""
+
+    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        """Look through `model` with the runtime's batch size and device."""
+        self.model, self.runtime = model, runtime
+
+    def __call__(self, samples: Samples) -> tuple[Floats, Floats]:
+        """Return float32 features (N, D) and logits (N, C)."""
+        features = embed(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
+        head: nn.Module = self.model.fc  # type: ignore[assignment]
+        with torch.no_grad():
+            logits = head(features.to(self.runtime.device)).cpu()
+        return features.numpy(), logits.numpy()
+
+
+def shadow_members(
+    spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, logits: Floats, labels: NDArray[np.int64]
+) -> Iterator[tuple[int, Bools]]:
+    """Yield (MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
+    inside = np.flatnonzero(_trained_on(inputs, bundle))
+    for mia_seed in range(spec["mia_seeds"]):
+        first = mia_seed * spec["shadows_per_seed"]
+        shadows = _shadows(inputs, range(first, first + spec["shadows_per_seed"]), "train", bundle).points(inside)
+        yield mia_seed, shokri_fit(shadows, seed=mia_seed).members(logits, labels)
+
+
+def _scores(
+    measured: Measured, view: View, inputs: Inputs, bundle: Bundle, parts: Splits, forget: Floats, test: Floats
+) -> None:
+    """Add offline RMIA and LiRA: forgotten training images against unseen test images of the same classes."""
+    count = sum(role.startswith("shadow_") for role in inputs)
+    train = _shadows(inputs, range(count), "train", bundle)
+    unseen = _shadows(inputs, range(count), "test", bundle)
+    forgotten = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.forget.ids.numpy()))
+    same = np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
+    audited = _joined(train.points(forgotten), unseen.points(np.flatnonzero(same)))
+    logits = np.concatenate([forget, test[same]])
+    member = np.arange(len(logits)) < len(forget)
+    if len(parts.validation):
+        outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.validation.ids.numpy()))
+        population, seen = train.points(outside), view(parts.validation)[1]
+    else:  # nothing was held out: other test images are the population
+        population, seen = unseen.points(np.flatnonzero(~same)), test[~same]
+    a = tune_offline_a(train.points(np.flatnonzero(_trained_on(inputs, bundle))), population)
+    rmia = rmia_scores(logits, audited, seen, population, offline_a=a)
+    measured.add("mia_rmia", audit_auc(rmia, member), len(logits))
+    measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
+
+
+def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int) -> float:
+    """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
+    chosen = [subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes]
+    for label in range(len(bundle.classes)):
+        if label not in parts.forget_classes:
+            chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
+    features = np.concatenate([view(part)[0] for part in chosen])
+    labels = np.concatenate([part.labels.numpy() for part in chosen])
+    return probe_accuracy(
+        features, labels, test_features, parts.test.labels, parts.forget_classes, seed=0, per_class=per_class
+    )
+
+
+def _sample_rows(
+    spec: Mapping[str, Any], name: str, artifact: Artifact, listed: Mapping[str, NDArray[Any]], recovered: Bools
+) -> Rows:
+    shared = {
+        "method": spec["method"],
+        "unlearn_seed": spec["seed"],
+        "attack": spec["attack"],
+        "budget": spec["budget"],
+        "split": name,
+    }
+    return [
+        {
+            **shared,
+            "sample_id": int(listed["ids"][index]),
+            "label": int(listed["labels"][index]),
+            "clean": bool(listed["step"][index] == 0),
+            "recovered": bool(recovered[index]),
+            "distance": round(float(listed["loss"][index]), 6),
+            "step": int(listed["step"][index]),
+            "linf": int(listed["linf"][index]),
+            "probe": f"{artifact.key}:{index}",
+        }
+        for index in range(len(recovered))
+    ]
+
+
+def _trained_on(inputs: Inputs, bundle: Bundle) -> Bools:
+    """Return which training samples a shadow could have been trained on: those in one half of a pair or the other."""
+    first, second = (np.load(inputs[f"shadow_{index}"].file("member.npy"), allow_pickle=False) for index in (0, 1))
+    return np.asarray(first | second)
+
+
+def _shadows(inputs: Inputs, indices: range, part: str, bundle: Bundle) -> ShadowOutputs:
+    artifacts = [inputs[f"shadow_{index}"] for index in indices]
+    logits = np.stack([np.load(item.file(f"{part}_logits.npy"), mmap_mode="r", allow_pickle=False) for item in artifacts])
+    if part == "train":
+        member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in artifacts])
+        return ShadowOutputs(logits, member, bundle.train.labels.numpy())
+    return ShadowOutputs(logits, np.zeros(logits.shape[:2], bool), bundle.test.labels.numpy())
+
+
+def _joined(first: ShadowOutputs, second: ShadowOutputs) -> ShadowOutputs:
+    return ShadowOutputs(
+        np.concatenate([first.logits, second.logits], axis=1),
+        np.concatenate([first.member, second.member], axis=1),
+        np.concatenate([first.labels, second.labels]),
+    )

@@ -1,0 +1,231 @@
+"""The specs of a classification experiment, and its protocols: every choice that the paper leaves open, named."""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from rub.errors import RubError, unknown
+from rub.specs import Component, Experiment, Frozen, Protocol
+
+Split = Literal["forget", "forget_test", "retain"]
+
+
+class DatasetSpec(Frozen):
+    """Which images, and how they are split."""
+
+    name: str
+    """A name of `rub list datasets`, or ``folder`` / ``npz`` with a path."""
+    path: str | None = None
+    size: int | None = Field(None, ge=4, le=1024)
+    """Side in pixels to which images of a folder are resized; needed where they differ."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Fraction of each training class that is never trained on (Unlearn-Saliency holds out 0.1 of CIFAR)."""
+
+
+class ModelSpec(Frozen):
+    """Which network."""
+
+    arch: str
+    stem: Literal["cifar", "imagenet", "half"] = "cifar"
+    width: int | None = Field(None, ge=1, le=1024)
+    """Channels of the first stage; the architecture's own when left out."""
+
+
+class TrainingSpec(Frozen):
+    """How the original, the retrained and the shadow models are trained (SGD; Unlearn-Saliency's values by default)."""
+
+    epochs: int = Field(182, ge=1)
+    lr: float = Field(0.1, gt=0)
+    schedule: Literal["steps", "onecycle", "cosine"] = "steps"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(256, ge=2)
+    padding: int = Field(4, ge=0, le=32)
+    """Zero padding of the random crop; 0 switches it off. Mirroring follows the data set (off for digits)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class ForgetSpec(Frozen):
+    """What is to be forgotten: whole classes (jointly), a random fraction of the training set, or listed samples."""
+
+    classes: tuple[int, ...] | None = None
+    fraction: float | None = Field(None, gt=0, lt=1)
+    ids: tuple[int, ...] | None = None
+    seed: int = Field(0, ge=0)
+    """Seed of the random fraction."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ForgetSpec":
+        given = [name for name in ("classes", "fraction", "ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of classes, fraction and ids, got {' and '.join(given) or 'none'}")
+        if self.classes == () or self.ids == ():
+            raise ValueError("the forget set is empty")
+        return self
+
+
+class AttackPlan(Frozen):
+    """One attacked column: searches whose per-sample union counts, at these budgets, on these images."""
+
+    runs: tuple[Component, ...] = Field(min_length=1)
+    """Searches; a sample counts as recovered when one of them recovers it."""
+    budgets: tuple[int, ...] = Field(min_length=1)
+    """||delta||_inf in 1/255 steps; each budget starts from the probes of the next smaller one when `warm_start`."""
+    splits: tuple[Split, ...] = ("forget",)
+    """Which images: D_u (``forget``), same-class test images, retain images steered to a forgotten class."""
+    warm_start: bool = False
+
+    @field_validator("budgets")
+    @classmethod
+    def _levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for level in value:
+            if not 0 <= level <= 255:
+                raise ValueError(f"eps = {level}/255: should be between 0 and 255 steps of 1/255")
+        return tuple(sorted(set(value)))
+
+
+class ClassificationProtocol(Protocol):
+    """The choices behind a classification number."""
+
+    attacks: dict[str, AttackPlan]
+    shadows_per_seed: int = Field(2, ge=2, multiple_of=2)
+    """Shadow models of each MIA seed; they come in pairs trained on complementary random halves."""
+    probe_per_class: int = Field(200, ge=10)
+    """Training images per class for the linear probe."""
+    ta: Literal["retain", "all"] = "retain"
+    """Whether the headline TA leaves the forgotten classes out; the other one is always recorded too."""
+
+
+class Evaluation(Frozen):
+    """How many images the measurements use; N stands in every record."""
+
+    attack_samples: int | None = Field(None, ge=1)
+    """Forget images that are attacked, a fixed random subset; all of them when left out."""
+    control_samples: int | None = Field(None, ge=1)
+    """Same for the controls: same-class test images and steered retain images."""
+    retain_samples: int | None = Field(None, ge=1)
+    """Retain images that RA is measured on."""
+
+
+def _uma(**parameters: Any) -> Component:
+    return Component(name="uma", **parameters)
+
+
+ALL_SPLITS: tuple[Split, ...] = ("forget", "forget_test", "retain")
+
+PROTOCOLS: Mapping[str, ClassificationProtocol] = {
+    protocol.name: protocol
+    for protocol in (
+        ClassificationProtocol(
+            name="rub-paper-1",
+            summary="As close to the paper as can be known: KL-UMA, 100 signed-gradient steps of 2.5 eps/100 from the "
+            "clean image, 8/255 and 16/255; joint forgetting; shadow-model MIA. A sample is finished once it is "
+            "recovered with KL <= 0.05.",
+            attacks={
+                "uma": AttackPlan(
+                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
+                    budgets=(8, 16),
+                    splits=ALL_SPLITS,
+                ),
+                "noise": AttackPlan(runs=(Component(name="noise", evaluations=100),), budgets=(16,)),
+            },
+        ),
+        ClassificationProtocol(
+            name="rub-strict-1",
+            summary="What RUB stands behind: the per-sample union of KL with 5 starts, CE, margin and APGD over the "
+            "curve 1..16/255 with warm starts, a universal and a black-box attack, and noise at equal budget.",
+            attacks={
+                "uma": AttackPlan(
+                    runs=(
+                        _uma(divergence="kl", steps=100, restarts=5, finish_below=0.05),
+                        _uma(divergence="ce", steps=100, restarts=1, finish_below=0.05),
+                        _uma(divergence="margin", steps=100, restarts=1, finish_below=0.0),
+                        Component(name="uma-apgd", divergence="kl", steps=100, restarts=1, finish_below=0.05),
+                    ),
+                    budgets=(0, 1, 2, 4, 8, 16),
+                    splits=ALL_SPLITS,
+                    warm_start=True,
+                ),
+                "universal": AttackPlan(runs=(Component(name="universal"),), budgets=(8, 16)),
+                "square": AttackPlan(runs=(Component(name="square"),), budgets=(8, 16)),
+                "noise": AttackPlan(runs=(Component(name="noise", evaluations=100),), budgets=(8, 16)),
+            },
+            shadows_per_seed=4,
+        ),
+        ClassificationProtocol(
+            name="rub-quick-1",
+            summary="A tour in a minute on 8 x 8 digits: every part runs, with few steps and wide budgets "
+            "(32/255 and 64/255). Its numbers show that things work; they are not for comparison.",
+            attacks={
+                "uma": AttackPlan(
+                    runs=(_uma(divergence="kl", steps=20, restarts=1, finish_below=0.05),),
+                    budgets=(32, 64),
+                    splits=ALL_SPLITS,
+                ),
+                "uma-apgd": AttackPlan(runs=(Component(name="uma-apgd", steps=20),), budgets=(64,)),
+                "universal": AttackPlan(runs=(Component(name="universal", steps=20),), budgets=(64,)),
+                "square": AttackPlan(runs=(Component(name="square", steps=20),), budgets=(64,)),
+                "noise": AttackPlan(runs=(Component(name="noise", evaluations=20),), budgets=(64,)),
+            },
+            probe_per_class=50,
+        ),
+    )
+}
+
+
+class ClassificationExperiment(Experiment):
+    """One row block of Table 1: a data set, a network, a forget set, and the methods to measure on them."""
+
+    task: Literal["classification"]
+    dataset: DatasetSpec
+    model: ModelSpec
+    training: TrainingSpec = TrainingSpec()
+    forget: ForgetSpec
+    evaluation: Evaluation = Evaluation()
+    protocol: ClassificationProtocol
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as changed."""
+        given = {"name": value} if isinstance(value, str) else value
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+            raise ValueError("should be a protocol name, or a mapping with a name and the fields to change")
+        name = given["name"]
+        if name not in PROTOCOLS:
+            raise ValueError(str(unknown("protocol", name, PROTOCOLS)))
+        changes = {key: item for key, item in given.items() if key != "name"}
+        if not changes:
+            return PROTOCOLS[name]
+        merged = _merge(PROTOCOLS[name].model_dump(), changes)
+        changed = ClassificationProtocol.model_validate(merged)
+        if changed == PROTOCOLS[name]:
+            return changed
+        mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
+        return changed.model_copy(update={"name": f"{name}*{mark}"})
+
+    @field_validator("dataset", "model", mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
+        key = "arch" if info.field_name == "model" else "name"
+        return {key: value} if isinstance(value, str) else value
+
+    def check_methods(self, names: Mapping[str, Any]) -> None:
+        """Raise `RubError` where a control's name is used as a method."""
+        for name in names:
+            if name in CONTROLS:
+                raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
+
+
+CONTROLS = ("original", "retrain", "sham")
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return base with the changes laid over it, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,291 @@
+"""The classification task as the pipeline sees it: from an experiment to its graph of stages. Free of torch."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rub.classification.metrics import METRICS_DECLARED
+from rub.classification.specs import AttackPlan, ClassificationExperiment
+from rub.errors import RubError
+from rub.pipeline.plan import Plan, Stage
+from rub.pipeline.stages import Runtime
+from rub.registry import ATTACKS, METHODS, Entry, card_of, resolve
+
+DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
+# Version of each stage function; raised when its results change.
+VERSIONS = {"data": 1, "train": 1, "import": 1, "shadow": 1, "unlearn": 1, "attack": 1, "measure": 1, "measure-attack": 1}
+# Training seeds of different roles must not meet: the original uses its own, these are offset.
+RETRAIN_SEED, SHADOW_SEED = 1000, 2000
+_TRAIN_SIZES = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
+
+
+class ClassificationTask:
+    """Table 1: unlearn classes or samples from an image classifier, then search inputs that bring them back."""
+
+    name = "classification"
+    experiment = ClassificationExperiment
+    functions: Mapping[str, str] = {
+        "data": "rub.classification.stages:data",
+        "train": "rub.classification.stages:train",
+        "import": "rub.classification.stages:import_weights",
+        "shadow": "rub.classification.stages:shadow",
+        "unlearn": "rub.classification.stages:unlearn",
+        "attack": "rub.classification.stages:attack",
+        "measure": "rub.classification.measuring:measure",
+        "measure-attack": "rub.classification.measuring:measure_attack",
+    }
+
+    def plan(self, experiment: ClassificationExperiment, runtime: Runtime, plugins: Mapping[str, str]) -> Plan:
+        """Return the graph: data, original, controls, every method and seed, attacks, measurements."""
+        graph = Graph(experiment, runtime.data_root, plugins)
+        stages: list[Stage] = []
+        for method, seed in graph.models():
+            stages += graph.measurements(method, seed)
+        classwise = experiment.forget.classes is not None
+        notes = () if classwise else ("sham and bias-free metrics need forgotten classes; this forget set has none",)
+        return Plan(tuple(stages), graph.common, notes)
+
+
+class Graph:
+    """Builds the stages of one experiment; every stage is a pure function of the experiment."""
+
+    def __init__(self, experiment: ClassificationExperiment, data_root: Path | None, plugins: Mapping[str, str]) -> None:
+        """Validate methods and attacks against the registry, and fingerprint the data.
+
+        Raises:
+            RubError: an unknown component or hyperparameter, or data that is not there.
+        """
+        experiment.check_methods(experiment.methods)
+        self.experiment = experiment
+        self.plugins = plugins
+        self.methods = {
+            name: self._resolved(METHODS.get(name, "classification"), given, f"methods.{name}")
+            for name, given in experiment.methods.items()
+        }
+        self.runs = {
+            label: [
+                self._resolved(ATTACKS.get(run.name, "classification"), run.parameters, f"attacks.{label}")
+                for run in plan.runs
+            ]
+            for label, plan in experiment.protocol.attacks.items()
+        }
+        self.data = data_stage(experiment, data_root)
+        self.size = _TRAIN_SIZES.get(experiment.dataset.name, 10_000)
+        self.original = self._train("train original", {"kind": "all"}, experiment.seeds.train)
+        pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed)
+        self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
+        self.common = {
+            "task": "classification",
+            "experiment": experiment.name,
+            "protocol": experiment.protocol.name,
+            "dataset": experiment.dataset.name,
+            "model": model_name(experiment),
+        }
+
+    def models(self) -> Iterator[tuple[str, int]]:
+        """Yield (method, unlearning seed) of every row: the controls first, each with the seeds that it has."""
+        seeds = range(self.experiment.seeds.unlearn)
+        yield "original", 0
+        yield from (("retrain", seed) for seed in seeds)
+        if self.experiment.forget.classes is not None:
+            yield "sham", 0
+        yield from ((name, seed) for name in self.methods for seed in seeds)
+
+    def model(self, method: str, seed: int) -> Stage:
+        """Return the stage that makes the weights of a row."""
+        if method == "original":
+            return self.original
+        forget = self.experiment.forget.model_dump()
+        if method == "retrain":
+            return self._train(f"retrain, seed {seed}", {"kind": "retain", "forget": forget}, RETRAIN_SEED + seed)
+        given = self.methods.get(method) or self._resolved(METHODS.get(method, "classification"), {}, method)
+        training = self.experiment.training
+        spec = {
+            "method": given,
+            "forget": forget,
+            "validation": self.experiment.dataset.validation,
+            "seed": seed,
+            "batch_size": training.batch_size,
+            "padding": training.padding,
+            "precision": training.precision,
+        }
+        epochs = float(given["parameters"].get("epochs", 2))
+        return self._stage(
+            "unlearn", f"unlearn {method}, seed {seed}", spec, {"data": self.data, "original": self.original},
+            cost=3 * epochs * self.size,
+        )  # fmt: skip
+
+    def measurements(self, method: str, seed: int) -> list[Stage]:
+        """Return the measuring stages of one row: clean, and one for each attack and budget."""
+        stages = [self._measure(method, seed)]
+        for label, plan in self.experiment.protocol.attacks.items():
+            stages += [self._measure_attack(method, seed, label, plan, level) for level in plan.budgets if level > 0]
+        return stages
+
+    def attack(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
+        """Return the stage that searches probes for one row, attack, budget and set of images."""
+        evaluation, plan = self.experiment.evaluation, self.experiment.protocol.attacks[label]
+        samples = evaluation.attack_samples if split == "forget" else evaluation.control_samples
+        spec = {
+            "runs": self.runs[label],
+            "levels": level,
+            "split": split,
+            "samples": samples,
+            "forget": self.experiment.forget.model_dump(),
+            "validation": self.experiment.dataset.validation,
+            "seed": seed,
+        }
+        inputs = {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
+        smaller = [budget for budget in plan.budgets if 0 < budget < level]
+        if plan.warm_start and smaller:
+            inputs["warm"] = self.attack(method, seed, label, smaller[-1], split)
+        steps = sum(run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label])
+        label_text = f"attack {method}, seed {seed}: {label} {level}/255 on {split}"
+        return self._stage("attack", label_text, spec, inputs, cost=2.0 * steps * (samples or self.size // 10))
+
+    def _measure(self, method: str, seed: int) -> Stage:
+        experiment = self.experiment
+        spec = {
+            "method": method,
+            "seed": seed,
+            "forget": experiment.forget.model_dump(),
+            "validation": experiment.dataset.validation,
+            "retain_samples": experiment.evaluation.retain_samples,
+            "probe_per_class": experiment.protocol.probe_per_class,
+            "shadows_per_seed": experiment.protocol.shadows_per_seed,
+            "mia_seeds": experiment.seeds.mia,
+        }
+        inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
+        metrics = ["ta", "ta_all", "ra", "ua", "mia_svc", "mia_rmia", "mia_lira"]
+        if experiment.forget.classes is not None:
+            metrics += ["ua_test", "logit_auc", "probe_accuracy"]
+        cells = [cell(method, seed, metric) for metric in metrics]
+        cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
+        return self._stage(
+            "measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=tuple(cells)
+        )
+
+    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackPlan, level: int) -> Stage:
+        experiment = self.experiment
+        splits = [split for split in plan.splits if split != "retain" or experiment.forget.classes is not None]
+        inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
+        inputs |= {f"attack_{split}": self.attack(method, seed, label, level, split) for split in splits}
+        if "forget" in splits:
+            inputs["attack_retrained"] = self.attack("retrain", _reference_seed(method, seed), label, level, "forget")
+        spec = {
+            "method": method,
+            "seed": seed,
+            "attack": label,
+            "budget": f"{level}/255",
+            "splits": splits,
+            "forget": experiment.forget.model_dump(),
+            "validation": experiment.dataset.validation,
+            "shadows_per_seed": experiment.protocol.shadows_per_seed,
+            "mia_seeds": experiment.seeds.mia,
+        }
+        at = {"attack": label, "budget": f"{level}/255"}
+        cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
+        if "forget" in splits:
+            cells += [cell(method, seed, "residual_knowledge", **at)]
+            cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
+        text = f"measure {method}, seed {seed}: {label} {level}/255"
+        return self._stage("measure-attack", text, spec, inputs, cost=1000, cells=tuple(cells))
+
+    def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
+        experiment = self.experiment
+        spec = {
+            "model": experiment.model.model_dump(),
+            "training": experiment.training.model_dump(),
+            "subset": dict(subset),
+            "validation": experiment.dataset.validation,
+            "seed": seed,
+        }
+        cost = 3.0 * experiment.training.epochs * self.size
+        return self._stage("train", label, spec, {"data": self.data}, cost=cost)
+
+    def _shadow(self, index: int) -> Stage:
+        """Return shadow `index`; 2i and 2i + 1 share a seed and are trained on complementary halves."""
+        experiment = self.experiment
+        spec = {
+            "model": experiment.model.model_dump(),
+            "training": experiment.training.model_dump(),
+            "validation": experiment.dataset.validation,
+            "seed": SHADOW_SEED + index,
+            "half_seed": SHADOW_SEED + index // 2,
+            "half": index % 2,
+        }
+        cost = 1.5 * experiment.training.epochs * self.size
+        return self._stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)
+
+    def _resolved(self, entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        parameters = resolve(entry, given, where)
+        source = self.plugins.get(entry.origin, "")
+        return {"name": entry.name, "parameters": parameters, "version": card_of(entry).version, "source": source}
+
+    def _stage(
+        self,
+        kind: str,
+        label: str,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, Stage],
+        *,
+        cost: float,
+        cells: tuple[Mapping[str, Any], ...] = (),
+    ) -> Stage:
+        return Stage("classification", kind, VERSIONS[kind], label, spec, inputs, cost=cost, cells=cells)
+
+
+def data_stage(experiment: ClassificationExperiment, data_root: Path | None) -> Stage:
+    """Return the stage that decodes the data set once; its key holds the hash of the source files."""
+    from rub.images.sources import fingerprint
+
+    dataset = experiment.dataset
+    path = Path(dataset.path) if dataset.path is not None else None
+    spec = {
+        "name": dataset.name,
+        "size": dataset.size,
+        "fingerprint": fingerprint(dataset.name, data_root, path=path),
+    }
+    files = {"path": path} if path is not None else {}
+    return Stage("classification", "data", VERSIONS["data"], f"read {dataset.name}", spec, files=files, cost=1000)
+
+
+def model_name(experiment: ClassificationExperiment) -> str:
+    """Return the network's name for records, such as ``resnet10-w24-half``."""
+    model = experiment.model
+    width = "" if model.width is None else f"-w{model.width}"
+    return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
+
+
+def _reference_seed(method: str, seed: int) -> int:
+    """Return the seed of the retrained model that a row is compared with: its own, 0 for the single controls."""
+    return 0 if method in ("original", "sham") else seed
+
+
+def cell(
+    method: str,
+    seed: int,
+    metric: str,
+    split: str = "",
+    *,
+    attack: str = "none",
+    budget: str = "none",
+    mia_seed: int | None = None,
+) -> dict[str, Any]:
+    """Return the record fields that name one cell of the table."""
+    if metric not in DIRECTIONS:
+        raise RubError(f"metric '{metric}' is not declared")
+    default = {"ta": "test", "ta_all": "test", "ra": "retain", "ua_test": "forget_test", "logit_auc": "test"}
+    return {
+        "method": method,
+        "unlearn_seed": seed,
+        "mia_seed": mia_seed,
+        "attack": attack,
+        "budget": budget,
+        "metric": metric,
+        "split": split or default.get(metric, "forget_test" if metric == "probe_accuracy" else "forget"),
+        "direction": DIRECTIONS[metric],
+    }
+
+
+TASK = ClassificationTask()

@@ -1,0 +1,220 @@
+"""Search over inputs inside an L-infinity ball, whatever the task: steps, adaptive step sizes, keyed noise, best-so-far.
+
+Every function is per sample (leading axis N): no sample's result depends on its neighbours in a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment and multipliers, written as signed 64-bit integers
+MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def project(x: Tensor, origin: Tensor, eps: float) -> Tensor:
+    """Return the nearest point with ||x - origin||_inf <= eps inside the pixel range [0, 1].
+
+    Args:
+        x: any point, shape (N, ...).
+        origin: the centre of the ball, same shape, in [0, 1].
+        eps: radius >= 0 in pixel units.
+
+    Example:
+        >>> project(torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.0]), 0.25)
+        tensor([0.7500, 0.1000])
+    """
+    return (origin + (x - origin).clamp(-eps, eps)).clamp(0.0, 1.0)
+
+
+def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | Tensor, eps: float) -> Tensor:
+    """Return P(x - step_size * sign(direction)), the projected step down a loss (Madry et al. 2018, section 2.1).
+
+    Args:
+        x: current points, shape (N, ...), in [0, 1].
+        direction: the gradient of the loss or its running average, same shape.
+        origin: centres of the balls, same shape.
+        step_size: in pixel units; a number, or a tensor that broadcasts against x.
+        eps: radius in pixel units.
+    """
+    return project(x - step_size * direction.sign(), origin, eps)
+
+
+def accumulate(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    """Return momentum * velocity + gradient / mean|gradient|, per sample (Dong et al. 2018, eq. 6).
+
+    Args:
+        velocity: the running direction, shape (N, ...).
+        gradient: the new gradient, same shape; an all-zero gradient adds nothing.
+        momentum: decay factor >= 0.
+    """
+    scale = gradient.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return momentum * velocity + gradient / column(scale, gradient)
+
+
+def projected_gradient(
+    gradient_of: Callable[[Tensor], Tensor],
+    start: Tensor,
+    origin: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    momentum: float = 0.0,
+) -> Tensor:
+    """Return the last iterate of projected signed gradient descent: x <- P(x - step_size * sign(g)).
+
+    Args:
+        gradient_of: gives the gradient of the loss at x, same shape as x.
+        start: first iterate, shape (N, ...), in [0, 1].
+        origin: centres of the balls, same shape.
+        eps: radius in pixel units.
+        step_size: in pixel units.
+        steps: number of steps >= 0.
+        momentum: 0 takes the plain gradient for g, otherwise g is its running average (`accumulate`).
+
+    Example:
+        >>> projected_gradient(lambda x: 2 * x, torch.full((1, 1), 0.5), torch.full((1, 1), 0.5),
+        ...                    eps=0.25, step_size=0.125, steps=9)
+        tensor([[0.2500]])
+    """
+    x, velocity = start, torch.zeros_like(start)
+    for _ in range(steps):
+        gradient = gradient_of(x)
+        velocity = accumulate(velocity, gradient, momentum) if momentum else gradient
+        x = sign_step(x, velocity, origin, step_size, eps)
+    return x
+
+
+def checkpoints(steps: int) -> tuple[int, ...]:
+    """Return the steps at which APGD reviews its step size: w_j = ceil(p_j N) (Croce & Hein 2020, section 3.1).
+
+    p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
+
+    Example:
+        >>> checkpoints(100)
+        (0, 22, 41, 57, 70, 80, 87, 93, 99)
+    """
+    percent = [0, 22]  # whole hundredths: 0.41 * 100 would round up to 42
+    while (following := percent[-1] + max(percent[-1] - percent[-2] - 3, 6)) <= 100:
+        percent.append(following)
+    return tuple(dict.fromkeys(-(-p * steps // 100) for p in percent))
+
+
+def should_halve(
+    improvements: Tensor, interval: Tensor, rho: float, unchanged_step: Tensor, best: Tensor, best_before: Tensor
+) -> Tensor:
+    """Return where APGD halves its step size at a checkpoint (Croce & Hein 2020, conditions 1 and 2).
+
+    1: fewer than rho * interval steps since the last checkpoint improved the loss;
+    2: the last checkpoint left the step size unchanged and the best loss has not improved since.
+
+    Args:
+        improvements: int64 (N,), improving steps since the last checkpoint.
+        interval: int64 (N,), steps since the last checkpoint.
+        rho: fraction in [0, 1] (.75 in the paper).
+        unchanged_step: bool (N,), the step size was not halved at the last checkpoint.
+        best: float (N,), best loss now; `best_before` at the last checkpoint.
+    """
+    return (improvements < rho * interval) | (unchanged_step & (best >= best_before))
+
+
+def momentum_step(
+    x: Tensor, before: Tensor, gradient: Tensor, origin: Tensor, step_size: Tensor, alpha: Tensor, eps: float
+) -> Tensor:
+    """Return APGD's next iterate P(x + alpha (z - x) + (1 - alpha)(x - before)), z = the projected sign step.
+
+    Source: Croce & Hein 2020, section 3.1; alpha is .75, and 1 for the first step.
+
+    Args:
+        x: current iterates, shape (N, ...); `before` the previous ones.
+        gradient: gradient of the loss at x.
+        origin: centres of the balls.
+        step_size: float (N,), in pixel units.
+        alpha: float (N,), weight of the new step.
+        eps: radius in pixel units.
+    """
+    z = sign_step(x, gradient, origin, column(step_size, x), eps)
+    weight = column(alpha, x)
+    return project(x + weight * (z - x) + (1 - weight) * (x - before), origin, eps)
+
+
+def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tensor) -> Tensor:
+    """Return where a candidate beats the best so far: success first, then the lower loss.
+
+    Args:
+        success: bool (N,) of the candidate; loss: float (N,).
+        best_success: bool (N,) of the best so far; best_loss: float (N,).
+
+    Example:
+        >>> yes, no = torch.tensor([True]), torch.tensor([False])
+        >>> better(yes, torch.tensor([9.0]), no, torch.tensor([1.0]))
+        tensor([True])
+    """
+    return (success & ~best_success) | ((success == best_success) & (loss < best_loss))
+
+
+def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -> bool:
+    """Return False when the last quarter of the steps was still improving, so that more steps could find more.
+
+    Still improving means both: that quarter brought more than 1 % of the total fall of the mean best loss, and it
+    raised success by more than half a point (.005).
+
+    Args:
+        success_curve: fraction of samples that succeeded after each step, per-sample best so far.
+        loss_curve: mean best loss after each step, same length.
+
+    Example:
+        >>> has_converged([0.0, 0.5, 0.9, 0.9, 0.9], [4.0, 2.0, 1.0, 1.0, 1.0])
+        True
+        >>> has_converged([0.0, 0.1, 0.2, 0.3, 0.4], [4.0, 3.0, 2.0, 1.0, 0.0])
+        False
+    """
+    last = len(loss_curve) - 1
+    quarter = last - -(-last // 4)
+    total = loss_curve[0] - loss_curve[last]
+    falling = loss_curve[quarter] - loss_curve[last] > 0.01 * total
+    return not (falling and success_curve[last] - success_curve[quarter] > 0.005)
+
+
+def keyed_uniform(seed: int, stream: str, ids: Tensor, counter: Tensor | int, count: int) -> Tensor:
+    """Return uniform numbers in [0, 1) that depend on (seed, stream, id, counter) and on nothing else.
+
+    A counter-based generator: splitmix64 (Steele, Lea & Flood 2014) of the key of each row plus j times its
+    increment, so that a row's numbers are the same in any batch, order and device.
+
+    Args:
+        seed: the attack seed.
+        stream: a name that separates uses.
+        ids: int64 (N,), sample ids.
+        counter: int64 (N,) or one number: restart, step, draw.
+        count: numbers per row.
+
+    Returns:
+        float32 (N, count), multiples of 2**-24.
+
+    Example:
+        >>> one = keyed_uniform(0, "start", torch.tensor([7]), 1, 4)
+        >>> torch.equal(one, keyed_uniform(0, "start", torch.tensor([3, 7]), 1, 4)[1:])
+        True
+    """
+    digest = sha256(f"{seed}:{stream}".encode()).digest()
+    key = int.from_bytes(digest[:8], "big", signed=True)
+    row = _mix(_mix(ids * GOLDEN + key) + counter * GOLDEN)
+    column_index = torch.arange(1, count + 1, device=ids.device)
+    bits = _mix(row[:, None] + column_index * GOLDEN)
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Return splitmix64's output function of int64 `z` (wrapping products; masks make the shifts logical)."""
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * MIX_1
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * MIX_2
+    return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """Return values (N,) with trailing axes of size 1, so that they broadcast against `like` (N, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,1 @@
+"""The pipeline: a graph of pure stages, the engine that runs what is missing, and its progress display."""

@@ -1,0 +1,127 @@
+"""What long work shows: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from rub.pipeline.plan import Stage
+
+
+class Display:
+    """Shows stages done, the running stage's steps and rate, and the time left.
+
+    Time left is the remaining cost of each kind of stage times the seconds per cost seen so far for that kind.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """Write to `console`; `quiet` shows nothing at all."""
+        self.console = console
+        self.quiet = quiet
+        self._live: Progress | None = None
+        self._overall = self._current = TaskID(0)
+        self._left: dict[str, Stage] = {}
+        self._spent: dict[str, float] = defaultdict(float)
+        self._cost: dict[str, float] = defaultdict(float)
+        self._began = self._stage_began = time.monotonic()
+        self._total = self._done = 0
+
+    def __enter__(self) -> "Display":
+        """Start the live display when the console is a terminal."""
+        if self.console.is_terminal and not self.quiet:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=16),
+                TextColumn("{task.fields[note]}", markup=False),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._overall = self._live.add_task("stages", note="")
+            self._current = self._live.add_task("", note="", visible=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the live display away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def start(self, stages: Sequence[Stage], cached: Sequence[str]) -> None:
+        """Begin a run of these stages, of which some are already in the store."""
+        self._left = {stage.key: stage for stage in stages if stage.key not in set(cached)}
+        self._total, self._done = len(stages), 0
+        self._say(f"{len(stages)} stages, {len(cached)} in the store, {len(self._left)} to run")
+        if self._live is not None:
+            self._live.update(self._overall, total=len(stages))
+
+    def began(self, stage: Stage) -> None:
+        """Note that a stage starts now."""
+        self._stage_began = time.monotonic()
+        if self._live is not None:
+            self._live.reset(self._current, description=stage.label[:44], visible=True, note="")
+
+    def waiting(self, stage: Stage) -> None:
+        """Note that another process is computing this stage."""
+        self._say(f"waiting for another process: {stage.label}")
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """Show the steps of the running stage, with its rate."""
+        if self._live is not None:
+            rate = done / max(time.monotonic() - self._stage_began, 1e-9)
+            self._live.update(self._current, completed=done, total=total, note=f"{rate:.1f} steps/s {note}"[:34])
+
+    def ended(self, stage: Stage, status: str, reason: str) -> None:
+        """Note how a stage ended, and say so where there is no live display."""
+        self._done += 1
+        self._left.pop(stage.key, None)
+        if status == "done":
+            seconds = time.monotonic() - self._stage_began
+            self._spent[stage.kind] += seconds
+            self._cost[stage.kind] += stage.cost
+            if self._live is None:
+                left = f", about {clock(self.seconds_left())} left" if self._left else ""
+                self._say(f"[{self._done}/{self._total}] {stage.label} ({seconds:.1f} s{left})")
+        elif status == "failed":
+            self._say(f"[{self._done}/{self._total}] FAILED {reason}")
+        if self._live is not None:
+            left = f"{clock(self.seconds_left())} left" if self._left else ""
+            self._live.update(self._overall, completed=self._done, note=f"{self._done}/{self._total} {left}")
+
+    def seconds_left(self) -> float:
+        """Return the estimated time left, from the seconds per cost of each kind of stage so far."""
+        overall = sum(self._spent.values()) / max(sum(self._cost.values()), 1e-9)
+        return sum(
+            stage.cost * (self._spent[stage.kind] / self._cost[stage.kind] if self._cost[stage.kind] else overall)
+            for stage in self._left.values()
+        )
+
+    def elapsed(self) -> float:
+        """Return the seconds since the display was made."""
+        return time.monotonic() - self._began
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``42 s``, ``3 min 10 s`` or ``2 h 05 min``.
+
+    Example:
+        >>> clock(190)
+        '3 min 10 s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,142 @@
+"""What a stage function receives, and how one stage is run into the store."""
+
+import importlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from rub.pipeline.plan import Plan, Stage
+from rub.progress import Progress, silent
+from rub.specs import Experiment
+from rub.store.artifacts import Artifact, Store
+
+T = TypeVar("T")
+
+
+class Memo:
+    """The few most recently used values of this process, such as loaded models; a cache, never a result."""
+
+    def __init__(self, size: int = 12) -> None:
+        """Keep at most `size` values."""
+        self.size = size
+        self._values: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """Return the value under the key, making it when it is not kept."""
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        while len(self._values) > self.size:
+            self._values.popitem(last=False)
+        value: T = self._values[key]
+        return value
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What does not change results: where and how fast a stage runs.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: images per forward pass in evaluation and attacks.
+        data_root: folder with the standard data layouts, or None for the hub.
+        progress: told of the running stage's steps.
+        memo: this process's cache of loaded data and models.
+    """
+
+    device: str = "cpu"
+    batch_size: int = 256
+    data_root: Path | None = None
+    progress: Progress = silent
+    memo: Memo = field(default_factory=Memo)
+
+
+class StageFunction(Protocol):
+    """A pure stage: reads its spec and artifacts, writes files into `out`."""
+
+    def __call__(self, stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
+        """Write the stage's files into the empty directory `out`."""
+
+
+class Task(Protocol):
+    """What a task tells the pipeline; the pipeline knows nothing about images or prompts."""
+
+    @property
+    def experiment(self) -> type[Experiment]:
+        """The experiment spec of this task."""
+
+    @property
+    def functions(self) -> Mapping[str, str]:
+        """Stage kind -> ``module:function`` of its stage function."""
+
+    def plan(self, experiment: Any, runtime: Runtime, plugins: Mapping[str, str]) -> Plan:
+        """Return the graph of an experiment; `plugins` maps an origin to the SHA-256 of its source."""
+
+
+def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Artifact:
+    """Run one stage and write its artifact."""
+    module, _, attribute = task.functions[stage.kind].partition(":")
+    function: StageFunction = getattr(importlib.import_module(module), attribute)
+    facts: dict[str, Any] = {
+        "task": stage.task,
+        "version": stage.version,
+        "label": stage.label,
+        "spec": stage.spec,
+        "inputs": {role: artifact.key for role, artifact in inputs.items()},
+        "device": device_name(runtime.device),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_version": code_version(),
+        "library_versions": library_versions(),
+    }
+    start = time.perf_counter()
+
+    def fill(out: Path) -> None:
+        function(stage, inputs, out, runtime)
+        facts["seconds"] = round(time.perf_counter() - start, 3)
+
+    return store.write(stage.kind, stage.key, facts, fill)
+
+
+@cache
+def code_version() -> str:
+    """Return the package version with a hash of its source, so that a record names the code that made it."""
+    root = Path(__file__).resolve().parent.parent
+    digest = sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{_version('rub-bench')}+{digest.hexdigest()[:10]}"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide numbers."""
+    return {name: _version(name) for name in ("numpy", "scikit-learn", "scipy", "torch")}
+
+
+@cache
+def device_name(device: str) -> str:
+    """Return the device's own name with its number of threads, such as ``cpu AMD EPYC x2``."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    model = "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"cpu {model} x{torch.get_num_threads()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

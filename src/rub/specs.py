@@ -1,0 +1,207 @@
+"""Frozen specs: what a suite asks for, task by task, validated before anything runs.
+
+A suite is a YAML file: ``name``, ``summary`` and a list of ``experiments``; each experiment names its task, and the
+task's own `Experiment` subclass says which further fields it has. Everything here is free of torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rub.errors import RubError, unknown
+from rub.registry import TASKS, first_error
+
+
+class Frozen(BaseModel):
+    """An immutable spec: unknown fields, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component(Frozen):
+    """A named component with its hyperparameters, written ``{name: uma, steps: 20}`` or just ``uma`` in YAML."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Return the hyperparameters given; those left out keep the component's defaults."""
+        return dict(self.model_extra or {})
+
+
+class Protocol(Frozen):
+    """A named, versioned set of the choices that decide a number; each task extends it."""
+
+    name: str
+    """Name and version, such as ``rub-paper-1``; changed choices under one name show as ``name*hash``."""
+    summary: str = ""
+
+
+class Seeds(Frozen):
+    """How often the random parts are repeated."""
+
+    unlearn: int = Field(1, ge=1, le=1000)
+    """Unlearning seeds; intervals cluster by these."""
+    mia: int = Field(1, ge=1, le=1000)
+    """Membership-inference seeds for each unlearned model."""
+    train: int = Field(0, ge=0)
+    """Seed of the original model."""
+
+
+class Experiment(Frozen):
+    """What every task's experiment has in common."""
+
+    stages: ClassVar[str] = ""
+
+    task: str
+    name: str = ""
+    """Names the experiment inside its suite; empty when the suite has only one of its task."""
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method id -> hyperparameters; a plain list in YAML means all defaults."""
+    seeds: Seeds = Seeds()
+    paper: str = ""
+    """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_to_mapping(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        return {name: given or {} for name, given in value.items()} if isinstance(value, dict) else value
+
+
+class Suite(Frozen):
+    """A named list of experiments."""
+
+    name: str
+    summary: str = ""
+    experiments: tuple[Experiment, ...]
+
+
+def suite_names() -> dict[str, str]:
+    """Return the shipped suites: name -> one-line summary, sorted by name."""
+    found = {}
+    for entry in files("rub").joinpath("suites").iterdir():
+        if entry.name.endswith(".yaml"):
+            found[entry.name.removesuffix(".yaml")] = str(yaml.safe_load(entry.read_text(encoding="utf-8"))["summary"])
+    return dict(sorted(found.items()))
+
+
+def load_suite(
+    name_or_path: str,
+    *,
+    overrides: Sequence[str] = (),
+    task: str | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> Suite:
+    """Read a suite by name or path, apply the overrides, and validate all of it.
+
+    Args:
+        name_or_path: a name from `suite_names`, or a path to a YAML file.
+        overrides: ``path=value`` strings as given to ``--set``; the path is inside an experiment
+            (``training.epochs=3``), optionally after a task name (``classification.training.epochs=3``).
+        task: keep only the experiments of this task.
+        methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them.
+        seeds: number of unlearning seeds instead of the suite's.
+
+    Raises:
+        RubError: no such suite, invalid YAML, or a field that is unknown, of a wrong type or out of range.
+    """
+    raw = _read(name_or_path)
+    experiments = raw.get("experiments")
+    if not isinstance(experiments, list) or not all(isinstance(item, dict) for item in experiments):
+        raise RubError(f"suite {name_or_path}: 'experiments' should be a list of mappings, got {type(experiments).__name__}")
+    if task is not None:
+        experiments = [item for item in experiments if item.get("task") == task]
+        if not experiments:
+            raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
+    for item in experiments:
+        _apply(item, overrides)
+        if methods is not None:
+            present = Experiment.model_validate({"task": "", "methods": item.get("methods", {})}).methods
+            item["methods"] = {name: present.get(name, {}) for name in methods}
+        if seeds is not None:
+            item["seeds"] = {**(item.get("seeds") or {}), "unlearn": seeds}
+    where = f"suite {name_or_path}"
+    parsed = tuple(_experiment(item, f"{where}, experiments[{index}]") for index, item in enumerate(experiments))
+    try:
+        return Suite(**{**raw, "experiments": parsed})
+    except ValidationError as error:
+        raise RubError(first_error(error, where, Suite.model_fields)) from None
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if name_or_path in suite_names():
+        text = files("rub").joinpath("suites", f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in {".yaml", ".yml"}:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RubError(f"suite {path}: cannot be read ({error}); give a YAML file or one of: {', '.join(suite_names())}") from None
+    else:
+        raise unknown("suite", name_or_path, suite_names())
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = str(error).replace("\n", " ")
+        raise RubError(f"suite {name_or_path}: not valid YAML: {line}") from None
+    if not isinstance(raw, dict):
+        raise RubError(f"suite {name_or_path}: should be a mapping with name and experiments, got {type(raw).__name__}")
+    return raw
+
+
+def _experiment(item: Mapping[str, Any], where: str) -> Experiment:
+    name = item.get("task")
+    if not isinstance(name, str):
+        raise RubError(f"{where}: 'task' is missing; one of: {', '.join(entry.name for entry in TASKS.entries())}")
+    kind: type[Experiment] = TASKS.get(name, name).load().experiment
+    try:
+        return kind.model_validate(dict(item))
+    except ValidationError as error:
+        raise RubError(first_error(error, where, _fields_at(kind, error))) from None
+
+
+def _fields_at(kind: type[BaseModel], error: ValidationError) -> Mapping[str, Any]:
+    """Return the field names that would have been right where the first error is."""
+    fields: Mapping[str, Any] = kind.model_fields
+    for part in error.errors()[0]["loc"][:-1]:
+        annotation = getattr(fields.get(str(part)), "annotation", None)
+        fields = getattr(annotation, "model_fields", {})
+    return fields
+
+
+def _apply(item: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise RubError(f"--set {override}: should be path=value, such as training.epochs=3")
+        parts = path.split(".")
+        tasks = {entry.name for entry in TASKS.entries()}
+        if parts[0] in tasks:
+            if parts[0] != item.get("task"):
+                continue
+            parts = parts[1:]
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RubError(f"--set {override}: the value is not valid YAML") from None
+        place: Any = item
+        for part in parts[:-1]:
+            if place.get(part) is None:
+                place[part] = {}
+            elif isinstance(place[part], list):
+                place[part] = {str(name): {} for name in place[part]}
+            place = place[part]
+            if not isinstance(place, dict):
+                raise RubError(f"--set {override}: '{part}' holds a single value; nothing can be set inside it")
+        if not parts:
+            raise RubError(f"--set {override}: a path inside the experiment is missing after the task name")
+        place[parts[-1]] = value

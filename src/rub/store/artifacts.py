@@ -1,0 +1,210 @@
+"""A content-addressed store of stage outputs: atomic, checksummed, locked per key.
+
+An artifact is a directory ``<kind>/<key>/`` with its files and a ``manifest.json``. It is written under a temporary
+name, synced, checksummed and renamed into place, so that a crash leaves either nothing or a whole artifact.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rub.errors import RubError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical JSON of a spec: sorted keys, no spaces, no NaN; what keys are hashes of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hex."""
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole, verified stage output.
+
+    Attributes:
+        path: its directory.
+        manifest: kind, key, spec, inputs, files (name -> SHA-256), seconds, device, created, versions.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Return the stage key, 64 hex digits."""
+        return str(self.manifest["key"])
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of its files; `KeyError` if the manifest does not list it."""
+        self.manifest["files"][name]
+        return self.path / name
+
+    def json(self, name: str) -> Any:
+        """Return one of its JSON files, parsed."""
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of one of its files, from the manifest."""
+        return str(self.manifest["files"][name])
+
+
+class Store:
+    """A directory of artifacts, safe to share between processes."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the store at `root`, creating the directory.
+
+        Raises:
+            RubError: the directory cannot be created or written.
+        """
+        self.root = root
+        self._verified: dict[str, Artifact] = {}
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RubError(f"store {root}: cannot be created ({error.strerror}); give another with --store") from None
+
+    def place(self, kind: str, key: str) -> Path:
+        """Return where the artifact of a kind and key is; refuse names that could leave the store."""
+        if not _NAME.fullmatch(kind) or not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise RubError(f"store: '{kind}/{key}' is not a stage kind and a key of 64 hex digits")
+        return self.root / kind / key
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """Return the artifact if it is there and whole, verifying every checksum once per process.
+
+        An artifact that is damaged is moved aside to ``damaged/``, so that the stage runs again.
+        """
+        if (known := self._verified.get(key)) is not None:
+            return known
+        path = self.place(kind, key)
+        if not path.is_dir():
+            return None
+        manifest = _read_manifest(path)
+        if manifest is None or manifest.get("key") != key or damaged_files(path, manifest):
+            self._set_aside(path)
+            return None
+        artifact = Artifact(path, manifest)
+        self._verified[key] = artifact
+        return artifact
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether the artifact is there, without reading its files (for plans)."""
+        return (self.place(kind, key) / MANIFEST).is_file()
+
+    def write(self, kind: str, key: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Artifact:
+        """Run `fill` on an empty temporary directory, then checksum, sync and rename it into place.
+
+        Raises:
+            RubError: the disk is full or cannot be written; nothing of the artifact is left.
+        """
+        path = self.place(kind, key)
+        with _disk_errors(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=path.parent))
+        try:
+            with _disk_errors(self.root):
+                fill(temporary)
+                names = sorted(item.name for item in temporary.iterdir())
+                hashes = {name: file_sha256(temporary / name) for name in names}
+                manifest = {"kind": kind, "key": key, **facts, "files": hashes}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+                for name in [*names, MANIFEST]:
+                    _sync(temporary / name)
+                _sync(temporary)
+                temporary.replace(path)
+                _sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        artifact = Artifact(path, manifest)
+        self._verified[key] = artifact
+        return artifact
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock of a key; `waiting` is called once if another process holds it now."""
+        with _disk_errors(self.root):
+            folder = self.root / "locks"
+            folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _set_aside(self, path: Path) -> None:
+        aside = self.root / "damaged"
+        aside.mkdir(exist_ok=True)
+        target = Path(tempfile.mkdtemp(prefix=f"{path.name[:12]}-", dir=aside))
+        path.replace(target / path.name)
+
+
+def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of files that are missing, changed, or that the manifest does not list."""
+    listed = manifest.get("files")
+    if not isinstance(listed, dict):
+        return [MANIFEST]
+    present = {item.name for item in path.iterdir() if not item.is_symlink() and item.is_file()} - {MANIFEST}
+    bad = set(listed) ^ present
+    bad |= {name for name in set(listed) & present if file_sha256(path / name) != listed[name]}
+    return sorted(bad)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(root).free // 2**20
+            raise RubError(
+                f"store {root}: the disk is full ({free} MiB free); free some space or give another with --store;"
+                " finished stages are kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RubError(f"store {root}: cannot be written ({error.strerror}); give another with --store") from error
+        raise

@@ -1,0 +1,150 @@
+"""The record schema: one measured row with its provenance, and its parquet, JSON and duckdb forms."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from rub.errors import RubError
+from rub.specs import Frozen
+
+if TYPE_CHECKING:
+    import duckdb
+
+SCHEMA_VERSION = 1
+
+
+class Record(Frozen):
+    """One row of ``records.parquet``. `status` is ``ok`` or ``failed``; a failed row has a reason and no value."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    suite: str
+    experiment: str
+    protocol: str
+    dataset: str
+    model: str
+    method: str
+    attack: str
+    """Attack id; ``none`` for clean rows."""
+    budget: str
+    """``none``, ``8/255``, ``unbounded`` or a step cap."""
+    metric: str
+    split: str
+    value: float | None
+    n: int
+    """Number of samples behind the value."""
+    unlearn_seed: int | None
+    mia_seed: int | None
+    direction: Literal["up", "down", "reference"]
+    ci_low: float | None = None
+    ci_high: float | None = None
+    status: Literal["ok", "failed"] = "ok"
+    reason: str = ""
+    converged: bool | None = None
+    """Whether the attack behind the value had stopped improving; None for clean rows."""
+    evaluations: int | None = None
+    """Forward passes of single images that the attack spent."""
+    seconds: float = 0.0
+    device: str = ""
+    key: str
+    """Key of the stage that measured the row."""
+    inputs: tuple[str, ...] = ()
+    """Keys of that stage's inputs."""
+    weights_sha256: str = ""
+    code_version: str = ""
+    library_versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """Return a record without what may differ between two equal runs: times, the creation date, the device."""
+    return record.model_dump(exclude={"seconds", "created", "device"})
+
+
+def write_records(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write ``records.parquet``, ``records.json`` and, when there are any, ``samples.parquet``."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [record.model_dump() | {"library_versions": _flat(record.library_versions)} for record in records]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema()), folder / "records.parquet")
+    lines = ",\n".join(record.model_dump_json() for record in records)
+    (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    if samples:
+        table = pyarrow.Table.from_pylist(list(samples))
+        pyarrow.parquet.write_table(table, folder / "samples.parquet", compression="zstd")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read and validate the records of a result folder, or of its ``records.json`` or ``records.parquet``.
+
+    Raises:
+        RubError: no such file, or a row that does not fit the schema; the first problem is named.
+    """
+    import json
+
+    if path.is_dir():
+        path = path / ("records.parquet" if (path / "records.parquet").is_file() else "records.json")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+            rows = [row | {"library_versions": dict(p.split("==") for p in row["library_versions"])} for row in rows]
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RubError(f"{path}: no records here; give a folder written by rub run --out") from None
+    except Exception as error:
+        raise RubError(f"{path}: cannot be read as records ({type(error).__name__})") from None
+    try:
+        return [Record.model_validate(row) for row in rows]
+    except (pydantic.ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": str(error)}
+        raise RubError(f"{path}: not a valid record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":
+    """Return an in-memory duckdb connection with the views ``records`` and ``samples`` over result folders.
+
+    Example:
+        >>> from pathlib import Path
+        >>> sql = "select method, avg(value) from records where metric = 'ua' group by method"
+        >>> rows = connect([Path("rub-out")]).sql(sql).fetchall()  # doctest: +SKIP
+    """
+    import duckdb
+
+    folders = list(folders)
+    connection = duckdb.connect()
+    for view in ("records", "samples"):
+        files = [str(folder / f"{view}.parquet") for folder in folders if (folder / f"{view}.parquet").is_file()]
+        if files:
+            connection.read_parquet(files, union_by_name=True).create_view(view)
+    return connection
+
+
+def number(value: float | None) -> float | None:
+    """Return the value, or None where it is NaN: JSON and parquet rows hold no NaN."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _flat(versions: Mapping[str, str]) -> list[str]:
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def _schema() -> Any:
+    """Return the arrow schema of `Record`, so that empty and failed rows keep their column types."""
+    import pyarrow as pa
+
+    kinds = {
+        "schema_version": pa.int32(), "n": pa.int64(), "unlearn_seed": pa.int64(), "mia_seed": pa.int64(),
+        "evaluations": pa.int64(), "value": pa.float64(), "ci_low": pa.float64(), "ci_high": pa.float64(),
+        "seconds": pa.float64(), "converged": pa.bool_(), "inputs": pa.list_(pa.string()),
+        "library_versions": pa.list_(pa.string()),
+    }  # fmt: skip
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in Record.model_fields])
