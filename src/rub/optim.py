@@ -1,4 +1,4 @@
-"""Search over inputs inside an L-infinity ball, whatever the task: steps, adaptive step sizes, keyed noise, best-so-far.
+"""Search over inputs inside an L-infinity ball, for any task: steps, adaptive step sizes, keyed noise, best so far.
 
 Every function is per sample (leading axis N): no sample's result depends on its neighbours in a batch.
 """
@@ -116,7 +116,8 @@ def should_halve(
         interval: int64 (N,), steps since the last checkpoint.
         rho: fraction in [0, 1] (.75 in the paper).
         unchanged_step: bool (N,), the step size was not halved at the last checkpoint.
-        best: float (N,), best loss now; `best_before` at the last checkpoint.
+        best: float (N,), best loss now.
+        best_before: float (N,), best loss at the last checkpoint.
     """
     return (improvements < rho * interval) | (unchanged_step & (best >= best_before))
 
@@ -129,7 +130,8 @@ def momentum_step(
     Source: Croce & Hein 2020, section 3.1; alpha is .75, and 1 for the first step.
 
     Args:
-        x: current iterates, shape (N, ...); `before` the previous ones.
+        x: current iterates, shape (N, ...).
+        before: the previous ones.
         gradient: gradient of the loss at x.
         origin: centres of the balls.
         step_size: float (N,), in pixel units.
@@ -145,8 +147,10 @@ def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tenso
     """Return where a candidate beats the best so far: success first, then the lower loss.
 
     Args:
-        success: bool (N,) of the candidate; loss: float (N,).
-        best_success: bool (N,) of the best so far; best_loss: float (N,).
+        success: bool (N,), of the candidate.
+        loss: float (N,), of the candidate.
+        best_success: bool (N,), of the best so far.
+        best_loss: float (N,), of the best so far.
 
     Example:
         >>> yes, no = torch.tensor([True]), torch.tensor([False])
@@ -202,7 +206,7 @@ def keyed_uniform(seed: int, stream: str, ids: Tensor, counter: Tensor | int, co
     """
     digest = sha256(f"{seed}:{stream}".encode()).digest()
     key = int.from_bytes(digest[:8], "big", signed=True)
-    row = _mix(_mix(ids * GOLDEN + key) + counter * GOLDEN)
+    row = _mix(_mix(ids * GOLDEN + key) + torch.as_tensor(counter, device=ids.device) * GOLDEN)
     column_index = torch.arange(1, count + 1, device=ids.device)
     bits = _mix(row[:, None] + column_index * GOLDEN)
     return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24

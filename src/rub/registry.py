@@ -96,6 +96,10 @@ class Registry(Generic[T]):
         self._scan()
         return (entry for entry in list(self._entries.values()) if task in (None, entry.task))
 
+    def owns(self, entry: Entry[Any], task: str | None) -> bool:
+        """Return whether this very entry is registered here, for this task."""
+        return entry.task == task and self._entries.get((entry.task, entry.name)) is entry
+
     def _scan(self) -> None:
         """Fill in what ships with RUB, and load the entry-point group ``rub.<kind>s``, whose decorators register."""
         if not self._scanned:
@@ -198,30 +202,38 @@ def card_of(entry: Entry[Any]) -> Card:
     return Card()
 
 
-def load_plugin(path: Path) -> str:
-    """Run a plug-in file so that its decorators register, and return the SHA-256 of its source.
+def source_hash(entry: Entry[Any]) -> str:
+    """Return the SHA-256 of the file that defines a component, or "" for those of RUB, which carry version numbers.
 
-    The hash enters the stage keys of what the file defines, so that an edit of the plug-in recomputes its results.
+    It enters the stage keys, so that an edit of a plug-in recomputes its results.
+    """
+    source = None if entry.origin == "rub" else inspect.getsourcefile(entry.load())
+    return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
+
+
+def load_plugin(path: Path) -> list[Entry[Any]]:
+    """Run a plug-in file so that its decorators register, and return what it registered.
 
     Raises:
-        RubError: the file is missing, or it raises while it is imported.
+        RubError: the file is missing, it raises while it is imported, or it registers nothing.
     """
     if not path.is_file():
-        raise RubError(f"--plugin {path}: no such file; give the path of a Python file that uses @rub.method or @rub.attack")
-    digest = sha256(path.read_bytes()).hexdigest()
-    name = f"rub_plugin_{path.stem}_{digest[:8]}"
-    if name in sys.modules:
-        return digest
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RubError(f"--plugin {path}: not a Python file; its name should end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except RubError:
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    return digest
+        raise RubError(f"--plugin {path}: no such file; give a Python file that uses @rub.method or @rub.attack")
+    name = f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise RubError(f"--plugin {path}: not a Python file; its name should end in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            if isinstance(error, RubError):
+                raise
+            raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+    found = [entry for registry in (METHODS, ATTACKS) for entry in registry.entries() if entry.origin == name]
+    if not found:
+        raise RubError(f"--plugin {path}: registers nothing; decorate a function with @rub.method or @rub.attack")
+    return found

@@ -7,13 +7,13 @@ task's own `Experiment` subclass says which further fields it has. Everything he
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rub.errors import RubError, unknown
-from rub.registry import TASKS, first_error
+from rub.registry import METHODS, TASKS, Entry, first_error
 
 
 class Frozen(BaseModel):
@@ -57,8 +57,6 @@ class Seeds(Frozen):
 class Experiment(Frozen):
     """What every task's experiment has in common."""
 
-    stages: ClassVar[str] = ""
-
     task: str
     name: str = ""
     """Names the experiment inside its suite; empty when the suite has only one of its task."""
@@ -71,9 +69,14 @@ class Experiment(Frozen):
     @field_validator("methods", mode="before")
     @classmethod
     def _names_to_mapping(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return {name: {} for name in value}
-        return {name: given or {} for name, given in value.items()} if isinstance(value, dict) else value
+        return _names(value)
+
+
+def _names(value: Any) -> Any:
+    """Turn a list of method names into a mapping; anything else that is no mapping is left for pydantic to refuse."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return {name: {} for name in value}
+    return {name: given or {} for name, given in value.items()} if isinstance(value, dict) else value
 
 
 class Suite(Frozen):
@@ -100,6 +103,7 @@ def load_suite(
     task: str | None = None,
     methods: Sequence[str] | None = None,
     seeds: int | None = None,
+    added: Sequence[Entry[Any]] = (),
 ) -> Suite:
     """Read a suite by name or path, apply the overrides, and validate all of it.
 
@@ -110,6 +114,7 @@ def load_suite(
         task: keep only the experiments of this task.
         methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them.
         seeds: number of unlearning seeds instead of the suite's.
+        added: components of plug-ins; their methods join every experiment of their task, unless `methods` is given.
 
     Raises:
         RubError: no such suite, invalid YAML, or a field that is unknown, of a wrong type or out of range.
@@ -124,9 +129,12 @@ def load_suite(
             raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
     for item in experiments:
         _apply(item, overrides)
+        present = _names(item.get("methods", {}))
         if methods is not None:
-            present = Experiment.model_validate({"task": "", "methods": item.get("methods", {})}).methods
-            item["methods"] = {name: present.get(name, {}) for name in methods}
+            item["methods"] = {name: present.get(name, {}) if isinstance(present, dict) else {} for name in methods}
+        elif added:
+            new = [entry.name for entry in added if isinstance(present, dict) and METHODS.owns(entry, item.get("task"))]
+            item["methods"] = {**present, **{name: present.get(name, {}) for name in new}}
         if seeds is not None:
             item["seeds"] = {**(item.get("seeds") or {}), "unlearn": seeds}
     where = f"suite {name_or_path}"

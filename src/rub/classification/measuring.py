@@ -92,7 +92,8 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     measured.share("mia_svc", attack.members(forget, parts.forget.labels))
     for mia_seed, called in shadow_members(spec, inputs, bundle, forget, parts.forget.labels.numpy()):
         measured.share("mia_shadow", called, mia_seed=mia_seed)
-    _scores(measured, view, inputs, bundle, parts, forget, test)
+    if "shadow_0" in inputs:
+        _scores(measured, view, inputs, bundle, parts, forget, test)
     measured.save(out)
 
 
@@ -102,6 +103,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     model = load_model(inputs["unlearned"], bundle).to(runtime.device)
     cells = {"attack": spec["attack"], "budget": spec["budget"]}
     samples: Rows = []
+    curves: Rows = []
     measured = Measured(spec["method"], spec["seed"], {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS)})
     for name in spec["splits"]:
         artifact = inputs[f"attack_{name}"]
@@ -119,14 +121,17 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         }
         measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
         samples += _sample_rows(spec, name, artifact, listed, recovered)
+        curves.append({**_row(spec, name), **facts})
         if name == "forget":
-            reference = np.load(inputs["attack_retrained"].file("samples.npz"), allow_pickle=False)
-            value = residual_knowledge(recovered, reference["step"] >= 0)
-            measured.add("residual_knowledge", value, len(recovered), **cells)
+            if "attack_retrained" in inputs:
+                reference = np.load(inputs["attack_retrained"].file("samples.npz"), allow_pickle=False)
+                value = residual_knowledge(recovered, reference["step"] >= 0)
+                measured.add("residual_knowledge", value, len(recovered), **cells)
             for mia_seed, called in shadow_members(spec, inputs, bundle, logits, listed["labels"]):
                 measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
     measured.save(out)
     (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
+    (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
 
 
 class View:
@@ -149,7 +154,9 @@ def shadow_members(
     spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, logits: Floats, labels: NDArray[np.int64]
 ) -> Iterator[tuple[int, Bools]]:
     """Yield (MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
-    inside = np.flatnonzero(_trained_on(inputs, bundle))
+    if "shadow_0" not in inputs:
+        return
+    inside = np.flatnonzero(_trained_on(inputs))
     for mia_seed in range(spec["mia_seeds"]):
         first = mia_seed * spec["shadows_per_seed"]
         shadows = _shadows(inputs, range(first, first + spec["shadows_per_seed"]), "train", bundle).points(inside)
@@ -173,7 +180,7 @@ def _scores(
         population, seen = train.points(outside), view(parts.validation)[1]
     else:  # nothing was held out: other test images are the population
         population, seen = unseen.points(np.flatnonzero(~same)), test[~same]
-    a = tune_offline_a(train.points(np.flatnonzero(_trained_on(inputs, bundle))), population)
+    a = tune_offline_a(train.points(np.flatnonzero(_trained_on(inputs))), population)
     rmia = rmia_scores(logits, audited, seen, population, offline_a=a)
     measured.add("mia_rmia", audit_auc(rmia, member), len(logits))
     measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
@@ -192,16 +199,21 @@ def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per
     )
 
 
-def _sample_rows(
-    spec: Mapping[str, Any], name: str, artifact: Artifact, listed: Mapping[str, NDArray[Any]], recovered: Bools
-) -> Rows:
-    shared = {
+def _row(spec: Mapping[str, Any], split_name: str) -> dict[str, Any]:
+    """Return the fields that per-sample rows and curves share."""
+    return {
         "method": spec["method"],
         "unlearn_seed": spec["seed"],
         "attack": spec["attack"],
         "budget": spec["budget"],
-        "split": name,
+        "split": split_name,
     }
+
+
+def _sample_rows(
+    spec: Mapping[str, Any], name: str, artifact: Artifact, listed: Mapping[str, NDArray[Any]], recovered: Bools
+) -> Rows:
+    shared = _row(spec, name)
     return [
         {
             **shared,
@@ -218,7 +230,7 @@ def _sample_rows(
     ]
 
 
-def _trained_on(inputs: Inputs, bundle: Bundle) -> Bools:
+def _trained_on(inputs: Inputs) -> Bools:
     """Return which training samples a shadow could have been trained on: those in one half of a pair or the other."""
     first, second = (np.load(inputs[f"shadow_{index}"].file("member.npy"), allow_pickle=False) for index in (0, 1))
     return np.asarray(first | second)

@@ -9,7 +9,7 @@ from rub.classification.specs import AttackPlan, ClassificationExperiment
 from rub.errors import RubError
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
-from rub.registry import ATTACKS, METHODS, Entry, card_of, resolve
+from rub.registry import ATTACKS, METHODS, Entry, card_of, resolve, source_hash
 
 DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
 # Version of each stage function; raised when its results change.
@@ -35,9 +35,9 @@ class ClassificationTask:
         "measure-attack": "rub.classification.measuring:measure_attack",
     }
 
-    def plan(self, experiment: ClassificationExperiment, runtime: Runtime, plugins: Mapping[str, str]) -> Plan:
+    def plan(self, experiment: ClassificationExperiment, runtime: Runtime) -> Plan:
         """Return the graph: data, original, controls, every method and seed, attacks, measurements."""
-        graph = Graph(experiment, runtime.data_root, plugins)
+        graph = Graph(experiment, runtime.data_root)
         stages: list[Stage] = []
         for method, seed in graph.models():
             stages += graph.measurements(method, seed)
@@ -49,7 +49,7 @@ class ClassificationTask:
 class Graph:
     """Builds the stages of one experiment; every stage is a pure function of the experiment."""
 
-    def __init__(self, experiment: ClassificationExperiment, data_root: Path | None, plugins: Mapping[str, str]) -> None:
+    def __init__(self, experiment: ClassificationExperiment, data_root: Path | None) -> None:
         """Validate methods and attacks against the registry, and fingerprint the data.
 
         Raises:
@@ -57,7 +57,6 @@ class Graph:
         """
         experiment.check_methods(experiment.methods)
         self.experiment = experiment
-        self.plugins = plugins
         self.methods = {
             name: self._resolved(METHODS.get(name, "classification"), given, f"methods.{name}")
             for name, given in experiment.methods.items()
@@ -143,6 +142,10 @@ class Graph:
         label_text = f"attack {method}, seed {seed}: {label} {level}/255 on {split}"
         return self._stage("attack", label_text, spec, inputs, cost=2.0 * steps * (samples or self.size // 10))
 
+    def reference(self, method: str, seed: int) -> tuple[str, int] | None:
+        """Return the retrained row that a row is compared with: of its own seed, of seed 0 for the single controls."""
+        return "retrain", 0 if method in ("original", "sham") else seed
+
     def _measure(self, method: str, seed: int) -> Stage:
         experiment = self.experiment
         spec = {
@@ -156,11 +159,13 @@ class Graph:
             "mia_seeds": experiment.seeds.mia,
         }
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
-        metrics = ["ta", "ta_all", "ra", "ua", "mia_svc", "mia_rmia", "mia_lira"]
+        metrics = ["ta", "ta_all", "ra", "ua", "mia_svc"]
         if experiment.forget.classes is not None:
             metrics += ["ua_test", "logit_auc", "probe_accuracy"]
         cells = [cell(method, seed, metric) for metric in metrics]
-        cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
+        if self.shadows:
+            cells += [cell(method, seed, "mia_rmia"), cell(method, seed, "mia_lira")]
+            cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
         return self._stage(
             "measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=tuple(cells)
         )
@@ -171,7 +176,9 @@ class Graph:
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
         inputs |= {f"attack_{split}": self.attack(method, seed, label, level, split) for split in splits}
         if "forget" in splits:
-            inputs["attack_retrained"] = self.attack("retrain", _reference_seed(method, seed), label, level, "forget")
+            reference = self.reference(method, seed)
+            if reference is not None:
+                inputs["attack_retrained"] = self.attack(*reference, label, level, "forget")
         spec = {
             "method": method,
             "seed": seed,
@@ -185,8 +192,9 @@ class Graph:
         }
         at = {"attack": label, "budget": f"{level}/255"}
         cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
-        if "forget" in splits:
+        if "attack_retrained" in inputs:
             cells += [cell(method, seed, "residual_knowledge", **at)]
+        if "forget" in splits and self.shadows:
             cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
         text = f"measure {method}, seed {seed}: {label} {level}/255"
         return self._stage("measure-attack", text, spec, inputs, cost=1000, cells=tuple(cells))
@@ -219,8 +227,12 @@ class Graph:
 
     def _resolved(self, entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
         parameters = resolve(entry, given, where)
-        source = self.plugins.get(entry.origin, "")
-        return {"name": entry.name, "parameters": parameters, "version": card_of(entry).version, "source": source}
+        return {
+            "name": entry.name,
+            "parameters": parameters,
+            "version": card_of(entry).version,
+            "source": source_hash(entry),
+        }
 
     def _stage(
         self,
@@ -255,11 +267,6 @@ def model_name(experiment: ClassificationExperiment) -> str:
     model = experiment.model
     width = "" if model.width is None else f"-w{model.width}"
     return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
-
-
-def _reference_seed(method: str, seed: int) -> int:
-    """Return the seed of the retrained model that a row is compared with: its own, 0 for the single controls."""
-    return 0 if method in ("original", "sham") else seed
 
 
 def cell(

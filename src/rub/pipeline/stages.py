@@ -76,8 +76,8 @@ class Task(Protocol):
     def functions(self) -> Mapping[str, str]:
         """Stage kind -> ``module:function`` of its stage function."""
 
-    def plan(self, experiment: Any, runtime: Runtime, plugins: Mapping[str, str]) -> Plan:
-        """Return the graph of an experiment; `plugins` maps an origin to the SHA-256 of its source."""
+    def plan(self, experiment: Any, runtime: Runtime) -> Plan:
+        """Return the graph of an experiment."""
 
 
 def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Artifact:

@@ -30,7 +30,8 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
     Its gradient at the unlearned model's logits is softmax(logits) - softmax(reference).
 
     Args:
-        logits: the unlearned model's, float (N, C); reference: the original model's on the clean images.
+        logits: the unlearned model's, float (N, C).
+        reference: the original model's on the clean images, float (N, C).
 
     Example:
         >>> kl(torch.zeros(1, 2), torch.zeros(1, 2))
@@ -68,7 +69,8 @@ def distance(values: Tensor, reference: Tensor) -> Tensor:
         >>> distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor([5.])
     """
-    return torch.linalg.vector_norm(values - reference, dim=1)
+    length: Tensor = torch.linalg.vector_norm(values - reference, dim=1)
+    return length
 
 
 def measure(name: Divergence, outputs: Outputs, aim: Aim) -> Tensor:

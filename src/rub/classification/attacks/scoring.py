@@ -1,12 +1,13 @@
 """Scoring of images against a `Target`: a fast one that guides a search, and the float32 one that decides."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from rub.classification.attacks.divergences import Aim, Divergence, Outputs, measure
-from rub.classification.networks import fused
+from rub.classification.networks import ResNet, fused
 from rub.classification.probing import AttackContext, Target
 from rub.errors import RubError
 from rub.images.samples import to_unit
@@ -35,7 +36,9 @@ class Scorer:
             RubError: the divergence compares features that the model does not have.
         """
         if divergence == "features-l2" and not (target.features.shape[1] and hasattr(target.model, "fc")):
-            raise RubError("divergence 'features-l2': the model has no features(x) -> (N, D) and fc; use 'logits-l2' or 'kl'")
+            raise RubError(
+                "divergence 'features-l2': the model has no features(x) -> (N, D) and fc; use 'logits-l2' or 'kl'"
+            )
         self.evaluations = 0
         self.trusted = not context.fast
         self._batch_size = context.batch_size
@@ -57,9 +60,7 @@ class Scorer:
         """
         x = x.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-                outputs = self._outputs(self._guide, x)
-            score = self._score(outputs, rows)
+            score = self._score(self._outputs(self._guide, x, autocast=self._autocast), rows)
         slope = torch.autograd.grad(score.loss.sum(), x)[0] if gradient else None
         return Score(score.loss.detach(), score.recovered, slope)
 
@@ -70,14 +71,18 @@ class Scorer:
         for start in range(0, len(images), self._batch_size):
             part = slice(start, start + self._batch_size)
             x = to_unit(images[part].to(self._device))
-            scores.append(self._score(self._outputs(self._model, x), rows[part].to(self._device)))
+            scores.append(self._score(self._outputs(self._model, x, autocast=False), rows[part].to(self._device)))
         return Score(torch.cat([score.loss for score in scores]), torch.cat([score.recovered for score in scores]))
 
-    def _outputs(self, model: nn.Module, x: Tensor) -> Outputs:
-        if self._divergence != "features-l2":
-            return Outputs(model(x).float(), None)
-        features = model.features(x)
-        return Outputs(model.fc(features).float(), features.float())
+    def _outputs(self, model: nn.Module, x: Tensor, *, autocast: bool) -> Outputs:
+        split = isinstance(model, ResNet) or self._divergence == "features-l2"
+        trunk = cast(Callable[[Tensor], Tensor], model.features) if split else model
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=autocast):
+            values = trunk(x)
+        if not split:
+            return Outputs(values.float(), None)
+        # The head stays in float32: bfloat16 logits would resolve D to 1/32 or worse.
+        return Outputs(model.get_submodule("fc")(values.float()), values.float())
 
     def _score(self, outputs: Outputs, rows: Tensor) -> Score:
         self.evaluations += len(rows)

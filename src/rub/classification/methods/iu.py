@@ -166,7 +166,7 @@ def influence_unlearning(
         start = 0
         for parameter in model.parameters():
             end = start + parameter.numel()
-            parameter.add_(k[start:end].view_as(parameter), alpha=alpha)
+            parameter.add_(alpha * k[start:end].view_as(parameter))
             start = end
     require_finite(model, "iu")
     return model

@@ -1,0 +1,219 @@
+"""The library's front door: run or plan a suite, audit two checkpoints. The command line only parses and prints."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from rub.errors import RubError
+from rub.pipeline.engines import Outcome, run_inline
+from rub.pipeline.plan import Plan, Stage, in_order
+from rub.pipeline.progress import Display
+from rub.pipeline.stages import Runtime, Task
+from rub.registry import TASKS
+from rub.specs import Experiment, Suite
+from rub.store.artifacts import Store
+from rub.store.records import Record, write_records
+
+ENGINES = ("inline",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        records: one row per measured value, failed cells included.
+        samples: per-sample outcomes of every attack, the rows of ``samples.parquet``.
+        curves: success and loss against steps of every attack.
+        failures: one line for each stage that failed.
+        counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
+    """
+
+    records: tuple[Record, ...]
+    samples: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[Mapping[str, Any], ...] = ()
+    failures: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def default_store() -> Path:
+    """Return ``$RUB_STORE``, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ["RUB_STORE"]) if os.environ.get("RUB_STORE") else user_cache_path("rub") / "store"
+
+
+def default_data_root() -> Path | None:
+    """Return ``$RUB_DATA`` when it is set."""
+    return Path(os.environ["RUB_DATA"]) if os.environ.get("RUB_DATA") else None
+
+
+def make_runtime(*, data_root: Path | None = None, device: str = "auto", batch_size: int = 256) -> Runtime:
+    """Return where and how stages run.
+
+    Raises:
+        RubError: the data root is no folder, or the device is not there.
+    """
+    root = data_root if data_root is not None else default_data_root()
+    if root is not None and not root.is_dir():
+        raise RubError(f"data root {root}: no such folder; give the folder that holds cifar-10-batches-py/ and the like")
+    if device not in ("auto", "cpu", "cuda"):
+        raise RubError(f"--device {device}: should be auto, cpu or cuda")
+    if device != "cpu":
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RubError("--device cuda: torch sees no CUDA device; use --device cpu, or rub doctor to see why")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Runtime(device=device, batch_size=batch_size, data_root=root)
+
+
+def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:
+    """Return every experiment with its graph, without running anything.
+
+    Example:
+        >>> from rub import load_suite, plan
+        >>> from rub.api import make_runtime
+        >>> [(experiment, graph)] = plan(load_suite("quick", task="classification"), make_runtime(device="cpu"))
+        >>> graph.stages[0].label
+        'measure original, seed 0'
+    """
+    return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime)) for item in suite.experiments]
+
+
+def run(
+    suite: Suite,
+    *,
+    store: Path | None = None,
+    out: Path | None = None,
+    runtime: Runtime | None = None,
+    engine: str = "inline",
+    display: Display | None = None,
+    command: str = "",
+) -> Result:
+    """Run what the store does not hold yet, and return the records; with `out`, write all result files there.
+
+    Running the same suite again resumes: finished stages are read from the store.
+
+    Args:
+        suite: from `load_suite`.
+        store: folder of stages; `default_store` when None.
+        out: result folder: ``records.parquet``, ``records.json``, ``samples.parquet``, ``tables/``, ``figures/``,
+            ``report/index.html``, ``suite.yaml``.
+        runtime: from `make_runtime`.
+        engine: ``"inline"``, in this process.
+        display: shows progress; silent when None.
+        command: what the user typed, for "how to reproduce".
+
+    Raises:
+        RubError: the request is wrong; what was finished before is kept.
+
+    Example:
+        >>> from rub import load_suite, run
+        >>> result = run(load_suite("quick", methods=["ft"]))  # doctest: +SKIP
+        >>> {record.metric for record in result.records if record.method == "sham"}  # doctest: +SKIP
+    """
+    if engine not in ENGINES:
+        raise RubError(f"--engine {engine}: should be one of: {', '.join(ENGINES)}")
+    runtime = runtime or make_runtime()
+    display = display or Display(Console(), quiet=True)
+    plans = plan(suite, runtime)
+    stages = [stage for _, graph in plans for stage in graph.stages]
+    opened = Store(store or default_store())
+    with display:
+        outcomes = run_inline(stages, _tasks(suite), opened, runtime, display)
+    result = collect(suite.name, plans, outcomes)
+    if out is not None:
+        write_result(result, suite, out, command)
+    return result
+
+
+def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:
+    """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
+    records: list[Record] = []
+    samples: list[Mapping[str, Any]] = []
+    curves: list[Mapping[str, Any]] = []
+    for _, graph in plans:
+        common = {**graph.common, "suite": suite}
+        for stage in graph.stages:
+            outcome = outcomes[stage.key]
+            records += _records(stage, outcome, common)
+            for name, rows in (("samples.json", samples), ("curves.json", curves)):
+                if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
+                    rows += [{**common, **row} for row in outcome.artifact.json(name)]
+    counts = {status: 0 for status in ("cached", "done", "failed", "blocked")}
+    for outcome in outcomes.values():
+        counts[outcome.status] += 1
+    failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
+    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts)
+
+
+def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
+    """Write a result folder and return the path of its page."""
+    from rub.report.site import write_report
+
+    try:
+        write_records(result.records, result.samples, out)
+        (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
+        spec = suite.model_dump(mode="json", exclude={"experiments"})
+        spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
+        (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+        return write_report(result.records, result.curves, out, {"command": command, "suite": spec})
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
+
+
+def sizes(stages: Sequence[Stage], store: Store) -> list[tuple[Stage, int | None]]:
+    """Return every stage needed, in order, with the bytes of its artifact, or None where it is missing."""
+
+    def size(stage: Stage) -> int | None:
+        place = store.place(stage.kind, stage.key)
+        return sum(item.stat().st_size for item in place.iterdir()) if store.has(stage.kind, stage.key) else None
+
+    return [(stage, size(stage)) for stage in in_order(stages)]
+
+
+def audit(task: str, **request: Any) -> Any:
+    """Measure two checkpoints that RUB did not make; see `rub.classification.audit.audit` for the arguments.
+
+    Raises:
+        RubError: a task without an audit, or a request that is wrong.
+    """
+    if task != "classification":
+        raise RubError(f"audit {task}: not available; audits exist for: classification")
+    from rub.classification.audit import audit as audit_classification
+
+    return audit_classification(**request)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes free where a path is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _tasks(suite: Suite) -> dict[str, Task]:
+    return {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}
+
+
+def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:
+    if outcome.artifact is None:
+        failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
+        return [Record.model_validate({**common, **dict(cell), **failed}) for cell in stage.cells]
+    manifest = outcome.artifact.manifest
+    provenance = {
+        "key": stage.key,
+        "inputs": tuple(manifest["inputs"].values()),
+        "code_version": manifest["code_version"],
+        "library_versions": manifest["library_versions"],
+        "created": manifest["created"],
+    }
+    return [Record.model_validate({**common, **provenance, **row}) for row in outcome.artifact.json("rows.json")]

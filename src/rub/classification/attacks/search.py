@@ -1,0 +1,212 @@
+"""The loop that every per-sample attack shares: a queue over the images that keeps batches full.
+
+A sample leaves the batch as soon as it is finished and a waiting one takes its place; each carries its own state, so
+that its search does not depend on its neighbours. What counts as recovered is decided in float32 alone.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rub.classification.attacks.divergences import Divergence
+from rub.classification.attacks.scoring import Score, Scorer
+from rub.classification.probing import AttackContext, Budget, Probes, Target
+from rub.images.samples import to_unit
+from rub.optim import better, column, has_converged, keyed_uniform, project
+
+State = dict[str, Tensor]
+"""Per-sample state of the samples in the batch, each tensor with leading axis B: `row`, `id` (int64), `t` (steps taken
+since the start), `clean`, `x` (float32 images), `best` (uint8), `best_loss`, `best_recovered`, and the rule's own."""
+
+
+class Rule(Protocol):
+    """How an attack moves: the only part in which per-sample attacks differ."""
+
+    @property
+    def gradient(self) -> bool:
+        """Whether `move` needs dD/dx."""
+
+    def begin(self, state: State) -> None:
+        """Add the rule's own entries to the state of samples that start; `state["x"]` is the first iterate."""
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Replace `state["x"]` by the next iterate, given D (B,) and dD/dx at the present one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a search goes on.
+
+    Attributes:
+        divergence: the D that is minimised.
+        steps: moves per start, >= 0; an iterate is scored before the first move and after each.
+        restarts: starts per sample, >= 1: the first from the clean image (or the context's start), others random.
+        finish_below: a sample is finished once it is recovered and D <= this; inf: being recovered is enough; 0: never.
+        grid: score every iterate rounded to the 1/255 grid, with a straight-through gradient.
+    """
+
+    divergence: Divergence
+    steps: int
+    restarts: int = 1
+    finish_below: float = 0.0
+    grid: bool = True
+
+
+def search(rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext) -> Probes:
+    """Run a rule on every image and return each one's best probe: recovered first, then the lowest D.
+
+    Args:
+        rule: how iterates move.
+        plan: steps, restarts, divergence and when a sample is finished.
+        target: what the attack aims at; row i belongs to image i.
+        images: uint8 (N, C, H, W), the clean images.
+        budget: how far probes may go.
+        context: seed, ids, batch size, device, start, and whether to search in bfloat16.
+    """
+    job = _Search(rule, plan, target, images, budget, context)
+    for restart in range(plan.restarts):
+        job.run(restart)
+    return job.ledger.probes(job.scorer.evaluations)
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Return the 8-bit image nearest to x (values k/255), exactly as `to_unit` gives it."""
+    return (x * 255).round_().div_(255)
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Return float images in [0, 1] as uint8, rounded to the nearest level."""
+    return (x * 255).round_().to(torch.uint8)
+
+
+class Ledger:
+    """The best probe of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
+
+    def __init__(self, images: Tensor, total_steps: int, device: torch.device) -> None:
+        """Start from the clean images, none of them scored."""
+        count = len(images)
+        self.images = images.clone()
+        self.loss = torch.full((count,), torch.inf, device=device)
+        self.recovered = torch.zeros(count, dtype=torch.bool, device=device)
+        self.finished = torch.zeros_like(self.recovered)
+        self.step = torch.full((count,), -1, device=device)
+        self._lowest = self.loss.clone()
+        self._curve = torch.zeros(total_steps + 2, dtype=torch.float64)
+        self._tail = torch.zeros_like(self._curve)
+
+    def offer(self, rows: Tensor, images: Tensor, score: Score, step: Tensor) -> None:
+        """Keep these uint8 images where they beat what is known; note the step where one is recovered at last."""
+        first = score.recovered & (self.step[rows] < 0)
+        self.step[rows[first]] = step[first]
+        win = better(score.recovered, score.loss, self.recovered[rows], self.loss[rows])
+        self.images[rows[win].cpu()] = images[win].cpu()
+        self.loss[rows[win]], self.recovered[rows[win]] = score.loss[win], score.recovered[win]
+
+    def track(self, rows: Tensor, step: Tensor, loss: Tensor, counts: Tensor, finished: Tensor) -> None:
+        """Enter D of these samples into the curve where `counts`; the finished keep theirs to the end."""
+        lowest = torch.minimum(self._lowest[rows], loss)
+        self._lowest[rows] = lowest
+        self.finished[rows[finished]] = True
+        value, step = lowest.double().cpu(), step.cpu()
+        self._curve.index_add_(0, step, value * counts.cpu())
+        self._tail.index_add_(0, step + 1, value * finished.cpu())
+
+    def probes(self, evaluations: int) -> Probes:
+        """Return what was found."""
+        count, steps = len(self.images), len(self._curve) - 1
+        losses = ((self._curve + self._tail.cumsum(0))[:-1] / count).tolist()
+        hits = torch.bincount(self.step[self.step >= 0].cpu(), minlength=steps).cumsum(0)
+        successes = (hits.double() / count).tolist()
+        converged = has_converged(successes, losses)
+        found = self.loss.cpu(), self.step.cpu()
+        return Probes(self.images, *found, tuple(successes), tuple(losses), evaluations, converged)
+
+
+class _Search:
+    def __init__(
+        self, rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext
+    ) -> None:
+        self.rule, self.plan, self.images, self.eps, self.context = rule, plan, images, budget.eps, context
+        self.scorer = Scorer(target, plan.divergence, context)
+        self.ledger = Ledger(images, plan.steps * plan.restarts, context.device)
+        self.ids = context.ids.to(context.device)
+
+    def run(self, restart: int) -> None:
+        """Give every unfinished sample one start."""
+        waiting = torch.nonzero(~self.ledger.finished).squeeze(1)
+        behind, total = restart * len(self.images), self.plan.restarts * len(self.images)
+        state = self._admit(waiting[:0], restart)
+        while len(waiting) or len(state["row"]):
+            room = self.context.batch_size - len(state["row"])
+            if room and len(waiting):
+                state = _join(state, self._admit(waiting[:room], restart))
+                waiting = waiting[room:]
+            score, leaving = self._observe(state, restart)
+            loss, gradient = score.loss, score.gradient
+            if leaving.any():
+                stay = ~leaving
+                state, loss = {name: part[stay] for name, part in state.items()}, loss[stay]
+                gradient = None if gradient is None else gradient[stay]
+            if len(loss):
+                self.rule.move(state, loss, gradient)
+                state["t"] += 1
+            note = f"recovered {int((self.ledger.step >= 0).sum())} of {len(self.images)}"
+            self.context.progress(behind + len(self.images) - len(waiting) - len(loss), total, note)
+
+    def _admit(self, rows: Tensor, restart: int) -> State:
+        """Return the state of samples at their start."""
+        place, device = rows.cpu(), self.context.device
+        clean = to_unit(self.images[place].to(device))
+        start = clean
+        if restart:
+            noise = keyed_uniform(self.context.seed, "start", self.ids[rows], restart, clean[:1].numel())
+            start = project(clean + self.eps * (2 * noise.reshape(clean.shape) - 1), clean, self.eps)
+        elif self.context.start is not None:
+            start = project(to_unit(self.context.start[place].to(device)), clean, self.eps)
+        worst = torch.full_like(rows, torch.inf, dtype=torch.float32)
+        state = {"row": rows, "id": self.ids[rows], "t": torch.zeros_like(rows), "clean": clean, "x": start}
+        state |= {
+            "best": to_bytes(clean),
+            "best_loss": worst,
+            "best_recovered": torch.zeros_like(rows, dtype=torch.bool),
+        }
+        self.rule.begin(state)
+        return state
+
+    def _observe(self, state: State, restart: int) -> tuple[Score, Tensor]:
+        """Score the present iterates and write them down; return the score and which samples leave the batch."""
+        last = state["t"] == self.plan.steps
+        x = on_grid(state["x"]) if self.plan.grid else state["x"]
+        score = self.scorer.guide(x, state["row"], gradient=self.rule.gradient and not bool(last.all()))
+        win = better(score.recovered, score.loss, state["best_recovered"], state["best_loss"])
+        state["best"] = torch.where(column(win, x), to_bytes(x), state["best"])
+        state["best_loss"] = torch.where(win, score.loss, state["best_loss"])
+        state["best_recovered"] = torch.where(win, score.recovered, state["best_recovered"])
+
+        step = restart * self.plan.steps + state["t"]
+        finishing = score.recovered & (score.loss <= self.plan.finish_below) & (self.plan.finish_below > 0)
+        news = score.recovered & ((self.ledger.step[state["row"]] < 0) | finishing)
+        exact = self._confirm(
+            state["row"][news], to_bytes(x[news]), Score(score.loss[news], score.recovered[news]), step[news]
+        )
+        done = torch.zeros_like(last)
+        done[news] = finishing[news] & exact.recovered & (exact.loss <= self.plan.finish_below)
+        ends = last & ~done
+        best = Score(state["best_loss"][ends], state["best_recovered"][ends])
+        self._confirm(state["row"][ends], state["best"][ends], best, step[ends])
+        # The first iterate of a later start shares its step number with the last of the start before.
+        self.ledger.track(state["row"], step, score.loss, (state["t"] > 0) | (restart == 0), done)
+        return score, done | ends
+
+    def _confirm(self, rows: Tensor, images: Tensor, score: Score, step: Tensor) -> Score:
+        """Offer images to the ledger under their float32 scores, and return these."""
+        if not self.scorer.trusted:
+            score = self.scorer.exact(images, rows)
+        self.ledger.offer(rows, images, score, step)
+        return score
+
+
+def _join(first: State, second: State) -> State:
+    return {name: torch.cat([part, second[name]]) for name, part in first.items()} if len(first["row"]) else second

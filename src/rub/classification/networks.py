@@ -1,0 +1,244 @@
+"""Residual networks with torchvision's state-dict keys and the input normalisation inside, so that eps is in pixels.
+
+He et al., CVPR 2016 (arXiv 1512.03385). `resnet20` and `resnet56` are its CIFAR family (section 4.2): three stages and
+option-A shortcuts without parameters, as in the public akamaster/pytorch_resnet_cifar10.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from rub.errors import unknown
+
+Stem = Literal["cifar", "imagenet", "half"]
+# (kernel, stride, padding, max-pool): "half" halves the resolution at once, for networks that a CPU trains
+STEMS: Mapping[str, tuple[int, int, int, bool]] = {
+    "cifar": (3, 1, 1, False),
+    "imagenet": (7, 2, 3, True),
+    "half": (3, 2, 1, False),
+}
+BLOCKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "resnet10": ("basic", (1, 1, 1, 1)),
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet20": ("cifar", (3, 3, 3)),
+    "resnet56": ("cifar", (9, 9, 9)),
+}
+
+
+class PaddedShortcut(nn.Module):
+    """Option A: take every second pixel and pad the new channels with zeros, half on each side; no parameters."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Map `inputs` channels to `outputs`."""
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, outputs, H / stride, W / stride)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int, *, padded: bool = False) -> None:
+        """`padded` chooses the parameter-free shortcut."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = _shortcut(inputs, planes, stride, padded=padded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return cast(Tensor, self.relu(x + shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 (with the stride, as torchvision), 1 x 1 convolutions beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int, *, padded: bool = False) -> None:
+        """`padded` chooses the parameter-free shortcut."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, 4 * planes, stride, padded=padded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return cast(Tensor, self.relu(x + shortcut))
+
+
+class ResNet(nn.Module):
+    """A residual classifier of [0, 1] images, giving raw logits.
+
+    The state dict has exactly torchvision's keys: mean and std are buffers that are not part of it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        kind: str,
+        blocks: Sequence[int],
+        *,
+        num_classes: int,
+        channels: int,
+        stem: str,
+        width: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Build the network; `kind` is basic, bottleneck or cifar, `width` the channels of the first stage."""
+        super().__init__()
+        kernel, stride, padding, pool = STEMS[stem]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+        block = Bottleneck if kind == "bottleneck" else BasicBlock
+        self.stages = tuple(f"layer{index + 1}" for index in range(len(blocks)))
+        inputs = width
+        for index, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
+            planes, step = width * 2**index, 1 if index == 0 else 2
+            layers: list[nn.Module] = []
+            for place in range(count):
+                layers.append(block(inputs, planes, step if place == 0 else 1, padded=kind == "cifar"))
+                inputs = planes * block.expansion
+            self.add_module(name, nn.Sequential(*layers))
+        self.fc = nn.Linear(inputs, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
+        x = (x - self.mean) / self.std
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return x.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return raw logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
+        return cast(Tensor, self.fc(self.features(x)))
+
+
+def build_network(
+    arch: str,
+    *,
+    num_classes: int,
+    channels: int = 3,
+    stem: str = "cifar",
+    width: int | None = None,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+    seed: int = 0,
+) -> ResNet:
+    """Build a network with weights drawn from `seed` (kaiming, fan out; batch norm at 1 and 0).
+
+    Args:
+        arch: resnet10, resnet18, resnet34, resnet50 (torchvision's keys), resnet20 or resnet56 (CIFAR family).
+        num_classes: number of logits.
+        channels: image channels.
+        stem: ``cifar`` (3 x 3, stride 1), ``imagenet`` (7 x 7, stride 2, max-pool) or ``half`` (3 x 3, stride 2).
+        width: channels of the first stage; 64, or 16 for the CIFAR family, when None.
+        mean: per-channel mean of the normalisation, in [0, 1] pixel space.
+        std: per-channel standard deviation.
+        seed: seed of the initial weights.
+
+    Raises:
+        RubError: an unknown architecture or stem.
+
+    Example:
+        >>> network = build_network("resnet18", num_classes=10, width=16)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    if arch not in BLOCKS:
+        raise unknown("model", arch, BLOCKS)
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
+    kind, blocks = BLOCKS[arch]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ResNet(
+            kind,
+            blocks,
+            num_classes=num_classes,
+            channels=channels,
+            stem=stem,
+            width=width or (16 if kind == "cifar" else 64),
+            mean=mean,
+            std=std,
+        )
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """Return a frozen copy in eval mode and channels-last, with batch norms folded into their convolutions.
+
+    The folded copy computes the same function to rounding; a network that is not a `ResNet` is copied and frozen only.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    if isinstance(frozen, ResNet):
+        for module in frozen.modules():
+            _fold_pairs(module)
+        _fold_normalisation(frozen)
+    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _fold_pairs(module: nn.Module) -> None:
+    for number in (1, 2, 3):
+        convolution, norm = getattr(module, f"conv{number}", None), getattr(module, f"bn{number}", None)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, f"conv{number}", fuse_conv_bn_eval(convolution, norm))
+            setattr(module, f"bn{number}", nn.Identity())
+    shortcut = getattr(module, "downsample", None)
+    if isinstance(shortcut, nn.Sequential):
+        pair = fuse_conv_bn_eval(cast(nn.Conv2d, shortcut[0]), cast(nn.BatchNorm2d, shortcut[1]))
+        module.downsample = nn.Sequential(pair)
+
+
+def _fold_normalisation(model: ResNet) -> None:
+    """Divide the first kernel by std: conv((x - mean) / std) = conv'(x - mean); the subtraction keeps padding exact."""
+    model.conv1.weight.data /= model.std
+    model.std = torch.ones_like(model.std)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, *, padded: bool) -> nn.Module | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    if padded:
+        return PaddedShortcut(inputs, outputs, stride)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

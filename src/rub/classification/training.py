@@ -1,0 +1,102 @@
+"""Training a classifier from scratch, and looking at one: logits and features of sample sets."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rub.classification.context import UnlearnContext
+from rub.images.samples import Samples, to_unit
+
+
+def learning_rate(schedule: str, lr: float, progress: float) -> float:
+    """Return the learning rate after a fraction `progress` in [0, 1] of all steps.
+
+    ``steps``: lr x 0.1 at 1/2 and again at 3/4 (epochs 91 and 136 of 182, Unlearn-Saliency `arg_parser.py`);
+    ``onecycle``: linear up to lr over the first fifth, then linear to 0; ``cosine``: lr (1 + cos(pi progress)) / 2.
+    """
+    if schedule == "steps":
+        return lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+    if schedule == "onecycle":
+        return lr * min(progress / 0.2, (1 - progress) / 0.8)
+    return lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    context: UnlearnContext,
+    *,
+    epochs: int,
+    lr: float,
+    schedule: str = "steps",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> nn.Module:
+    """Train with cross-entropy and SGD (nesterov with ``onecycle``), and return the model in eval mode.
+
+    Args:
+        model: trained in place.
+        samples: the training set.
+        context: seed, batch size, augmentation, precision, device, progress.
+        epochs: passes over the samples.
+        lr: peak learning rate, see `learning_rate`.
+        schedule: ``steps``, ``onecycle`` or ``cosine``.
+        momentum: SGD momentum.
+        weight_decay: SGD weight decay, on all parameters.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+    """
+    model.train()
+    nesterov = schedule == "onecycle"
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+    total = epochs * math.ceil(len(samples) / context.batch_size)
+    for step, (x, y) in enumerate(context.epochs(samples, epochs)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, lr, (step + 1) / total)
+        loss = nn.functional.cross_entropy(context.forward(model, x), y)
+        context.descend(loss, optimizer)
+    return model.eval()
+
+
+def predict(
+    model: nn.Module, samples: Samples | Tensor, *, batch_size: int = 500, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return float32 logits (N, C) on the CPU, in eval mode and full precision.
+
+    Args:
+        model: maps [0, 1] images to logits; its mode is restored afterwards.
+        samples: `Samples`, or uint8 images (N, C, H, W).
+        batch_size: images per forward pass; does not change results beyond rounding.
+        device: where the model lives.
+    """
+    return _map(model, model, samples, batch_size, device)
+
+
+def embed(
+    model: nn.Module, samples: Samples | Tensor, *, batch_size: int = 500, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return the model's penultimate features, float32 (N, D) on the CPU; arguments as for `predict`."""
+    features: Callable[[Tensor], Tensor] = model.features  # type: ignore[assignment]
+    return _map(model, features, samples, batch_size, device)
+
+
+@torch.no_grad()
+def _map(
+    model: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    samples: Samples | Tensor,
+    batch_size: int,
+    device: torch.device | str,
+) -> Tensor:
+    images = samples.images if isinstance(samples, Samples) else samples
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(images), batch_size):
+        x = to_unit(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
+        parts.append(function(x).float().cpu())
+    model.train(was_training)
+    return torch.cat(parts)

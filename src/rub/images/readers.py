@@ -1,0 +1,197 @@
+"""Readers of the layouts in which image data lies on disk; each returns (class names, train, test)."""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rub.errors import RubError
+from rub.images.samples import Samples, concatenate
+from rub.images.unpickle import load_arrays
+
+Read = tuple[tuple[str, ...], Samples, Samples]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
+TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
+
+
+def read_digits() -> Read:
+    """Return scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in range(10):
+        places = np.flatnonzero(labels == label)
+        rank[places] = np.arange(len(places))
+    test = rank % TEST_SHARE == 0
+    ids = np.arange(len(labels))
+    train = _samples(images[~test], labels[~test], ids[~test])
+    return tuple(str(digit) for digit in range(10)), train, _samples(images[test], labels[test], ids[test])
+
+
+def read_cifar10(folder: Path) -> Read:
+    """Read ``cifar-10-batches-py/``."""
+    parts = [_cifar(folder / f"data_batch_{index}", "labels") for index in range(1, 6)]
+    names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
+    return _texts(names, 10, folder / "batches.meta"), _numbered(parts), _numbered([_cifar(folder / "test_batch", "labels")])
+
+
+def read_cifar100(folder: Path) -> Read:
+    """Read ``cifar-100-python/`` with its fine labels."""
+    names = load_arrays(_present(folder / "meta")).get("fine_label_names", [])
+    train, test = (_numbered([_cifar(folder / name, "fine_labels")]) for name in ("train", "test"))
+    return _texts(names, 100, folder / "meta"), train, test
+
+
+def read_tiny_imagenet(folder: Path) -> Read:
+    """Read ``tiny-imagenet-200/``: classes in the order of ``wnids.txt``, the 50 val images per class for testing."""
+    wnids = _present(folder / "wnids.txt").read_text(encoding="utf-8").split()
+    place = {wnid: index for index, wnid in enumerate(wnids)}
+    train = [(item, place[wnid]) for wnid in wnids for item in _pictures(folder / "train" / wnid / "images")]
+    test = []
+    for line in _present(folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
+        name, wnid, *_ = line.split("\t")
+        if wnid not in place or Path(name).name != name:
+            raise RubError(f"{folder / 'val' / 'val_annotations.txt'}: '{name} {wnid}' is no image of a known class")
+        test.append((folder / "val" / "images" / name, place[wnid]))
+    return tuple(wnids), _decode(train, 64), _decode(sorted(test), 64)
+
+
+READERS: Mapping[str, Callable[[Path], Read]] = {
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "tiny-imagenet": read_tiny_imagenet,
+}
+
+
+def read_folder(folder: Path, size: int | None) -> Read:
+    """Read an image folder: ``train/<class>/*`` with ``test/`` or ``val/``, or ``<class>/*`` split by file name.
+
+    Raises:
+        RubError: no class folders, an unreadable image, or images of different sizes without `size`.
+    """
+    base = folder / "train" if (folder / "train").is_dir() else folder
+    classes = sorted(item.name for item in base.iterdir() if item.is_dir())
+    if len(classes) < 2:
+        raise RubError(f"{folder}: found {len(classes)} class folders; should hold <class>/* or train/<class>/*")
+    listed = [(item, label) for label, name in enumerate(classes) for item in _pictures(base / name)]
+    held = next((folder / name for name in ("test", "val") if base != folder and (folder / name).is_dir()), None)
+    if held is not None:
+        unseen = [(item, label) for label, name in enumerate(classes) for item in _pictures(held / name)]
+    else:  # a hash of the name decides, so that adding an image moves no other
+        unseen = [pair for pair in listed if _name_hash(pair[0], base) % TEST_SHARE == 0]
+        listed = [pair for pair in listed if _name_hash(pair[0], base) % TEST_SHARE != 0]
+    return tuple(classes), _decode(listed, size), _decode(unseen, size)
+
+
+def read_npz(path: Path) -> Read:
+    """Read x_train, y_train, x_test, y_test from an ``.npz``: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
+
+    Raises:
+        RubError: a missing array, a wrong type or shape, or a damaged file; pickled arrays are refused.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise RubError(f"{path}: not a usable .npz ({error}); needs x_train, y_train, x_test, y_test, no objects") from None
+    parts = []
+    for name in ("train", "test"):
+        images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
+            raise RubError(f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}")
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise RubError(f"{path}: y_{name} should be class numbers from 0, got {labels.dtype}")
+        images = images[:, None] if images.ndim == 3 else images
+        channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
+        images = images.transpose(0, 3, 1, 2) if channels_last else images
+        parts.append(_samples(images, labels, np.arange(len(labels))))
+    count = int(max(part.labels.max() for part in parts)) + 1
+    return tuple(str(index) for index in range(count)), parts[0], parts[1]
+
+
+def _samples(images: NDArray[np.uint8], labels: NDArray[np.int64], ids: NDArray[np.int64]) -> Samples:
+    return Samples(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(ids.astype(np.int64)),
+    )
+
+
+def _numbered(parts: Sequence[Samples]) -> Samples:
+    joined = concatenate(parts)
+    return Samples(joined.images, joined.labels, torch.arange(len(joined)))
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise RubError(f"{path}: missing; copy the whole folder {path.parent.name}/ again")
+    return path
+
+
+def _cifar(path: Path, key: str) -> Samples:
+    batch = load_arrays(_present(path))
+    pixels, labels = batch.get("data"), batch.get(key)
+    shape = getattr(pixels, "shape", None)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or shape[1:] != (3072,):
+        raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {shape}; copy the file again")
+    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(label) is int for label in labels):
+        raise RubError(f"{path}: '{key}' should list {len(pixels)} class numbers; copy the file again")
+    return _samples(pixels.reshape(-1, 3, 32, 32), np.array(labels), np.arange(len(labels)))
+
+
+def _texts(names: object, count: int, path: Path) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) != count:
+        raise RubError(f"{path}: should list {count} class names; copy the file again")
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise RubError(f"{folder}: missing; every class should have its folder of images")
+    return sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
+
+
+def _name_hash(path: Path, base: Path) -> int:
+    return int.from_bytes(sha256(path.relative_to(base).as_posix().encode()).digest()[:8], "big")
+
+
+def _decode(listed: Sequence[tuple[Path, int]], size: int | None) -> Samples:
+    if not listed:
+        raise RubError("image folder: no images for training or testing; every class folder should hold some")
+    images = np.stack([_picture(path, size) for path, _ in listed]) if size else _same_size(listed)
+    labels = np.array([label for _, label in listed])
+    return _samples(images.transpose(0, 3, 1, 2), labels, np.arange(len(labels)))
+
+
+def _same_size(listed: Sequence[tuple[Path, int]]) -> NDArray[np.uint8]:
+    first = _picture(listed[0][0], None)
+    images = np.empty((len(listed), *first.shape), dtype=np.uint8)
+    for index, (path, _) in enumerate(listed):
+        image = _picture(path, None)
+        if image.shape != first.shape:
+            raise RubError(
+                f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {listed[0][0].name} has"
+                f" {first.shape[1]} x {first.shape[0]}: set dataset.size to resize all images"
+            )
+        images[index] = image
+    return images
+
+
+def _picture(path: Path, size: int | None) -> NDArray[np.uint8]:
+    """Return an image as uint8 (H, W, 3); with `size`, its shorter side is resized to it and the centre cut out."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+            if size is not None and picture.size != (size, size):
+                picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+            return np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RubError(f"{path}: not a readable image ({type(error).__name__}); remove it or copy it again") from None
