@@ -141,7 +141,9 @@ def test_without_a_budget_the_clean_images_are_scored(attack, images, target):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_batches_change_nothing(attack, parameters, images, target):
-    sizes = [run_attack(attack, parameters, target, images, Budget(4), context(batch_size=size)) for size in (1, 7, 256)]
+    sizes = [
+        run_attack(attack, parameters, target, images, Budget(4), context(batch_size=size)) for size in (1, 7, 256)
+    ]
     for other in sizes[1:]:
         assert torch.equal(other.step, sizes[0].step)
         assert torch.allclose(other.loss, sizes[0].loss, atol=1e-4)
@@ -191,7 +193,11 @@ def test_float32_decides_what_is_finished(images, target, monkeypatch):
 
 def test_a_larger_budget_starts_from_the_smaller_one(images, target):
     small = run_attack(uma, {"steps": 5}, target, images, Budget(2), context())
-    for attack, parameters in [(uma, {"steps": 1, "step_size": 0.01}), (universal, {"steps": 2}), (square, {"steps": 2})]:
+    for attack, parameters in [
+        (uma, {"steps": 1, "step_size": 0.01}),
+        (universal, {"steps": 2}),
+        (square, {"steps": 2}),
+    ]:
         large = run_attack(attack, parameters, target, images, Budget(4), context(start=small.images))
         assert (recovered(target, large.images) | ~recovered(target, small.images)).all()
         assert (large.loss <= small.loss + 1e-6)[(small.step >= 0) == (large.step >= 0)].all()
@@ -282,7 +288,14 @@ def test_claims_are_checked(images, target):
     with pytest.raises(RubError, match="start of the search"):
         run_attack(uma, {}, target, images, Budget(8), context(start=255 - images))
     with pytest.raises(RubError, match="features-l2"):
-        run_attack(uma, {"divergence": "features-l2"}, replace(target, features=torch.empty(COUNT, 0)), images, Budget(8), context())
+        run_attack(
+            uma,
+            {"divergence": "features-l2"},
+            replace(target, features=torch.empty(COUNT, 0)),
+            images,
+            Budget(8),
+            context(),
+        )
     broken = freeze(Small(0))
     broken.fc.bias.data.fill_(math.nan)
     with pytest.raises(Diverged, match="not finite"):

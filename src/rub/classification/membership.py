@@ -1,7 +1,7 @@
 """Membership inference on logits: Shokri's shadow attack, SalUn's SVC attack, offline RMIA and offline LiRA.
 
-Facts were read from OPTML-Group/Unlearn-Saliency (`evaluation/SVC_MIA.py`) and privacytrustlab/ml_privacy_meter
-(`modules/mia/attacks/rmia.py`); equations are from the papers each function names.
+Upstream: OPTML-Group/Unlearn-Saliency a6e89fd (`evaluation/SVC_MIA.py`) and privacytrustlab/ml_privacy_meter e384af8
+(`modules/mia/attacks/rmia.py`); equations are those of the papers that each function names.
 
 Direction: the two classifiers (`shokri_fit`, `svc_fit`) are read as the fraction of forgotten samples called MEMBER,
 lower is better, as in the paper. The two scores (`rmia_scores`, `lira_scores`) are read as an AUC against unseen test
@@ -12,20 +12,24 @@ Functions accept NumPy arrays or CPU tensors and compute in float64. All randomn
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr, log_softmax, logsumexp, softmax
 
-from rub.classification.metrics import checked
+from rub.classification.signals import (
+    Feature,
+    Floats,
+    logit_confidence,
+    shokri_features,
+    svc_features,
+    true_log_probability,
+)
 from rub.errors import RubError
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Outputs = tuple[ArrayLike, ArrayLike]
 """Logits, float (N, C), and labels, integer (N,), of one group of samples."""
-Feature = Literal["confidence", "correctness", "entropy", "modified_entropy", "prob"]
 
 
 @dataclass(frozen=True)
@@ -86,76 +90,6 @@ class ShadowOutputs:
         return np.stack([signal(logits, self.labels) for logits in self.logits])
 
 
-def true_log_probability(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return log p_y, float64 (N,), of logits (N, C) and labels (N,)."""
-    z, y = checked(logits, labels)
-    return np.asarray(log_softmax(z, axis=1)[np.arange(len(y)), y])
-
-
-def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return the logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j (LiRA, eq. 2).
-
-    Computed from logits, it stays exact where p_y rounds to 1.
-
-    Args:
-        logits: float (N, C), C >= 2, finite.
-        labels: integer (N,).
-
-    Returns:
-        float64 (N,), unbounded and finite.
-
-    Example:
-        >>> logit_confidence([[100.0, 0.0]], [0]).tolist()
-        [100.0]
-    """
-    z, y = checked(logits, labels)
-    rows = np.arange(len(y))
-    others = z.copy()
-    others[rows, y] = -np.inf
-    return np.asarray(z[rows, y] - logsumexp(others, axis=1))
-
-
-def entropy(logits: ArrayLike) -> Floats:
-    """Return -sum_j p_j log p_j, float64 (N,), in [0, log C], of logits (N, C)."""
-    return np.asarray(entr(softmax(np.asarray(logits, np.float64), axis=1)).sum(axis=1))
-
-
-def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j) (Song & Mittal, USENIX Security 2021, eq. 8).
-
-    Near 0 for a confident right answer and large for a confident wrong one. Unlike SalUn's `evaluation/SVC_MIA.py`,
-    a sample's value does not depend on the other samples of its batch.
-
-    Args:
-        logits: float (N, C), C >= 2, finite; pass log-probabilities when only those are known.
-        labels: integer (N,).
-
-    Returns:
-        float64 (N,), >= 0 and finite.
-
-    Example:
-        >>> bool(modified_entropy([[9.0, 0.0]], [0])[0] < 0.01 < modified_entropy([[9.0, 0.0]], [1])[0])
-        True
-    """
-    z, y = checked(logits, labels)
-    log_p = np.asarray(log_softmax(z, axis=1))
-    p, rows, top = np.exp(log_p), np.arange(len(y)), z.argmax(axis=1)
-    log_rest = np.log1p(-np.where(np.arange(z.shape[1]) == top[:, None], 0, p))
-    # 1 - p of the largest probability may round to 0: take it from the logits
-    log_rest[rows, top] = log_p[rows, top] - logit_confidence(z, top)
-    terms = p * log_rest
-    terms[rows, y] = np.exp(log_rest[rows, y]) * log_p[rows, y]
-    return np.asarray(-terms.sum(axis=1))
-
-
-def shokri_features(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return float (N, 3 + min(3, C)): logit-scaled confidence, the largest three p (sorted), entropy, correctness."""
-    z, y = checked(logits, labels)
-    top = -np.sort(-np.asarray(softmax(z, axis=1)), axis=1)[:, :3]
-    right = (z.argmax(axis=1) == y).astype(np.float64)
-    return np.column_stack([logit_confidence(z, y), top, entropy(z), right])
-
-
 def shokri_fit(shadows: ShadowOutputs, *, seed: int, cap: int = 10_000) -> MembershipAttack:
     """Fit the shadow-model attack of Shokri et al. (IEEE S&P 2017): learn "member" from shadows, apply to the target.
 
@@ -191,28 +125,15 @@ def shokri_fit(shadows: ShadowOutputs, *, seed: int, cap: int = 10_000) -> Membe
     return MembershipAttack(classifier.fit(seen, truth[chosen].astype(np.int64)), shokri_features, references)
 
 
-def svc_features(feature: Feature) -> Callable[[ArrayLike, ArrayLike], Floats]:
-    """Return the function (logits, labels) -> float (N, F) of one of SalUn's five features; F = 1 but for "prob"."""
-    table: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
-        "confidence": lambda z, y: np.exp(true_log_probability(z, y))[:, None],
-        "correctness": lambda z, y: (np.argmax(checked(z, y)[0], axis=1) == np.asarray(y)).astype(np.float64)[:, None],
-        "entropy": lambda z, y: entropy(checked(z, y)[0])[:, None],
-        "modified_entropy": lambda z, y: modified_entropy(z, y)[:, None],
-        "prob": lambda z, y: np.asarray(softmax(checked(z, y)[0], axis=1)),
-    }
-    if feature not in table:
-        raise RubError(f"SVC attack: unknown feature '{feature}': known: {', '.join(table)}")
-    return table[feature]
-
-
 def svc_fit(
     retain: Outputs, test: Outputs, *, seed: int, feature: Feature = "confidence", cap: int = 2000
 ) -> MembershipAttack:
     """Fit SalUn's attack: an RBF support vector machine (C = 3, gamma = 1/F) on the unlearned model's own outputs.
 
     Differences from upstream: members are random retain samples, not the first ones; both sides are capped, equal in
-    size and drawn by the seed; the modified entropy is the correct one; and RUB reads the fraction called MEMBER (lower is
-    better), where upstream prints the fraction called non-member. For class-wise forgetting it never sees the class.
+    size and drawn by the seed; the modified entropy is the correct one; and RUB reads the fraction called MEMBER (lower
+    is better), where upstream prints the fraction called non-member. When whole classes are forgotten, the classifier
+    is fitted without any image of them.
 
     Args:
         retain: (logits, labels) of retained training samples: members.
@@ -247,7 +168,7 @@ def rmia_scores(
     offline_a: float = 0.33,
     gamma: float = 1.0,
 ) -> Floats:
-    """Return the offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024, eq. 4 and 10).
+    """Return the offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024).
 
     score(x) = Pr_z[ (p(x|theta)/p(x)) / (p(z|theta)/p(z)) > gamma ], p(x) = ((1 + a) P_out(x) + (1 - a)) / 2, with
     P_out the mean true-label probability over the shadows that did not train on the point.
@@ -266,9 +187,9 @@ def rmia_scores(
     Raises:
         RubError: a point that every shadow trained on.
     """
-    x = _log_ratio(logits, shadows, offline_a)
-    z = np.sort(_log_ratio(population_logits, population, offline_a))
-    return np.asarray(np.searchsorted(z, x - np.log(gamma), side="left") / len(z))
+    x = _rmia_signals(logits, shadows)
+    z = _rmia_signals(population_logits, population)
+    return _rmia(x, z, offline_a, gamma)
 
 
 def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired: int = 0) -> float:
@@ -286,17 +207,14 @@ def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired:
         RubError: no point left out by another shadow is a member, or none is a non-member.
     """
     usable = shadows.points(~shadows.without(paired).member.all(axis=0))
-    others, others_z = usable.without(paired), population.without(paired)
-    audited, audited_z = usable.logits[paired], population.logits[paired]
-
-    def quality(a: float) -> float:
-        return audit_auc(rmia_scores(audited, others, audited_z, others_z, offline_a=a), usable.member[paired])
-
-    return max((step / 10 for step in range(11)), key=quality)
+    x = _rmia_signals(usable.logits[paired], usable.without(paired))
+    z = _rmia_signals(population.logits[paired], population.without(paired))
+    truth = usable.member[paired]
+    return max((step / 10 for step in range(11)), key=lambda a: audit_auc(_rmia(x, z, a, 1.0), truth))
 
 
 def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) -> Floats:
-    """Return the offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022, section V).
+    """Return the offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022).
 
     (phi - mu_out) / sigma, with phi the logit-scaled confidence and mu_out its mean over the shadows that did not train
     on the point. The paper's score is Phi of this, which ranks the same but rounds to 1 for every clear member.
@@ -351,10 +269,16 @@ def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float
     return float(true_rate[false_rate <= fpr].max())
 
 
-def _log_ratio(logits: ArrayLike, shadows: ShadowOutputs, a: float) -> Floats:
-    """Return log p(x|theta) - log p(x), float (N,)."""
+def _rmia_signals(logits: ArrayLike, shadows: ShadowOutputs) -> tuple[Floats, Floats]:
+    """Return log p(x|theta) and P_out(x), each float (N,)."""
     p_out = np.mean(np.exp(shadows.each(true_log_probability)), axis=0, where=_out(shadows))
-    return np.asarray(true_log_probability(logits, shadows.labels) - np.log(((1 + a) * p_out + 1 - a) / 2))
+    return true_log_probability(logits, shadows.labels), np.asarray(p_out)
+
+
+def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: float) -> Floats:
+    """Return the share of z whose log ratio lies below that of x by more than log gamma, float (N,)."""
+    ratio_x, ratio_z = (log_p - np.log(((1 + a) * p_out + 1 - a) / 2) for log_p, p_out in (x, z))
+    return np.asarray(np.searchsorted(np.sort(ratio_z), ratio_x - np.log(gamma), side="left") / len(ratio_z))
 
 
 def _out(shadows: ShadowOutputs) -> Bools:

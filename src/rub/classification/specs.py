@@ -129,7 +129,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
                     budgets=(8, 16),
                     splits=ALL_SPLITS,
                 ),
-                "noise": AttackPlan(runs=(Component(name="noise", evaluations=100),), budgets=(16,)),
+                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
             },
         ),
         ClassificationProtocol(
@@ -150,7 +150,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
                 ),
                 "universal": AttackPlan(runs=(Component(name="universal"),), budgets=(8, 16)),
                 "square": AttackPlan(runs=(Component(name="square"),), budgets=(8, 16)),
-                "noise": AttackPlan(runs=(Component(name="noise", evaluations=100),), budgets=(8, 16)),
+                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(8, 16)),
             },
             shadows_per_seed=4,
         ),
@@ -167,8 +167,9 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
                 "uma-apgd": AttackPlan(runs=(Component(name="uma-apgd", steps=20),), budgets=(64,)),
                 "universal": AttackPlan(runs=(Component(name="universal", steps=20),), budgets=(64,)),
                 "square": AttackPlan(runs=(Component(name="square", steps=20),), budgets=(64,)),
-                "noise": AttackPlan(runs=(Component(name="noise", evaluations=20),), budgets=(64,)),
+                "noise": AttackPlan(runs=(Component(name="noise", steps=20),), budgets=(64,)),
             },
+            shadows_per_seed=4,
             probe_per_class=50,
         ),
     )

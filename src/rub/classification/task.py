@@ -16,6 +16,7 @@ DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
 VERSIONS = {"data": 1, "train": 1, "import": 1, "shadow": 1, "unlearn": 1, "attack": 1, "measure": 1, "measure-attack": 1}
 # Training seeds of different roles must not meet: the original uses its own, these are offset.
 RETRAIN_SEED, SHADOW_SEED = 1000, 2000
+LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
 _TRAIN_SIZES = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
 
 
@@ -164,7 +165,8 @@ class Graph:
             metrics += ["ua_test", "logit_auc", "probe_accuracy"]
         cells = [cell(method, seed, metric) for metric in metrics]
         if self.shadows:
-            cells += [cell(method, seed, "mia_rmia"), cell(method, seed, "mia_lira")]
+            cells += [cell(method, seed, "mia_rmia")]
+            cells += [cell(method, seed, "mia_lira")] if len(self.shadows) >= LIRA_SHADOWS else []
             cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
         return self._stage(
             "measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=tuple(cells)
