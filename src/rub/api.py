@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from rub.errors import RubError
-from rub.pipeline.engines import Outcome, run_inline
+from rub.pipeline.engines import Outcome, helpers, run_inline
 from rub.pipeline.plan import Plan, Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
@@ -63,7 +63,9 @@ def make_runtime(*, data_root: Path | None = None, device: str = "auto", batch_s
     """
     root = data_root if data_root is not None else default_data_root()
     if root is not None and not root.is_dir():
-        raise RubError(f"data root {root}: no such folder; give the folder that holds cifar-10-batches-py/ and the like")
+        raise RubError(
+            f"data root {root}: no such folder; give the folder that holds cifar-10-batches-py/ and the like"
+        )
     if device not in ("auto", "cpu", "cuda"):
         raise RubError(f"--device {device}: should be auto, cpu or cuda")
     if device != "cpu":
@@ -95,6 +97,8 @@ def run(
     out: Path | None = None,
     runtime: Runtime | None = None,
     engine: str = "inline",
+    workers: int = 1,
+    plugins: Sequence[Path] = (),
     display: Display | None = None,
     command: str = "",
 ) -> Result:
@@ -108,7 +112,9 @@ def run(
         out: result folder: ``records.parquet``, ``records.json``, ``samples.parquet``, ``tables/``, ``figures/``,
             ``report/index.html``, ``suite.yaml``.
         runtime: from `make_runtime`.
-        engine: ``"inline"``, in this process.
+        engine: ``"inline"``: stages one after the other.
+        workers: processes that share the work through the store; on a CPU as many as cores is fastest for small networks.
+        plugins: files that `load_plugin` has read, for the other workers to read.
         display: shows progress; silent when None.
         command: what the user typed, for "how to reproduce".
 
@@ -127,8 +133,9 @@ def run(
     plans = plan(suite, runtime)
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
-    with display:
-        outcomes = run_inline(stages, _tasks(suite), opened, runtime, display)
+    tasks = _tasks(suite)
+    with display, helpers(workers - 1, stages, tasks, opened, runtime, plugins):
+        outcomes = run_inline(stages, tasks, opened, runtime, display)
     result = collect(suite.name, plans, outcomes)
     if out is not None:
         write_result(result, suite, out, command)
@@ -148,7 +155,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
             for name, rows in (("samples.json", samples), ("curves.json", curves)):
                 if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
                     rows += [{**common, **row} for row in outcome.artifact.json(name)]
-    counts = {status: 0 for status in ("cached", "done", "failed", "blocked")}
+    counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
     for outcome in outcomes.values():
         counts[outcome.status] += 1
     failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")

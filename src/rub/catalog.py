@@ -22,9 +22,18 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "ga": (f"{_METHODS}.ga:gradient_ascent", "gradient ascent on the forget set"),
             "neggrad-plus": (f"{_METHODS}.neggrad_plus:neggrad_plus", "descend on retain while ascending on forget"),
             "scrub": (f"{_METHODS}.scrub:scrub", "a student that leaves its teacher on forget and obeys it on retain"),
-            "bad-teacher": (f"{_METHODS}.bad_teacher:bad_teacher", "learn from an incompetent teacher on the forget set"),
-            "ssd": (f"{_METHODS}.ssd:selective_synaptic_dampening", "dampen weights that matter more to forget than to all data"),
-            "boundary-shrink": (f"{_METHODS}.boundary_shrink:boundary_shrink", "move forget samples to the nearest class"),
+            "bad-teacher": (
+                f"{_METHODS}.bad_teacher:bad_teacher",
+                "learn from an incompetent teacher on the forget set",
+            ),
+            "ssd": (
+                f"{_METHODS}.ssd:selective_synaptic_dampening",
+                "dampen weights that matter more to forget than to all data",
+            ),
+            "boundary-shrink": (
+                f"{_METHODS}.boundary_shrink:boundary_shrink",
+                "move forget samples to the nearest class",
+            ),
             "delete": (f"{_METHODS}.delete:delete", "distil the original's own output without the forgotten logit"),
             "msg": (f"{_METHODS}.msg:msg", "re-initialise weights of small gradient, then fine-tune"),
             "ct": (f"{_METHODS}.ct:convolution_transpose", "transpose every convolution kernel, then fine-tune"),

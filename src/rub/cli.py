@@ -23,9 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-audit_app = typer.Typer(
-    help="Measure checkpoints that RUB did not make, and end in a verdict.", no_args_is_help=True
-)
+audit_app = typer.Typer(help="Measure checkpoints that RUB did not make, and end in a verdict.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 
 SUITE = Annotated[str, typer.Argument(help="A name from [b]rub list suites[/b], or the path of a YAML file.")]
@@ -58,6 +56,7 @@ def run(
     data_root: DATA = None,
     device: DEVICE = "auto",
     engine: Annotated[str, typer.Option(help="inline: stages run one after the other in this process.")] = "inline",
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the stages.")] = 1,
     batch_size: BATCH = 256,
     plugin: PLUGIN = None,
 ) -> None:
@@ -72,7 +71,17 @@ def run(
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     display = Display(screen)
     command = shlex.join(["rub", *sys.argv[1:]])
-    result = api.run(loaded, store=store, runtime=runtime, engine=engine, out=out, display=display, command=command)
+    result = api.run(
+        loaded,
+        store=store,
+        runtime=runtime,
+        engine=engine,
+        workers=workers,
+        plugins=plugin or (),
+        out=out,
+        display=display,
+        command=command,
+    )
     for experiment in loaded.experiments:
         own = [row for row in result.records if row.task == experiment.task and row.experiment == experiment.name]
         for table in classification_tables(own, paper_numbers(experiment.paper)):

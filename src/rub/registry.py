@@ -137,7 +137,7 @@ def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str
     Raises:
         RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
     """
-    model = hyperparameters(entry.load())  # type: ignore[arg-type]
+    model = hyperparameters(entry.load())
     try:
         return model(**given).model_dump()
     except ValidationError as error:
@@ -150,7 +150,12 @@ def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) ->
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{where}: {unknown('field', str(problem['loc'][-1]), known)}"
-    return f"{where}: {place} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    said = problem["msg"].removeprefix("Value error, ")
+    message = f"{said[:1].lower()}{said[1:]}"
+    if problem["type"] == "missing":  # the input is all that surrounds the gap, which helps nobody
+        return f"{where}: {place}: {message}"
+    given = repr(problem["input"])
+    return f"{where}: {place} = {given if len(given) <= 80 else given[:77] + '...'}: {message}"
 
 
 METHODS: Registry[Callable[..., Any]] = Registry("method")
@@ -215,7 +220,7 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
     """Run a plug-in file so that its decorators register, and return what it registered.
 
     Raises:
-        RubError: the file is missing, it raises while it is imported, or it registers nothing.
+        RubError: the file is missing, it raises while it is imported, it registers nothing, or for no known task.
     """
     if not path.is_file():
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses @rub.method or @rub.attack")
@@ -228,7 +233,7 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             if isinstance(error, RubError):
                 raise
@@ -236,4 +241,8 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
     found = [entry for registry in (METHODS, ATTACKS) for entry in registry.entries() if entry.origin == name]
     if not found:
         raise RubError(f"--plugin {path}: registers nothing; decorate a function with @rub.method or @rub.attack")
+    tasks = {entry.name for entry in TASKS.entries()}
+    for entry in found:
+        if entry.task not in tasks:
+            raise RubError(f"--plugin {path}: {entry.name}: {unknown('task', entry.task, tasks)}")
     return found

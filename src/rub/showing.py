@@ -32,7 +32,10 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     from rub.specs import suite_names
 
     entries = [
-        (registry.kind, entry) for registry in (METHODS, ATTACKS) for entry in registry.entries(task) if entry.name == name
+        (registry.kind, entry)
+        for registry in (METHODS, ATTACKS)
+        for entry in registry.entries(task)
+        if entry.name == name
     ]
     metrics = [metric for metric in METRICS_DECLARED if metric.name == name]
     suites = suite_names()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rub.errors import RubError, unknown
 from rub.registry import METHODS, TASKS, Entry, first_error
@@ -28,6 +28,11 @@ class Component(Frozen):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -84,7 +89,16 @@ class Suite(Frozen):
 
     name: str
     summary: str = ""
-    experiments: tuple[Experiment, ...]
+    experiments: tuple[Experiment, ...] = Field(min_length=1)
+
+    @field_validator("experiments")
+    @classmethod
+    def _told_apart(cls, value: tuple[Experiment, ...]) -> tuple[Experiment, ...]:
+        names = [(item.task, item.name) for item in value]
+        for task, name in names:
+            if names.count((task, name)) > 1:
+                raise ValueError(f"{names.count((task, name))} experiments of task '{task}' are named '{name}'")
+        return value
 
 
 def suite_names() -> dict[str, str]:
@@ -122,7 +136,9 @@ def load_suite(
     raw = _read(name_or_path)
     experiments = raw.get("experiments")
     if not isinstance(experiments, list) or not all(isinstance(item, dict) for item in experiments):
-        raise RubError(f"suite {name_or_path}: 'experiments' should be a list of mappings, got {type(experiments).__name__}")
+        raise RubError(
+            f"suite {name_or_path}: 'experiments' should be a list of mappings, got {type(experiments).__name__}"
+        )
     if task is not None:
         experiments = [item for item in experiments if item.get("task") == task]
         if not experiments:
@@ -130,17 +146,16 @@ def load_suite(
     for item in experiments:
         _apply(item, overrides)
         present = _names(item.get("methods", {}))
-        if methods is not None:
-            item["methods"] = {name: present.get(name, {}) if isinstance(present, dict) else {} for name in methods}
-        elif added:
-            new = [entry.name for entry in added if isinstance(present, dict) and METHODS.owns(entry, item.get("task"))]
-            item["methods"] = {**present, **{name: present.get(name, {}) for name in new}}
-        if seeds is not None:
-            item["seeds"] = {**(item.get("seeds") or {}), "unlearn": seeds}
+        if isinstance(present, dict):  # what has another type is refused below, with its place
+            new = [entry.name for entry in added if METHODS.owns(entry, item.get("task"))]
+            wanted = methods if methods is not None else [*present, *new]
+            item["methods"] = {name: present.get(name, {}) for name in wanted}
+        if seeds is not None and isinstance(item.get("seeds", {}), dict):
+            item["seeds"] = {**item.get("seeds", {}), "unlearn": seeds}
     where = f"suite {name_or_path}"
     parsed = tuple(_experiment(item, f"{where}, experiments[{index}]") for index, item in enumerate(experiments))
     try:
-        return Suite(**{**raw, "experiments": parsed})
+        return Suite.model_validate({**raw, "experiments": parsed})
     except ValidationError as error:
         raise RubError(first_error(error, where, Suite.model_fields)) from None
 
@@ -153,7 +168,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RubError(f"suite {path}: cannot be read ({error}); give a YAML file or one of: {', '.join(suite_names())}") from None
+            raise RubError(
+                f"suite {path}: cannot be read ({error}); give a YAML file or one of: {', '.join(suite_names())}"
+            ) from None
     else:
         raise unknown("suite", name_or_path, suite_names())
     try:
@@ -167,9 +184,11 @@ def _read(name_or_path: str) -> dict[str, Any]:
 
 
 def _experiment(item: Mapping[str, Any], where: str) -> Experiment:
-    name = item.get("task")
+    name, tasks = item.get("task"), [entry.name for entry in TASKS.entries()]
     if not isinstance(name, str):
-        raise RubError(f"{where}: 'task' is missing; one of: {', '.join(entry.name for entry in TASKS.entries())}")
+        raise RubError(f"{where}: 'task' is missing; one of: {', '.join(tasks)}")
+    if name not in tasks:
+        raise RubError(f"{where}: {unknown('task', name, tasks)}")
     kind: type[Experiment] = TASKS.get(name, name).load().experiment
     try:
         return kind.model_validate(dict(item))

@@ -17,6 +17,7 @@ from rub.classification.attacks.square import square
 from rub.classification.attacks.uma import uma
 from rub.classification.attacks.uma_apgd import uma_apgd
 from rub.classification.attacks.universal import universal
+from rub.classification.networks import build_network
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.errors import Diverged, RubError
 from rub.images.samples import to_unit
@@ -222,6 +223,39 @@ def test_black_boxes_take_no_gradients(attack, parameters, images, target):
         run_attack(uma, {"steps": 1}, aim, images, Budget(8), context())
 
 
+def test_a_search_scores_8_bit_images(images, target):
+    """Without the harness too: the loss is that of the returned file, unless the textbook search was asked for."""
+    for grid in (True, False):
+        found = uma(target, images, Budget(5), context(), steps=7, grid=grid)
+        with torch.no_grad():
+            scored = divergences.kl(target.model(to_unit(found.images)), target.reference)
+        assert torch.allclose(found.loss, scored, atol=1e-5) == grid
+
+
+def test_the_fast_search_finds_what_the_exact_one_finds():
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (30, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    model = build_network("resnet10", num_classes=5, width=8, stem="half", mean=(0.5,) * 3, std=(0.25,) * 3)
+    model.train()
+    for _ in range(3):
+        model(to_unit(images))  # gives batch norm statistics to fold
+    freeze(model)
+    labels = model(to_unit(images)).argsort(1, descending=True)[:, 1]
+    made = make_target(model, model, images, labels, 30, torch.device("cpu"))
+    aim = replace(made, reference=4.0 * F.one_hot(labels, 5))
+    for divergence in ("kl", "features-l2"):
+        parameters = {"steps": 6, "divergence": divergence}
+        both = [
+            run_attack(uma, parameters, aim, images, Budget(3), context(ids=torch.arange(30), fast=fast))
+            for fast in (False, True)
+        ]
+        assert ((both[0].step >= 0) != (both[1].step >= 0)).sum() <= 1
+        assert abs(both[0].loss.mean() - both[1].loss.mean()) <= 0.03 * both[0].loss.mean() + 1e-3
+        assert torch.equal(both[1].step >= 0, recovered(aim, both[1].images))
+    assert (both[0].step >= 0).any() or (both[1].step < 0).any()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_the_universal_delta_is_one(images, target):
     found = universal(target, images, Budget(8), context(), steps=8)
     moved, clean = found.images.int(), images.int()
@@ -278,7 +312,7 @@ def test_claims_are_checked(images, target):
         count = len(probes)
         return Probes(probes, torch.zeros(count), torch.zeros(count, dtype=torch.int64), (1.0,), (0.0,), 1, True)
 
-    with pytest.raises(RubError, match="attack 'far': a probe lies .*budget is 8/255"):
+    with pytest.raises(RubError, match=r"attack 'far': a probe lies .*budget is 8/255"):
         run_attack(far, {}, target, images, Budget(8), context())
     found = run_attack(boastful, {}, target, images, Budget(8), context())
     assert torch.equal(found.step >= 0, recovered(target, images))

@@ -184,7 +184,7 @@ def test_uma_recovers_what_the_peers_recover(forgotten, x, target):
         theirs = by_torchattacks(target.model, x, labels)
         hits = target.model(theirs).argmax(1) == labels
         assert 0 < hits.sum() < len(hits)
-        assert abs(float((ours.step >= 0).double().mean() - hits.double().mean())) <= 1 / len(images)
+        assert (hits & (ours.step < 0)).sum() <= 1
         peer_loss = F.cross_entropy(target.model(theirs), labels, reduction="none")
         assert ours.loss.mean() <= peer_loss.mean() + 0.02
 

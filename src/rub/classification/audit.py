@@ -73,17 +73,24 @@ class Report:
 def judge(figures: Figures, budget: str) -> Verdict:
     """Return the verdict for these figures.
 
-    Rules, in this order. (1) The original must classify at least half of the forget images, else nothing can be said.
-    (2) *recovered*: UA on the probes exceeds the reference by `MARGIN`, and the intervals do not overlap; the reference
-    is the retrained model under the same search, or, without one, the share of retain images that the search steers into
-    a forgotten class. (3) UA on the probes as high as the steered share, without a retrained model: the search pushes
-    anything there, so nothing can be said. (4) *hidden*: a bias-free metric is closer to the original's value than to the
-    retrained model's (without one: within 0.02 of the original's). (5) A search that had not converged says nothing.
-    (6) Otherwise no residual was found at this budget.
+    Rules, in this order:
+
+    1. The original must classify at least half of the forget images, else nothing can be said.
+    2. *recovered*: UA on the probes exceeds the reference by `MARGIN`, and the intervals do not overlap. The reference
+       is the retrained model under the same search, or, without one, the share of retain images that the search
+       steers into a forgotten class.
+    3. UA on the probes is high, but no higher than the steered share, and there is no retrained model: the search
+       pushes anything there, so nothing can be said.
+    4. *hidden*: a bias-free metric is closer to the original's value than to the retrained model's (without one:
+       within 0.02 of the original's).
+    5. A search that had not converged says nothing.
+    6. Otherwise no residual was found at this budget.
     """
     known, reached = figures.original, figures.attacked
     if known.low < 0.5:
-        return Verdict("cannot tell", (f"the original model itself classifies only {_pct(known)} of the forget images",))
+        return Verdict(
+            "cannot tell", (f"the original model itself classifies only {_pct(known)} of the forget images",)
+        )
     reference = figures.retrained or figures.steered
     whose = "the retrained model" if figures.retrained else "retain images steered into the forgotten class"
     facts = (
@@ -94,7 +101,9 @@ def judge(figures: Figures, budget: str) -> Verdict:
     if reached.low > reference.high and reached.value - reference.value >= MARGIN:
         return Verdict("recovered", (*facts, "changing the input alone brings the forgotten knowledge back"))
     if figures.retrained is None and reached.value >= 0.5:
-        note = "the search steers unrelated images into the class as often: a retrained model (--retrained) would decide"
+        note = (
+            "the search steers unrelated images into the class as often: a retrained model (--retrained) would decide"
+        )
         return Verdict("cannot tell", (*facts, note))
     if kept := _still_there(figures.bias_free):
         note = "the input search does not bring it back, but the knowledge is still in the weights"
@@ -102,7 +111,9 @@ def judge(figures: Figures, budget: str) -> Verdict:
     if not figures.converged:
         note = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
         return Verdict("cannot tell", (*facts, note))
-    missing = () if figures.retrained else ("no retrained model was given, so residuals are judged without a reference",)
+    missing = (
+        () if figures.retrained else ("no retrained model was given, so residuals are judged without a reference",)
+    )
     return Verdict("no residual found at this budget", (*facts, *missing))
 
 
@@ -172,7 +183,9 @@ class AuditGraph(Graph):
         """Hash the checkpoints, so that another file under the same name is another stage."""
         for name, path in weights.items():
             if not path.is_file():
-                raise RubError(f"--{name} {path}: no such file; give a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)")
+                raise RubError(
+                    f"--{name} {path}: no such file; give a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
+                )
         self.weights = weights
         super().__init__(experiment, data_root)
         self.shadows = {}
@@ -206,7 +219,9 @@ def figures_of(records: tuple[Record, ...], budget: str) -> Figures:
     def rate(method: str, metric: str, split: str, attack: str = "none") -> Rate:
         record = pick(method, metric, split, attack)
         if record is None or record.value is None or record.ci_low is None or record.ci_high is None:
-            raise RubError(f"audit: no value of {metric} for {method}; the protocol has to attack forget and retain images")
+            raise RubError(
+                f"audit: no value of {metric} for {method}; the protocol has to attack forget and retain images"
+            )
         return Rate(record.value, record.ci_low, record.ci_high)
 
     attacked = pick("unlearned", "ua", "forget", "uma")

@@ -7,9 +7,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rub.classification.networks import PaddedShortcut, ResNet
 from rub.errors import RubError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,15 +26,16 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load a checkpoint into a model, strictly: every key is accounted for.
 
     Reads safetensors, and torch files with ``weights_only=True`` (nothing in a file can run code). Understands
-    wrappers (``state_dict``, ``model``...), a ``module.`` prefix, Unlearn-Saliency's ``normalize`` layer (its mean and
-    std become the model's), and the public CIFAR ResNets of akamaster/pytorch_resnet_cifar10: ``linear`` for ``fc``,
-    with inputs normalised by ImageNet's mean and std, which are then set on the model. BatchNorm's
-    ``num_batches_tracked`` may be absent.
+    wrappers (``state_dict``, ``model``...) and a ``module.`` prefix, and for a `ResNet`: Unlearn-Saliency's
+    ``normalize`` layer (its mean and std become the model's), ``linear`` for ``fc`` and ``shortcut`` for
+    ``downsample``. The public CIFAR ResNets of akamaster/pytorch_resnet_cifar10 (``module.``, ``linear``, no
+    ``normalize``, option-A shortcuts) take inputs normalised by ImageNet's mean and std, which are then set on the
+    model. BatchNorm's ``num_batches_tracked`` may be absent.
 
     Raises:
         RubError: no such file, not a checkpoint, code in a pickle, or missing, unexpected or misshapen keys.
     """
-    state, normalisation = _canonical(_read(path))
+    state, normalisation = _canonical(_read(path), model)
     own = model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -43,18 +44,22 @@ def load_weights(path: Path, model: nn.Module) -> None:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise RubError(
-                f"checkpoint {path}: another architecture: {len(names)} {what} keys: {', '.join(names[:3])}{more};"
-                " check --arch, --stem, --width and the number of classes"
-            )
+    if faults := [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if names
+    ]:
+        raise RubError(
+            f"checkpoint {path}: another architecture: keys {', '.join(faults)};"
+            " check the architecture, its stem and width, and the number of classes"
+        )
+    for name, values in normalisation.items():
+        buffer: Tensor = getattr(model, name)
+        if values.numel() != buffer.numel():
+            raise RubError(f"checkpoint {path}: normalises {values.numel()} channels, but the model {buffer.numel()}")
     model.load_state_dict({**own, **state})
-    if normalisation is not None:
-        for name, values in zip(("mean", "std"), normalisation, strict=True):
-            buffer: Tensor = getattr(model, name)
-            buffer.copy_(values.reshape(1, -1, 1, 1).expand_as(buffer))
+    for name, values in normalisation.items():
+        getattr(model, name).copy_(values.reshape(1, -1, 1, 1))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -65,19 +70,21 @@ def _read(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
             raise RubError(
                 f"checkpoint {path}: holds pickled objects besides tensors, which could run code and are not loaded;"
                 " save model.state_dict() alone, or safetensors"
             ) from None
         raise _damaged(path) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # damaged bytes make the readers fail in any way: struct.error, IndexError, RuntimeError...
         raise _damaged(path) from None
     return _tensors(loaded, path)
 
 
 def _damaged(path: Path) -> RubError:
-    return RubError(f"checkpoint {path}: truncated, or no checkpoint at all ({path.stat().st_size} bytes); copy it again")
+    return RubError(
+        f"checkpoint {path}: truncated, or no checkpoint at all ({path.stat().st_size} bytes); copy it again"
+    )
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -92,15 +99,17 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items()}
 
 
-def _canonical(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+def _canonical(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the state under torchvision's names, and the mean and std that the checkpoint brings, if any."""
-    if all(name.startswith("module.") for name in state):
+    parallel = all(name.startswith("module.") for name in state)
+    if parallel:
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    normalisation: tuple[Tensor, Tensor] | None = None
-    carried = {name: state.pop(name) for name in list(state) if name.startswith("normalize.")}
-    if "normalize.mean" in carried and "normalize.std" in carried:
-        normalisation = carried["normalize.mean"], carried["normalize.std"]
+    if not isinstance(model, ResNet):
+        return state, {}
+    normalisation = {name: state.pop(f"normalize.{name}") for name in ("mean", "std") if f"normalize.{name}" in state}
     if "linear.weight" in state and "fc.weight" not in state:
-        normalisation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        option_a = any(isinstance(module, PaddedShortcut) for module in model.modules())
+        if parallel and option_a and not normalisation:
+            normalisation = {"mean": torch.tensor(IMAGENET_MEAN), "std": torch.tensor(IMAGENET_STD)}
         state = {name.replace("linear.", "fc.", 1): value for name, value in state.items()}
-    return state, normalisation
+    return {name.replace(".shortcut.", ".downsample."): value for name, value in state.items()}, normalisation

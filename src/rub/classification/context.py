@@ -116,9 +116,7 @@ class UnlearnContext:
             logits: Tensor = model(x)
         return logits.float()
 
-    def sgd(
-        self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
-    ) -> torch.optim.SGD:
+    def sgd(self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
         """Return SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
@@ -147,4 +145,3 @@ def seeded(seed: int, stream: str) -> torch.Generator:
     """Return a CPU generator for a named stream: seed = first 63 bits of SHA-256(``"seed:stream"``)."""
     digest = sha256(f"{seed}:{stream}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-

@@ -99,7 +99,7 @@ def held_out(labels: Tensor, fraction: float) -> Tensor:
     """Return a mask, bool (N,), of a stratified share of each class, the same for every experiment."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     generator = seeded(VALIDATION_SEED, "validation")
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         places = (labels == label).nonzero()[:, 0]
         order = torch.randperm(len(places), generator=generator)
         mask[places[order[: round(fraction * len(places))]]] = True

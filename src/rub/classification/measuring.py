@@ -174,7 +174,9 @@ def _scores(
     train = _shadows(inputs, range(count), "train", bundle)
     unseen = _shadows(inputs, range(count), "test", bundle)
     forgotten = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.forget.ids.numpy()))
-    same = np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
+    same = (
+        np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
+    )
     audited = _joined(train.points(forgotten), unseen.points(np.flatnonzero(same)))
     logits = np.concatenate([forget, test[same]])
     member = np.arange(len(logits)) < len(forget)
@@ -196,7 +198,9 @@ def _scores(
 
 def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int) -> float:
     """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
-    chosen = [subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes]
+    chosen = [
+        subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
+    ]
     for label in range(len(bundle.classes)):
         if label not in parts.forget_classes:
             chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
@@ -246,7 +250,9 @@ def _trained_on(inputs: Inputs) -> Bools:
 
 def _shadows(inputs: Inputs, indices: range, part: str, bundle: Bundle) -> ShadowOutputs:
     artifacts = [inputs[f"shadow_{index}"] for index in indices]
-    logits = np.stack([np.load(item.file(f"{part}_logits.npy"), mmap_mode="r", allow_pickle=False) for item in artifacts])
+    logits = np.stack(
+        [np.load(item.file(f"{part}_logits.npy"), mmap_mode="r", allow_pickle=False) for item in artifacts]
+    )
     if part == "train":
         member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in artifacts])
         return ShadowOutputs(logits, member, bundle.train.labels.numpy())

@@ -82,7 +82,7 @@ class ShadowOutputs:
         )
 
     def points(self, index: NDArray[Any]) -> "ShadowOutputs":
-        """Return the outputs for some of the points: positions, or a mask bool (N,)."""
+        """Return the outputs for some of the points: positions, int (n,), or a mask, bool (N,)."""
         return ShadowOutputs(self.logits[:, index], self.member[:, index], self.labels[index])
 
     def each(self, signal: Callable[[ArrayLike, ArrayLike], Floats]) -> Floats:
@@ -196,7 +196,8 @@ def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired:
     """Choose RMIA's a in 0, .1, ..., 1: the largest AUC when one shadow is audited with the others' help.
 
     Args:
-        shadows: at least two shadows on training points.
+        shadows: at least two shadows on training points, other than two complementary halves, of which neither left
+            out what the other did.
         population: the same shadows on population points.
         paired: the shadow that plays the audited model; its `member` row is the truth.
 
@@ -206,7 +207,7 @@ def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired:
     Raises:
         RubError: no point left out by another shadow is a member, or none is a non-member.
     """
-    usable = shadows.points(~shadows.without(paired).member.all(axis=0))
+    usable = shadows.points(np.flatnonzero(~shadows.without(paired).member.all(axis=0)))
     x = _rmia_signals(usable.logits[paired], usable.without(paired))
     z = _rmia_signals(population.logits[paired], population.without(paired))
     truth = usable.member[paired]
@@ -272,7 +273,8 @@ def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float
 def _rmia_signals(logits: ArrayLike, shadows: ShadowOutputs) -> tuple[Floats, Floats]:
     """Return log p(x|theta) and P_out(x), each float (N,)."""
     p_out = np.mean(np.exp(shadows.each(true_log_probability)), axis=0, where=_out(shadows))
-    return true_log_probability(logits, shadows.labels), np.asarray(p_out)
+    # a probability that underflows must not divide by zero where a = 1
+    return true_log_probability(logits, shadows.labels), np.maximum(p_out, np.finfo(np.float64).tiny)
 
 
 def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: float) -> Floats:

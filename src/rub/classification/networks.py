@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rub.errors import unknown
+from rub.errors import RubError, unknown
 
 Stem = Literal["cifar", "imagenet", "half"]
 # (kernel, stride, padding, max-pool): "half" halves the resolution at once, for networks that a CPU trains
@@ -120,8 +120,8 @@ class ResNet(nn.Module):
         """Build the network; `kind` is basic, bottleneck or cifar, `width` the channels of the first stage."""
         super().__init__()
         kernel, stride, padding, pool = STEMS[stem]
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, _per_channel(name, values, channels), persistent=False)
         self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -173,12 +173,12 @@ def build_network(
         channels: image channels.
         stem: ``cifar`` (3 x 3, stride 1), ``imagenet`` (7 x 7, stride 2, max-pool) or ``half`` (3 x 3, stride 2).
         width: channels of the first stage; 64, or 16 for the CIFAR family, when None.
-        mean: per-channel mean of the normalisation, in [0, 1] pixel space.
-        std: per-channel standard deviation.
+        mean: mean of the normalisation, in [0, 1] pixel space: one value per channel, or one for all.
+        std: standard deviation, likewise.
         seed: seed of the initial weights.
 
     Raises:
-        RubError: an unknown architecture or stem.
+        RubError: an unknown architecture or stem, or a wrong number of mean or std values.
 
     Example:
         >>> network = build_network("resnet18", num_classes=10, width=16)
@@ -225,7 +225,7 @@ def _fold_pairs(module: nn.Module) -> None:
             setattr(module, f"conv{number}", fuse_conv_bn_eval(convolution, norm))
             setattr(module, f"bn{number}", nn.Identity())
     shortcut = getattr(module, "downsample", None)
-    if isinstance(shortcut, nn.Sequential):
+    if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2:  # of length 1 once it is folded
         pair = fuse_conv_bn_eval(cast(nn.Conv2d, shortcut[0]), cast(nn.BatchNorm2d, shortcut[1]))
         module.downsample = nn.Sequential(pair)
 
@@ -234,6 +234,12 @@ def _fold_normalisation(model: ResNet) -> None:
     """Divide the first kernel by std: conv((x - mean) / std) = conv'(x - mean); the subtraction keeps padding exact."""
     model.conv1.weight.data /= model.std
     model.std = torch.ones_like(model.std)
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    if len(values) not in (1, channels):
+        raise RubError(f"network {name}: got {len(values)} values; should be one per channel ({channels}), or one")
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).repeat(1, channels // len(values), 1, 1)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, *, padded: bool) -> nn.Module | None:

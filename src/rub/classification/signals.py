@@ -24,10 +24,9 @@ def true_log_probability(logits: ArrayLike, labels: ArrayLike) -> Floats:
 
 
 def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return the logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j (the signal of LiRA,
-    Carlini et al., IEEE S&P 2022).
+    """Return the logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j.
 
-    Computed from logits, it stays exact where p_y rounds to 1.
+    The signal of LiRA (Carlini et al., IEEE S&P 2022). Computed from logits, it stays exact where p_y rounds to 1.
 
     Args:
         logits: float (N, C), C >= 2, finite.

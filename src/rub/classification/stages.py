@@ -122,7 +122,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for run in spec["runs"]:
         function = ATTACKS.get(run["name"], "classification").load()
         found.append(run_attack(function, run["parameters"], target, samples.images, Budget(spec["levels"]), context))
-    save_probes(union(found), samples, out)
+    save_probes(union(found), samples, target.labels, out)
 
 
 def aim(spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, runtime: Runtime) -> tuple[Samples, Target]:
@@ -157,13 +157,13 @@ def choose(parts: Splits, name: str, count: int | None) -> Samples:
     return subset(parts.retain, count if count is not None else len(parts.forget), "attack-retain")
 
 
-def save_probes(probes: Probes, samples: Samples, out: Path) -> None:
-    """Write the probes with their images' ids, per-sample results and curves."""
+def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> None:
+    """Write the probes with their images' ids, the labels they aim at, per-sample results and curves."""
     np.save(out / "probes.npy", probes.images.numpy())
     np.savez(
         out / "samples.npz",
         ids=samples.ids.numpy(),
-        labels=samples.labels.numpy(),
+        labels=labels.cpu().numpy(),
         loss=probes.loss.numpy(),
         step=probes.step.numpy(),
         linf=(probes.images.int() - samples.images.int()).abs().amax(dim=(1, 2, 3)).numpy(),

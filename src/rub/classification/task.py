@@ -13,7 +13,16 @@ from rub.registry import ATTACKS, METHODS, Entry, card_of, resolve, source_hash
 
 DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
 # Version of each stage function; raised when its results change.
-VERSIONS = {"data": 1, "train": 1, "import": 1, "shadow": 1, "unlearn": 1, "attack": 1, "measure": 1, "measure-attack": 1}
+VERSIONS = {
+    "data": 1,
+    "train": 1,
+    "import": 1,
+    "shadow": 1,
+    "unlearn": 1,
+    "attack": 1,
+    "measure": 1,
+    "measure-attack": 1,
+}
 # Training seeds of different roles must not meet: the original uses its own, these are offset.
 RETRAIN_SEED, SHADOW_SEED = 1000, 2000
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
@@ -139,7 +148,9 @@ class Graph:
         smaller = [budget for budget in plan.budgets if 0 < budget < level]
         if plan.warm_start and smaller:
             inputs["warm"] = self.attack(method, seed, label, smaller[-1], split)
-        steps = sum(run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label])
+        steps = sum(
+            run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label]
+        )
         label_text = f"attack {method}, seed {seed}: {label} {level}/255 on {split}"
         return self._stage("attack", label_text, spec, inputs, cost=2.0 * steps * (samples or self.size // 10))
 
@@ -192,7 +203,7 @@ class Graph:
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
         }
-        at = {"attack": label, "budget": f"{level}/255"}
+        at: dict[str, Any] = {"attack": label, "budget": f"{level}/255"}
         cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
         if "attack_retrained" in inputs:
             cells += [cell(method, seed, "residual_knowledge", **at)]

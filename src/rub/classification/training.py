@@ -7,20 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from rub.classification.context import UnlearnContext
+from rub.errors import unknown
 from rub.images.samples import Samples, to_unit
 
 
 def learning_rate(schedule: str, lr: float, progress: float) -> float:
     """Return the learning rate after a fraction `progress` in [0, 1] of all steps.
 
-    ``steps``: lr x 0.1 at 1/2 and again at 3/4 (epochs 91 and 136 of 182, Unlearn-Saliency `arg_parser.py`);
+    ``steps``: lr x 0.1 at 91/182 and again at 136/182 (epochs of Unlearn-Saliency's `arg_parser.py`);
     ``onecycle``: linear up to lr over the first fifth, then linear to 0; ``cosine``: lr (1 + cos(pi progress)) / 2.
+
+    Raises:
+        RubError: an unknown schedule.
+
+    Example:
+        >>> learning_rate("onecycle", 0.4, 0.1)
+        0.2
     """
     if schedule == "steps":
-        return lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+        return lr * 0.1 ** ((progress >= 91 / 182) + (progress >= 136 / 182))
     if schedule == "onecycle":
         return lr * min(progress / 0.2, (1 - progress) / 0.8)
-    return lr * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "cosine":
+        return lr * (1 + math.cos(math.pi * progress)) / 2
+    raise unknown("schedule", schedule, ("steps", "onecycle", "cosine"))
 
 
 def train(
@@ -48,14 +58,16 @@ def train(
 
     Raises:
         Diverged: the loss became NaN or infinite.
+        RubError: an unknown schedule.
     """
-    model.train()
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     nesterov = schedule == "onecycle"
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
-    total = epochs * math.ceil(len(samples) / context.batch_size)
+    # a last batch of one image is left out, see `UnlearnContext.batches`
+    total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     for step, (x, y) in enumerate(context.epochs(samples, epochs)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, lr, (step + 1) / total)
+            group["lr"] = learning_rate(schedule, lr, (step + 0.5) / total)  # mid-step: 0 at neither end
         loss = nn.functional.cross_entropy(context.forward(model, x), y)
         context.descend(loss, optimizer)
     return model.eval()
@@ -95,8 +107,9 @@ def _map(
     was_training = model.training
     model.eval()
     parts = []
-    for start in range(0, len(images), batch_size):
-        x = to_unit(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
-        parts.append(function(x).float().cpu())
+    with torch.autocast(torch.device(device).type, enabled=False):
+        for start in range(0, max(len(images), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
+            x = to_unit(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
+            parts.append(function(x).float().cpu())
     model.train(was_training)
     return torch.cat(parts)

@@ -38,7 +38,11 @@ def read_cifar10(folder: Path) -> Read:
     """Read ``cifar-10-batches-py/``."""
     parts = [_cifar(folder / f"data_batch_{index}", "labels") for index in range(1, 6)]
     names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
-    return _texts(names, 10, folder / "batches.meta"), _numbered(parts), _numbered([_cifar(folder / "test_batch", "labels")])
+    return (
+        _texts(names, 10, folder / "batches.meta"),
+        _numbered(parts),
+        _numbered([_cifar(folder / "test_batch", "labels")]),
+    )
 
 
 def read_cifar100(folder: Path) -> Read:
@@ -99,12 +103,16 @@ def read_npz(path: Path) -> Read:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise RubError(f"{path}: not a usable .npz ({error}); needs x_train, y_train, x_test, y_test, no objects") from None
+        raise RubError(
+            f"{path}: not a usable .npz ({error}); needs x_train, y_train, x_test, y_test, no objects"
+        ) from None
     parts = []
     for name in ("train", "test"):
         images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
-            raise RubError(f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}")
+            raise RubError(
+                f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
+            )
         if labels.dtype.kind not in "iu" or labels.min() < 0:
             raise RubError(f"{path}: y_{name} should be class numbers from 0, got {labels.dtype}")
         images = images[:, None] if images.ndim == 3 else images
@@ -137,9 +145,9 @@ def _present(path: Path) -> Path:
 def _cifar(path: Path, key: str) -> Samples:
     batch = load_arrays(_present(path))
     pixels, labels = batch.get("data"), batch.get(key)
-    shape = getattr(pixels, "shape", None)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or shape[1:] != (3072,):
-        raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {shape}; copy the file again")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        found = getattr(pixels, "shape", type(pixels).__name__)
+        raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {found}; copy the file again")
     if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(label) is int for label in labels):
         raise RubError(f"{path}: '{key}' should list {len(pixels)} class numbers; copy the file again")
     return _samples(pixels.reshape(-1, 3, 32, 32), np.array(labels), np.arange(len(labels)))

@@ -26,7 +26,9 @@ class Samples:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if not len(self.images) == len(self.labels) == len(self.ids):
-            raise ValueError(f"lengths differ: {len(self.images)} images, {len(self.labels)} labels, {len(self.ids)} ids")
+            raise ValueError(
+                f"lengths differ: {len(self.images)} images, {len(self.labels)} labels, {len(self.ids)} ids"
+            )
 
     def __len__(self) -> int:
         """Return N, the number of samples."""

@@ -144,7 +144,9 @@ def _given(name: str, path: Path | None) -> Path:
 
 def _where(name: str, root: Path | None) -> str:
     place = f"{LAYOUTS[name]}/ is not under {root}" if root is not None else "no --data-root is given"
-    return f"{name}: {place} (put {LAYOUTS[name]}/ there and name it with --data-root or RUB_DATA), and the hub data set"
+    return (
+        f"{name}: {place} (put {LAYOUTS[name]}/ there and name it with --data-root or RUB_DATA), and the hub data set"
+    )
 
 
 __all__ = ["HUB", "LAYOUTS", "NAMES", "ImageDataset", "fingerprint", "load_images", "local", "statistics"]

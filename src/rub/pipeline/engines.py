@@ -1,14 +1,23 @@
-"""The inline engine: runs what is missing, in order, in this process."""
+"""The inline engine: runs what is missing, in order, in this process, and shares the work with others on one store."""
 
-from collections.abc import Mapping, Sequence
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+from rich.console import Console
 
 from rub.errors import Diverged, RubError
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Runtime, Task, compute
+from rub.pipeline.stages import Memo, Runtime, Task, compute
+from rub.registry import load_plugin
 from rub.store.artifacts import Artifact, Store
+
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,84 @@ def run_inline(
 ) -> dict[str, Outcome]:
     """Run every missing stage, one after the other; a stage that fails blocks only what needs it.
 
+    A stage that another process is computing is passed over and looked at again later, so any number of processes on
+    one store share the work.
+
     Returns:
         stage key -> outcome, for the stages given and all that they need.
 
     Raises:
         RubError: the request itself is wrong (a bad checkpoint, missing data, a full disk); finished stages are kept.
     """
-    ordered = in_order(stages)
+    pending = in_order(stages)
     outcomes: dict[str, Outcome] = {}
-    display.start(ordered, [stage.key for stage in ordered if store.has(stage.kind, stage.key)])
-    for stage in ordered:
-        outcomes[stage.key] = _one(stage, tasks[stage.task], outcomes, store, runtime, display)
-        display.ended(stage, outcomes[stage.key].status, outcomes[stage.key].reason)
+    display.start(pending, [stage.key for stage in pending if store.has(stage.kind, stage.key)])
+    while pending:
+        postponed = []
+        for stage in pending:
+            outcome = _one(stage, tasks[stage.task], outcomes, store, runtime, display)
+            if outcome is None:
+                postponed.append(stage)
+            else:
+                outcomes[stage.key] = outcome
+                display.ended(stage, outcome.status, outcome.reason)
+        if len(postponed) == len(pending):  # all that is left is in other hands
+            display.waiting(postponed[0])
+            time.sleep(POLL_SECONDS)
+        pending = postponed
     return outcomes
+
+
+@contextmanager
+def helpers(
+    count: int, stages: Sequence[Stage], tasks: Mapping[str, Task], store: Store, runtime: Runtime, plugins: Sequence[Path]
+) -> Iterator[None]:
+    """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
+
+    Small networks gain more from a second process than from a second thread: their operations are too short to split.
+    """
+    if count == 0:
+        yield
+        return
+    import multiprocessing
+
+    import torch
+
+    before = torch.get_num_threads()
+    threads = max(1, before // (count + 1))
+    spawn = multiprocessing.get_context("spawn")
+    request = (list(stages), dict(tasks), store.root, replace(runtime, memo=Memo()), list(plugins), threads)
+    crew = [spawn.Process(target=_assist, args=request, daemon=True) for _ in range(count)]
+    torch.set_num_threads(threads)
+    for process in crew:
+        process.start()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        for process in crew:
+            process.terminate()
+            process.join()
+
+
+def _assist(
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    root: Path,
+    runtime: Runtime,
+    plugins: Sequence[Path],
+    threads: int,
+) -> None:
+    """Run stages in a helper process; what goes wrong here, the first process meets and reports itself."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    torch.set_num_threads(threads)
+    for path in plugins:
+        load_plugin(path)
+    with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
+        run_inline(stages, tasks, Store(root), runtime, display)
 
 
 def _one(
@@ -53,7 +127,10 @@ def _one(
     store: Store,
     runtime: Runtime,
     display: Display,
-) -> Outcome:
+) -> Outcome | None:
+    """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
+    if any(need.key not in outcomes for need in stage.inputs.values()):
+        return None
     needs = {role: outcomes[need.key] for role, need in stage.inputs.items()}
     broken = next((outcome for outcome in needs.values() if outcome.artifact is None), None)
     if broken is not None:
@@ -61,7 +138,9 @@ def _one(
     if (found := store.find(stage.kind, stage.key)) is not None:
         return Outcome("cached", found)
     inputs = {role: outcome.artifact for role, outcome in needs.items() if outcome.artifact is not None}
-    with store.lock(stage.key, lambda: display.waiting(stage)):
+    with store.try_lock(stage.key) as ours:
+        if not ours:
+            return None
         if (found := store.find(stage.kind, stage.key)) is not None:  # another process has just made it
             return Outcome("cached", found)
         display.began(stage)

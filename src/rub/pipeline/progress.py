@@ -28,6 +28,7 @@ class Display:
         self._cost: dict[str, float] = defaultdict(float)
         self._began = self._stage_began = time.monotonic()
         self._total = self._done = 0
+        self._awaited = ""
 
     def __enter__(self) -> "Display":
         """Start the live display when the console is a terminal."""
@@ -69,8 +70,10 @@ class Display:
             self._live.reset(self._current, description=stage.label[:44], visible=True, note="")
 
     def waiting(self, stage: Stage) -> None:
-        """Note that another process is computing this stage."""
-        self._say(f"waiting for another process: {stage.label}")
+        """Note that all that is left is being computed by other processes; said once for each stage."""
+        if self._awaited != stage.key:
+            self._awaited = stage.key
+            self._say(f"waiting for another process: {stage.label}")
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Show the steps of the running stage, with its rate."""
@@ -81,7 +84,9 @@ class Display:
     def ended(self, stage: Stage, status: str, reason: str) -> None:
         """Note how a stage ended, and say so where there is no live display."""
         self._done += 1
-        self._left.pop(stage.key, None)
+        elsewhere = self._left.pop(stage.key, None) is not None and status == "cached"
+        if elsewhere and self._live is None:
+            self._say(f"[{self._done}/{self._total}] {stage.label} (by another process)")
         if status == "done":
             seconds = time.monotonic() - self._stage_began
             self._spent[stage.kind] += seconds

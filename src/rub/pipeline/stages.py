@@ -130,7 +130,9 @@ def device_name(device: str) -> str:
     model = "unknown processor"
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"cpu {model} x{torch.get_num_threads()}"
 

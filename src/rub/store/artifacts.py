@@ -45,7 +45,7 @@ class Artifact:
 
     Attributes:
         path: its directory.
-        manifest: kind, key, spec, inputs, files (name -> SHA-256), seconds, device, created, versions.
+        manifest: kind, key, spec, inputs, files (name -> SHA-256), seconds, device, created, versions, seal.
     """
 
     path: Path
@@ -130,6 +130,7 @@ class Store:
                 names = sorted(item.name for item in temporary.iterdir())
                 hashes = {name: file_sha256(temporary / name) for name in names}
                 manifest = {"kind": kind, "key": key, **facts, "files": hashes}
+                manifest["seal"] = seal(manifest)
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
                 for name in [*names, MANIFEST]:
                     _sync(temporary / name)
@@ -144,8 +145,8 @@ class Store:
         return artifact
 
     @contextmanager
-    def lock(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of a key; `waiting` is called once if another process holds it now."""
+    def try_lock(self, key: str) -> Iterator[bool]:
+        """Hold the lock of a key, or give False where another process holds it; a dead process holds none."""
         with _disk_errors(self.root):
             folder = self.root / "locks"
             folder.mkdir(exist_ok=True)
@@ -153,10 +154,10 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            waiting()
-            lock.acquire()
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             lock.release()
 
@@ -168,9 +169,9 @@ class Store:
 
 
 def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the names of files that are missing, changed, or that the manifest does not list."""
+    """Return the names of files that are missing, changed, or that the manifest does not list; itself included."""
     listed = manifest.get("files")
-    if not isinstance(listed, dict):
+    if not isinstance(listed, dict) or manifest.get("seal", seal(manifest)) != seal(manifest):
         return [MANIFEST]
     present = {item.name for item in path.iterdir() if not item.is_symlink() and item.is_file()} - {MANIFEST}
     bad = set(listed) ^ present
@@ -178,10 +179,15 @@ def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
     return sorted(bad)
 
 
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all of a manifest but its own ``seal``."""
+    return sha256(canonical({name: value for name, value in manifest.items() if name != "seal"})).hexdigest()
+
+
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 
@@ -198,13 +204,23 @@ def _sync(path: Path) -> None:
 def _disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except RubError:
+        raise
+    except Exception as error:
+        if _is_full(error):
             free = shutil.disk_usage(root).free // 2**20
             raise RubError(
                 f"store {root}: the disk is full ({free} MiB free); free some space or give another with --store;"
                 " finished stages are kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RubError(f"store {root}: cannot be written ({error.strerror}); give another with --store") from error
         raise
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether a write failed for lack of space; the libraries that write arrays drop the error number."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    numpy_says = isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)) is not None
+    return numpy_says or "No space left on device" in str(error)

@@ -1,0 +1,150 @@
+"""A `Table` as rich text for the terminal, Markdown, LaTeX (booktabs), and CSV with the raw numbers."""
+
+import csv
+import io
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rub.report.table import Column, Row, Table
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--",
+}  # fmt: skip
+_MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "} | {c: "\\" + c for c in "\\|`*_[]#"}
+
+
+def to_rich(table: Table) -> "RichTable":
+    """Return the table for a terminal: parts of a cell below each other, controls in brackets above a line.
+
+    Example:
+        >>> from rub.report.table import Table
+        >>> to_rich(Table("empty", "Empty", (), (), ())).row_count
+        0
+    """
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left", box=box.HORIZONTALS, show_edge=False, padding=0,
+        caption=Text("\n".join(table.notes)), caption_justify="left", caption_style="dim",
+    )  # fmt: skip
+    made.add_column("\nmethod", min_width=table.label_width, max_width=table.label_width, overflow="fold")
+    for column, width in zip(table.columns, table.widths, strict=True):
+        header = Text(f"{column.group}\n{column.title}")
+        made.add_column(header, min_width=width, no_wrap=True, justify="right")
+    last_control = sum(row.control for row in table.rows) - 1
+    for index, row in enumerate(table.rows):
+        label = Text(f"[{row.label}]" if row.control else row.label, style="italic" if row.control else "")
+        cells = [Text("\n").join(_styled(cell.parts)) for cell in row.cells]
+        made.add_row(label, *cells, end_section=index == last_control)
+    return made
+
+
+def to_markdown(table: Table) -> str:
+    """Return a GitHub table with its title and notes; every text is escaped.
+
+    Example:
+        >>> from rub.report.table import Table
+        >>> to_markdown(Table("t", "a|b", (), (), ()))
+        '### a\\\\|b\\n\\n| method |\\n|:---|\\n'
+    """
+    heads = ["method", *(" ".join(part for part in (c.group, c.title) if part) for c in table.columns)]
+    lines = [f"### {_markdown(table.title)}", ""]
+    lines += [_line(heads), "|:---|" + "---:|" * len(table.columns)]
+    for row in table.rows:
+        lines.append(_line([f"[{row.label}]" if row.control else row.label, *(cell.text for cell in row.cells)]))
+    if table.notes:
+        lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    r"""Return a ``table`` environment for booktabs, title as caption, notes below; every text is escaped.
+
+    Example:
+        >>> from rub.report.table import Table
+        >>> r"\caption{50\% \& more}" in to_latex(Table("t", "50% & more", (), (), ()))
+        True
+    """
+    spans = list(_groups(table.columns))
+    upper = " & ".join(["", *(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, _, n in spans)])
+    rules = "".join(rf"\cmidrule(lr){{{first + 2}-{first + n + 1}}}" for name, first, n in spans if name)
+    lower = " & ".join(["method", *(_latex(column.title) for column in table.columns)])
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf"{upper} \\", rules, rf"{lower} \\",
+        r"\midrule",
+    ]  # fmt: skip
+    for row, following in zip(table.rows, (*table.rows[1:], None), strict=True):
+        lines.append(" & ".join([_latex_label(row), *(_latex(cell.text) for cell in row.cells)]) + r" \\")
+        if row.control and following is not None and not following.control:
+            lines.append(r"\midrule")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par {{\footnotesize {_latex(note)}}}" for note in table.notes]
+    return "\n".join([line for line in lines if line] + [r"\end{table}", ""])
+
+
+def to_csv(table: Table) -> str:
+    """Return one line per cell with its raw numbers, in the column's unit: value, low, high, paper.
+
+    Example:
+        >>> from rub.report.table import Table
+        >>> to_csv(Table("t", "empty", (), (), ()))
+        'method,control,group,column,unit,value,low,high,paper,text,note\\n'
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("method", "control", "group", "column", "unit", "value", "low", "high", "paper", "text", "note"))
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            unit = "text" if column.place is None else "percent" if column.percent else "fraction"
+            numbers = (
+                "" if number is None else repr(number) for number in (cell.value, cell.low, cell.high, cell.paper)
+            )
+            texts = (_no_formula(text) for text in (column.group, column.name, unit))
+            writer.writerow((_no_formula(row.label), int(row.control), *texts, *numbers, cell.text, cell.note))
+    return out.getvalue()
+
+
+def _styled(parts: tuple[str, ...]) -> Iterator["Text"]:
+    from rich.text import Text
+
+    for index, part in enumerate(parts):
+        yield Text(part, style="bold red" if part.startswith("failed") else "dim" if index else "")
+
+
+def _groups(columns: tuple[Column, ...]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, first position, length) of each run of columns under one upper header."""
+    first = 0
+    for name, members in groupby(columns, key=lambda column: column.group):
+        length = len(list(members))
+        yield name, first, length
+        first += length
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    return "".join(_MARKDOWN.get(char, char) for char in text)
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def _latex_label(row: Row) -> str:
+    return rf"\textit{{{_latex(row.label)}}}" if row.control else _latex(row.label)
+
+
+def _no_formula(text: str) -> str:
+    """Return text that a spreadsheet will not run as a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
