@@ -7,7 +7,7 @@ OUT ?= rub-out
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	$(BIN)/rub run quick --out $(OUT)
+	$(BIN)/rub run quick --workers 2 --out $(OUT)
 	@echo "The page: $(OUT)/report/index.html"
 
 test: $(VENV)/.tested

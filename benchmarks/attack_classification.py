@@ -156,11 +156,9 @@ def compare(mode: str, share: float, original: nn.Module, images: Tensor, args: 
     goal = {"early": 5.0, "late": 1.5}[mode]
     gap = max(abs(ua["rub"] - ua[name]) for name in PEERS)
     good = rate["rub"] >= goal * fastest and gap <= 0.5
-    print(
-        f"{mode:5s} ratio to the fastest peer {rate['rub'] / fastest:.2f} (goal {goal}), UA gap {gap:.2f} points (goal 0.5):",
-        end=" ",
-    )
-    print("holds" if good else "DOES NOT HOLD", flush=True)
+    verdict = "holds" if good else "DOES NOT HOLD"
+    ratio = rate["rub"] / fastest
+    print(f"{mode:5s} ratio to the fastest peer {ratio:.2f} (goal {goal}), UA gap {gap:.2f} (goal 0.5): {verdict}")
     return good
 
 
@@ -215,13 +213,11 @@ def main() -> int:
     images, labels = load(args)
     original = fit(images, labels, args.train_steps)
     forget = images[labels == FORGOTTEN][: args.images]
-    print(
-        f"{len(forget)} images, eps {args.levels}/255, {args.steps} steps, {torch.get_num_threads()} threads; original UA",
-        end=" ",
-    )
-    print(f"{accuracy(original, to_unit(forget), torch.full((len(forget),), FORGOTTEN)):.1f}", flush=True)
-    modes = {"early": 0.1, "late": 0.0}
-    return 0 if all([compare(mode, share, original, forget, args) for mode, share in modes.items()]) else 1
+    clean = accuracy(original, to_unit(forget), torch.full((len(forget),), FORGOTTEN))
+    setting = f"{len(forget)} images, eps {args.levels}/255, {args.steps} steps, {torch.get_num_threads()} threads"
+    print(f"{setting}; the original's UA {clean:.1f}", flush=True)
+    results = [compare(mode, share, original, forget, args) for mode, share in (("early", 0.1), ("late", 0.0))]
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def run(
             ``report/index.html``, ``suite.yaml``.
         runtime: from `make_runtime`.
         engine: ``"inline"``: stages one after the other.
-        workers: processes that share the work through the store; on a CPU as many as cores is fastest for small networks.
+        workers: processes that share the work through the store; as many as cores is fastest for small networks.
         plugins: files that `load_plugin` has read, for the other workers to read.
         display: shows progress; silent when None.
         command: what the user typed, for "how to reproduce".

@@ -31,8 +31,8 @@ SET = Annotated[list[str] | None, typer.Option("--set", help="path=value, such a
 TASK = Annotated[str | None, typer.Option(help="Only the experiments of this task.")]
 METHODS = Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")]
 SEEDS = Annotated[int | None, typer.Option(min=1, help="Number of unlearning seeds.")]
-STORE = Annotated[Path | None, typer.Option(help="Where stages are kept [default: $RUB_STORE, else the user cache].")]
-DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts [default: $RUB_DATA, else the hub].")]
+STORE = Annotated[Path | None, typer.Option(help="Where stages are kept; $RUB_STORE, or the user cache, otherwise.")]
+DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts; $RUB_DATA, or the hub, otherwise.")]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
 PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
@@ -189,6 +189,10 @@ def audit_classification(
     stem: Annotated[str, typer.Option(help="cifar, imagenet or half.")] = "cifar",
     width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean that inputs were normalised with [default: the data's].")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.247,0.243,0.262.")] = None,
     protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-paper-1",
     samples: Annotated[int, typer.Option(min=10, help="Forget images to attack (half as many controls).")] = 256,
     store: STORE = None,
@@ -203,19 +207,21 @@ def audit_classification(
     from rub.pipeline.progress import Display
 
     screen = console()
-    try:
-        classes = tuple(int(part) for part in forget_classes.split(","))
-    except ValueError:
-        raise RubError(f"--forget-classes {forget_classes}: should be class numbers, such as 0,3") from None
     report = api.audit(
         "classification",
         original=original,
         unlearned=unlearned,
         retrained=retrained,
-        model={"arch": arch, "stem": stem, "width": width},
+        model={
+            "arch": arch,
+            "stem": stem,
+            "width": width,
+            "mean": _numbers("--mean", mean),
+            "std": _numbers("--std", std),
+        },
         data=data,
         size=size,
-        forget_classes=classes,
+        forget_classes=tuple(int(part) for part in _numbers("--forget-classes", forget_classes) or ()),
         protocol=protocol,
         samples=samples,
         store=store,
@@ -244,8 +250,16 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of the command line library has one
             raise
-        code = _complain(error.format_message())
+        message = error.format_message()
+        code = _complain(message) if message else 2  # without a message, the help has just been shown
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RubError(f"{option} {text}: should be numbers with commas between them, such as 0,3") from None
 
 
 def _complain(message: str) -> int:
@@ -271,8 +285,11 @@ def _suite(
 
 def _listing(what: str, task: str | None) -> list[dict[str, Any]]:
     from rub.errors import unknown
-    from rub.registry import KINDS
+    from rub.registry import KINDS, TASKS
 
+    tasks = [entry.name for entry in TASKS.entries()]
+    if task is not None and task not in tasks:
+        raise unknown("task", task, tasks)
     if what == "suites":
         from rub.specs import suite_names
 
@@ -289,7 +306,7 @@ def _listing(what: str, task: str | None) -> list[dict[str, Any]]:
             for item in METRICS_DECLARED
         ]
     if what not in KINDS:
-        raise unknown("list", what, [*KINDS, "suites", "protocols", "metrics"])
+        raise unknown("list", what, [*KINDS, "suites", "protocols"])
     return [
         {
             "name": entry.name,

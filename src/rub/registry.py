@@ -68,9 +68,13 @@ class Registry(Generic[T]):
     """Named components of one kind, keyed by (task, name)."""
 
     def __init__(self, kind: str) -> None:
-        """Make an empty registry; `kind` is the singular noun used in messages, such as ``"method"``."""
+        """Hold what ships with RUB of this `kind`, the singular noun used in messages, such as ``"method"``."""
         self.kind = kind
-        self._entries: dict[tuple[str, str], Entry[T]] = {}
+        self._entries: dict[tuple[str, str], Entry[T]] = {
+            (task, name): Entry(name, task, summary, target, "rub")
+            for task, names in CATALOG.get(kind, {}).items()
+            for name, (target, summary) in names.items()
+        }
         self._scanned = False
 
     def add(self, entry: Entry[T]) -> None:
@@ -101,19 +105,23 @@ class Registry(Generic[T]):
         return entry.task == task and self._entries.get((entry.task, entry.name)) is entry
 
     def _scan(self) -> None:
-        """Fill in what ships with RUB, and load the entry-point group ``rub.<kind>s``, whose decorators register."""
+        """Load the entry-point group ``rub.<kind>s``, whose decorators register.
+
+        Raises:
+            RubError: an installed package cannot be imported; it is named.
+        """
         if not self._scanned:
             self._scanned = True
-            shipped = [
-                Entry[T](name, task, summary, target, "rub")
-                for task, names in CATALOG.get(self.kind, {}).items()
-                for name, (target, summary) in names.items()
-            ]
-            # What is already registered (its module was imported first) keeps its card and takes its place in order.
-            ordered = {(entry.task, entry.name): entry for entry in shipped}
-            self._entries = ordered | self._entries
             for point in entry_points(group=f"rub.{self.kind}s"):
-                point.load()
+                try:
+                    point.load()
+                except Exception as error:
+                    if isinstance(error, RubError):
+                        raise
+                    raise RubError(
+                        f"plug-in {point.name} = {point.value} (entry point {point.group}): {type(error).__name__}:"
+                        f" {error}; mend or uninstall its package"
+                    ) from error
 
 
 def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:

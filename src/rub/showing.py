@@ -63,17 +63,25 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
             yield f"  [b]{title}[/b]  {escape(text)}"
     yield "  [b]hyperparameters[/b]"
     for name, field in hyperparameters(entry.load()).model_fields.items():
-        limits = ", ".join(str(part) for part in field.metadata)
-        kind_name = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
+        limits = ", ".join(_limit(part) for part in field.metadata)
+        hint = field.annotation
+        type_name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         source = card.defaults.get(name, "")
         default = "required" if field.is_required() else f"= {field.default!r}"
-        yield escape(f"    {name}: {kind_name}{f' ({limits})' if limits else ''} {default}") + (
+        yield escape(f"    {name}: {type_name}{f' ({limits})' if limits else ''} {default}") + (
             f"  [dim]{escape(source)}[/dim]" if source else ""
         )
     if card.differences:
         yield "  [b]differences from upstream[/b]"
         yield from (f"    - {escape(line)}" for line in card.differences)
     yield f"  [b]defined by[/b]  {escape(entry.origin)}, version {card.version}"
+
+
+def _limit(constraint: Any) -> str:
+    """Return a pydantic constraint as ``>= 0``."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
+    found = [f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name)]
+    return found[0] if found else str(constraint)
 
 
 def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:

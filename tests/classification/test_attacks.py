@@ -204,11 +204,11 @@ def test_a_larger_budget_starts_from_the_smaller_one(images, target):
         assert (large.loss <= small.loss + 1e-6)[(small.step >= 0) == (large.step >= 0)].all()
 
 
-def test_adaptive_steps_reach_what_fixed_steps_reach(images, target):
-    budget = Budget(4)
-    fixed = run_attack(uma, {"steps": 30, "finish_below": 0.0}, target, images, budget, context())
-    adaptive = run_attack(uma_apgd, {"steps": 30}, target, images, budget, context())
-    assert adaptive.loss.mean() <= fixed.loss.mean() + 0.01 * (target.reference.std() + fixed.loss.mean())
+@pytest.mark.parametrize("levels", [4, 16])
+def test_adaptive_steps_reach_what_fixed_steps_reach(levels, images, target):
+    fixed = run_attack(uma, {"steps": 30}, target, images, Budget(levels), context())
+    adaptive = run_attack(uma_apgd, {"steps": 30}, target, images, Budget(levels), context())
+    assert adaptive.loss.mean() <= fixed.loss.mean() + 1e-4
     assert (adaptive.step >= 0).sum() >= (fixed.step >= 0).sum()
 
 
@@ -242,17 +242,16 @@ def test_the_fast_search_finds_what_the_exact_one_finds():
     freeze(model)
     labels = model(to_unit(images)).argsort(1, descending=True)[:, 1]
     made = make_target(model, model, images, labels, 30, torch.device("cpu"))
-    aim = replace(made, reference=4.0 * F.one_hot(labels, 5))
+    aim = replace(made, reference=4.0 * F.one_hot(labels, 5), features=made.features.roll(1, 0))
     for divergence in ("kl", "features-l2"):
-        parameters = {"steps": 6, "divergence": divergence}
+        parameters = {"steps": 15, "divergence": divergence}
         both = [
             run_attack(uma, parameters, aim, images, Budget(3), context(ids=torch.arange(30), fast=fast))
             for fast in (False, True)
         ]
-        assert ((both[0].step >= 0) != (both[1].step >= 0)).sum() <= 1
+        assert abs((both[0].step >= 0).sum() - (both[1].step >= 0).sum()) <= 1
         assert abs(both[0].loss.mean() - both[1].loss.mean()) <= 0.03 * both[0].loss.mean() + 1e-3
         assert torch.equal(both[1].step >= 0, recovered(aim, both[1].images))
-    assert (both[0].step >= 0).any() or (both[1].step < 0).any()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

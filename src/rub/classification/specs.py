@@ -31,6 +31,9 @@ class ModelSpec(Frozen):
     stem: Literal["cifar", "imagenet", "half"] = "cifar"
     width: int | None = Field(None, ge=1, le=1024)
     """Channels of the first stage; the architecture's own when left out."""
+    mean: tuple[float, ...] | None = None
+    """Per-channel mean of the normalisation inside the network, in [0, 1]; the data set's when left out."""
+    std: tuple[float, ...] | None = None
 
 
 class TrainingSpec(Frozen):

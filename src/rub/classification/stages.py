@@ -222,8 +222,8 @@ def _network(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> nn.Module:
         channels=bundle.train.images.shape[1],
         stem=spec["stem"],
         width=spec["width"],
-        mean=bundle.mean,
-        std=bundle.std,
+        mean=spec["mean"] or bundle.mean,
+        std=spec["std"] or bundle.std,
         seed=seed,
     )
 

@@ -1,11 +1,12 @@
 """Data sets from the Hugging Face hub, with a short limit on how long an offline machine is kept waiting."""
 
-import os
-import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from http.client import HTTPException
+from threading import Event, Thread
 from typing import Any
-from urllib.parse import urlparse
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -47,55 +48,58 @@ def revision(name: str, where: str, seconds: float = 15) -> str:
 
 def _load(source: str, where: str, seconds: float) -> Any:
     offline = not _reachable(seconds / 3)
-    before = os.environ.get("HF_HUB_OFFLINE")
-    if offline:  # only what is cached: nothing is asked of a network that is not there
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     import datasets
+
+    with _cached_only() if offline else nullcontext():
+        try:
+            return datasets.load_dataset(source)
+        except Exception as error:
+            state = "is not cached and the hub is not reachable" if offline else f"failed ({type(error).__name__})"
+            raise RubError(f"{where} {source} {state}") from None
+
+
+@contextmanager
+def _cached_only() -> Iterator[None]:
+    """Let the hub's libraries look in their cache alone: nothing is asked of a network that is not there."""
     import datasets.config
     import huggingface_hub.constants
 
-    if offline:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
+    modules = (huggingface_hub.constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
     try:
-        return datasets.load_dataset(source)
-    except Exception as error:
-        state = "is not cached and the hub is not reachable" if offline else f"failed ({type(error).__name__})"
-        raise RubError(f"{where} {source} {state}") from None
+        yield
     finally:
-        if offline and before is None:
-            del os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _reachable(seconds: float) -> bool:
-    """Return whether the hub's host takes a connection; a name look-up that hangs is cut off as well."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Return whether the hub answers, through a proxy where one is set; a name look-up that hangs is cut off too."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
         return False
-    address = urlparse(ENDPOINT)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    answered = Event()
 
-    def connect() -> bool:
+    def ask() -> None:
         try:
-            with socket.create_connection((address.hostname or "", port), timeout=seconds):
-                return True
-        except OSError:
-            return False
+            with urlopen(Request(ENDPOINT, method="HEAD"), timeout=seconds):  # noqa: S310 - the hub's own address
+                answered.set()
+        except HTTPError:
+            answered.set()
+        except (OSError, HTTPException, ValueError):
+            return
 
-    pool = ThreadPoolExecutor(1)
-    answer = pool.submit(connect)
-    deadline = time.monotonic() + seconds
-    while not answer.done() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    pool.shutdown(wait=False)
-    return answer.done() and answer.result()
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()
 
 
 def _samples(rows: Any, image: str, label: str) -> Samples:
     pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in rows[image]])
-    labels = torch.tensor(rows[label], dtype=torch.int64)
+    labels = torch.tensor(list(rows[label]), dtype=torch.int64)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return Samples(images, labels, torch.arange(len(labels)))

@@ -1,6 +1,5 @@
 """Readers of the layouts in which image data lies on disk; each returns (class names, train, test)."""
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from rub.errors import RubError
 from rub.images.samples import Samples, concatenate
-from rub.images.unpickle import load_arrays
+from rub.images.unpickle import load_arrays, text
 
 Read = tuple[tuple[str, ...], Samples, Samples]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
@@ -36,19 +35,16 @@ def read_digits() -> Read:
 
 def read_cifar10(folder: Path) -> Read:
     """Read ``cifar-10-batches-py/``."""
-    parts = [_cifar(folder / f"data_batch_{index}", "labels") for index in range(1, 6)]
     names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
-    return (
-        _texts(names, 10, folder / "batches.meta"),
-        _numbered(parts),
-        _numbered([_cifar(folder / "test_batch", "labels")]),
-    )
+    parts = [_cifar(folder / f"data_batch_{index}", "labels", 10) for index in range(1, 6)]
+    test = _cifar(folder / "test_batch", "labels", 10)
+    return _texts(names, 10, folder / "batches.meta"), _numbered(parts), test
 
 
 def read_cifar100(folder: Path) -> Read:
     """Read ``cifar-100-python/`` with its fine labels."""
     names = load_arrays(_present(folder / "meta")).get("fine_label_names", [])
-    train, test = (_numbered([_cifar(folder / name, "fine_labels")]) for name in ("train", "test"))
+    train, test = (_cifar(folder / name, "fine_labels", 100) for name in ("train", "test"))
     return _texts(names, 100, folder / "meta"), train, test
 
 
@@ -58,10 +54,11 @@ def read_tiny_imagenet(folder: Path) -> Read:
     place = {wnid: index for index, wnid in enumerate(wnids)}
     train = [(item, place[wnid]) for wnid in wnids for item in _pictures(folder / "train" / wnid / "images")]
     test = []
-    for line in _present(folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
-        name, wnid, *_ = line.split("\t")
+    annotations = _present(folder / "val" / "val_annotations.txt")
+    for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, wnid = (*line.split("\t"), "")[:2]
         if wnid not in place or Path(name).name != name:
-            raise RubError(f"{folder / 'val' / 'val_annotations.txt'}: '{name} {wnid}' is no image of a known class")
+            raise RubError(f"{annotations}: '{line[:40]}' names no image of a class of wnids.txt; copy the file again")
         test.append((folder / "val" / "images" / name, place[wnid]))
     return tuple(wnids), _decode(train, 64), _decode(sorted(test), 64)
 
@@ -77,8 +74,11 @@ def read_folder(folder: Path, size: int | None) -> Read:
     """Read an image folder: ``train/<class>/*`` with ``test/`` or ``val/``, or ``<class>/*`` split by file name.
 
     Raises:
-        RubError: no class folders, an unreadable image, or images of different sizes without `size`.
+        RubError: no class folders, other classes in test than in train, an unreadable image, or images of different
+            sizes without `size`.
     """
+    if not folder.is_dir():
+        raise RubError(f"{folder}: not a folder; should hold <class>/* or train/<class>/*")
     base = folder / "train" if (folder / "train").is_dir() else folder
     classes = sorted(item.name for item in base.iterdir() if item.is_dir())
     if len(classes) < 2:
@@ -86,10 +86,15 @@ def read_folder(folder: Path, size: int | None) -> Read:
     listed = [(item, label) for label, name in enumerate(classes) for item in _pictures(base / name)]
     held = next((folder / name for name in ("test", "val") if base != folder and (folder / name).is_dir()), None)
     if held is not None:
+        if strangers := sorted({item.name for item in held.iterdir() if item.is_dir()} - set(classes)):
+            raise RubError(f"{held / strangers[0]}: no such class in {base}; both should hold the same classes")
         unseen = [(item, label) for label, name in enumerate(classes) for item in _pictures(held / name)]
-    else:  # a hash of the name decides, so that adding an image moves no other
-        unseen = [pair for pair in listed if _name_hash(pair[0], base) % TEST_SHARE == 0]
-        listed = [pair for pair in listed if _name_hash(pair[0], base) % TEST_SHARE != 0]
+    else:
+        chosen = _test_share(listed, base)
+        unseen = [pair for pair in listed if pair[0] in chosen]
+        listed = [pair for pair in listed if pair[0] not in chosen]
+    if not listed or not unseen:
+        raise RubError(f"{folder}: no images for {'testing' if listed else 'training'}; each class should hold some")
     return tuple(classes), _decode(listed, size), _decode(unseen, size)
 
 
@@ -102,10 +107,9 @@ def read_npz(path: Path) -> Read:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise RubError(
-            f"{path}: not a usable .npz ({error}); needs x_train, y_train, x_test, y_test, no objects"
-        ) from None
+    except Exception as error:  # damaged bytes fail in any way: BadZipFile, zlib.error, ValueError, TypeError...
+        reason = " ".join(str(error).split())
+        raise RubError(f"{path}: not a usable .npz ({reason}); needs x_train, y_train, x_test, y_test") from None
     parts = []
     for name in ("train", "test"):
         images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
@@ -118,7 +122,11 @@ def read_npz(path: Path) -> Read:
         images = images[:, None] if images.ndim == 3 else images
         channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images
+        if images.shape[1] not in (1, 3):
+            raise RubError(f"{path}: x_{name} should have 1 or 3 channels, got the shape {arrays[f'x_{name}'].shape}")
         parts.append(_samples(images, labels, np.arange(len(labels))))
+    if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
+        raise RubError(f"{path}: x_train and x_test should hold images of one shape")
     count = int(max(part.labels.max() for part in parts)) + 1
     return tuple(str(index) for index in range(count)), parts[0], parts[1]
 
@@ -142,21 +150,21 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _cifar(path: Path, key: str) -> Samples:
+def _cifar(path: Path, key: str, classes: int) -> Samples:
     batch = load_arrays(_present(path))
     pixels, labels = batch.get("data"), batch.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         found = getattr(pixels, "shape", type(pixels).__name__)
         raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {found}; copy the file again")
-    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(label) is int for label in labels):
-        raise RubError(f"{path}: '{key}' should list {len(pixels)} class numbers; copy the file again")
+    if not isinstance(labels, list) or len(labels) != len(pixels) or not set(labels) <= set(range(classes)):
+        raise RubError(f"{path}: '{key}' should list {len(pixels)} numbers below {classes}; copy the file again")
     return _samples(pixels.reshape(-1, 3, 32, 32), np.array(labels), np.arange(len(labels)))
 
 
 def _texts(names: object, count: int, path: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or len(names) != count:
         raise RubError(f"{path}: should list {count} class names; copy the file again")
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    return tuple(text(name) for name in names)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -165,13 +173,19 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
 
 
-def _name_hash(path: Path, base: Path) -> int:
-    return int.from_bytes(sha256(path.relative_to(base).as_posix().encode()).digest()[:8], "big")
+def _test_share(listed: Sequence[tuple[Path, int]], base: Path) -> set[Path]:
+    """Return a fifth of the images of each class: those whose relative names have the smallest SHA-256."""
+    by_class: dict[int, list[Path]] = {}
+    for item, label in listed:
+        by_class.setdefault(label, []).append(item)
+    chosen: set[Path] = set()
+    for items in by_class.values():
+        items.sort(key=lambda item: sha256(item.relative_to(base).as_posix().encode()).digest())
+        chosen.update(items[: -(-len(items) // TEST_SHARE) if len(items) > 1 else 0])
+    return chosen
 
 
 def _decode(listed: Sequence[tuple[Path, int]], size: int | None) -> Samples:
-    if not listed:
-        raise RubError("image folder: no images for training or testing; every class folder should hold some")
     images = np.stack([_picture(path, size) for path, _ in listed]) if size else _same_size(listed)
     labels = np.array([label for _, label in listed])
     return _samples(images.transpose(0, 3, 1, 2), labels, np.arange(len(labels)))

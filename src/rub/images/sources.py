@@ -67,7 +67,8 @@ def load_images(
         offline_seconds: after this long without the hub, give up.
 
     Raises:
-        RubError: an unknown name, data that is in neither place, or a damaged file, which is named.
+        RubError: an unknown name, data that is in neither place, a damaged file, which is named, or a `size` for
+            what is not a folder.
 
     Example:
         >>> digits = load_images("digits", None)
@@ -76,6 +77,8 @@ def load_images(
     """
     if name not in NAMES:
         raise unknown("dataset", name, NAMES)
+    if size is not None and name != "folder":
+        raise RubError(f"dataset '{name}': dataset.size resizes image folders only; leave it out")
     if name == "digits":
         classes, train, test = readers.read_digits()
     elif name == "npz":

@@ -42,4 +42,9 @@ def load_arrays(path: Path) -> dict[str, Any]:
         raise RubError(f"{path}: damaged ({type(error).__name__}); copy the file again") from None
     if not isinstance(loaded, dict):
         raise RubError(f"{path}: holds a {type(loaded).__name__}, not a CIFAR batch")
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}
+    return {text(key): value for key, value in loaded.items()}
+
+
+def text(value: object) -> str:
+    """Return what Python 2 pickled as bytes, and Python 3 as text, as text."""
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)

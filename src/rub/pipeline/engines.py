@@ -70,7 +70,12 @@ def run_inline(
 
 @contextmanager
 def helpers(
-    count: int, stages: Sequence[Stage], tasks: Mapping[str, Task], store: Store, runtime: Runtime, plugins: Sequence[Path]
+    count: int,
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    plugins: Sequence[Path],
 ) -> Iterator[None]:
     """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
 
@@ -132,24 +137,27 @@ def _one(
     if any(need.key not in outcomes for need in stage.inputs.values()):
         return None
     needs = {role: outcomes[need.key] for role, need in stage.inputs.items()}
-    broken = next((outcome for outcome in needs.values() if outcome.artifact is None), None)
-    if broken is not None:
-        return Outcome("blocked", reason=broken.reason)
+    inputs = {role: outcome.artifact for role, outcome in needs.items() if outcome.artifact is not None}
+    if len(inputs) < len(needs):
+        return Outcome("blocked", reason=next(outcome.reason for outcome in needs.values() if outcome.artifact is None))
     if (found := store.find(stage.kind, stage.key)) is not None:
         return Outcome("cached", found)
-    inputs = {role: outcome.artifact for role, outcome in needs.items() if outcome.artifact is not None}
     with store.try_lock(stage.key) as ours:
         if not ours:
             return None
         if (found := store.find(stage.kind, stage.key)) is not None:  # another process has just made it
             return Outcome("cached", found)
         display.began(stage)
-        try:
-            return Outcome("done", compute(stage, task, inputs, store, replace(runtime, progress=display.step)))
-        except RubError:
-            raise
-        except Diverged as error:
-            return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
-        except Exception as error:
-            line = str(error).strip().split("\n")[0]
-            return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line}")
+        return _attempt(stage, task, inputs, store, replace(runtime, progress=display.step))
+
+
+def _attempt(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Outcome:
+    try:
+        return Outcome("done", compute(stage, task, inputs, store, runtime))
+    except RubError:
+        raise
+    except Diverged as error:
+        return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
+    except Exception as error:
+        line = str(error).strip().split("\n")[0]
+        return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line}")

@@ -122,3 +122,13 @@ def printable(text: str) -> str:
         'a?[2Jb'
     """
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def slug(text: str) -> str:
+    """Return text fit for a file name on every system: lower case, letters, digits and dashes.
+
+    Example:
+        >>> slug("CIFAR 10/<b>")
+        'cifar-10--b'
+    """
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower()).strip("-") or "unnamed"

@@ -9,32 +9,31 @@ from typing import TYPE_CHECKING
 from rub.report.table import Column, Row, Table
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group as RichGroup
+    from rich.text import Text
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--",
+    "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "[": "{[}", "*": "{*}",
 }  # fmt: skip
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "} | {c: "\\" + c for c in "\\|`*_[]#"}
 
 
-def to_rich(table: Table) -> "RichTable":
-    """Return the table for a terminal: parts of a cell below each other, controls in brackets above a line.
+def to_rich(table: Table) -> "RichGroup":
+    """Return title, table and notes for a terminal: parts of a cell below each other, controls in brackets on top.
 
     Example:
         >>> from rub.report.table import Table
-        >>> to_rich(Table("empty", "Empty", (), (), ())).row_count
-        0
+        >>> to_rich(Table("empty", "Empty", (), (), ("a note",))).renderables[0].plain
+        'Empty'
     """
     from rich import box
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(
-        title=Text(table.title, style="bold"), title_justify="left", box=box.HORIZONTALS, show_edge=False, padding=0,
-        caption=Text("\n".join(table.notes)), caption_justify="left", caption_style="dim",
-    )  # fmt: skip
+    made = RichTable(box=box.HORIZONTALS, show_edge=False, padding=0)
     made.add_column("\nmethod", min_width=table.label_width, max_width=table.label_width, overflow="fold")
     for column, width in zip(table.columns, table.widths, strict=True):
         header = Text(f"{column.group}\n{column.title}")
@@ -44,7 +43,7 @@ def to_rich(table: Table) -> "RichTable":
         label = Text(f"[{row.label}]" if row.control else row.label, style="italic" if row.control else "")
         cells = [Text("\n").join(_styled(cell.parts)) for cell in row.cells]
         made.add_row(label, *cells, end_section=index == last_control)
-    return made
+    return Group(Text(table.title, style="bold"), made, Text("\n".join(table.notes) + "\n", style="dim"))
 
 
 def to_markdown(table: Table) -> str:

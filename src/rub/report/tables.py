@@ -24,6 +24,7 @@ from rub.report.grouping import (
     printable,
     row_order,
     seed_means,
+    slug,
 )
 from rub.report.table import Cell, Column, Row, Table, fitting
 from rub.statistics import tie_groups
@@ -168,7 +169,7 @@ def _filled(
         Row(printable(method), method in CONTROL_ROWS, tuple(_cell(board, method, column, paper) for column in kept))
         for method in row_order(record.method for record in records)
     )
-    name = "".join(char if char.isalnum() else "-" for char in f"{kind}-{group.experiment or group.dataset}".lower())
+    name = slug(f"{kind}-{group.experiment or group.dataset}")
     used = {column.place for column in kept}
     behind = [record for (_, place), found in board.items() if place in used for record in found]
     return Table(name, title, kept, rows, tuple(_notes(kept, behind)))
@@ -259,7 +260,7 @@ def _seeds_note(records: Sequence[Record]) -> str:
     unlearn = {record.unlearn_seed for record in records if record.method not in CONTROL_ROWS}
     mia = {record.mia_seed for record in records if record.mia_seed is not None}
     count = max(len(unlearn), 1)
-    base = f"means over {count} unlearning seed{'s' * (count > 1)}" + (f" (MIA: x {len(mia)} MIA seeds)" if mia else "")
+    base = f"means over {count} unlearning seed{'s' * (count > 1)}" + (f" (MIA: x {len(mia)})" if mia else "")
     if count < 2:
         return f"{base}; one seed gives no interval"
     return (

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -147,12 +147,12 @@ class Store:
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:
         """Hold the lock of a key, or give False where another process holds it; a dead process holds none."""
-        with _disk_errors(self.root):
-            folder = self.root / "locks"
-            folder.mkdir(exist_ok=True)
+        folder = self.root / "locks"
         lock = FileLock(folder / f"{key}.lock")
         try:
-            lock.acquire(timeout=0)
+            with _disk_errors(self.root):
+                folder.mkdir(exist_ok=True)
+                lock.acquire(timeout=0)
         except Timeout:
             yield False
             return
@@ -163,15 +163,16 @@ class Store:
 
     def _set_aside(self, path: Path) -> None:
         aside = self.root / "damaged"
-        aside.mkdir(exist_ok=True)
-        target = Path(tempfile.mkdtemp(prefix=f"{path.name[:12]}-", dir=aside))
-        path.replace(target / path.name)
+        with _disk_errors(self.root), suppress(FileNotFoundError):  # another process may have just done the same
+            aside.mkdir(exist_ok=True)
+            target = Path(tempfile.mkdtemp(prefix=f"{path.name[:12]}-", dir=aside))
+            path.replace(target / path.name)
 
 
 def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the names of files that are missing, changed, or that the manifest does not list; itself included."""
+    """Return the names of files that are missing, changed, or that the manifest does not list."""
     listed = manifest.get("files")
-    if not isinstance(listed, dict) or manifest.get("seal", seal(manifest)) != seal(manifest):
+    if not isinstance(listed, dict):
         return [MANIFEST]
     present = {item.name for item in path.iterdir() if not item.is_symlink() and item.is_file()} - {MANIFEST}
     bad = set(listed) ^ present
@@ -185,11 +186,13 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest, or None where it is missing, no manifest, or changed since it was sealed."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        whole = isinstance(manifest, dict) and manifest.get("seal", seal(manifest)) == seal(manifest)
     except (OSError, ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    return manifest if whole else None
 
 
 def _sync(path: Path) -> None:
@@ -214,6 +217,8 @@ def _disk_errors(root: Path) -> Iterator[None]:
                 " finished stages are kept"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if error.filename is not None and not Path(error.filename).is_relative_to(root):
+                raise  # what cannot be touched is an input of the stage
             raise RubError(f"store {root}: cannot be written ({error.strerror}); give another with --store") from error
         raise
 
@@ -222,5 +227,4 @@ def _is_full(error: Exception) -> bool:
     """Return whether a write failed for lack of space; the libraries that write arrays drop the error number."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    numpy_says = isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)) is not None
-    return numpy_says or "No space left on device" in str(error)
+    return re.search(r"\d+ requested and \d+ written|No space left on device", str(error)) is not None

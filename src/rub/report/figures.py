@@ -1,0 +1,253 @@
+"""Figures from records and attack curves, as PNG (150 dpi) and SVG, readable in print and for the colour-blind.
+
+A method keeps its colour, marker and dash in every figure: seven colours (Okabe & Ito, with Tol's wine for yellow)
+solid, then the same seven dashed; controls are black and grey.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rub.catalog import CATALOG
+from rub.report.grouping import (
+    CONTROL_ROWS,
+    Board,
+    Group,
+    Place,
+    board_of,
+    budgets_of,
+    estimate,
+    grouped,
+    headline,
+    level,
+    printable,
+    row_order,
+    slug,
+)
+from rub.store.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CAPTIONS: Mapping[str, str] = {
+    "robustness": "Forgotten images recognised (UA) against the size of the search, mean and 95 % interval over "
+    "unlearning seeds. A robust method stays with the retrained model.",
+    "utility": "Accuracy on kept classes against robustness, 1 - UA after the attack at the largest budget. "
+    "Up and to the right is better; intervals are 95 % over unlearning seeds.",
+    "success": "Share of forget images recovered after each step of the search (uma): mean over seeds, band from the "
+    "lowest to the highest seed. A curve that still rises at its end (!) is a lower bound.",
+    "loss": "Mean distance between the unlearned model's output on the best probes so far and the original model's "
+    "output on the clean images, after each step of the search (uma).",
+}
+"""What each figure shows, by the first part of its file name."""
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+_BUDGET_COLOURS = ("#56B4E9", "#0072B2", "#D55E00")
+_MARKERS = "os^DvPX<>ph*d8"
+_CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "original": {"color": "#000000", "linestyle": "-", "marker": "D"},
+    "retrain": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
+    "retrained": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
+    "sham": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
+}
+_POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
+_TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "svg.hashsalt": "rub"}
+
+
+def classification_figures(records: Iterable[Record], curves: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Draw every figure of every group of records into a folder.
+
+    Args:
+        records: rows of any task; those of other tasks are left out.
+        curves: one mapping per searched model, attack, budget and split, with the fields of `Group`, ``method``,
+            ``unlearn_seed``, ``attack``, ``budget``, ``split``, ``success_curve``, ``loss_curve``, ``converged``.
+        folder: is made when it is not there.
+
+    Returns:
+        File names, PNG and SVG, in the order in which a page should show them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [curve for curve in curves if curve["attack"] == "uma" and curve["split"] == "forget"]
+    names: list[str] = []
+    for group, own in grouped(records).items():
+        budgets = budgets_of(own, "uma")
+        if not budgets:
+            continue
+        mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
+        figures = {"robustness": _robustness(own, budgets), "utility": _utility(own, budgets[-1])}
+        if mine:
+            figures["success"] = _steps(mine, "success_curve", headline(budgets))
+            figures["loss"] = _steps(mine, "loss_curve", headline(budgets))
+        for kind, figure in figures.items():
+            stem = _free(f"{kind}-{slug(group.experiment or group.dataset)}", names)
+            names += _save(figure, folder, stem)
+    return names
+
+
+def style(method: str) -> dict[str, Any]:
+    """Return a row's colour, marker and dash, the same in every figure.
+
+    Example:
+        >>> style("ft")["color"] != style("rl")["color"]
+        True
+    """
+    if method in _CONTROL_STYLES:
+        return dict(_CONTROL_STYLES[method])
+    known = list(CATALOG["method"]["classification"])
+    index = known.index(method) if method in known else len(known) + sum(method.encode())
+    dashed = index // len(_COLOURS) % 2
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": (0, (4, 1.5)) if dashed else "-",
+    }
+
+
+def _robustness(records: Sequence[Record], budgets: Sequence[str]) -> "Figure":
+    """Draw UA against eps, one line per row with its interval as a band; the legend is ordered like the line ends."""
+    board, steps = board_of(records), ["none", *budgets]
+    figure, axes = _canvas(6.8, 4.2)
+    figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
+    methods = row_order(record.method for record in records)
+    ends: dict[str, float] = {}
+    for place, method in enumerate(methods):
+        # Many rows lie on the same value, so each is moved a little sideways, the same at every budget.
+        aside = 0.5 * (place - (len(methods) - 1) / 2) / len(methods)
+        found = [(k + aside, _ua(board, method, budget)) for k, budget in enumerate(steps)]
+        points = [(x, interval) for x, interval in found if interval is not None]
+        if not points:
+            continue
+        x, y = [x for x, _ in points], [interval.mean for _, interval in points]
+        axes.plot(x, y, label=printable(method), **_look(method))
+        if all(interval.clusters > 1 for _, interval in points):
+            low, high = [i.low for _, i in points], [i.high for _, i in points]
+            axes.fill_between(x, low, high, color=style(method)["color"], alpha=0.12, linewidth=0)
+        ends[printable(method)] = y[-1]
+    axes.set_xticks(range(len(steps)), ["0", *budgets])
+    axes.set(xlabel=r"size of the search, $\|\delta\|_\infty$", ylabel="UA (%)", ylim=(-4, 104))
+    handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
+    _legend_beside(axes, handles)
+    return figure
+
+
+def _utility(records: Sequence[Record], budget: str) -> "Figure":
+    """Draw TA against 100 - UA at a budget, one point per row with both intervals."""
+    board = board_of(records)
+    figure, axes = _canvas(6.8, 4.2)
+    figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
+    for method in row_order(record.method for record in records):
+        utility = estimate(board.get((method, Place("ta", "test", "none", "none")), ()), 100)
+        attacked = _ua(board, method, budget)
+        if utility is None or attacked is None:
+            continue
+        at = (100 - attacked.mean, utility.mean)
+        axes.plot(*at, label=printable(method), **{**_look(method), "linestyle": "none", "markersize": 7})
+        x, y = (0 if math.isnan(interval.low) else interval.high - interval.mean for interval in (attacked, utility))
+        axes.errorbar(*at, xerr=x, yerr=y, ecolor=style(method)["color"], fmt="none", elinewidth=0.7, capsize=2)
+    axes.set(xlabel=f"robustness, 100 - UA after uma at {budget} (%)", ylabel="utility, TA (%)", xlim=(-4, 104))
+    _legend_beside(axes, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[str]) -> "Figure":
+    """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
+    methods = row_order(str(curve["method"]) for curve in curves)
+    across = min(4, len(methods))
+    down = math.ceil(len(methods) / across)
+    figure, grid = _canvas(1.75 * across + 0.6, 1.25 * down + 0.8, down, across)
+    height = 1.25 * down + 0.8
+    figure.subplots_adjust(
+        left=0.5 / (1.75 * across + 0.6),
+        right=0.98,
+        bottom=0.42 / height,
+        top=1 - 0.55 / height,
+        hspace=0.42,
+        wspace=0.1,
+    )
+    for axes, method in zip(grid.flat, methods, strict=False):
+        rows = [curve for curve in curves if curve["method"] == method and curve["budget"] in budgets]
+        for budget, colour in zip(budgets, _BUDGET_COLOURS[-len(budgets) :], strict=True):
+            _mean_and_range(axes, [row[field] for row in rows if row["budget"] == budget], colour, budget)
+        moving = any(not row["converged"] for row in rows)
+        name = f"[{printable(method)}]" if method in CONTROL_ROWS else printable(method)
+        axes.set_title(name + (" !" if moving else ""), pad=3)
+        if field == "loss_curve":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(-0.04, 1.04)
+    for axes in list(grid.flat)[len(methods) :]:
+        axes.set_visible(False)
+    label = "share recovered" if field == "success_curve" else "distance (log scale)"
+    figure.text(0.005, 0.5, label, rotation="vertical", va="center")
+    figure.text(0.5, 0.01, "steps of the search, restarts and runs one after another", ha="center")
+    handles = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="upper center", ncols=len(budgets), frameon=False, fontsize=7.5, columnspacing=1.2)
+    return figure
+
+
+def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str, label: str) -> None:
+    """Draw the mean of step curves and their range; a search that ended early keeps its last value."""
+    import numpy as np
+
+    length = max((len(curve) for curve in curves), default=0)
+    drawn = np.unique(np.linspace(0, max(length - 1, 0), _POINTS).astype(int))
+    if not length:
+        axes.plot([], [], color=colour, label=label)
+        return
+    values = np.array([[curve[min(k, len(curve) - 1)] for k in drawn] for curve in curves], dtype=float)
+    axes.plot(drawn, values.mean(axis=0), color=colour, label=label, linewidth=1.3)
+    if len(values) > 1:
+        axes.fill_between(drawn, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _ua(board: Board, method: str, budget: str) -> Any:
+    attack = "none" if budget == "none" else "uma"
+    return estimate(board.get((method, Place("ua", "forget", attack, budget)), ()), 100)
+
+
+def _look(method: str) -> dict[str, Any]:
+    """Return the plot arguments of a row; hollow markers keep points readable where they cover each other."""
+    control = method in CONTROL_ROWS
+    edges = {"markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 6 if control else 5}
+    return {**style(method), **edges, "linewidth": 1.6 if control else 1.1, "zorder": 2 if control else 3}
+
+
+def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tuple["Figure", Any]:
+    """Return a figure without pyplot, so that no global state is touched, and its axes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_TEXT):
+        figure = Figure(figsize=(width, height))
+        axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=down * across == 1)
+    for one in [axes] if down * across == 1 else axes.flat:
+        one.grid(visible=True, color="#dddddd", linewidth=0.5)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend_beside(axes: "Axes", handles: Sequence[Any]) -> None:
+    """Put the legend right of the axes, where no data can be."""
+    axes.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), frameon=False, labelspacing=0.35,
+        handlelength=3.2, borderaxespad=0, fontsize=7.5,
+    )  # fmt: skip
+
+
+def _save(figure: "Figure", folder: Path, stem: str) -> list[str]:
+    from matplotlib import rc_context
+
+    with rc_context(_TEXT):
+        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{stem}.png", dpi=150)
+    return [f"{stem}.svg", f"{stem}.png"]
+
+
+def _free(stem: str, taken: Sequence[str]) -> str:
+    """Return the stem, numbered when a figure has it already."""
+    number, free = 1, stem
+    while f"{free}.svg" in taken:
+        number, free = number + 1, f"{stem}-{number + 1}"
+    return free
