@@ -157,10 +157,14 @@ def list_(
 def show(
     name: Annotated[str, typer.Argument(help="A method, attack, metric, protocol or suite.")],
     task: TASK = None,
+    plugin: PLUGIN = None,
 ) -> None:
     """Show one component: paper, equation, defaults and their source, differences from upstream."""
+    from rub.registry import load_plugin
     from rub.showing import describe
 
+    for path in plugin or ():
+        load_plugin(path)
     for line in describe(name, task):
         console().print(line, highlight=False, soft_wrap=True)
 

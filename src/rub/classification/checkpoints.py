@@ -1,10 +1,13 @@
 """Weights on disk: safetensors of our own, and foreign checkpoints, read strictly and without running code."""
 
 import pickle
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -37,8 +40,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """
     state, normalisation = _canonical(_read(path), model)
     own = model.state_dict()
+    _check_keys(state, own, path)
+    for name, values in normalisation.items():
+        buffer: Tensor = getattr(model, name)
+        if values.numel() != buffer.numel():
+            raise RubError(f"checkpoint {path}: normalises {values.numel()} channels, but the model {buffer.numel()}")
+    model.load_state_dict({**own, **state})
+    for name, values in normalisation.items():
+        getattr(model, name).copy_(values.reshape(1, -1, 1, 1))
+
+
+def _check_keys(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
+    unexpected = sorted(name for name in state if name not in own)
     shapes = [
         f"{name} {tuple(state[name].shape)} (the model has {tuple(own[name].shape)})"
         for name in own
@@ -53,13 +67,6 @@ def load_weights(path: Path, model: nn.Module) -> None:
             f"checkpoint {path}: another architecture: keys {', '.join(faults)};"
             " check the architecture, its stem and width, and the number of classes"
         )
-    for name, values in normalisation.items():
-        buffer: Tensor = getattr(model, name)
-        if values.numel() != buffer.numel():
-            raise RubError(f"checkpoint {path}: normalises {values.numel()} channels, but the model {buffer.numel()}")
-    model.load_state_dict({**own, **state})
-    for name, values in normalisation.items():
-        getattr(model, name).copy_(values.reshape(1, -1, 1, 1))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -68,17 +75,36 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or _names_objects(path):
             raise RubError(
-                f"checkpoint {path}: holds pickled objects besides tensors, which could run code and are not loaded;"
-                " save model.state_dict() alone, or safetensors"
+                f"checkpoint {path}: holds pickled objects besides tensors (or a pickle protocol above torch's 2),"
+                " which could run code and are not loaded; save model.state_dict() alone, or safetensors"
             ) from None
         raise _damaged(path) from None
     except Exception:  # damaged bytes make the readers fail in any way: struct.error, IndexError, RuntimeError...
         raise _damaged(path) from None
     return _tensors(loaded, path)
+
+
+def _numpy_numbers() -> list[Any]:
+    """Return what rebuilds numpy's scalars and nothing else: Unlearn-Saliency saves such results beside its weights."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"{package}.multiarray.scalar") for package in ("numpy.core", "numpy._core")]
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool"))]
+
+
+def _names_objects(path: Path) -> bool:
+    """Return whether an intact file looks up functions or classes; its opcodes are listed here, not run."""
+    if zipfile.is_zipfile(path):
+        return True  # torch's own archive, whole, and yet not read as tensors
+    with path.open("rb") as stream:
+        try:
+            return any(code.name in {"GLOBAL", "STACK_GLOBAL", "INST"} for code, _, _ in pickletools.genops(stream))
+        except Exception:  # bytes that are no pickle fail in any way
+            return False
 
 
 def _damaged(path: Path) -> RubError:

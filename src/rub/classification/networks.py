@@ -191,7 +191,7 @@ def build_network(
         raise unknown("stem", stem, STEMS)
     kind, blocks = BLOCKS[arch]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every accelerator
         network = ResNet(
             kind,
             blocks,

@@ -79,7 +79,7 @@ def predict(
     """Return float32 logits (N, C) on the CPU, in eval mode and full precision.
 
     Args:
-        model: maps [0, 1] images to logits; its mode is restored afterwards.
+        model: maps [0, 1] images to logits; the mode of each of its modules is restored afterwards.
         samples: `Samples`, or uint8 images (N, C, H, W).
         batch_size: images per forward pass; does not change results beyond rounding.
         device: where the model lives.
@@ -104,12 +104,13 @@ def _map(
     device: torch.device | str,
 ) -> Tensor:
     images = samples.images if isinstance(samples, Samples) else samples
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()
     parts = []
     with torch.autocast(torch.device(device).type, enabled=False):
         for start in range(0, max(len(images), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
             x = to_unit(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
             parts.append(function(x).float().cpu())
-    model.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     return torch.cat(parts)

@@ -64,7 +64,7 @@ def _cached_only() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    modules = (huggingface_hub.constants, datasets.config)
+    modules: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
         module.HF_HUB_OFFLINE = True

@@ -14,6 +14,7 @@ from rub.images.unpickle import load_arrays, text
 
 Read = tuple[tuple[str, ...], Samples, Samples]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
+MOST_CLASSES = 1 << 16  # a label beyond is no class number, and its count of classes would fill the memory
 TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
 
 
@@ -50,7 +51,10 @@ def read_cifar100(folder: Path) -> Read:
 
 def read_tiny_imagenet(folder: Path) -> Read:
     """Read ``tiny-imagenet-200/``: classes in the order of ``wnids.txt``, the 50 val images per class for testing."""
-    wnids = _present(folder / "wnids.txt").read_text(encoding="utf-8").split()
+    listing = _present(folder / "wnids.txt")
+    wnids = listing.read_text(encoding="utf-8", errors="replace").split()
+    if not wnids or any(Path(wnid).name != wnid for wnid in wnids):
+        raise RubError(f"{listing}: should list the names of class folders, one per line; copy the file again")
     place = {wnid: index for index, wnid in enumerate(wnids)}
     train = [(item, place[wnid]) for wnid in wnids for item in _pictures(folder / "train" / wnid / "images")]
     test = []
@@ -60,6 +64,8 @@ def read_tiny_imagenet(folder: Path) -> Read:
         if wnid not in place or Path(name).name != name:
             raise RubError(f"{annotations}: '{line[:40]}' names no image of a class of wnids.txt; copy the file again")
         test.append((folder / "val" / "images" / name, place[wnid]))
+    if not test:
+        raise RubError(f"{annotations}: names no images; copy the file again")
     return tuple(wnids), _decode(train, 64), _decode(sorted(test), 64)
 
 
@@ -117,8 +123,8 @@ def read_npz(path: Path) -> Read:
             raise RubError(
                 f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
             )
-        if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise RubError(f"{path}: y_{name} should be class numbers from 0, got {labels.dtype}")
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+            raise RubError(f"{path}: y_{name} should be class numbers from 0 below {MOST_CLASSES}, got {labels.dtype}")
         images = images[:, None] if images.ndim == 3 else images
         channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images
@@ -156,7 +162,11 @@ def _cifar(path: Path, key: str, classes: int) -> Samples:
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         found = getattr(pixels, "shape", type(pixels).__name__)
         raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {found}; copy the file again")
-    if not isinstance(labels, list) or len(labels) != len(pixels) or not set(labels) <= set(range(classes)):
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(isinstance(label, int) and 0 <= label < classes for label in labels)
+    ):
         raise RubError(f"{path}: '{key}' should list {len(pixels)} numbers below {classes}; copy the file again")
     return _samples(pixels.reshape(-1, 3, 32, 32), np.array(labels), np.arange(len(labels)))
 
@@ -170,7 +180,10 @@ def _texts(names: object, count: int, path: Path) -> tuple[str, ...]:
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise RubError(f"{folder}: missing; every class should have its folder of images")
-    return sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
+    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
+    if not found:
+        raise RubError(f"{folder}: no images; every class should hold some")
+    return found
 
 
 def _test_share(listed: Sequence[tuple[Path, int]], base: Path) -> set[Path]:
@@ -181,7 +194,7 @@ def _test_share(listed: Sequence[tuple[Path, int]], base: Path) -> set[Path]:
     chosen: set[Path] = set()
     for items in by_class.values():
         items.sort(key=lambda item: sha256(item.relative_to(base).as_posix().encode()).digest())
-        chosen.update(items[: -(-len(items) // TEST_SHARE) if len(items) > 1 else 0])
+        chosen.update(items[: max(1, round(len(items) / TEST_SHARE)) if len(items) > 1 else 0])
     return chosen
 
 

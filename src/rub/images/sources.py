@@ -73,7 +73,7 @@ def load_images(
     Example:
         >>> digits = load_images("digits", None)
         >>> tuple(digits.train.images.shape), len(digits.classes)
-        ((1437, 1, 8, 8), 10)
+        ((1433, 1, 8, 8), 10)
     """
     if name not in NAMES:
         raise unknown("dataset", name, NAMES)

@@ -20,7 +20,6 @@ from rub.report.grouping import (
     estimate,
     grouped,
     headline,
-    level,
     printable,
     row_order,
     slug,
@@ -37,14 +36,15 @@ CAPTIONS: Mapping[str, str] = {
     "utility": "Accuracy on kept classes against robustness, 1 - UA after the attack at the largest budget. "
     "Up and to the right is better; intervals are 95 % over unlearning seeds.",
     "success": "Share of forget images recovered after each step of the search (uma): mean over seeds, band from the "
-    "lowest to the highest seed. A curve that still rises at its end (!) is a lower bound.",
+    "lowest to the highest seed; restarts and runs stand one after another. Where the curve still rose at its end (!), "
+    "UA is a lower bound.",
     "loss": "Mean distance between the unlearned model's output on the best probes so far and the original model's "
     "output on the clean images, after each step of the search (uma).",
 }
 """What each figure shows, by the first part of its file name."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
-_BUDGET_COLOURS = ("#56B4E9", "#0072B2", "#D55E00")
+_BUDGET_COLOURS = ("#0072B2", "#D55E00")  # of the two headline budgets
 _MARKERS = "os^DvPX<>ph*d8"
 _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "original": {"color": "#000000", "linestyle": "-", "marker": "D"},
@@ -53,7 +53,7 @@ _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "sham": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
 }
 _POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
-_TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "svg.hashsalt": "rub"}
+_TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": 7.5, "svg.hashsalt": "rub"}
 
 
 def classification_figures(records: Iterable[Record], curves: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:
@@ -68,22 +68,34 @@ def classification_figures(records: Iterable[Record], curves: Iterable[Mapping[s
     Returns:
         File names, PNG and SVG, in the order in which a page should show them.
     """
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     rows = [curve for curve in curves if curve["attack"] == "uma" and curve["split"] == "forget"]
     names: list[str] = []
-    for group, own in grouped(records).items():
-        budgets = budgets_of(own, "uma")
-        if not budgets:
-            continue
-        mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
-        figures = {"robustness": _robustness(own, budgets), "utility": _utility(own, budgets[-1])}
-        if mine:
-            figures["success"] = _steps(mine, "success_curve", headline(budgets))
-            figures["loss"] = _steps(mine, "loss_curve", headline(budgets))
-        for kind, figure in figures.items():
-            stem = _free(f"{kind}-{slug(group.experiment or group.dataset)}", names)
-            names += _save(figure, folder, stem)
+    with rc_context(_TEXT):
+        for group, own in grouped(records).items():
+            mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
+            for kind, figure in _figures(own, mine).items():
+                stem = _free(f"{kind}-{slug(group.experiment or group.dataset)}", names)
+                figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+                figure.savefig(folder / f"{stem}.png", dpi=150)
+                names += [f"{stem}.svg", f"{stem}.png"]
     return names
+
+
+def _figures(records: Sequence[Record], curves: Sequence[Mapping[str, Any]]) -> dict[str, "Figure"]:
+    """Return the figures of one group by the first part of their names; none where uma did not run."""
+    budgets = budgets_of(records, "uma")
+    if not budgets:
+        return {}
+    figures = {"robustness": _robustness(records, budgets), "utility": _utility(records, budgets[-1])}
+    shown = headline(budgets)
+    drawn = [curve for curve in curves if curve["budget"] in shown]
+    if drawn:
+        figures["success"] = _steps(drawn, "success_curve", shown)
+        figures["loss"] = _steps(drawn, "loss_curve", shown)
+    return figures
 
 
 def style(method: str) -> dict[str, Any]:
@@ -108,8 +120,7 @@ def style(method: str) -> dict[str, Any]:
 def _robustness(records: Sequence[Record], budgets: Sequence[str]) -> "Figure":
     """Draw UA against eps, one line per row with its interval as a band; the legend is ordered like the line ends."""
     board, steps = board_of(records), ["none", *budgets]
-    figure, axes = _canvas(6.8, 4.2)
-    figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
+    figure, axes = _wide()
     methods = row_order(record.method for record in records)
     ends: dict[str, float] = {}
     for place, method in enumerate(methods):
@@ -135,17 +146,23 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str]) -> "Figure":
 def _utility(records: Sequence[Record], budget: str) -> "Figure":
     """Draw TA against 100 - UA at a budget, one point per row with both intervals."""
     board = board_of(records)
-    figure, axes = _canvas(6.8, 4.2)
-    figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
+    figure, axes = _wide()
+    heights: list[float] = []
     for method in row_order(record.method for record in records):
         utility = estimate(board.get((method, Place("ta", "test", "none", "none")), ()), 100)
         attacked = _ua(board, method, budget)
         if utility is None or attacked is None:
             continue
         at = (100 - attacked.mean, utility.mean)
+        heights.append(utility.mean)
         axes.plot(*at, label=printable(method), **{**_look(method), "linestyle": "none", "markersize": 7})
         x, y = (0 if math.isnan(interval.low) else interval.high - interval.mean for interval in (attacked, utility))
-        axes.errorbar(*at, xerr=x, yerr=y, ecolor=style(method)["color"], fmt="none", elinewidth=0.7, capsize=2)
+        axes.errorbar(
+            *at, xerr=x, yerr=y, ecolor=style(method)["color"], fmt="none", elinewidth=0.7, capsize=2, zorder=1.8
+        )
+    if heights:  # an interval from two seeds can be wider than everything else: the points decide the view
+        margin = max(2.0, 0.08 * (max(heights) - min(heights)))
+        axes.set_ylim(min(heights) - margin, min(max(heights) + margin, 102))
     axes.set(xlabel=f"robustness, 100 - UA after uma at {budget} (%)", ylabel="utility, TA (%)", xlim=(-4, 104))
     _legend_beside(axes, axes.get_legend_handles_labels()[0])
     return figure
@@ -156,34 +173,30 @@ def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[st
     methods = row_order(str(curve["method"]) for curve in curves)
     across = min(4, len(methods))
     down = math.ceil(len(methods) / across)
-    figure, grid = _canvas(1.75 * across + 0.6, 1.25 * down + 0.8, down, across)
-    height = 1.25 * down + 0.8
+    width, height = 1.6 * across + 0.75, 1.2 * down + 0.85
+    figure, grid = _canvas(width, height, down, across)
     figure.subplots_adjust(
-        left=0.5 / (1.75 * across + 0.6),
-        right=0.98,
-        bottom=0.42 / height,
-        top=1 - 0.55 / height,
-        hspace=0.42,
-        wspace=0.1,
+        left=0.62 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.5 / height, hspace=0.36, wspace=0.12
     )
     for axes, method in zip(grid.flat, methods, strict=False):
-        rows = [curve for curve in curves if curve["method"] == method and curve["budget"] in budgets]
-        for budget, colour in zip(budgets, _BUDGET_COLOURS[-len(budgets) :], strict=True):
-            _mean_and_range(axes, [row[field] for row in rows if row["budget"] == budget], colour, budget)
-        moving = any(not row["converged"] for row in rows)
+        rows = [curve for curve in curves if curve["method"] == method]
+        for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
+            _mean_and_range(axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {budget}")
         name = f"[{printable(method)}]" if method in CONTROL_ROWS else printable(method)
-        axes.set_title(name + (" !" if moving else ""), pad=3)
+        axes.set_title(name if all(row["converged"] for row in rows) else f"{name} !", pad=3)
         if field == "loss_curve":
             axes.set_yscale("log")
         else:
             axes.set_ylim(-0.04, 1.04)
-    for axes in list(grid.flat)[len(methods) :]:
+    panels = list(grid.flat)
+    for axes in panels[len(methods) :]:
         axes.set_visible(False)
-    label = "share recovered" if field == "success_curve" else "distance (log scale)"
-    figure.text(0.005, 0.5, label, rotation="vertical", va="center")
-    figure.text(0.5, 0.01, "steps of the search, restarts and runs one after another", ha="center")
-    handles = grid.flat[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="upper center", ncols=len(budgets), frameon=False, fontsize=7.5, columnspacing=1.2)
+    for axes in panels[max(len(methods) - across, 0) : len(methods)]:  # the lowest visible one of each column
+        axes.tick_params(labelbottom=True)
+    label = "share of forget images recovered" if field == "success_curve" else "distance to the original's output"
+    figure.text(0.08 / width, 0.5, label, rotation="vertical", va="center")
+    figure.text(0.5, 0.08 / height, "steps of the search", ha="center")
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
 
 
@@ -215,34 +228,30 @@ def _look(method: str) -> dict[str, Any]:
 
 
 def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tuple["Figure", Any]:
-    """Return a figure without pyplot, so that no global state is touched, and its axes."""
-    from matplotlib import rc_context
+    """Return a figure, made without pyplot's global list of figures, and its grid of axes (down, across)."""
     from matplotlib.figure import Figure
 
-    with rc_context(_TEXT):
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=down * across == 1)
-    for one in [axes] if down * across == 1 else axes.flat:
-        one.grid(visible=True, color="#dddddd", linewidth=0.5)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat:
+        axes.grid(visible=True, color="#dddddd", linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def _wide() -> tuple["Figure", Any]:
+    """Return a figure of one panel that leaves room for the legend on its right."""
+    figure, grid = _canvas(6.8, 4.2)
+    figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
+    return figure, grid[0, 0]
 
 
 def _legend_beside(axes: "Axes", handles: Sequence[Any]) -> None:
     """Put the legend right of the axes, where no data can be."""
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), frameon=False, labelspacing=0.35,
-        handlelength=3.2, borderaxespad=0, fontsize=7.5,
+        handlelength=3.2, borderaxespad=0,
     )  # fmt: skip
-
-
-def _save(figure: "Figure", folder: Path, stem: str) -> list[str]:
-    from matplotlib import rc_context
-
-    with rc_context(_TEXT):
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{stem}.png", dpi=150)
-    return [f"{stem}.svg", f"{stem}.png"]
 
 
 def _free(stem: str, taken: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rub.report.table import Column, Row, Table
+from rub.report.table import Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Group as RichGroup
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "[": "{[}", "*": "{*}",
+    "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "[": "{[}",
+    "*": "{*}",
 }  # fmt: skip
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "} | {c: "\\" + c for c in "\\|`*_[]#"}
 
@@ -40,25 +41,25 @@ def to_rich(table: Table) -> "RichGroup":
         made.add_column(header, min_width=width, no_wrap=True, justify="right")
     last_control = sum(row.control for row in table.rows) - 1
     for index, row in enumerate(table.rows):
-        label = Text(f"[{row.label}]" if row.control else row.label, style="italic" if row.control else "")
+        label = Text(row.title, style="italic" if row.control else "")
         cells = [Text("\n").join(_styled(cell.parts)) for cell in row.cells]
         made.add_row(label, *cells, end_section=index == last_control)
     return Group(Text(table.title, style="bold"), made, Text("\n".join(table.notes) + "\n", style="dim"))
 
 
 def to_markdown(table: Table) -> str:
-    """Return a GitHub table with its title and notes; every text is escaped.
+    r"""Return a GitHub table with its title and notes; every text is escaped.
 
     Example:
         >>> from rub.report.table import Table
         >>> to_markdown(Table("t", "a|b", (), (), ()))
-        '### a\\\\|b\\n\\n| method |\\n|:---|\\n'
+        '### a\\|b\n\n| method |\n|:---|\n'
     """
     heads = ["method", *(" ".join(part for part in (c.group, c.title) if part) for c in table.columns)]
     lines = [f"### {_markdown(table.title)}", ""]
     lines += [_line(heads), "|:---|" + "---:|" * len(table.columns)]
     for row in table.rows:
-        lines.append(_line([f"[{row.label}]" if row.control else row.label, *(cell.text for cell in row.cells)]))
+        lines.append(_line([row.title, *(cell.text for cell in row.cells)]))
     if table.notes:
         lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
@@ -72,7 +73,7 @@ def to_latex(table: Table) -> str:
         >>> r"\caption{50\% \& more}" in to_latex(Table("t", "50% & more", (), (), ()))
         True
     """
-    spans = list(_groups(table.columns))
+    spans = list(column_groups(table.columns))
     upper = " & ".join(["", *(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, _, n in spans)])
     rules = "".join(rf"\cmidrule(lr){{{first + 2}-{first + n + 1}}}" for name, first, n in spans if name)
     lower = " & ".join(["method", *(_latex(column.title) for column in table.columns)])
@@ -81,8 +82,8 @@ def to_latex(table: Table) -> str:
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf"{upper} \\", rules, rf"{lower} \\",
         r"\midrule",
     ]  # fmt: skip
-    for row, following in zip(table.rows, (*table.rows[1:], None), strict=True):
-        lines.append(" & ".join([_latex_label(row), *(_latex(cell.text) for cell in row.cells)]) + r" \\")
+    for row, following in zip(table.rows, (*table.rows, None)[1:], strict=False):
+        lines.append(" & ".join([_latex(row.title), *(_latex(cell.text) for cell in row.cells)]) + r" \\")
         if row.control and following is not None and not following.control:
             lines.append(r"\midrule")
     lines += [r"\bottomrule", r"\end{tabular}"]
@@ -91,12 +92,12 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return one line per cell with its raw numbers, in the column's unit: value, low, high, paper.
+    r"""Return one line per cell with its raw numbers, in the column's unit: value, low, high, paper.
 
     Example:
         >>> from rub.report.table import Table
         >>> to_csv(Table("t", "empty", (), (), ()))
-        'method,control,group,column,unit,value,low,high,paper,text,note\\n'
+        'method,control,group,column,unit,value,low,high,paper,text,note\n'
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -119,7 +120,7 @@ def _styled(parts: tuple[str, ...]) -> Iterator["Text"]:
         yield Text(part, style="bold red" if part.startswith("failed") else "dim" if index else "")
 
 
-def _groups(columns: tuple[Column, ...]) -> Iterator[tuple[str, int, int]]:
+def column_groups(columns: tuple[Column, ...]) -> Iterator[tuple[str, int, int]]:
     """Yield (name, first position, length) of each run of columns under one upper header."""
     first = 0
     for name, members in groupby(columns, key=lambda column: column.group):
@@ -138,10 +139,6 @@ def _markdown(text: str) -> str:
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
-
-
-def _latex_label(row: Row) -> str:
-    return rf"\textit{{{_latex(row.label)}}}" if row.control else _latex(row.label)
 
 
 def _no_formula(text: str) -> str:

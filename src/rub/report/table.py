@@ -1,4 +1,4 @@
-"""A table as a value: cells with their numbers, columns with their headers, and the split that makes it fit 80 columns."""
+"""A table as a value: cells with numbers, columns with headers, and the split that makes it fit 80 columns."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -70,6 +70,11 @@ class Row:
     control: bool
     cells: tuple[Cell, ...]
 
+    @property
+    def title(self) -> str:
+        """Return the label as it is printed: controls stand in brackets."""
+        return f"[{self.label}]" if self.control else self.label
+
 
 @dataclass(frozen=True)
 class Table:
@@ -95,7 +100,7 @@ class Table:
     @cached_property
     def label_width(self) -> int:
         """Return the characters of the label column; longer names are folded."""
-        longest = max((len(row.label) + 2 * row.control for row in self.rows), default=0)
+        longest = max((len(row.title) for row in self.rows), default=0)
         return min(LABEL_WIDTH, max(longest, len("method")))
 
 

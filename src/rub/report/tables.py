@@ -106,7 +106,7 @@ def _table1(group: Group, records: Sequence[Record], shown: Sequence[str], paper
         rows = [replace(row, cells=(*row.cells, cell)) for row, cell in zip(table.rows, cells, strict=True)]
         notes.append(f"tie: methods that share a letter have overlapping intervals of UA at {shown[-1]}; a is best")
         table = replace(table, columns=(*table.columns, Column("", "tie")), rows=tuple(rows))
-    return replace(table, notes=tuple(notes))
+    return replace(table, notes=(*notes, *failures(records)))
 
 
 def _remains(group: Group, records: Sequence[Record]) -> Table:
@@ -183,7 +183,7 @@ def _cell(board: Board, method: str, column: Column, paper: Mapping[str, Any] | 
     reasons = sorted({printable(record.reason) for record in records if record.status == "failed"})
     interval = estimate(records, 100 if column.percent else 1)
     if interval is None:
-        text = "failed" if reasons else "n/a" if records else "–"
+        text = "failed" if reasons else "n/a" if records else "-"
         return Cell((text, *tail), paper=published, note="; ".join(reasons))
     moving = any(record.converged is False for record in records)
     marks = "!" * moving + "*" * bool(reasons)
@@ -216,7 +216,7 @@ def _ties(records: Sequence[Record], budget: str) -> dict[str, tuple[str, ...]]:
 
 
 def _notes(columns: Sequence[Column], records: Sequence[Record]) -> Iterable[str]:
-    """Yield what a reader needs to know: directions, sample counts, marks, failures."""
+    """Yield what a reader needs to know: directions, sample counts, marks."""
     arrows = {"up": "↑ higher is better", "down": "↓ lower is better", "reference": "≈ closest to retrain is best"}
     directions = {column.direction for column in columns}
     yield "; ".join(text for direction, text in arrows.items() if direction in directions) + "; [ ] controls"
@@ -228,8 +228,7 @@ def _notes(columns: Sequence[Column], records: Sequence[Record]) -> Iterable[str
     if any(record.converged is False for record in records):
         yield "! the attack was still improving at its last step: UA is a lower bound"
     if any(record.status == "failed" for record in records):
-        yield "* mean of the seeds that did not fail"
-    yield from failures(records)
+        yield "* mean of the seeds that did not fail; reasons of failures are listed below Table 1"
 
 
 def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:

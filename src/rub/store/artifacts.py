@@ -26,8 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def canonical(value: Any) -> bytes:
-    """Return the canonical JSON of a spec: sorted keys, no spaces, no NaN; what keys are hashes of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """Return the canonical JSON of a spec: sorted keys, no spaces; what keys are hashes of. Infinity is a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def file_sha256(path: Path) -> str:

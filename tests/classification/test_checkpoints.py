@@ -1,0 +1,198 @@
+"""Checkpoints: what was saved comes back, foreign styles are understood, and wrong files are named in one line."""
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from rub.classification.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_weights, save_weights
+from rub.classification.networks import build_network
+from rub.errors import RubError
+
+C10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+
+
+def small(arch="resnet18", seed=1, **changes):
+    return build_network(arch, **{"num_classes": 4, "width": 4, **C10, "seed": seed, **changes})
+
+
+def same(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def refused(path, model, *words):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RubError) as caught:
+        load_weights(path, model)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (path, *words):
+        assert str(word) in message, message
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return message
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet20"])
+def test_round_trip(tmp_path, arch):
+    model, other = small(arch), small(arch, seed=2)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    save_weights(model, tmp_path / "weights.safetensors")
+    load_weights(tmp_path / "weights.safetensors", other)
+    assert same(model, other)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "weights.safetensors", "pt") as stored:
+        assert set(stored.keys()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model", "net", "model_state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_torch_files_in_their_wrappers(tmp_path, wrap, prefix):
+    model, other = small(), small(seed=2)
+    state = OrderedDict((prefix + name, value) for name, value in model.state_dict().items())
+    torch.save(state if wrap is None else {"epoch": 3, wrap: state, "best": 0.5}, tmp_path / "c.pth")
+    load_weights(tmp_path / "c.pth", other)
+    assert same(model, other)
+    torch.save({"model": {"state_dict": state}}, tmp_path / "nested.pt")
+    load_weights(tmp_path / "nested.pt", third := small(seed=3))
+    assert same(model, third)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet20"])
+def test_unlearn_saliency_carries_its_normalisation(tmp_path, arch):
+    model, other = small(arch), small(arch, seed=2, mean=(0.5,), std=(0.25,))
+    state = {"normalize.mean": torch.tensor(C10["mean"]), "normalize.std": torch.tensor(C10["std"])}
+    state |= model.state_dict()
+    content = {"result": {"accuracy": 0.9}, "epoch": 182, "state_dict": state, "best_sa": 94.1, "init_weight": None}
+    torch.save(content, tmp_path / "0model_SA_best.pth.tar")
+    load_weights(tmp_path / "0model_SA_best.pth.tar", other)
+    assert same(model, other)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), other.eval()(x))  # the normalisation came along
+
+
+def akamaster(model, prefix="module."):
+    state = {name.replace("fc.", "linear."): value for name, value in model.state_dict().items()}
+    return {prefix + name: value for name, value in state.items() if "num_batches_tracked" not in name}
+
+
+def test_the_public_cifar_resnets(tmp_path):
+    model, other = small("resnet20"), small("resnet20", seed=2)
+    torch.save({"best_prec1": 91.7, "state_dict": akamaster(model)}, tmp_path / "resnet20.th")
+    load_weights(tmp_path / "resnet20.th", other)
+    assert same(model, other)
+    assert other.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    assert other.std.flatten().tolist() == pytest.approx(IMAGENET_STD)
+    torch.save(akamaster(model, prefix=""), tmp_path / "own.th")  # not that style: the normalisation stays ours
+    load_weights(tmp_path / "own.th", third := small("resnet20", seed=3))
+    assert third.mean.flatten().tolist() == pytest.approx(C10["mean"])
+
+
+def test_shortcuts_by_another_name_keep_the_models_normalisation(tmp_path):
+    model, other = small("resnet50"), small("resnet50", seed=2)
+    names = {name: name.replace("fc.", "linear.").replace("downsample", "shortcut") for name in model.state_dict()}
+    assert any("shortcut" in name for name in names.values())
+    torch.save({"net": {f"module.{names[n]}": v for n, v in model.state_dict().items()}}, tmp_path / "ckpt.pth")
+    load_weights(tmp_path / "ckpt.pth", other)
+    assert same(model, other)
+    assert other.mean.flatten().tolist() == pytest.approx(C10["mean"])
+
+
+def test_a_normalisation_for_other_channels_is_refused(tmp_path):
+    model = small(channels=1, mean=(0.5,), std=(0.5,))
+    path = tmp_path / "c.pt"
+    torch.save({"normalize.mean": torch.rand(3), "normalize.std": torch.rand(3), **model.state_dict()}, path)
+    refused(path, model, "3 channels")
+
+
+def test_models_of_another_class_load_their_own_keys(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+    model, other = Own(), Own()
+    torch.save(model.state_dict(), tmp_path / "own.pt")
+    load_weights(tmp_path / "own.pt", other)
+    assert same(model, other)
+
+
+def test_another_architecture_names_keys_and_counts(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(small("resnet18"), path)
+    message = refused(path, small("resnet34"), "missing", "layer1.2.conv1.weight", "...")
+    expected, present = set(small("resnet34").state_dict()), set(small("resnet18").state_dict())
+    missing = [name for name in expected - present if "num_batches_tracked" not in name]
+    assert f"{len(missing)} missing" in message
+    refused(path, small("resnet10"), "48 unexpected", "layer1.1.bn1.bias")
+    refused(path, small("resnet18", num_classes=7), "2 misshapen", "fc.weight (4, 32)", "(7, 32)")
+    refused(path, small("resnet18", stem="imagenet"), "1 misshapen", "conv1.weight")
+    message = refused(path, small("resnet20"), "missing", "unexpected")
+    assert len(message) < 600
+
+
+def test_one_missing_key_is_enough(tmp_path):
+    model, path = small(), tmp_path / "c.pt"
+    state = model.state_dict()
+    del state["layer3.0.bn1.running_var"]
+    torch.save(state, path)
+    refused(path, model, "1 missing", "layer3.0.bn1.running_var")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "legacy.pth"])
+@pytest.mark.parametrize("keep", [0, 1, 8, 300, 3000, -100])
+def test_truncated_files(tmp_path, name, keep):
+    model, path = small(), tmp_path / name
+    if name == "w.safetensors":
+        save_weights(model, path)
+    else:
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=name == "w.pt")
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(path, model, "truncated")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_files_that_are_no_checkpoint(tmp_path):
+    model = small()
+    refused(tmp_path / "absent.pt", model, "no such file")
+    refused(tmp_path, model, "no such file")
+    for name in ("text.pt", "text.safetensors"):
+        (tmp_path / name).write_text("<html>404 not found</html>" * 40)
+        refused(tmp_path / name, model, "no checkpoint")
+    (tmp_path / "lie.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    refused(tmp_path / "lie.safetensors", model)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(tmp_path / "zip.pt", model)
+    for value in ([1, 2], {"epoch": 3}, {}, torch.rand(3), {"state_dict": {}}):
+        torch.save(value, tmp_path / "odd.pt")
+        refused(tmp_path / "odd.pt", model, "state_dict")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("style", [2, 4, 5, "torch", "wrapped"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, style):
+    model, path, proof = small(), tmp_path / "evil.pt", tmp_path / "proof"
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(proof),)
+
+    if isinstance(style, int):
+        path.write_bytes(pickle.dumps(Hostile(), protocol=style))
+    else:
+        torch.save(Hostile() if style == "torch" else {"state_dict": model.state_dict(), "args": Hostile()}, path)
+    refused(path, model, "could run code", "state_dict", "safetensors")
+    assert not proof.exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path):
+    model = small()
+    torch.save(model, tmp_path / "whole.pt")
+    refused(tmp_path / "whole.pt", model, "could run code")

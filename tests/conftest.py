@@ -1,0 +1,166 @@
+"""What many tests share: a tiny suite on digits, its finished run, and the command line in this process."""
+
+import copy
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rub import registry
+
+TINY = {
+    "name": "tiny",
+    "summary": "a run of a few seconds, for the tests",
+    "experiments": [
+        {
+            "task": "classification",
+            "dataset": "digits",
+            "model": {"arch": "resnet10", "stem": "cifar", "width": 2},
+            "training": {"epochs": 1, "lr": 0.1, "schedule": "onecycle", "batch_size": 64, "padding": 1},
+            "forget": {"classes": [0]},
+            "evaluation": {"attack_samples": 8, "control_samples": 4, "retain_samples": 200},
+            "protocol": {
+                "name": "rub-paper-1",
+                "shadows_per_seed": 2,
+                "probe_per_class": 10,
+                "attacks": {
+                    "uma": {"runs": [{"name": "uma", "steps": 3}], "budgets": [32], "splits": ["forget", "retain"]},
+                    "noise": {"runs": [{"name": "noise", "steps": 2}], "budgets": [0]},
+                },
+            },
+            "methods": {"ft": {"epochs": 1}},
+        }
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The tiny suite's finished run: the suite, the YAML file it is in, its store and what it gave."""
+
+    suite: Any
+    path: Path
+    store: Path
+    result: Any
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command of the command line gave: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def write_suite():
+    """Write a copy of the tiny suite with changed experiment fields, merged key by key, and return its path."""
+
+    def merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
+        for key, value in changes.items():
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                merge(base[key], value)
+            else:
+                base[key] = value
+
+    def write(folder: Path, **changes: Any) -> Path:
+        suite = copy.deepcopy(TINY)
+        merge(suite["experiments"][0], changes)
+        path = folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, write_suite):
+    """The tiny suite, run once; its store is shared, so copy it before damaging it."""
+    from rub import load_suite, run
+    from rub.api import make_runtime
+
+    folder = tmp_path_factory.mktemp("tiny")
+    path = write_suite(folder)
+    suite = load_suite(str(path))
+    store = folder / "store"
+    return Tiny(suite, path, store, run(suite, store=store, runtime=make_runtime(device="cpu")))
+
+
+@pytest.fixture(scope="session")
+def tiny_out(tiny, tmp_path_factory):
+    """The result folder of the tiny run."""
+    from rub.api import write_result
+
+    out = tmp_path_factory.mktemp("tiny-out")
+    write_result(tiny.result, tiny.suite, out, f"rub run {tiny.path}")
+    return out
+
+
+@pytest.fixture
+def copied_store(tiny, tmp_path):
+    """A copy of the tiny run's store, to be damaged freely."""
+    return Path(shutil.copytree(tiny.store, tmp_path / "copied-store"))
+
+
+@pytest.fixture(autouse=True)
+def _private_registries(monkeypatch):
+    """Take away what plug-ins registered when the test is over."""
+    before = [(known, dict(known._entries)) for known in (registry.METHODS, registry.ATTACKS, registry.TASKS)]
+    modules = set(sys.modules)
+    yield
+    for known, entries in before:
+        added = set(known._entries) - set(entries)
+        for key in added:
+            del known._entries[key]
+        for key, entry in entries.items():
+            if known._entries[key].origin != entry.origin:
+                known._entries[key] = entry
+    for name in set(sys.modules) - modules:
+        if name.startswith("rub_plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def rub(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, 80 columns wide, away from the user's store and data."""
+    from rub.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("RUB_STORE", str(tmp_path / "default-store"))
+    monkeypatch.delenv("RUB_DATA", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: Any) -> Said:
+        monkeypatch.setattr(sys, "argv", ["rub", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        return Said(int(stop.value.code or 0), said.out, said.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def refused(rub):
+    """Run a command that should be refused: exit code 2, one line on standard error, every word of it as expected."""
+
+    def call(*arguments: Any, says: tuple[str, ...] | str) -> str:
+        said = rub(*arguments)
+        assert said.code == 2, said
+        assert said.err.startswith("rub: "), said.err
+        assert said.err.count("\n") == 1, said.err
+        assert said.err.endswith("\n"), said.err
+        assert "Traceback" not in said.out + said.err
+        for words in (says,) if isinstance(says, str) else says:
+            assert words in said.err, said.err
+        return said.err
+
+    return call
