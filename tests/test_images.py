@@ -409,3 +409,104 @@ def test_importing_sources_imports_no_heavy_library():
     code = "import json, sys, rub.images.sources; print(json.dumps([m for m in sys.modules if '.' not in m]))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"sklearn", "datasets", "PIL"} & set(json.loads(out))
+
+
+def test_missing_class_names_are_named(cifar):
+    root, _ = cifar
+    path = root / "cifar-10-batches-py" / "batches.meta"
+    path.write_bytes(python2({"label_names": [b"a", b"b"]}))
+    one_line(lambda: load_images("cifar10", root), path, "10 class names")
+    path.unlink()
+    one_line(lambda: load_images("cifar10", root), path, "missing")
+
+
+def test_the_fingerprint_does_not_depend_on_the_root(cifar, tmp_path):
+    root, _ = cifar
+    first = fingerprint("cifar10", root)
+    (elsewhere := tmp_path / "else" / "where").mkdir(parents=True)
+    (root / "cifar-10-batches-py").rename(elsewhere / "cifar-10-batches-py")
+    assert fingerprint("cifar10", elsewhere) == first
+
+
+def test_an_added_image_moves_at_most_one_other_of_its_class(tmp_path):
+    for name in ("a", "b"):
+        for index in range(11):
+            picture(tmp_path / name / f"{index}.png", (index, 0, 0), (6, 6))
+
+    def held():
+        test = load_images("folder", None, path=tmp_path).test
+        return set(zip(test.labels.tolist(), test.images[:, 0, 0, 0].tolist(), strict=True))
+
+    for index in range(11, 20):
+        before = held()
+        picture(tmp_path / "a" / f"{index}.png", (index, 0, 0), (6, 6))
+        moved = {pair for pair in before ^ held() if pair != (0, index)}
+        assert len(moved) <= 1
+        assert all(label == 0 for label, _ in moved)
+
+
+def test_tiny_imagenet_with_a_damaged_or_hostile_listing(tmp_path):
+    base = tmp_path / "tiny-imagenet-200"
+    picture(base / "train" / "n1" / "images" / "0.JPEG", (9, 9, 9))
+    picture(base / "val" / "images" / "0.JPEG", (9, 9, 9))
+    picture(tmp_path / "images" / "secret.png", (1, 2, 3))
+    (base / "wnids.txt").write_text("n1\n")
+    (annotations := base / "val" / "val_annotations.txt").write_text("0.JPEG\tn1\n")
+    assert len(load_images("tiny-imagenet", tmp_path).test) == 1
+    for bad in ("../../images/secret.png\tn1", f"{tmp_path}/images/secret.png\tn1", ""):
+        annotations.write_text(bad)
+        one_line(lambda: load_images("tiny-imagenet", tmp_path), annotations)
+    annotations.write_text("1.JPEG\tn1\n")
+    one_line(lambda: load_images("tiny-imagenet", tmp_path), base / "val" / "images" / "1.JPEG")
+    for bad in (b"", b"n1\n../../..\n", b"\xff\xfe/\n"):
+        (base / "wnids.txt").write_bytes(bad)
+        one_line(lambda: load_images("tiny-imagenet", tmp_path), base / "wnids.txt")
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            picture(tmp_path / part / name / "0.png", (1, 2, 3), (6, 6))
+    (hidden := tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    one_line(lambda: load_images("folder", None, path=tmp_path), hidden)  # and never becomes a class
+    hidden.rmdir()
+    (tmp_path / "test" / "b" / "0.png").unlink()
+    one_line(lambda: load_images("folder", None, path=tmp_path), tmp_path / "test" / "b")
+
+
+def test_grey_and_transparent_images_become_three_channels(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4), 77).save(tmp_path / name / "0.png")
+        Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / name / "1.PNG")
+    data = load_images("folder", None, path=tmp_path)
+    both = concatenate([data.train, data.test])
+    assert {tuple(row) for row in both.images[:, :, 0, 0].tolist()} == {(77, 77, 77), (10, 20, 30)}
+
+
+def test_npz_labels_that_are_no_class_numbers_are_refused(tmp_path):
+    x, y = np.zeros((2, 8, 8), dtype=np.uint8), np.array([0, 10**12])
+    np.savez(path := tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    one_line(lambda: load_images("npz", None, path=path), path, "class numbers")
+    np.savez(path, x_train=x, y_train=y.astype(np.uint64) * 18446744, x_test=x, y_test=y)
+    one_line(lambda: load_images("npz", None, path=path), path, "class numbers")
+
+
+def test_an_unreachable_hub_ends_in_one_line_soon(tmp_path, monkeypatch):
+    import socket
+
+    import huggingface_hub.constants as constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # nobody listens here once it is closed
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(hub.HUB, "cifar10", ("nobody-at-all/not-a-data-set", "img", "label", "test"))
+    start = time.monotonic()
+    one_line(
+        lambda: load_images("cifar10", tmp_path), "cifar-10-batches-py/", "--data-root", "nobody-at-all", "reachable"
+    )
+    assert time.monotonic() - start < 15

@@ -88,8 +88,8 @@ def test_duckdb_sees_records_and_samples_of_several_folders(tmp_path):
     connection = connect([tmp_path / "one", tmp_path / "two", tmp_path / "nowhere"])
     asked = "select method, avg(value), count(*) from records where metric = 'ua' group by method order by method"
     assert connection.sql(asked).fetchall() == [("ft", 0.25, 2), ("ga", 0.75, 1)]
-    assert connection.sql("select sum(n) from records where status = 'ok'").fetchone() == (128 * 4,)
-    assert connection.sql("select count(*) from samples where recovered").fetchone() == (2,)
+    assert connection.sql("select sum(n) from records where status = 'ok'").fetchall() == [(128 * 4,)]
+    assert connection.sql("select count(*) from samples where recovered").fetchall() == [(2,)]
 
 
 @pytest.mark.parametrize(
@@ -151,5 +151,5 @@ def test_identity_leaves_out_when_and_where():
 def test_the_tiny_run_survives_its_own_files(tiny, tiny_out):
     assert read_records(tiny_out) == list(tiny.result.records)
     assert read_records(tiny_out / "records.json") == list(tiny.result.records)
-    count = connect([tiny_out]).sql("select count(*) from samples").fetchone()
-    assert count == (len(tiny.result.samples),)
+    count = connect([tiny_out]).sql("select count(*) from samples").fetchall()
+    assert count == [(len(tiny.result.samples),)]

@@ -1,6 +1,7 @@
 """The store: whole artifacts or none, every kind of damage noticed, one computation for all who ask."""
 
 import errno
+import inspect
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
@@ -72,37 +73,35 @@ def test_what_is_not_there_is_not_found(tmp_path):
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    if not content:
-        pytest.skip("an empty file has no byte to flip")
     content[len(content) // 2] ^= 0x40
     path.write_bytes(bytes(content))
 
 
-def truncate(path):
-    if not path.stat().st_size:
-        pytest.skip("an empty file cannot be shorter")
-    path.write_bytes(path.read_bytes()[:-1])
+def link(path):
+    path.replace(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
 
 
 DAMAGE = {
     "flip": flip,
-    "truncate": truncate,
-    "empty": lambda path: path.write_bytes(b"") if path.stat().st_size else pytest.skip("is empty"),
+    "truncate": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
     "delete": lambda path: path.unlink(),
     "append": lambda path: path.write_bytes(path.read_bytes() + b"x"),
     "directory": lambda path: (path.unlink(), path.mkdir()),
-    "link": lambda path: (
-        path.rename(path.parent.parent / "elsewhere"),
-        path.symlink_to(path.parent.parent / "elsewhere"),
-    ),
+    "link": link,
 }
+NO_DAMAGE = {("empty", "flip"), ("empty", "truncate"), ("empty", "empty"), (MANIFEST, "link")}
+CASES = [
+    (name, damage)
+    for name in ("weights.bin", "rows.json", "empty", MANIFEST)
+    for damage in DAMAGE
+    if (name, damage) not in NO_DAMAGE
+]
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "rows.json", "empty", MANIFEST])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(("name", "damage"), CASES)
 def test_damage_is_noticed_set_aside_and_made_good(tmp_path, name, damage):
-    if name == MANIFEST and damage == "link":
-        pytest.skip("a manifest that is whole is whole behind a link as well")
     root = tmp_path / "store"
     path = whole(root).path
     DAMAGE[damage](path / name)
@@ -119,9 +118,9 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path):
     path = whole(tmp_path).path / MANIFEST
     content = path.read_bytes()
     said = {name: value for name, value in json.loads(content).items() if name != "seal"}
-    for place in range(len(content)):
+    for place in range(0, len(content), 2):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
+        damaged[place] ^= 1 << place // 2 % 8
         path.write_bytes(bytes(damaged))
         read = artifacts._read_manifest(path.parent)
         if read is not None:  # the damage hit the name of the seal, and nothing else
@@ -242,6 +241,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_canonical_json_ignores_the_order_of_fields_and_nothing_else(value):
     backwards = dict(reversed(list(value.items())))
@@ -250,9 +250,10 @@ def test_canonical_json_ignores_the_order_of_fields_and_nothing_else(value):
     assert canonical({**value, "one more": 1}) != canonical({**value, "one more": 2})
 
 
-def test_canonical_json_has_no_nan():
-    with pytest.raises(ValueError, match="JSON"):
-        canonical({"x": float("nan")})
+def test_infinity_is_a_value_of_its_own():
+    forms = {canonical({"norm": value}) for value in (float("inf"), float("-inf"), 1e308, None)}
+    assert len(forms) == 4
+    assert json.loads(canonical(float("inf"))) == float("inf")
 
 
 def test_file_hashes_are_sha256(tmp_path):
@@ -322,8 +323,6 @@ def test_processes_on_one_store_make_each_artifact_once(tmp_path):
         "root, log = map(Path, sys.argv[1:])\n"
         f"FACTS = {FACTS!r}\n"
     )
-    import inspect
-
     code += f"{inspect.getsource(fill)}\n{inspect.getsource(share)}\nshare(root, log)\n"
     crew = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store"), str(log)]) for _ in range(3)]
     assert [process.wait(60) for process in crew] == [0, 0, 0]

@@ -6,6 +6,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -196,3 +197,72 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
     model = small()
     torch.save(model, tmp_path / "whole.pt")
     refused(tmp_path / "whole.pt", model, "could run code")
+
+
+def test_numpy_scalars_beside_the_weights_are_read(tmp_path):
+    model, other = small(), small(seed=2)
+    # Unlearn-Saliency saves its evaluation so, with what SVC_MIA returns: means over numpy arrays
+    result = {"accuracy": {"retain": 99.1}, "SVC_MIA": {"confidence": np.float64(0.3), "n": np.int64(7)}}
+    for name, legacy in (("unlearned.pth.tar", False), ("legacy.pth.tar", True)):
+        content = {"state_dict": model.state_dict(), "evaluation_result": result}
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+        load_weights(tmp_path / name, other)
+        assert same(model, other)
+    raw = (tmp_path / "legacy.pth.tar").read_bytes()
+    assert b"numpy._core.multiarray" in raw or b"numpy.core.multiarray" in raw
+    (tmp_path / "numpy1.pth.tar").write_bytes(raw.replace(b"numpy._core.", b"numpy.core."))
+    load_weights(tmp_path / "numpy1.pth.tar", third := small(seed=3))
+    assert same(model, third)
+    with pytest.raises(pickle.UnpicklingError):  # what load_weights allows, it allows for itself alone
+        torch.load(tmp_path / "unlearned.pth.tar", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_legacy_files_and_other_protocols_run_nothing(tmp_path):
+    model, proof = small(), tmp_path / "proof"
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(proof),)
+
+    content = {"state_dict": model.state_dict(), "args": Hostile()}
+    for name, options in (
+        ("legacy.pt", {"_use_new_zipfile_serialization": False}),
+        ("protocol4.pt", {"pickle_protocol": 4}),
+        ("both.pt", {"pickle_protocol": 4, "_use_new_zipfile_serialization": False}),
+    ):
+        torch.save(content, tmp_path / name, **options)
+        refused(tmp_path / name, model, "could run code")
+    (tmp_path / "arrays.pt").write_bytes(pickle.dumps({"w": np.array([Hostile()], dtype=object)}, protocol=2))
+    refused(tmp_path / "arrays.pt", model, "could run code")
+    assert not proof.exists()
+    torch.save(model.state_dict(), tmp_path / "harmless.pt", pickle_protocol=4)  # torch itself does not read it
+    refused(tmp_path / "harmless.pt", model, "pickle protocol above torch's 2", "safetensors")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(tmp_path, kind):
+    model, other = small(), small(seed=2)
+    state = {name: value.to(kind) if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "half.pt")
+    load_weights(tmp_path / "half.pt", other)
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in other.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_loaded_as_they_are(tmp_path):
+    model, other = small(), small(seed=2)
+    with torch.no_grad():
+        model.fc.bias[1] = float("nan")
+    save_weights(model, tmp_path / "nan.safetensors")
+    load_weights(tmp_path / "nan.safetensors", other)
+    assert other.fc.bias.isnan().tolist() == [False, True, False, False]
+
+
+def test_counts_of_batches_keep_the_models_own_when_absent(tmp_path):
+    model, other = small(), small(seed=2)
+    other.bn1.num_batches_tracked.fill_(5)
+    torch.save({n: v for n, v in model.state_dict().items() if "num_batches" not in n}, tmp_path / "old.pth")
+    load_weights(tmp_path / "old.pth", other)
+    assert other.bn1.num_batches_tracked == 5
+    assert torch.equal(other.bn1.running_var, model.bn1.running_var)

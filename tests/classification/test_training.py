@@ -2,17 +2,19 @@
 
 import copy
 import math
+from hashlib import sha256
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.classification.context import Augmentation, UnlearnContext
+from rub.classification.context import Augmentation, UnlearnContext, seeded
 from rub.classification.networks import build_network
 from rub.classification.training import embed, learning_rate, predict, train
 from rub.errors import Diverged, RubError
 from rub.images.samples import Samples
+from rub.images.sources import load_images
 
 STILL = Augmentation(padding=0, flip=False)
 
@@ -151,3 +153,94 @@ def test_predict_leaves_frozen_batch_norms_frozen():
     assert model.training
     assert model.fc.training
     assert not model.bn1.training
+
+
+def test_a_small_network_learns_digits():
+    data, losses = load_images("digits", None), []
+    context = UnlearnContext(seed=0, num_classes=10, batch_size=32, augmentation=STILL)
+    shape = {"num_classes": 10, "channels": 1, "width": 8, "mean": data.mean, "std": data.std}
+    for epochs in (1, 4):
+        model = train(
+            build_network("resnet10", **shape), data.train, context, epochs=epochs, lr=0.1, schedule="onecycle"
+        )
+        losses.append(F.cross_entropy(predict(model, data.train), data.train.labels).item())
+    assert losses[1] < losses[0] < math.log(10)  # below the loss of equal logits, and falling
+    assert (predict(model, data.test).argmax(1) == data.test.labels).float().mean() > 0.9
+
+
+def pictures(count, side=5):
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(1, 256, (count, 2, side, side), generator=generator, dtype=torch.uint8)
+
+
+def shifted(image, row, column, pad, mirrored):
+    """Cut the window whose corner is (row, column) out of an image with a border of zeros, pixel by pixel."""
+    side = image.shape[-1]
+    out = torch.zeros_like(image)
+    for i in range(side):
+        for j in range(side):
+            y, x = row + i - pad, column + j - pad
+            if 0 <= y < side and 0 <= x < side:
+                out[:, i, side - 1 - j if mirrored else j] = image[:, y, x]
+    return out
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("flip", [True, False])
+def test_augmentation_is_a_crop_and_a_flip_drawn_evenly(padding, flip):
+    images = pictures(1).expand(1500, -1, -1, -1)
+    augmented = Augmentation(padding, flip)(images, seeded(0, "augment"))
+    assert augmented.dtype == torch.uint8
+    assert augmented.shape == images.shape
+    places = range(2 * padding + 1)
+    wanted = [(r, c, m) for r in places for c in places for m in ((False, True) if flip else (False,))]
+    counts = [
+        (augmented == shifted(images[0], row, column, padding, mirrored)).flatten(1).all(1).sum().item()
+        for row, column, mirrored in wanted
+    ]
+    assert sum(counts) == 1500  # every result is one of these, which differ from each other
+    share = 1500 / len(wanted)
+    assert all(abs(count - share) < 5 * share**0.5 for count in counts)
+
+
+def test_a_crop_follows_its_draw():
+    images, pad = pictures(6), 2
+    draw = torch.randint(0, 2 * pad + 1, (2, 6), generator=torch.Generator().manual_seed(9))
+    expected = [shifted(image, int(r), int(c), pad, False) for image, r, c in zip(images, *draw, strict=True)]
+    augmented = Augmentation(pad, flip=False)(images, torch.Generator().manual_seed(9))
+    assert torch.equal(augmented, torch.stack(expected))
+
+
+def test_no_augmentation_is_the_identity_and_draws_nothing():
+    images, generator = pictures(3), torch.Generator().manual_seed(2)
+    before = generator.get_state()
+    assert torch.equal(STILL(images, generator), images)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_streams_are_sha256_of_seed_and_name():
+    def draw(seed, stream):
+        return torch.randint(0, 2**40, (8,), generator=seeded(seed, stream)).tolist()
+
+    digest = sha256(b"12:batches").hexdigest()
+    by_hand = torch.Generator().manual_seed(int(digest[:16], 16) // 2)
+    assert draw(12, "batches") == torch.randint(0, 2**40, (8,), generator=by_hand).tolist()
+    drawn = {tuple(draw(seed, stream)) for seed in (0, 1, 12) for stream in ("batches", "labels", "")}
+    assert len(drawn) == 9
+    context = UnlearnContext(seed=12, num_classes=2)
+    assert torch.randint(0, 2**40, (8,), generator=context.generator("batches")).tolist() == draw(12, "batches")
+
+
+def test_batches_pass_over_every_sample_once():
+    samples = toy(20)
+    samples = Samples(samples.images, torch.arange(20), samples.ids)  # the label names the image
+    context = UnlearnContext(seed=1, num_classes=20, batch_size=8, augmentation=STILL)
+    passes = list(context.epochs(samples, 2))
+    assert [len(y) for _, y in passes] == [8, 8, 4] * 2
+    for x, y in passes:
+        assert torch.equal(x, (samples.images[y].double() / 255).float())
+    first, second = (torch.cat([y for _, y in part]) for part in (passes[:3], passes[3:]))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(20))
+    assert not torch.equal(first, second)
+    in_order = context.batches(samples.select(torch.arange(17)), context.generator(""), shuffle=False, augment=False)
+    assert torch.cat([y for _, y in in_order]).tolist() == list(range(17))  # a last single image too

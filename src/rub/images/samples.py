@@ -37,6 +37,7 @@ class Samples:
     def select(self, index: Tensor | Sequence[int]) -> "Samples":
         """Return the samples at these positions (int64) or where this mask (bool, shape (N,)) is true."""
         chosen = torch.as_tensor(index)
+        chosen = chosen if chosen.dtype == torch.bool else chosen.long()
         return Samples(self.images[chosen], self.labels[chosen], self.ids[chosen])
 
     def floats(self, device: torch.device | str = "cpu") -> Tensor:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 CAPTIONS: Mapping[str, str] = {
     "robustness": "Forgotten images recognised (UA) against the size of the search, mean and 95 % interval over "
-    "unlearning seeds. A robust method stays with the retrained model.",
+    "unlearning seeds; rows stand a little beside each other so that none is covered. A robust method stays with the "
+    "retrained model.",
     "utility": "Accuracy on kept classes against robustness, 1 - UA after the attack at the largest budget. "
     "Up and to the right is better; intervals are 95 % over unlearning seeds.",
     "success": "Share of forget images recovered after each step of the search (uma): mean over seeds, band from the "

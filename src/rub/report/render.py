@@ -78,7 +78,8 @@ def to_latex(table: Table) -> str:
     rules = "".join(rf"\cmidrule(lr){{{first + 2}-{first + n + 1}}}" for name, first, n in spans if name)
     lower = " & ".join(["method", *(_latex(column.title) for column in table.columns)])
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
+        r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf"{upper} \\", rules, rf"{lower} \\",
         r"\midrule",
     ]  # fmt: skip
@@ -109,7 +110,9 @@ def to_csv(table: Table) -> str:
                 "" if number is None else repr(number) for number in (cell.value, cell.low, cell.high, cell.paper)
             )
             texts = (_no_formula(text) for text in (column.group, column.name, unit))
-            writer.writerow((_no_formula(row.label), int(row.control), *texts, *numbers, cell.text, cell.note))
+            writer.writerow(
+                (_no_formula(row.label), int(row.control), *texts, *numbers, cell.text, _no_formula(cell.note))
+            )
     return out.getvalue()
 
 

@@ -98,35 +98,41 @@ def write_page(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    suite = facts.get("suite") or {}
     pages = Environment(
         loader=PackageLoader("rub.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     pages.filters["spans"] = column_groups
-    svgs = [name for name in figure_names if name.endswith(".svg")]
-    text = pages.get_template("index.html.j2").render(
-        title=suite.get("name") or ", ".join(dict.fromkeys(record.suite for record in records)) or "no records",
-        summary=str(suite.get("summary", "")).rstrip("."),
-        runs=[_run(group, own, facts) for group, own in grouped(records).items()],
-        first=[table for table in tables if table.name.startswith("table1")],
-        others=[table for table in tables if not table.name.startswith("table1")],
-        figures=[
+    content = _content(records, facts) | {
+        "first": [table for table in tables if table.name.startswith("table1")],
+        "others": [table for table in tables if not table.name.startswith("table1")],
+        "figures": [
             {"svg": name, "png": name.removesuffix("svg") + "png", "caption": CAPTIONS[name.partition("-")[0]]}
-            for name in svgs
+            for name in figure_names
+            if name.endswith(".svg")
         ],
-        searches=list(_searches(curves)),
-        words=_WORDS,
-        metrics=METRICS_DECLARED,
-        better=_BETTER,
-        failed=list(failures(records)),
-        command=str(facts.get("command", "")),
-        versions=_versions(records),
-    )
+        "searches": list(_searches(curves)),
+    }
     page = out / "report" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(pages.get_template("index.html.j2").render(content), encoding="utf-8")
     return page
+
+
+def _content(records: Sequence[Record], facts: Facts) -> dict[str, Any]:
+    """Return what the page says in words."""
+    suite = facts.get("suite") or {}
+    return {
+        "title": suite.get("name") or ", ".join(dict.fromkeys(record.suite for record in records)) or "no records",
+        "summary": str(suite.get("summary", "")).rstrip("."),
+        "runs": [_run(group, own, facts) for group, own in grouped(records).items()],
+        "words": _WORDS,
+        "metrics": METRICS_DECLARED,
+        "better": _BETTER,
+        "failed": list(failures(records)),
+        "command": str(facts.get("command", "")),
+        "versions": _versions(records),
+    }
 
 
 def _run(group: Group, records: Sequence[Record], facts: Facts) -> dict[str, Any]:

@@ -246,13 +246,13 @@ def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:
 
 
 def failures(records: Iterable[Record]) -> Iterable[str]:
-    """Yield one line for each method and reason among failed records, with the seeds it concerns."""
-    found: dict[tuple[str, str], set[int]] = {}
+    """Yield one line for each reason among failed records, with the rows it concerns; reasons name stage and seed."""
+    found: dict[str, dict[str, None]] = {}
     for record in records:
         if record.status == "failed":
-            found.setdefault((record.method, record.reason), set()).add(record.unlearn_seed or 0)
-    for (method, reason), seeds in found.items():
-        yield f"failed: {printable(method)}, seed {', '.join(map(str, sorted(seeds)))}: {printable(reason)}"
+            found.setdefault(record.reason, {})[record.method] = None
+    for reason, methods in found.items():
+        yield f"failed cells of {', '.join(map(printable, methods))}: {printable(reason)}"
 
 
 def _seeds_note(records: Sequence[Record]) -> str:

@@ -1,0 +1,170 @@
+"""Figures show the records' numbers and keep their legends clear; the page is static, escaped and self-contained."""
+
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from rub.report import figures
+from rub.report.site import write_report
+from rub.store.records import read_records, write_records
+
+FACTS = {
+    "command": "rub run demo --out '<out>'",
+    "suite": {
+        "name": "demo",
+        "summary": "a demonstration <b>",
+        "experiments": [
+            {
+                "task": "classification", "name": "", "paper": "table1/cifar10",
+                "protocol": {"name": "rub-paper-1", "summary": "as close as can be", "shadows_per_seed": 2},
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects tags, resources and text, and checks that tags are balanced."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.resources, self.links, self.ids, self.scripts, self.open, self.text = [], [], [], 0, [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.resources += [given[name] for name in ("src", "srcset", "poster", "data") if given.get(name)]
+        self.resources += [given["href"]] if tag == "link" else []
+        self.links += [given["href"]] if tag == "a" else []
+        self.ids += [given["id"]] if "id" in given else []
+        self.scripts += tag == "script"
+        assert not any(name.startswith("on") for name in given)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def out(records, curves, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    write_records(records, [], folder)
+    (folder / "suite.yaml").write_text("name: demo\n")
+    assert write_report(read_records(folder), curves, folder, FACTS) == folder / "report" / "index.html"
+    return folder
+
+
+def test_report_folder_is_whole(out):
+    tables = {path.name for path in (out / "tables").iterdir()}
+    assert {f"table1-cifar10.{suffix}" for suffix in ("md", "tex", "csv")} <= tables
+    assert len(tables) == 3 * 4
+    assert "(91.82)" in (out / "tables" / "table1-cifar10.md").read_text()
+    drawn = sorted(path.name for path in (out / "figures").iterdir())
+    kinds = ("loss", "robustness", "success", "utility")
+    assert drawn == [f"{kind}-cifar10.{suffix}" for kind in kinds for suffix in ("png", "svg")]
+    for path in (out / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in (out / "figures").glob("*.svg"):
+        ElementTree.fromstring(path.read_bytes())
+
+
+def test_page_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(out):
+    text = (out / "report" / "index.html").read_text()
+    page = Page(text)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(page.resources) == 4
+    for target in (*page.resources, *page.links):
+        if target.startswith("#"):
+            assert target[1:] in page.ids
+        else:
+            assert (out / "report" / target).resolve().is_file(), target
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_hostile_names_are_text_on_the_page(out, hostile):
+    text = (out / "report" / "index.html").read_text()
+    page = Page(text)
+    assert page.scripts == 1
+    assert hostile not in text
+    assert hostile in page.text
+    assert "rub run demo --out '<out>'" in page.text
+
+
+def test_page_says_what_was_run_and_what_failed(out):
+    text = Page((out / "report" / "index.html").read_text()).text
+    for expected in (
+        "rub-paper-1: as close as can be", "shadows_per_seed: 2", "cpu test", "0.1.0+abc", "numpy",
+        "3 for unlearning, 2 for membership inference", "unlearn rl, seed 2: out of memory",
+        "Control: the original with the forgotten outputs switched off", "how well offline RMIA",
+    ):  # fmt: skip
+        assert expected in text
+
+
+def test_robustness_figure_draws_the_means_and_the_legend_is_beside_the_axes(records):
+    figure = figures._robustness(records, ["8/255", "16/255"])
+    [axes] = figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert lines["ft"] == pytest.approx([50, 50, 100])
+    assert lines["rl"] == pytest.approx([50, 11, 22])
+    assert "ga" not in lines
+    assert len(lines) == 8
+    figure.draw_without_rendering()
+    legend, panel, page = axes.get_legend().get_window_extent(), axes.get_window_extent(), figure.bbox
+    assert legend.x0 >= panel.x1
+    assert page.y0 <= legend.y0 <= legend.y1 <= page.y1
+    order = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert order.index("ft") < order.index("salun") < order.index("rl") < order.index("neggrad-plus")
+
+
+def test_seventeen_rows_keep_distinct_looks_and_a_legend_inside_the_figure(make_row):
+    from rub.catalog import CATALOG
+
+    methods = ["original", "retrain", *CATALOG["method"]["classification"]]
+    looks = [figures.style(method) for method in methods]
+    assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in looks}) == len(methods) == 17
+    at = {"attack": "uma", "budget": "8/255"}
+    rows = [make_row(method, "ua", 0.5, **(at if k else {})) for method in methods for k in range(2)]
+    figure = figures._robustness(rows, ["8/255"])
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.y0 >= 0
+    assert legend.x0 >= figure.axes[0].get_window_extent().x1
+
+
+def test_step_panels_average_seeds_and_mark_unfinished_searches(curves):
+    figure = figures._steps(curves, "success_curve", ["8/255", "16/255"])
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert {"[original]", "[retrain]", "[sham]", "ft", "rl", "salun !", "neggrad-plus"} <= set(panels)
+    assert panels["rl"].lines[1].get_ydata()[-1] == pytest.approx(0.22)
+    assert panels["rl"].lines[0].get_ydata()[-1] == pytest.approx(0.11)
+    assert len(panels["rl"].lines[0].get_ydata()) == 11
+
+
+def test_utility_figure_puts_each_row_at_its_ta_and_robustness(records):
+    [axes] = figures._utility(records, "16/255").axes
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+    assert points["ft"] == pytest.approx((0, 92))
+    assert points["rl"] == pytest.approx((78, 90))
+
+
+def test_no_records_give_a_page_that_says_so(tmp_path):
+    page = write_report([], [], tmp_path, {})
+    assert "There are no records" in page.read_text()
+
+
+def test_two_groups_with_one_data_set_do_not_overwrite_each_other(records, curves, tmp_path):
+    other = [record.model_copy(update={"protocol": "rub-strict-1"}) for record in records]
+    write_report([*records, *other], curves, tmp_path, {})
+    assert (tmp_path / "tables" / "table1-cifar10-v2.md").is_file()
+    assert (tmp_path / "figures" / "robustness-cifar10-2.svg").is_file()

@@ -1,0 +1,193 @@
+"""Tables against numbers worked out by hand, and every rendering against hostile names."""
+
+import csv
+import io
+import math
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from rub.errors import RubError
+from rub.report.render import to_csv, to_latex, to_markdown, to_rich
+from rub.report.tables import classification_tables, paper_numbers
+
+T2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom, from tables
+
+
+def terminal(table, width=80):
+    console = Console(width=width, force_terminal=False, file=io.StringIO(), legacy_windows=False)
+    console.print(to_rich(table))
+    return console.file.getvalue()
+
+
+def cell(table, method, group, name):
+    index = [(column.group, column.name) for column in table.columns].index((group, name))
+    return next(row for row in table.rows if row.label == method).cells[index]
+
+
+@pytest.fixture
+def tables(records):
+    return {table.name: table for table in classification_tables(records, paper_numbers("table1/cifar10"))}
+
+
+def test_table1_has_the_papers_shape(tables, hostile):
+    table = tables["table1-cifar10"]
+    assert [(column.group, column.title) for column in table.columns] == [
+        ("", "TA ↑"), ("none", "UA ↓"), ("none", "MIA ↓"), ("8/255", "UA ↓"), ("8/255", "MIA ↓"),
+        ("16/255", "UA ↓"), ("16/255", "MIA ↓"), ("", "tie"),
+    ]  # fmt: skip
+    labels = [row.label for row in table.rows]
+    assert labels == ["original", "retrain", "sham", "ft", "rl", "salun", "ga", "neggrad-plus", hostile]
+    assert [row.control for row in table.rows] == [True] * 3 + [False] * 6
+
+
+def test_mean_interval_and_paper_number_of_one_cell(tables):
+    ta = cell(tables["table1-cifar10"], "ft", "", "TA")
+    half = T2 * 2 / math.sqrt(3)  # 90, 92, 94: standard deviation 2
+    assert (ta.value, ta.low, ta.high) == pytest.approx((92, 92 - half, 92 + half))
+    assert ta.parts == ("92.00", "±4.97", "(91.82)")
+    assert cell(tables["table1-cifar10"], "ft", "8/255", "UA").parts == ("50.00", "±0.00", "(99.96)")
+    assert cell(tables["table1-cifar10"], "original", "", "TA").parts == ("95.00", "(94.13)")
+    assert cell(tables["table1-cifar10"], "sham", "", "TA").parts == ("95.00",)
+
+
+def test_membership_seeds_are_not_independent_results(tables):
+    mia = cell(tables["table1-cifar10"], "ft", "16/255", "MIA")
+    half = T2 * 0.2 / math.sqrt(3)  # cluster means .15, .35, .55; the six values as independent would give .196
+    assert (mia.value, mia.high - mia.value) == pytest.approx((0.35, half))
+    assert mia.parts == ("0.350", "±0.497", "(0.995)")
+
+
+def test_overlapping_intervals_share_a_letter_and_controls_have_none(tables, hostile):
+    tie = {row.label: row.cells[-1].text for row in tables["table1-cifar10"].rows}
+    expected = {"neggrad-plus": "a", "rl": "b", "salun": "b", hostile: "c", "ft": "d"}
+    assert {label: letters for label, letters in tie.items() if letters} == expected
+
+
+def test_one_seed_gives_no_interval_and_no_ties(records):
+    table = classification_tables([record for record in records if record.unlearn_seed == 0])[0]
+    assert "tie" not in [column.name for column in table.columns]
+    assert cell(table, "ft", "", "TA").parts == ("90.00",)
+    assert cell(table, "ft", "", "TA").low is None
+
+
+def test_failed_cells_say_so_and_notes_say_why(tables):
+    table = tables["table1-cifar10"]
+    assert {text.text for row in table.rows if row.label == "ga" for text in row.cells[:-1]} == {"failed"}
+    partly = cell(table, "rl", "", "TA")
+    assert partly.parts[0] == "90.00*"
+    assert "out of memory" in partly.note
+    assert "failed cells of rl: unlearn rl, seed 2: out of memory" in table.notes
+    assert "failed cells of ga: unlearn ga, seed 1: diverged" in table.notes
+
+
+def test_an_unfinished_search_is_marked(tables):
+    table = tables["attacks-16-cifar10"]
+    assert cell(table, "salun", "uma", "UA").parts[0] == "27.0!"
+    assert cell(table, "rl", "uma", "UA").parts[0] == "22.0"
+    assert any(note.startswith("! ") for note in table.notes)
+
+
+def test_attack_table_has_controls_and_every_further_attack(tables):
+    table = tables["attacks-16-cifar10"]
+    assert [column.title for column in table.columns] == ["UA ↓", "excess ↓", "test ↓", "steer", "UA ↓"]
+    assert cell(table, "ft", "noise", "UA").value == pytest.approx(25)
+    assert [column.name for column in tables["attacks-8-cifar10"].columns] == ["UA", "excess", "test", "steer"]
+    assert "N: 100 for uma UA, uma excess, uma test, uma steer, noise UA" in table.notes
+
+
+def test_many_budgets_give_a_curve_and_many_attacks_a_continued_table(make_row, records):
+    more = [
+        make_row("ft", "ua", level / 100, attack="uma", budget=f"{level}/255", seed=seed)
+        for level in (1, 2, 4, 32) for seed in range(3)
+    ]  # fmt: skip
+    more += [make_row("ft", "ua", 0.5, attack=f"attack-number-{k}", budget="16/255") for k in range(9)]
+    tables = {table.name: table for table in classification_tables([*records, *more])}
+    curve = tables["curve-cifar10"]
+    assert [column.name for column in curve.columns] == [
+        "none", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"
+    ]  # fmt: skip
+    assert cell(curve, "ft", "UA at", "4/255").value == pytest.approx(4)
+    assert [column.group for column in tables["table1-cifar10"].columns if column.name == "UA"] == [
+        "none", "8/255", "16/255"
+    ]  # fmt: skip
+    parts = [table for name, table in tables.items() if name.startswith("attacks-16-cifar10")]
+    groups = [column.group for table in parts for column in table.columns]
+    assert len(parts) > 1
+    assert [name for name in groups if name.startswith("attack-number")] == [f"attack-number-{k}" for k in range(9)]
+    for table in tables.values():
+        assert max(map(len, terminal(table).splitlines())) <= 80
+
+
+def test_every_cell_is_whole_in_a_terminal_of_80_columns(tables):
+    for table in tables.values():
+        printed = terminal(table)
+        assert max(len(line) for line in printed.splitlines()) <= 80
+        assert "…" not in printed
+        words = printed.split()
+        for row in table.rows:
+            assert all(part in words for cell in row.cells for part in cell.parts if part)
+
+
+def test_markup_and_control_characters_in_names_do_nothing_in_a_terminal(make_row):
+    name = "[red]x[/red]\x1b[2J"
+    [table] = classification_tables([make_row(name, "ta", 0.5, split="test")])[:1]
+    assert table.rows[0].label == "[red]x[/red]?[2J"
+    assert "\x1b" not in terminal(table)
+
+
+def test_markdown_is_one_table_of_even_rows_without_raw_html(tables):
+    text = to_markdown(tables["table1-cifar10"])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {10}
+    assert "<" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|\\_%" in text
+    assert "| 92.00 ±4.97 (91.82) |" in text
+
+
+def test_latex_is_booktabs_and_escaped(tables):
+    text = to_latex(tables["table1-cifar10"])
+    body = text.split(r"\midrule")[1:]
+    rows = [line for part in body for line in part.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 9
+    assert {line.count("&") for line in rows} == {8}
+    assert r"\textless{}script\textgreater{}alert(1)\textless{}/script\textgreater{}\textbar{}\_\%" in text
+    assert r"92.00 $\pm$4.97 (91.82)" in text
+    assert r"\multicolumn{2}{c}{16/255}" in text
+    assert r"\cmidrule(lr){3-4}\cmidrule(lr){5-6}\cmidrule(lr){7-8}" in text
+    assert not any(line.startswith("[") for line in text.splitlines())  # would be an argument of the \\ before
+
+
+def test_csv_keeps_the_raw_numbers(tables):
+    rows = list(csv.DictReader(io.StringIO(to_csv(tables["table1-cifar10"]))))
+    [ta] = [row for row in rows if (row["method"], row["column"]) == ("ft", "TA")]
+    half = T2 * 2 / math.sqrt(3)
+    assert [float(ta[name]) for name in ("value", "low", "high", "paper")] == pytest.approx(
+        [92, 92 - half, 92 + half, 91.82]
+    )
+    assert (ta["unit"], ta["control"]) == ("percent", "0")
+    assert len(rows) == 9 * 8
+
+
+def test_paper_numbers_by_key():
+    assert paper_numbers("") is None
+    numbers = paper_numbers("table1/cifar100")
+    assert numbers["salun"] == {
+        "ta": 73.89, "none": {"ua": 4.13, "mia": 0.221}, "8/255": {"ua": 61.57, "mia": 0.788},
+        "16/255": {"ua": 85.16, "mia": 0.888},
+    }  # fmt: skip
+    with pytest.raises(RubError, match="did you mean 'table1/cifar10'"):
+        paper_numbers("table1/cifar-10")
+
+
+def test_groups_are_never_mixed(records):
+    other = [record.model_copy(update={"protocol": "rub-strict-1", "value": 0.0}) for record in records if record.value]
+    tables = [table for table in classification_tables([*records, *other]) if table.name == "table1-cifar10"]
+    assert [cell(table, "ft", "", "TA").value for table in tables] == pytest.approx([92, 0])
+
+
+def test_no_part_of_the_report_imports_torch():
+    code = "import sys, rub.report.site, rub.report.figures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
