@@ -101,8 +101,9 @@ def _names_objects(path: Path) -> bool:
     if zipfile.is_zipfile(path):
         return True  # torch's own archive, whole, and yet not read as tensors
     with path.open("rb") as stream:
-        try:
-            return any(code.name in {"GLOBAL", "STACK_GLOBAL", "INST"} for code, _, _ in pickletools.genops(stream))
+        try:  # torch's older files hold a magic number, a version and a machine, each a pickle, before the tensors
+            codes = (code.name for _ in range(4) for code, _, _ in pickletools.genops(stream))
+            return any(name in {"GLOBAL", "STACK_GLOBAL", "INST"} for name in codes)
         except Exception:  # bytes that are no pickle fail in any way
             return False
 

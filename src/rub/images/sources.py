@@ -110,7 +110,7 @@ def fingerprint(name: str, root: Path | None, *, path: Path | None = None) -> st
     files = [source] if source.is_file() else sorted(item for item in source.rglob("*") if item.is_file())
     digest = sha256()
     for item in files:
-        digest.update(item.relative_to(source.parent).as_posix().encode() + b"\0")
+        digest.update(item.relative_to(source).as_posix().encode() + b"\0")
         with item.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
