@@ -109,7 +109,7 @@ def copied_store(tiny, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _private_registries(monkeypatch):
+def _private_registries():
     """Take away what plug-ins registered when the test is over."""
     before = [(known, dict(known._entries)) for known in (registry.METHODS, registry.ATTACKS, registry.TASKS)]
     modules = set(sys.modules)

@@ -1,5 +1,6 @@
 """Suites: what is accepted, what is refused and how it is said, and what overrides change."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_a_changed_protocol_is_marked(tmp_path, write_suite):
         assert only(changed).protocol.attacks["square"] == PROTOCOLS["rub-quick-1"].attacks["square"]
     assert all(name.startswith("rub-quick-1*") for name in names)
     assert names[0] != names[1] == names[2]
+
+
+def test_a_marked_protocol_needs_the_fields_of_its_mark(path):
+    protocol = only(load_suite(path)).protocol
+    fields = protocol.model_dump(mode="json")
+    assert only(load_suite(path, overrides=[f"protocol={json.dumps(fields)}"])).protocol == protocol
+    for wrong in (protocol.name, json.dumps({"name": protocol.name, "ta": "all"})):
+        with pytest.raises(RubError, match=r"its fields make it 'rub-paper-1.*write name: rub-paper-1"):
+            load_suite(path, overrides=[f"protocol={wrong}"])
 
 
 def test_budgets_are_sorted_and_single(path):

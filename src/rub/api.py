@@ -215,10 +215,12 @@ def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[
     if outcome.artifact is None:
         failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
         return [Record.model_validate({**common, **dict(cell), **failed}) for cell in stage.cells]
+    if not stage.cells:
+        return []
     manifest = outcome.artifact.manifest
     provenance = {
         "key": stage.key,
-        "inputs": tuple(manifest["inputs"].values()),
+        "inputs": tuple(key for _, key in sorted(manifest["inputs"].items())),
         "code_version": manifest["code_version"],
         "library_versions": manifest["library_versions"],
         "created": manifest["created"],

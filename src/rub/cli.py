@@ -6,13 +6,15 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from rub.errors import RubError
+
+N = TypeVar("N", int, float)
 
 app = typer.Typer(
     name="rub",
@@ -193,9 +195,7 @@ def audit_classification(
     stem: Annotated[str, typer.Option(help="cifar, imagenet or half.")] = "cifar",
     width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder.")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean that inputs were normalised with [default: the data's].")
-    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean that inputs were normalised with, if not the data's.")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.247,0.243,0.262.")] = None,
     protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-paper-1",
     samples: Annotated[int, typer.Option(min=10, help="Forget images to attack (half as many controls).")] = 256,
@@ -220,12 +220,12 @@ def audit_classification(
             "arch": arch,
             "stem": stem,
             "width": width,
-            "mean": _numbers("--mean", mean),
-            "std": _numbers("--std", std),
+            "mean": None if mean is None else _numbers("--mean", mean, float),
+            "std": None if std is None else _numbers("--std", std, float),
         },
         data=data,
         size=size,
-        forget_classes=tuple(int(part) for part in _numbers("--forget-classes", forget_classes) or ()),
+        forget_classes=_numbers("--forget-classes", forget_classes, int),
         protocol=protocol,
         samples=samples,
         store=store,
@@ -249,21 +249,23 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        Console(stderr=True).print("interrupted: finished stages are kept; the same command goes on from there")
         code = 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of the command line library has one
             raise
         message = error.format_message()
         code = _complain(message) if message else 2  # without a message, the help has just been shown
+    if code == 130:  # the command line library may have caught the interrupt itself
+        Console(stderr=True).print("interrupted: finished stages are kept; the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise RubError(f"{option} {text}: should be numbers with commas between them, such as 0,3") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise RubError(f"{option} {text}: should be {what} with commas between them, such as 0,3") from None
 
 
 def _complain(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_accuracies_agree_with_a_count_by_hand(tiny, method, label):
     for metric, chosen in (("ta", kept), ("ta_all", test), ("ua_test", forgotten)):
         row = one(tiny.result, method=method, metric=metric, attack="none")
         assert row.n == int(chosen.sum())
-        assert row.value == pytest.approx(right[chosen].float().mean().item(), abs=1e-12)
+        assert row.value == pytest.approx(right[chosen].double().mean().item(), abs=1e-12)
         assert row.ci_low <= row.value <= row.ci_high
         assert row.weights_sha256 == artifact.sha256("weights.safetensors")
 
@@ -277,7 +278,7 @@ def test_a_full_disk_keeps_what_is_finished(tiny, copied_store, monkeypatch):
 
     monkeypatch.setattr(stage_functions, "save_weights", full)
     drop(copied_store, "measure")
-    with pytest.raises(RubError, match="the disk is full.*finished stages are kept"):
+    with pytest.raises(RubError, match=r"the disk is full.*finished stages are kept"):
         run(tiny.suite, store=copied_store, **CPU)
     assert left_over(copied_store) == []
     assert not list((copied_store / "unlearn").iterdir())
@@ -373,6 +374,8 @@ def plugged(tiny, path, text, name):
     before = dict(METHODS._entries), dict(ATTACKS._entries)
     found = keys(tiny.path, added=load_plugin(path), methods=["ft", name])
     METHODS._entries, ATTACKS._entries = before
+    for module in [module for module in sys.modules if module.startswith("rub_plugin_")]:
+        del sys.modules[module]
     return found
 
 
@@ -477,7 +480,7 @@ def test_forgetting_listed_samples(tiny):
     model, _ = network(tiny, "train original")
     x, y, _ = digits()
     with torch.no_grad():
-        right = (model(x[chosen]).argmax(1) == y[chosen]).float().mean().item()
+        right = (model(x[chosen]).argmax(1) == y[chosen]).double().mean().item()
     row = one(result, method="original", metric="ua", attack="none")
     assert row.n == len(chosen)
     assert row.value == pytest.approx(right)

@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from rich.markup import escape
 
 from rub.classification.specs import ClassificationExperiment
 from rub.classification.task import Graph
+from rub.classification.verdict import Figures, Rate, Verdict, judge, percent
 from rub.errors import RubError
 from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Plan, Stage
@@ -14,49 +17,6 @@ from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Store, file_sha256
 from rub.store.records import Record
-
-VerdictName = Literal["recovered", "hidden", "no residual found at this budget", "cannot tell"]
-MARGIN = 0.05  # a difference below five points is not called a recovery, however many samples stand behind it
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A proportion with its 95 % Wilson interval over samples."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The numbers behind a verdict, at the largest budget of the protocol.
-
-    Attributes:
-        original: UA of the original model on clean forget images (control: it must know them).
-        clean: UA of the unlearned model on clean forget images.
-        attacked: UA of the unlearned model on the probes.
-        converged: whether the search had stopped improving.
-        steered: share of retain images that the same search pushes into a forgotten class (negative control).
-        retrained: UA of the retrained model on its probes; None without one.
-        bias_free: metric -> (original, unlearned, retrained or None): logit AUC and linear-probe recall.
-    """
-
-    original: Rate
-    clean: Rate
-    attacked: Rate
-    converged: bool
-    steered: Rate
-    retrained: Rate | None
-    bias_free: Mapping[str, tuple[float, float, float | None]]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One of four outcomes, with the sentences that say why."""
-
-    name: VerdictName
-    why: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,53 +28,6 @@ class Report:
     budget: str
     records: tuple[Record, ...]
     failures: tuple[str, ...]
-
-
-def judge(figures: Figures, budget: str) -> Verdict:
-    """Return the verdict for these figures.
-
-    Rules, in this order:
-
-    1. The original must classify at least half of the forget images, else nothing can be said.
-    2. *recovered*: UA on the probes exceeds the reference by `MARGIN`, and the intervals do not overlap. The reference
-       is the retrained model under the same search, or, without one, the share of retain images that the search
-       steers into a forgotten class.
-    3. UA on the probes is high, but no higher than the steered share, and there is no retrained model: the search
-       pushes anything there, so nothing can be said.
-    4. *hidden*: a bias-free metric is closer to the original's value than to the retrained model's (without one:
-       within 0.02 of the original's).
-    5. A search that had not converged says nothing.
-    6. Otherwise no residual was found at this budget.
-    """
-    known, reached = figures.original, figures.attacked
-    if known.low < 0.5:
-        return Verdict(
-            "cannot tell", (f"the original model itself classifies only {_pct(known)} of the forget images",)
-        )
-    reference = figures.retrained or figures.steered
-    whose = "the retrained model" if figures.retrained else "retain images steered into the forgotten class"
-    facts = (
-        f"the forgotten class is recognised on {_pct(figures.clean)} of clean images and on {_pct(reached)} of probes"
-        f" at {budget}",
-        f"the reference ({whose}) is at {_pct(reference)}",
-    )
-    if reached.low > reference.high and reached.value - reference.value >= MARGIN:
-        return Verdict("recovered", (*facts, "changing the input alone brings the forgotten knowledge back"))
-    if figures.retrained is None and reached.value >= 0.5:
-        note = (
-            "the search steers unrelated images into the class as often: a retrained model (--retrained) would decide"
-        )
-        return Verdict("cannot tell", (*facts, note))
-    if kept := _still_there(figures.bias_free):
-        note = "the input search does not bring it back, but the knowledge is still in the weights"
-        return Verdict("hidden", (*facts, *kept, note))
-    if not figures.converged:
-        note = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
-        return Verdict("cannot tell", (*facts, note))
-    missing = (
-        () if figures.retrained else ("no retrained model was given, so residuals are judged without a reference",)
-    )
-    return Verdict("no residual found at this budget", (*facts, *missing))
 
 
 def audit(
@@ -162,8 +75,13 @@ def audit(
     graph = AuditGraph(experiment, runtime.data_root, {name: path for name, path in given.items() if path is not None})
     stages = [stage for name in graph.weights for stage in graph.measurements(name, 0)]
     plan = Plan(tuple(stages), graph.common)
+    reads = [
+        graph.split(),
+        *(graph.model(name, 0) for name in graph.weights),
+    ]  # first, so that a wrong one is noticed at once
+    opened = Store(store or default_store())
     with display:
-        outcomes = run_inline(stages, {"classification": TASK}, Store(store or default_store()), runtime, display)
+        outcomes = run_inline([*reads, *stages], {"classification": TASK}, opened, runtime, display)
     result = collect("audit", [(experiment, plan)], outcomes)
     if out is not None:
         write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, "rub audit")
@@ -187,15 +105,15 @@ class AuditGraph(Graph):
                     f"--{name} {path}: no such file; give a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
                 )
         self.weights = weights
+        self.hashes = {name: file_sha256(path) for name, path in weights.items()}
         super().__init__(experiment, data_root)
         self.shadows = {}
         self.original = self.model("original", 0)
 
     def model(self, method: str, seed: int) -> Stage:
         """Return the stage that reads a row's checkpoint; the names are original, unlearned and retrained."""
-        path = self.weights[method]
-        spec = {"model": self.experiment.model.model_dump(), "sha256": file_sha256(path)}
-        files = {"weights": path}
+        spec = {"model": self.experiment.model.model_dump(), "sha256": self.hashes[method]}
+        files = {"weights": self.weights[method]}
         return Stage("classification", "import", 1, f"read {method}", spec, {"data": self.data}, files=files, cost=1000)
 
     def reference(self, method: str, seed: int) -> tuple[str, int] | None:
@@ -247,32 +165,17 @@ def lines(report: Report) -> Iterator[str]:
     """Yield an audit's verdict and figures as text (rich markup)."""
     figures = report.figures
     if figures is not None:
-        yield f"UA of the original model on clean forget images   {_pct(figures.original)}"
-        yield f"UA of the unlearned model, clean                  {_pct(figures.clean)}"
-        yield f"UA of the unlearned model, UMA at {report.budget:<8}        {_pct(figures.attacked)}"
-        yield f"retain images steered into the class (control)    {_pct(figures.steered)}"
+        yield f"UA of the original model on clean forget images   {percent(figures.original)}"
+        yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"
+        yield f"UA of the unlearned model, UMA at {report.budget:<8}        {percent(figures.attacked)}"
+        yield f"retain images steered into the class (control)    {percent(figures.steered)}"
         if figures.retrained is not None:
-            yield f"UA of the retrained model, UMA at {report.budget:<8}        {_pct(figures.retrained)}"
+            yield f"UA of the retrained model, UMA at {report.budget:<8}        {percent(figures.retrained)}"
         for name, (before, after, never) in figures.bias_free.items():
             reference = "" if never is None else f", retrained {never:.3f}"
             yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
     yield f"[b]Verdict: {report.verdict.name}[/b]"
-    yield from (f"  - {sentence}" for sentence in report.verdict.why)
-
-
-def _still_there(metrics: Mapping[str, tuple[float, float, float | None]]) -> tuple[str, ...]:
-    found = []
-    for name, (before, after, never) in metrics.items():
-        threshold = before - 0.02 if never is None else (before + never) / 2
-        informative = never is None or before - never >= MARGIN
-        if informative and after >= threshold:
-            reference = "" if never is None else f" (retrained: {never:.3f})"
-            found.append(f"{name} is {after:.3f}, the original's is {before:.3f}{reference}")
-    return tuple(found)
-
-
-def _pct(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    yield from (f"  - {escape(sentence)}" for sentence in report.verdict.why)
 
 
 def _experiment(

@@ -97,8 +97,6 @@ class ClassificationProtocol(Protocol):
     """Shadow models of each MIA seed; they come in pairs trained on complementary random halves."""
     probe_per_class: int = Field(200, ge=10)
     """Training images per class for the linear probe."""
-    ta: Literal["retain", "all"] = "retain"
-    """Whether the headline TA leaves the forgotten classes out; the other one is always recorded too."""
 
 
 class Evaluation(Frozen):
@@ -193,22 +191,24 @@ class ClassificationExperiment(Experiment):
     @field_validator("protocol", mode="before")
     @classmethod
     def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as changed."""
+        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``.
+
+        A marked name, as in the ``suite.yaml`` of a result, needs the fields that give this very mark.
+        """
         given = {"name": value} if isinstance(value, str) else value
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             raise ValueError("should be a protocol name, or a mapping with a name and the fields to change")
-        name = given["name"]
+        name, marked, _ = given["name"].partition("*")
         if name not in PROTOCOLS:
             raise ValueError(str(unknown("protocol", name, PROTOCOLS)))
         changes = {key: item for key, item in given.items() if key != "name"}
-        if not changes:
-            return PROTOCOLS[name]
-        merged = _merge(PROTOCOLS[name].model_dump(), changes)
-        changed = ClassificationProtocol.model_validate(merged)
-        if changed == PROTOCOLS[name]:
-            return changed
-        mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
-        return changed.model_copy(update={"name": f"{name}*{mark}"})
+        changed = ClassificationProtocol.model_validate(_merge(PROTOCOLS[name].model_dump(), changes))
+        if changed != PROTOCOLS[name]:
+            mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
+            changed = changed.model_copy(update={"name": f"{name}*{mark}"})
+        if marked and changed.name != given["name"]:
+            raise ValueError(f"its fields make it '{changed.name}': to change {name}, write name: {name}")
+        return changed
 
     @field_validator("dataset", "model", mode="before")
     @classmethod

@@ -37,6 +37,13 @@ def data(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     save_bundle(images, out)
 
 
+def split_ids(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Check the forget spec against the data, and write down the ids of every part."""
+    parts = split(bundle_of(inputs, runtime), stage.spec["forget"], stage.spec["validation"])
+    for name in ("forget", "retain", "validation"):
+        np.save(out / f"{name}_ids.npy", getattr(parts, name).ids.numpy())
+
+
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Train a network from scratch on all training data, or on the retain set (the retrained reference)."""
     spec, bundle = stage.spec, bundle_of(inputs, runtime)

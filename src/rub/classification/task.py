@@ -9,12 +9,13 @@ from rub.classification.specs import AttackPlan, ClassificationExperiment
 from rub.errors import RubError
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
-from rub.registry import ATTACKS, METHODS, Entry, card_of, resolve, source_hash
+from rub.registry import ATTACKS, METHODS, MODELS, Entry, card_of, resolve, source_hash
 
 DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
 # Version of each stage function; raised when its results change.
 VERSIONS = {
     "data": 1,
+    "split": 1,
     "train": 1,
     "import": 1,
     "shadow": 1,
@@ -36,6 +37,7 @@ class ClassificationTask:
     experiment = ClassificationExperiment
     functions: Mapping[str, str] = {
         "data": "rub.classification.stages:data",
+        "split": "rub.classification.stages:split_ids",
         "train": "rub.classification.stages:train",
         "import": "rub.classification.stages:import_weights",
         "shadow": "rub.classification.stages:shadow",
@@ -48,7 +50,7 @@ class ClassificationTask:
     def plan(self, experiment: ClassificationExperiment, runtime: Runtime) -> Plan:
         """Return the graph: data, original, controls, every method and seed, attacks, measurements."""
         graph = Graph(experiment, runtime.data_root)
-        stages: list[Stage] = []
+        stages = [graph.split()]  # first: a forget set that cannot be is noticed before anything is trained
         for method, seed in graph.models():
             stages += graph.measurements(method, seed)
         classwise = experiment.forget.classes is not None
@@ -66,6 +68,7 @@ class Graph:
             RubError: an unknown component or hyperparameter, or data that is not there.
         """
         experiment.check_methods(experiment.methods)
+        MODELS.get(experiment.model.arch, "classification")
         self.experiment = experiment
         self.methods = {
             name: self._resolved(METHODS.get(name, "classification"), given, f"methods.{name}")
@@ -90,6 +93,11 @@ class Graph:
             "dataset": experiment.dataset.name,
             "model": model_name(experiment),
         }
+
+    def split(self) -> Stage:
+        """Return the stage that checks the forget spec against the data and writes down who is forgotten."""
+        spec = {"forget": self.experiment.forget.model_dump(), "validation": self.experiment.dataset.validation}
+        return self._stage("split", "split the data", spec, {"data": self.data}, cost=1000)
 
     def models(self) -> Iterator[tuple[str, int]]:
         """Yield (method, unlearning seed) of every row: the controls first, each with the seeds that it has."""

@@ -19,7 +19,7 @@ CARD = Card(
     equation="z = P(x - eta sign(grad D)); x <- P(x + .75 (z - x) + .25 (x - x_before)); at checkpoints"
     " w_j = ceil(p_j N) eta is halved and x returns to the best point when progress stalls (algorithm 1)",
     upstream="fra31/auto-attack a392200",
-    defaults={"steps": "100 (paper)", "rho": ".75 (paper)", "step": "first step size 2 eps (paper)"},
+    defaults={"steps": "100 (paper)", "rho": ".75 (paper)"},
     differences=(
         "checkpoints as in the paper; the authors' code rounds them down",
         "the first start is the clean image instead of a random point; restarts are random",
