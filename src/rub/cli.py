@@ -145,7 +145,9 @@ def list_(
     """List what there is, one line each."""
     from rich.table import Table
 
-    rows = _listing(what, task)
+    from rub.showing import listing
+
+    rows = listing(what, task)
     if as_json:
         console().print_json(json.dumps(rows))
         return
@@ -287,41 +289,6 @@ def _suite(
     added = [entry for path in plugins or () for entry in load_plugin(path)]
     chosen = [part.strip() for part in methods.split(",") if part.strip()] if methods is not None else None
     return load_suite(name, overrides=overrides or (), task=task, methods=chosen, seeds=seeds, added=added)
-
-
-def _listing(what: str, task: str | None) -> list[dict[str, Any]]:
-    from rub.errors import unknown
-    from rub.registry import KINDS, TASKS
-
-    tasks = [entry.name for entry in TASKS.entries()]
-    if task is not None and task not in tasks:
-        raise unknown("task", task, tasks)
-    if what == "suites":
-        from rub.specs import suite_names
-
-        return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
-    if what == "protocols":
-        from rub.classification.specs import PROTOCOLS
-
-        return [{"name": item.name, "task": "classification", "summary": item.summary} for item in PROTOCOLS.values()]
-    if what == "metrics":
-        from rub.classification.metrics import METRICS_DECLARED
-
-        return [
-            {"name": item.name, "task": "classification", "direction": item.direction, "summary": item.summary}
-            for item in METRICS_DECLARED
-        ]
-    if what not in KINDS:
-        raise unknown("list", what, [*KINDS, "suites", "protocols"])
-    return [
-        {
-            "name": entry.name,
-            "task": entry.task,
-            "summary": entry.summary,
-            "origin": "" if entry.origin == "rub" else entry.origin,
-        }
-        for entry in KINDS[what].entries(task)
-    ]
 
 
 if __name__ == "__main__":

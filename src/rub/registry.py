@@ -168,14 +168,12 @@ def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) ->
 
 METHODS: Registry[Callable[..., Any]] = Registry("method")
 ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
-METRICS: Registry[Any] = Registry("metric")
 DATASETS: Registry[Any] = Registry("dataset")
 MODELS: Registry[Any] = Registry("model")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "attacks": ATTACKS,
-    "metrics": METRICS,
     "datasets": DATASETS,
     "models": MODELS,
 }

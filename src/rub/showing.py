@@ -1,4 +1,4 @@
-"""What `rub show` and `rub doctor` say, as lines of text (rich markup)."""
+"""What `rub list`, `rub show` and `rub doctor` say: rows, and lines of text (rich markup)."""
 
 import os
 import platform
@@ -10,15 +10,46 @@ from typing import Any
 from rich.markup import escape
 
 from rub.errors import unknown
-from rub.registry import ATTACKS, METHODS, Entry, card_of, hyperparameters
+from rub.registry import ATTACKS, KINDS, METHODS, TASKS, Entry, card_of, hyperparameters
 
-LAYOUTS = {
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "tiny-imagenet": "tiny-imagenet-200",
-    "imagenet": "imagenet",
-}
 OPTIONAL = {"ray": "the Ray engine", "torchvision": "Inception features", "nudenet": "the nudity judge"}
+
+
+def listing(what: str, task: str | None) -> list[dict[str, Any]]:
+    """Return the rows of `rub list`: methods, attacks, metrics, datasets, models, suites or protocols.
+
+    Raises:
+        RubError: an unknown kind or task.
+    """
+    tasks = [entry.name for entry in TASKS.entries()]
+    if task is not None and task not in tasks:
+        raise unknown("task", task, tasks)
+    if what == "suites":
+        from rub.specs import suite_names
+
+        return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
+    if what == "protocols":
+        from rub.classification.specs import PROTOCOLS
+
+        return [{"name": item.name, "task": "classification", "summary": item.summary} for item in PROTOCOLS.values()]
+    if what == "metrics":
+        from rub.classification.metrics import METRICS_DECLARED
+
+        return [
+            {"name": item.name, "task": "classification", "direction": item.direction, "summary": item.summary}
+            for item in METRICS_DECLARED
+        ]
+    if what not in KINDS:
+        raise unknown("list", what, [*KINDS, "metrics", "suites", "protocols"])
+    return [
+        {
+            "name": entry.name,
+            "task": entry.task,
+            "summary": entry.summary,
+            "origin": "" if entry.origin == "rub" else entry.origin,
+        }
+        for entry in KINDS[what].entries(task)
+    ]
 
 
 def describe(name: str, task: str | None) -> Iterator[str]:
@@ -89,6 +120,7 @@ def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
     import torch
 
     from rub.api import default_data_root, default_store, free_bytes
+    from rub.images.sources import LAYOUTS
     from rub.pipeline.stages import code_version, device_name, library_versions
 
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rub.classification.cells import cell
 from rub.classification.data import Bundle, Splits, split, subset
 from rub.classification.membership import (
     ShadowOutputs,
@@ -22,7 +23,7 @@ from rub.classification.membership import (
 )
 from rub.classification.metrics import correct, logit_auc, probe_accuracy, residual_knowledge
 from rub.classification.stages import WEIGHTS, bundle_of, load_model
-from rub.classification.task import LIRA_SHADOWS, cell
+from rub.classification.task import LIRA_SHADOWS
 from rub.classification.training import embed, predict
 from rub.images.samples import Samples
 from rub.pipeline.plan import Stage

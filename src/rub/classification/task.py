@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rub.classification.metrics import METRICS_DECLARED
+from rub.classification.cells import cell
 from rub.classification.specs import AttackPlan, ClassificationExperiment
-from rub.errors import RubError
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS, MODELS, Entry, card_of, resolve, source_hash
 
-DIRECTIONS = {metric.name: metric.direction for metric in METRICS_DECLARED}
 # Version of each stage function; raised when its results change.
 VERSIONS = {
     "data": 1,
@@ -288,32 +286,6 @@ def model_name(experiment: ClassificationExperiment) -> str:
     model = experiment.model
     width = "" if model.width is None else f"-w{model.width}"
     return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
-
-
-def cell(
-    method: str,
-    seed: int,
-    metric: str,
-    split: str = "",
-    *,
-    attack: str = "none",
-    budget: str = "none",
-    mia_seed: int | None = None,
-) -> dict[str, Any]:
-    """Return the record fields that name one cell of the table."""
-    if metric not in DIRECTIONS:
-        raise RubError(f"metric '{metric}' is not declared")
-    default = {"ta": "test", "ta_all": "test", "ra": "retain", "ua_test": "forget_test", "logit_auc": "test"}
-    return {
-        "method": method,
-        "unlearn_seed": seed,
-        "mia_seed": mia_seed,
-        "attack": attack,
-        "budget": budget,
-        "metric": metric,
-        "split": split or default.get(metric, "forget_test" if metric == "probe_accuracy" else "forget"),
-        "direction": DIRECTIONS[metric],
-    }
 
 
 TASK = ClassificationTask()

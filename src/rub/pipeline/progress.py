@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from rub.pipeline.plan import Stage
 
+KNOWN_SHARE = 0.01  # of all cost: before that share is done, a time left would be a guess
+
 
 class Display:
     """Shows stages done, the running stage's steps and rate, and the time left.
@@ -29,6 +31,7 @@ class Display:
         self._began = self._stage_began = time.monotonic()
         self._total = self._done = 0
         self._awaited = ""
+        self._elsewhere = 0.0
 
     def __enter__(self) -> "Display":
         """Start the live display when the console is a terminal."""
@@ -84,26 +87,35 @@ class Display:
     def ended(self, stage: Stage, status: str, reason: str) -> None:
         """Note how a stage ended, and say so where there is no live display."""
         self._done += 1
-        elsewhere = self._left.pop(stage.key, None) is not None and status == "cached"
-        if elsewhere and self._live is None:
-            self._say(f"[{self._done}/{self._total}] {stage.label} (by another process)")
+        if self._left.pop(stage.key, None) is not None and status == "cached":
+            self._elsewhere += stage.cost
+            if self._live is None:
+                self._say(f"[{self._done}/{self._total}] {stage.label} (by another process)")
         if status == "done":
             seconds = time.monotonic() - self._stage_began
             self._spent[stage.kind] += seconds
             self._cost[stage.kind] += stage.cost
             if self._live is None:
-                left = f", about {clock(self.seconds_left())} left" if self._left else ""
-                self._say(f"[{self._done}/{self._total}] {stage.label} ({seconds:.1f} s{left})")
+                left = self.seconds_left()
+                more = f", about {clock(left)} left" if left else ""
+                self._say(f"[{self._done}/{self._total}] {stage.label} ({seconds:.1f} s{more})")
         elif status == "failed":
             self._say(f"[{self._done}/{self._total}] FAILED {reason}")
         if self._live is not None:
-            left = f"{clock(self.seconds_left())} left" if self._left else ""
-            self._live.update(self._overall, completed=self._done, note=f"{self._done}/{self._total} {left}")
+            left = self.seconds_left()
+            more = f"{clock(left)} left" if left else ""
+            self._live.update(self._overall, completed=self._done, note=f"{self._done}/{self._total} {more}")
 
     def seconds_left(self) -> float:
-        """Return the estimated time left, from the seconds per cost of each kind of stage so far."""
-        overall = sum(self._spent.values()) / max(sum(self._cost.values()), 1e-9)
-        return sum(
+        """Return the estimated time left, from the seconds per cost of each kind of stage so far.
+
+        What other processes did meanwhile shortens it; 0 while too little has been done to tell.
+        """
+        here, left = sum(self._cost.values()), sum(stage.cost for stage in self._left.values())
+        if here < KNOWN_SHARE * (here + self._elsewhere + left):
+            return 0.0
+        overall = sum(self._spent.values()) / max(here, 1e-9)
+        return (here / max(here + self._elsewhere, 1e-9)) * sum(
             stage.cost * (self._spent[stage.kind] / self._cost[stage.kind] if self._cost[stage.kind] else overall)
             for stage in self._left.values()
         )
