@@ -30,14 +30,15 @@ def digits():
 def test_declared_ids_directions_and_ranges():
     directions = {metric.name: metric.direction for metric in METRICS_DECLARED}
     accuracies, attacks = ["ta", "ta_all", "ra", "ua", "ua_test"], ["mia_shadow", "mia_svc", "mia_rmia", "mia_lira"]
-    assert list(directions) == [*accuracies, *attacks, "logit_auc", "probe_accuracy", "residual_knowledge"]
+    residuals = ["residual_knowledge", "residual_ratio"]
+    assert list(directions) == [*accuracies, *attacks, "logit_auc", "probe_accuracy", *residuals]
     assert {name for name, way in directions.items() if way == "up"} == {"ta", "ra"}
     assert {name for name, way in directions.items() if way == "down"} == {
         "ua",
         "ua_test",
         "mia_shadow",
         "mia_svc",
-        "residual_knowledge",
+        *residuals,
     }
     assert all(metric.low < metric.high and metric.summary and metric.unit for metric in METRICS_DECLARED)
 

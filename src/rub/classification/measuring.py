@@ -21,7 +21,7 @@ from rub.classification.membership import (
     svc_fit,
     tune_offline_a,
 )
-from rub.classification.metrics import correct, logit_auc, probe_accuracy, residual_knowledge
+from rub.classification.metrics import correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
 from rub.classification.stages import WEIGHTS, bundle_of, load_model
 from rub.classification.task import LIRA_SHADOWS
 from rub.classification.training import embed, predict
@@ -129,8 +129,9 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         if name == "forget":
             if "attack_retrained" in inputs:
                 reference = np.load(inputs["attack_retrained"].file("samples.npz"), allow_pickle=False)
-                value = residual_knowledge(recovered, reference["step"] >= 0)
-                measured.add("residual_knowledge", value, len(recovered), **cells)
+                given_up = reference["step"] >= 0
+                measured.add("residual_knowledge", residual_knowledge(recovered, given_up), len(recovered), **cells)
+                measured.add("residual_ratio", residual_ratio(recovered, given_up), len(recovered), **cells)
             for mia_seed, called in shadow_members(spec, inputs, bundle, logits, listed["labels"]):
                 measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
     measured.save(out)

@@ -51,6 +51,7 @@ METRICS_DECLARED: tuple[Metric, ...] = (
         "probe_accuracy", "reference", "fraction", 0, 1, "recall of forgotten classes by a linear probe on features"
     ),
     Metric("residual_knowledge", "down", "fraction", -1, 1, "UA after the attack minus the retrained model's"),
+    Metric("residual_ratio", "down", "ratio", 0, float("inf"), "recovered images per image that retrain gives up too"),
 )
 """Every metric of the classification task, in the order of its tables. Fractions are stored as 0..1, not percent."""
 

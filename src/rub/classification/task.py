@@ -212,7 +212,7 @@ class Graph:
         at: dict[str, Any] = {"attack": label, "budget": f"{level}/255"}
         cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
         if "attack_retrained" in inputs:
-            cells += [cell(method, seed, "residual_knowledge", **at)]
+            cells += [cell(method, seed, metric, **at) for metric in ("residual_knowledge", "residual_ratio")]
         if "forget" in splits and self.shadows:
             cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
         text = f"measure {method}, seed {seed}: {label} {level}/255"

@@ -27,6 +27,8 @@ _WORDS = {
     "MIA": "How many forgotten images a membership attack calls members of the training set.",
     "excess": "UA under the attack minus that of the retrained model under the same attack (residual knowledge): what "
     "an attack on a model that never saw the data does not explain.",
+    "ratio": "The same comparison as a ratio: images recovered from the method per image recovered from the retrained "
+    "model, with one added to both counts.",
     "test": "UA on images of forgotten classes that nobody trained on: is a class recalled, or training images?",
     "steer": "Control: how many kept images the same search pushes into a forgotten class. Where it is as high as UA, "
     "the search could have produced the class rather than found it.",

@@ -128,6 +128,7 @@ def _attacks(group: Group, records: Sequence[Record], budget: str) -> Table:
     columns = [
         _percent("uma", "UA", Place("ua", "forget", "uma", budget), 1),
         _percent("uma", "excess", Place("residual_knowledge", "forget", "uma", budget), 1),
+        Column("uma", "ratio", Place("residual_ratio", "forget", "uma", budget), "down", decimals=1),
         _percent("uma", "test", Place("ua_test", "forget_test", "uma", budget), 1),
         replace(_percent("uma", "steer", Place("ua", "retain", "uma", budget), 1), direction=""),
     ]
@@ -223,6 +224,7 @@ def _notes(columns: Sequence[Column], records: Sequence[Record]) -> Iterable[str
     yield _counts(columns, records)
     if any(column.name == "excess" for column in columns):
         yield "excess: UA minus the retrained model's under the same attack, in points (residual knowledge)"
+        yield "ratio: recovered images per recovered image of the retrained model, (1 + sum u) / (1 + sum r)"
     if any(column.name == "steer" for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"
     if any(record.converged is False for record in records):
