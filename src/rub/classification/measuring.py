@@ -37,6 +37,7 @@ Rows = list[dict[str, Any]]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
+POPULATION = 2000  # held-out images that RMIA compares with
 TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
 OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
 
@@ -183,8 +184,9 @@ def _scores(
     logits = np.concatenate([forget, test[same]])
     member = np.arange(len(logits)) < len(forget)
     if len(parts.validation):
-        outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.validation.ids.numpy()))
-        population, seen = train.points(outside), view(parts.validation)[1]
+        held = subset(parts.validation, POPULATION, "rmia-population")
+        outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), held.ids.numpy()))
+        population, seen = train.points(outside), view(held)[1]
     else:  # nothing was held out: other test images are the population
         population, seen = unseen.points(np.flatnonzero(~same)), test[~same]
     if count >= LIRA_SHADOWS:
