@@ -130,6 +130,8 @@ def run(
         raise RubError(f"--engine {engine}: should be one of: {', '.join(ENGINES)}")
     runtime = runtime or make_runtime()
     display = display or Display(Console(), quiet=True)
+    if out is not None:
+        prepare(out)
     plans = plan(suite, runtime)
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
@@ -140,6 +142,23 @@ def run(
     if out is not None:
         write_result(result, suite, out, command)
     return result
+
+
+def prepare(out: Path) -> None:
+    """Make sure that a result folder can be written, before hours are spent, and clear RUB's own files of a run before.
+
+    Raises:
+        RubError: it is a file, or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("tables", "figures"):
+            for path in (out / name).glob("*.*"):
+                path.unlink()
+        (out / "samples.parquet").unlink(missing_ok=True)
+        (out / "suite.yaml").touch()
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
 
 
 def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:

@@ -163,8 +163,9 @@ def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tenso
 def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -> bool:
     """Return False when the last quarter of the steps was still improving, so that more steps could find more.
 
-    Still improving means both: that quarter brought more than 1 % of the total fall of the mean best loss, and it
-    raised success by more than half a point (.005).
+    Still improving means that this quarter brought more than 1 % of the total fall of the mean best loss while success
+    rose by more than half a point (.005), or more than a tenth of the total fall while there was success left to gain
+    (a search that descends at an even pace brings a quarter): it may have recovered nothing because it is on its way.
 
     Args:
         success_curve: fraction of samples that succeeded after each step, per-sample best so far.
@@ -179,8 +180,10 @@ def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -
     last = len(loss_curve) - 1
     quarter = last - -(-last // 4)
     total = loss_curve[0] - loss_curve[last]
-    falling = loss_curve[quarter] - loss_curve[last] > 0.01 * total
-    return not (falling and success_curve[last] - success_curve[quarter] > 0.005)
+    fall = loss_curve[quarter] - loss_curve[last]
+    rising = success_curve[last] - success_curve[quarter] > 0.005
+    on_its_way = fall > 0.1 * total and success_curve[last] < 0.995
+    return not (on_its_way or (fall > 0.01 * total and rising))
 
 
 def keyed_uniform(seed: int, stream: str, ids: Tensor, counter: Tensor | int, count: int) -> Tensor:

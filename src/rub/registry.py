@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import SimpleNamespace
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
 from rub.catalog import CATALOG
 from rub.errors import RubError, unknown
@@ -125,18 +126,31 @@ class Registry(Generic[T]):
 
 
 def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:
-    """Return a strict pydantic model of a component's keyword-only arguments: types, defaults and ranges.
+    """Return a pydantic model of a component's keyword-only arguments: types, defaults and ranges.
 
     Ranges are pydantic ``Annotated`` fields in the signature; an argument without a default is required.
+
+    Raises:
+        RubError: an annotation that cannot be evaluated, or that no YAML value has the type of.
     """
     fields: dict[str, Any] = {}
-    hints = inspect.get_annotations(function, eval_str=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (hints.get(name, Any), Field(default))
+    known = getattr(function, "__globals__", {})
     config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-    return create_model(getattr(function, "__name__", "component"), __config__=config, **fields)
+    title = getattr(function, "__name__", "component")
+    try:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                # Only these are evaluated: the others may name types that are imported for type checkers alone.
+                holder = SimpleNamespace(__annotations__={name: parameter.annotation})
+                hint = get_type_hints(holder, globalns=known, include_extras=True)[name]
+                fields[name] = (Any if parameter.annotation is inspect.Parameter.empty else hint, Field(default))
+        return create_model(title, __config__=config, **fields)
+    except (NameError, TypeError, PydanticUserError) as error:
+        reason = str(error).split("\n")[0]
+        raise RubError(
+            f"{function.__module__}.{title}: a hyperparameter's annotation cannot be used: {reason}"
+        ) from None
 
 
 def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -146,6 +160,10 @@ def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str
         RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
     """
     model = hyperparameters(entry.load())
+    for name, value in given.items():
+        field_ = model.model_fields.get(name)
+        if isinstance(value, bool) and field_ is not None and field_.annotation is not bool:  # else it would pass as 1
+            raise RubError(f"{where} ({entry.name}): {name} = {value!r}: should not be true or false")
     try:
         return model(**given).model_dump()
     except ValidationError as error:

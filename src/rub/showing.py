@@ -3,16 +3,21 @@
 import os
 import platform
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
+import yaml
 from rich.markup import escape
 
 from rub.errors import unknown
-from rub.registry import ATTACKS, KINDS, METHODS, TASKS, Entry, card_of, hyperparameters
+from rub.registry import KINDS, TASKS, Entry, card_of, hyperparameters
 
-OPTIONAL = {"ray": "the Ray engine", "torchvision": "Inception features", "nudenet": "the nudity judge"}
+CONTROLS = {
+    "original": "the model before unlearning; its knowledge must be recoverable, or the measurement is broken",
+    "retrain": "trained from scratch without the forget set; what forgotten really looks like",
+}
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
@@ -62,41 +67,45 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     from rub.classification.specs import PROTOCOLS
     from rub.specs import suite_names
 
-    entries = [
-        (registry.kind, entry)
-        for registry in (METHODS, ATTACKS)
-        for entry in registry.entries(task)
-        if entry.name == name
-    ]
-    metrics = [metric for metric in METRICS_DECLARED if metric.name == name]
-    suites = suite_names()
-    if not entries and not metrics and name not in PROTOCOLS and name not in suites:
-        known = [entry.name for registry in (METHODS, ATTACKS) for entry in registry.entries(task)]
-        raise unknown("component", name, [*known, *(metric.name for metric in METRICS_DECLARED), *PROTOCOLS, *suites])
-    for kind, entry in entries:
-        yield from _component(kind, entry)
-    for metric in metrics:
-        yield f"[b]{metric.name}[/b]  metric, classification"
-        yield f"  {escape(metric.summary)}"
+    suites, metrics = suite_names(), {metric.name: metric for metric in METRICS_DECLARED}
+    entries = [entry for registry in KINDS.values() for entry in registry.entries(task)]
+    known = {entry.name for entry in entries} | {*metrics, *PROTOCOLS, *suites, *CONTROLS}
+    if name not in known:
+        raise unknown("component", name, known)
+    for registry in KINDS.values():
+        for entry in registry.entries(task):
+            if entry.name == name:
+                yield from _component(registry.kind, entry)
+    if name in CONTROLS:
+        yield f"[b]{name}[/b]  control, classification: {CONTROLS[name]}"
+    if name in metrics:
+        metric = metrics[name]
+        yield f"[b]{name}[/b]  metric, classification: {escape(metric.summary)}"
         yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
     if name in PROTOCOLS:
         yield f"[b]{name}[/b]  protocol, classification"
-        yield from (f"  {key}: {escape(str(value))}" for key, value in PROTOCOLS[name].model_dump().items())
+        yield from _indented(yaml.safe_dump(PROTOCOLS[name].model_dump(mode="json"), sort_keys=False, width=76))
     if name in suites:
-        yield f"[b]{name}[/b]  suite: {escape(suites[name])}"
+        yield f"[b]{name}[/b]  suite"
+        yield from _indented(files("rub").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _indented(text: str) -> Iterator[str]:
+    return (f"  {escape(line)}" for line in text.splitlines())
 
 
 def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
-    card = card_of(entry)
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
+    if kind not in ("method", "attack"):
+        return
+    card = card_of(entry)
     for title, text in (("paper", card.paper), ("equation", card.equation), ("upstream", card.upstream)):
         if text:
             yield f"  [b]{title}[/b]  {escape(text)}"
     yield "  [b]hyperparameters[/b]"
     for name, field in hyperparameters(entry.load()).model_fields.items():
         limits = ", ".join(_limit(part) for part in field.metadata)
-        hint = field.annotation
-        type_name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        type_name = _type(field.annotation)
         source = card.defaults.get(name, "")
         default = "required" if field.is_required() else f"= {field.default!r}"
         yield escape(f"    {name}: {type_name}{f' ({limits})' if limits else ''} {default}") + (
@@ -106,6 +115,17 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield "  [b]differences from upstream[/b]"
         yield from (f"    - {escape(line)}" for line in card.differences)
     yield f"  [b]defined by[/b]  {escape(entry.origin)}, version {card.version}"
+
+
+def _type(hint: Any) -> str:
+    """Return a type as people write it, such as ``float | None``."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(_type(part) for part in get_args(hint))
+    if get_origin(hint) is Annotated:
+        return _type(get_args(hint)[0])
+    if hint is NoneType:
+        return "None"
+    return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
 
 
 def _limit(constraint: Any) -> str:
@@ -130,8 +150,6 @@ def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
         yield f"         {escape(device_name('cuda'))}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
     else:
         yield "         no CUDA device: suites marked as small are made for this"
-    for module, what in OPTIONAL.items():
-        yield f"[b]optional[/b] {module}: {'found' if find_spec(module) else 'absent'} ({what})"
     root = data_root if data_root is not None else default_data_root()
     if root is None:
         yield "[b]data[/b]     no --data-root and no RUB_DATA: only digits, and the hub where there is a network"

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rub.errors import RubError, unknown
 from rub.registry import METHODS, TASKS, Entry, first_error
 
+# Fields that may be written as a bare name, and the key that the name then stands for.
+BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name"}
+
 
 class Frozen(BaseModel):
     """An immutable spec: unknown fields, NaN and infinity are refused."""
@@ -55,8 +58,8 @@ class Seeds(Frozen):
     """Unlearning seeds; intervals cluster by these."""
     mia: int = Field(1, ge=1, le=1000)
     """Membership-inference seeds for each unlearned model."""
-    train: int = Field(0, ge=0)
-    """Seed of the original model."""
+    train: int = Field(0, ge=0, lt=1000)
+    """Seed of the original model; retrained and shadow models have seeds of their own from 1000 up."""
 
 
 class Experiment(Frozen):
@@ -81,7 +84,7 @@ def _names(value: Any) -> Any:
     """Turn a list of method names into a mapping; anything else that is no mapping is left for pydantic to refuse."""
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
-    return {name: given or {} for name, given in value.items()} if isinstance(value, dict) else value
+    return {name: {} if given is None else given for name, given in value.items()} if isinstance(value, dict) else value
 
 
 class Suite(Frozen):
@@ -226,6 +229,8 @@ def _apply(item: dict[str, Any], overrides: Sequence[str]) -> None:
                 place[part] = {}
             elif isinstance(place[part], list):
                 place[part] = {str(name): {} for name in place[part]}
+            elif isinstance(place[part], str) and part in BARE_NAMES:
+                place[part] = {BARE_NAMES[part]: place[part]}
             place = place[part]
             if not isinstance(place, dict):
                 raise RubError(f"--set {override}: '{part}' holds a single value; nothing can be set inside it")

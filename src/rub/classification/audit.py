@@ -1,6 +1,6 @@
 """Audit two checkpoints that RUB did not make, and say in plain words whether the knowledge can be brought back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from rub.classification.specs import ClassificationExperiment
-from rub.classification.task import Graph
+from rub.classification.task import VERSIONS, Graph
 from rub.classification.verdict import Figures, Rate, Verdict, judge, percent
 from rub.errors import RubError
 from rub.pipeline.engines import run_inline
@@ -21,7 +21,7 @@ from rub.store.records import Record
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit gives: the verdict, its figures at the largest budget, all records, and failures."""
+    """What an audit gives: the verdict, its figures and the budget they belong to, all records, and failures."""
 
     verdict: Verdict
     figures: Figures | None
@@ -45,6 +45,7 @@ def audit(
     runtime: Runtime,
     display: Display,
     out: Path | None,
+    command: str = "",
 ) -> Report:
     """Measure an unlearned checkpoint against its original and end in a verdict.
 
@@ -62,34 +63,47 @@ def audit(
         runtime: from `rub.api.make_runtime`.
         display: shows progress.
         out: result folder to write, or None.
+        command: what the user typed, for "how to reproduce".
 
     Raises:
         RubError: a missing or wrong checkpoint, class or data set.
     """
-    from rub.api import collect, default_store, write_result
+    from rub.api import collect, default_store, prepare, write_result
     from rub.classification.task import TASK
     from rub.specs import Suite
 
+    if out is not None:
+        prepare(out)
     experiment = _experiment(model, data, size, forget_classes, protocol, samples)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     graph = AuditGraph(experiment, runtime.data_root, {name: path for name, path in given.items() if path is not None})
     stages = [stage for name in graph.weights for stage in graph.measurements(name, 0)]
     plan = Plan(tuple(stages), graph.common)
-    reads = [
-        graph.split(),
-        *(graph.model(name, 0) for name in graph.weights),
-    ]  # first, so that a wrong one is noticed at once
+    # First, so that a wrong class or checkpoint is noticed at once.
+    reads = [graph.split(), *(graph.model(name, 0) for name in graph.weights)]
     opened = Store(store or default_store())
     with display:
         outcomes = run_inline([*reads, *stages], {"classification": TASK}, opened, runtime, display)
     result = collect("audit", [(experiment, plan)], outcomes)
     if out is not None:
-        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, "rub audit")
-    budget = f"{experiment.protocol.attacks['uma'].budgets[-1]}/255"
+        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
+    budgets = [f"{level}/255" for level in experiment.protocol.attacks["uma"].budgets if level > 0]
     if result.failures:
-        return Report(Verdict("cannot tell", result.failures), None, budget, result.records, result.failures)
-    figures = figures_of(result.records, budget)
-    return Report(judge(figures, budget), figures, budget, result.records, ())
+        return Report(Verdict("cannot tell", result.failures), None, budgets[-1], result.records, result.failures)
+    return conclude(result.records, budgets)
+
+
+def conclude(records: tuple[Record, ...], budgets: Sequence[str]) -> Report:
+    """Return *recovered* at the smallest budget where it holds, else what the largest one says.
+
+    A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
+    """
+    for budget in budgets:
+        figures = figures_of(records, budget)
+        verdict = judge(figures, budget)
+        if verdict.name == "recovered":
+            break
+    return Report(verdict, figures, budget, records, ())
 
 
 class AuditGraph(Graph):
@@ -114,7 +128,9 @@ class AuditGraph(Graph):
         """Return the stage that reads a row's checkpoint; the names are original, unlearned and retrained."""
         spec = {"model": self.experiment.model.model_dump(), "sha256": self.hashes[method]}
         files = {"weights": self.weights[method]}
-        return Stage("classification", "import", 1, f"read {method}", spec, {"data": self.data}, files=files, cost=1000)
+        version = VERSIONS["import"]
+        label = f"read {method}"
+        return Stage("classification", "import", version, label, spec, {"data": self.data}, files=files, cost=1000)
 
     def reference(self, method: str, seed: int) -> tuple[str, int] | None:
         """Return the retrained checkpoint's row when there is one."""
@@ -187,6 +203,10 @@ def _experiment(
 
     dataset: dict[str, Any] = {"name": data, "size": size, "validation": 0.0}
     path = Path(data)
+    if not path.exists() and ("/" in data or path.suffix == ".npz"):
+        raise RubError(
+            f"--data {data}: no such folder or file; give an image folder, an .npz file or a data set's name"
+        )
     if path.is_dir() or path.suffix == ".npz":
         dataset |= {"name": "npz" if path.suffix == ".npz" else "folder", "path": data}
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rub.classification.context import seeded
+from rub.classification.specs import check_classes
 from rub.errors import RubError
 from rub.images.samples import Samples
 from rub.store.artifacts import Artifact
@@ -117,10 +118,7 @@ def split(bundle: Bundle, forget: Mapping[str, Any], validation: float) -> Split
     classes: tuple[int, ...] = ()
     if forget["classes"] is not None:
         classes = tuple(forget["classes"])
-        count = len(bundle.classes)
-        for label in classes:
-            if not 0 <= label < count:
-                raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
+        check_classes(classes, len(bundle.classes))
         chosen = torch.isin(train.labels, torch.tensor(classes))
     elif forget["fraction"] is not None:
         chosen = torch.zeros(len(train), dtype=torch.bool)

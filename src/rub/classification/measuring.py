@@ -26,6 +26,7 @@ from rub.classification.stages import WEIGHTS, bundle_of, load_model
 from rub.classification.task import LIRA_SHADOWS
 from rub.classification.training import embed, predict
 from rub.images.samples import Samples
+from rub.optim import has_converged
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.statistics import wilson
@@ -90,7 +91,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     if parts.forget_classes:
         measured.share("ua_test", right[~kept])
         measured.add("logit_auc", logit_auc(test, parts.test.labels, parts.forget_classes), len(test))
-        probe = _probe(view, bundle, parts, test_features, spec["probe_per_class"])
+        probe = _probe(view, bundle, parts, test_features, spec["probe_per_class"], spec["probe_total"])
         measured.add("probe_accuracy", probe, int((~kept).sum()))
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
     attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
@@ -119,25 +120,37 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         recovered = correct(logits, listed["labels"])
         measured.facts = {
             **measured.facts,
-            "converged": facts["converged"],
+            "converged": has_converged(facts["success_curve"], facts["loss_curve"]),
             "evaluations": facts["evaluations"],
             "seconds": artifact.manifest["seconds"],
             "device": artifact.manifest["device"],
         }
         measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
         samples += _sample_rows(spec, name, artifact, listed, recovered)
-        curves.append({**_row(spec, name), **facts})
+        curves.append({**_row(spec, name), **facts, "converged": measured.facts["converged"]})
         if name == "forget":
             if "attack_retrained" in inputs:
-                reference = np.load(inputs["attack_retrained"].file("samples.npz"), allow_pickle=False)
-                given_up = reference["step"] >= 0
-                measured.add("residual_knowledge", residual_knowledge(recovered, given_up), len(recovered), **cells)
-                measured.add("residual_ratio", residual_ratio(recovered, given_up), len(recovered), **cells)
+                _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
             for mia_seed, called in shadow_members(spec, inputs, bundle, logits, listed["labels"]):
                 measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
     measured.save(out)
     (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
     (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+
+
+def _residuals(
+    measured: Measured, retrained: Artifact, ids: NDArray[np.int64], recovered: Bools, cells: Mapping[str, str]
+) -> None:
+    """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
+    reference, facts = np.load(retrained.file("samples.npz"), allow_pickle=False), retrained.json("attack.json")
+    if not np.array_equal(reference["ids"], ids):
+        raise ValueError("the retrained model was attacked on other images")
+    given_up, own = reference["step"] >= 0, measured.facts
+    ended = has_converged(facts["success_curve"], facts["loss_curve"])
+    measured.facts = {**own, "converged": own["converged"] and ended}
+    measured.add("residual_knowledge", residual_knowledge(recovered, given_up), len(ids), **cells)
+    measured.add("residual_ratio", residual_ratio(recovered, given_up), len(ids), **cells)
+    measured.facts = own
 
 
 class View:
@@ -180,15 +193,17 @@ def _scores(
     same = (
         np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
     )
-    audited = _joined(train.points(forgotten), unseen.points(np.flatnonzero(same)))
-    logits = np.concatenate([forget, test[same]])
-    member = np.arange(len(logits)) < len(forget)
+    others = np.random.default_rng(0).permutation(np.flatnonzero(same))
     if len(parts.validation):
         held = subset(parts.validation, POPULATION, "rmia-population")
         outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), held.ids.numpy()))
         population, seen = train.points(outside), view(held)[1]
-    else:  # nothing was held out: other test images are the population
-        population, seen = unseen.points(np.flatnonzero(~same)), test[~same]
+    else:  # nothing was held out: half of the unseen images are the population, the other half the non-members
+        others, outside = others[::2], others[1::2]
+        population, seen = unseen.points(outside), test[outside]
+    audited = _joined(train.points(forgotten), unseen.points(others))
+    logits = np.concatenate([forget, test[others]])
+    member = np.arange(len(logits)) < len(forget)
     if count >= LIRA_SHADOWS:
         pool = np.random.default_rng(0).permutation(np.flatnonzero(_trained_on(inputs)))[:TUNING_POINTS]
         a = tune_offline_a(train.points(pool), population)
@@ -200,7 +215,7 @@ def _scores(
         measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
 
 
-def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int) -> float:
+def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int, total: int) -> float:
     """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
     chosen = [
         subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
@@ -210,8 +225,9 @@ def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per
             chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
     features = np.concatenate([view(part)[0] for part in chosen])
     labels = np.concatenate([part.labels.numpy() for part in chosen])
+    unseen = parts.test.labels
     return probe_accuracy(
-        features, labels, test_features, parts.test.labels, parts.forget_classes, seed=0, per_class=per_class
+        features, labels, test_features, unseen, parts.forget_classes, seed=0, per_class=per_class, total=total
     )
 
 
@@ -260,7 +276,11 @@ def _shadows(inputs: Inputs, indices: range, part: str, bundle: Bundle) -> Shado
     if part == "train":
         member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in artifacts])
         return ShadowOutputs(logits, member, bundle.train.labels.numpy())
-    return ShadowOutputs(logits, np.zeros(logits.shape[:2], bool), bundle.test.labels.numpy())
+    # Nobody trained on test points; half of the shadows are set aside for each all the same, so that members and
+    # non-members are judged by equally many: a mean of more shadows is another quantity.
+    aside = np.random.default_rng(1).random((len(logits) // 2, logits.shape[1])) < 0.5
+    member = np.stack([aside, ~aside], axis=1).reshape(logits.shape[:2])
+    return ShadowOutputs(logits, member, bundle.test.labels.numpy())
 
 
 def _joined(first: ShadowOutputs, second: ShadowOutputs) -> ShadowOutputs:

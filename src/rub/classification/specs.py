@@ -1,13 +1,13 @@
 """The specs of a classification experiment, and its protocols: every choice that the paper leaves open, named."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rub.errors import RubError, unknown
-from rub.specs import Component, Experiment, Frozen, Protocol
+from rub.specs import BARE_NAMES, Component, Experiment, Frozen, Protocol
 
 Split = Literal["forget", "forget_test", "retain"]
 
@@ -96,7 +96,9 @@ class ClassificationProtocol(Protocol):
     shadows_per_seed: int = Field(2, ge=2, multiple_of=2)
     """Shadow models of each MIA seed; they come in pairs trained on complementary random halves."""
     probe_per_class: int = Field(200, ge=10)
-    """Training images per class for the linear probe."""
+    """Training images per class for the linear probe, at most."""
+    probe_total: int = Field(3000, ge=100)
+    """Training images for the linear probe in all, at most, shared evenly by the classes."""
 
 
 class Evaluation(Frozen):
@@ -123,7 +125,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             name="rub-paper-1",
             summary="As close to the paper as can be known: KL-UMA, 100 signed-gradient steps of 2.5 eps/100 from the "
             "clean image, 8/255 and 16/255; joint forgetting; shadow-model MIA. A sample is finished once it is "
-            "recovered with KL <= 0.05.",
+            "recovered with KL <= 0.05, so the MIA of attacked images is a lower bound.",
             attacks={
                 "uma": AttackPlan(
                     runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
@@ -136,7 +138,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
         ClassificationProtocol(
             name="rub-strict-1",
             summary="What RUB stands behind: the per-sample union of KL with 5 starts, CE, margin and APGD over the "
-            "curve 1..16/255 with warm starts, a universal and a black-box attack, and noise at equal budget.",
+            "curve 1..16/255 with warm starts, a universal and a black-box attack, and as many random draws.",
             attacks={
                 "uma": AttackPlan(
                     runs=(
@@ -151,7 +153,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
                 ),
                 "universal": AttackPlan(runs=(Component(name="universal"),), budgets=(8, 16)),
                 "square": AttackPlan(runs=(Component(name="square"),), budgets=(8, 16)),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(8, 16)),
+                "noise": AttackPlan(runs=(Component(name="noise", steps=800),), budgets=(8, 16)),
             },
             shadows_per_seed=4,
         ),
@@ -213,8 +215,7 @@ class ClassificationExperiment(Experiment):
     @field_validator("dataset", "model", mode="before")
     @classmethod
     def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
-        key = "arch" if info.field_name == "model" else "name"
-        return {key: value} if isinstance(value, str) else value
+        return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
 
     def check_methods(self, names: Mapping[str, Any]) -> None:
         """Raise `RubError` where a control's name is used as a method."""
@@ -224,6 +225,16 @@ class ClassificationExperiment(Experiment):
 
 
 CONTROLS = ("original", "retrain", "sham")
+
+
+def check_classes(classes: Iterable[int], count: int) -> None:
+    """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
+    chosen = set(classes)
+    for label in sorted(chosen):
+        if not 0 <= label < count:
+            raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
+    if len(chosen) == count:
+        raise RubError("forget: the forget set is the whole training set; there should be something to keep")
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

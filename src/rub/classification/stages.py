@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rub.classification.attacks.harness import make_target, run_attack, union
+from rub.classification.attacks.harness import make_target, rescored, run_attack, union
 from rub.classification.checkpoints import load_weights, save_weights
 from rub.classification.context import Augmentation, UnlearnContext, seeded
 from rub.classification.data import Bundle, Splits, held_out, load_bundle, save_bundle, split, subset
@@ -129,6 +129,8 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for run in spec["runs"]:
         function = ATTACKS.get(run["name"], "classification").load()
         found.append(run_attack(function, run["parameters"], target, samples.images, Budget(spec["levels"]), context))
+    if len(found) > 1:
+        found = [rescored(probes, target, context) for probes in found]
     save_probes(union(found), samples, target.labels, out)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rub.classification.cells import cell
-from rub.classification.specs import AttackPlan, ClassificationExperiment
+from rub.classification.specs import AttackPlan, ClassificationExperiment, check_classes
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS, MODELS, Entry, card_of, resolve, source_hash
@@ -25,7 +25,8 @@ VERSIONS = {
 # Training seeds of different roles must not meet: the original uses its own, these are offset.
 RETRAIN_SEED, SHADOW_SEED = 1000, 2000
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
-_TRAIN_SIZES = {"digits": 1433, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
+# name -> (training images, classes) of the data sets that are known before they are read
+_KNOWN = {"digits": (1433, 10), "cifar10": (50_000, 10), "cifar100": (50_000, 100), "tiny-imagenet": (100_000, 200)}
 
 
 class ClassificationTask:
@@ -80,7 +81,9 @@ class Graph:
             for label, plan in experiment.protocol.attacks.items()
         }
         self.data = data_stage(experiment, data_root)
-        self.size = _TRAIN_SIZES.get(experiment.dataset.name, 10_000)
+        self.size, classes = _KNOWN.get(experiment.dataset.name, (10_000, 0))
+        if classes:
+            check_classes(experiment.forget.classes or (), classes)
         self.original = self._train("train original", {"kind": "all"}, experiment.seeds.train)
         pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed)
         self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
@@ -173,6 +176,7 @@ class Graph:
             "validation": experiment.dataset.validation,
             "retain_samples": experiment.evaluation.retain_samples,
             "probe_per_class": experiment.protocol.probe_per_class,
+            "probe_total": experiment.protocol.probe_total,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
         }
@@ -231,7 +235,7 @@ class Graph:
         return self._stage("train", label, spec, {"data": self.data}, cost=cost)
 
     def _shadow(self, index: int) -> Stage:
-        """Return shadow `index`; 2i and 2i + 1 share a seed and are trained on complementary halves."""
+        """Return shadow `index`; 2i and 2i + 1 are trained on complementary halves."""
         experiment = self.experiment
         spec = {
             "model": experiment.model.model_dump(),

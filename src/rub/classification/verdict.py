@@ -19,7 +19,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Figures:
-    """The numbers behind a verdict, at the largest budget of the protocol.
+    """The numbers behind a verdict, at one budget.
 
     Attributes:
         original: UA of the original model on clean forget images (control: it must know them).
@@ -59,7 +59,8 @@ def judge(figures: Figures, budget: str) -> Verdict:
     4. UA on the probes is high, but no higher than the steered share, and there is no retrained model: the search
        pushes anything there, so nothing can be said.
     5. *hidden*: a bias-free metric is closer to the original's value than to the retrained model's (without one:
-       within 0.02 of the original's).
+       the logit AUC is within 0.02 of the original's; a linear probe then says nothing, since features that are good
+       for the other classes may well separate this one too).
     6. The search had not converged: nothing can be said.
     7. *no residual found at this budget*.
     """
@@ -101,7 +102,7 @@ def _still_there(metrics: Mapping[str, tuple[float, float, float | None]]) -> tu
     found = []
     for name, (before, after, never) in metrics.items():
         threshold = before - 0.02 if never is None else (before + never) / 2
-        informative = never is None or before - never >= MARGIN
+        informative = name == "logit_auc" if never is None else before - never >= MARGIN
         if informative and after >= threshold:
             reference = "" if never is None else f" (retrained: {never:.3f})"
             found.append(f"{name} is {after:.3f}, the original's is {before:.3f}{reference}")

@@ -2,6 +2,7 @@
 
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -160,4 +161,6 @@ def _attempt(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: St
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
     except Exception as error:
         line = str(error).strip().split("\n")[0]
-        return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line}")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line} ({where})")

@@ -39,7 +39,7 @@ class Display:
             self._live = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=8),
                 TextColumn("{task.fields[note]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
@@ -70,7 +70,7 @@ class Display:
         """Note that a stage starts now."""
         self._stage_began = time.monotonic()
         if self._live is not None:
-            self._live.reset(self._current, description=stage.label[:44], visible=True, note="")
+            self._live.reset(self._current, description=stage.label[:30], visible=True, note="")
 
     def waiting(self, stage: Stage) -> None:
         """Note that all that is left is being computed by other processes; said once for each stage."""
@@ -82,7 +82,7 @@ class Display:
         """Show the steps of the running stage, with its rate."""
         if self._live is not None:
             rate = done / max(time.monotonic() - self._stage_began, 1e-9)
-            self._live.update(self._current, completed=done, total=total, note=f"{rate:.1f} steps/s {note}"[:34])
+            self._live.update(self._current, completed=done, total=total, note=f"{rate:.1f} steps/s {note}"[:24])
 
     def ended(self, stage: Stage, status: str, reason: str) -> None:
         """Note how a stage ended, and say so where there is no live display."""

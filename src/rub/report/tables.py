@@ -265,7 +265,8 @@ def _seeds_note(records: Sequence[Record]) -> str:
     if count < 2:
         return f"{base}; one seed gives no interval"
     return (
-        f"{base}; ± half of the 95 % interval clustered by unlearning seed (df = {count - 1}); single models have none"
+        f"{base}; ± half of the 95 % interval clustered by unlearning seed (df = {count - 1}), given one original, one"
+        " choice of images and one set of shadow models; single models have none"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rub.classification.attacks.divergences import Divergence
 from rub.classification.attacks.scoring import Score, Scorer
 from rub.classification.probing import Attack, AttackContext, Budget, Probes, Target
 from rub.errors import Diverged, RubError
@@ -99,8 +100,8 @@ def run_attack(
 def union(found: Sequence[Probes]) -> Probes:
     """Merge attacks on the same images: each sample keeps its best probe, recovered first, then the lowest loss.
 
-    Steps and curves count the attacks one after another. Losses of different divergences are not comparable; between
-    two recovered (or two unrecovered) probes of such runs the choice says nothing, but the recovered set is right.
+    Steps and curves count the attacks one after another. Losses of different divergences do not compare: give all runs
+    one scale first, with `rescored`.
 
     Args:
         found: results of at least one run, each with N samples.
@@ -124,6 +125,13 @@ def union(found: Sequence[Probes]) -> Probes:
             merged.converged and other.converged,
         )
     return merged
+
+
+def rescored(found: Probes, target: Target, context: AttackContext, divergence: Divergence = "kl") -> Probes:
+    """Return the same probes with D of one divergence, in float32, so that runs with different ones compare."""
+    scorer = Scorer(target, divergence, replace(context, fast=False))
+    score = scorer.exact(found.images, torch.arange(len(found.images)))
+    return replace(found, loss=score.loss.cpu())
 
 
 def _claims(found: Probes, recovered: Tensor) -> Probes:
