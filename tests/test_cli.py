@@ -123,7 +123,7 @@ def test_bad_plugin_files_are_refused(refused, tmp_path, text):
         ("forget={classes: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}", "the forget set is the whole training set"),
         ("forget={fraction: 0.000001}", "the forget set is empty"),
         ("forget={ids: [100000]}", "ids are not training samples, such as 100000"),
-        ("model.arch=resnet11", ("unknown model 'resnet11'", "did you mean 'resnet1")),
+        ("model.arch=resnet11", ("model 'resnet11'", "did you mean 'resnet1")),
     ],
 )
 def test_what_the_data_does_not_have_is_refused(refused, tiny, override, says):
@@ -249,7 +249,7 @@ def test_checkpoints_of_another_architecture_name_the_keys(refused, checkpoints)
     _, arguments = checkpoints
     refused(*arguments(arch="resnet18"), says=("another architecture", "missing", "layer1.1."))
     refused(*arguments(width=3), says=("another architecture", "misshapen", "conv1.weight (2, 1, 3, 3)"))
-    refused(*arguments(arch="resnet11"), says="unknown model 'resnet11': did you mean")
+    refused(*arguments(arch="resnet11"), says="unknown classification model 'resnet11': did you mean")
 
 
 def test_code_in_a_checkpoint_does_not_run(refused, checkpoints):
@@ -271,7 +271,7 @@ def test_code_in_a_checkpoint_does_not_run(refused, checkpoints):
         ({"mean": "a,b"}, "--mean a,b: should be numbers"),
         ({"std": "nan"}, "std"),
         ({"data": "digit"}, "did you mean 'digits'?"),
-        ({"data": "nowhere.npz"}, "nowhere.npz does not exist"),
+        ({"data": "nowhere.npz"}, "nowhere.npz: no such folder or file"),
         ({"protocol": "rub-papr-1"}, "did you mean 'rub-paper-1'?"),
         ({"stem": "vgg"}, "stem = 'vgg'"),
         ({"width": "0"}, "width = 0"),
@@ -374,7 +374,7 @@ def test_a_stopped_run_goes_on_from_there(rub, tiny, tmp_path):
 def test_an_out_folder_that_cannot_be_written(refused, tiny, tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     request = ("run", tiny.path, "--store", tiny.store, "--device", "cpu", "--out", tmp_path / "file")
-    refused(*request, says=(f"--out {tmp_path / 'file'}: cannot be written", "the stages are kept"))
+    refused(*request, says=(f"--out {tmp_path / 'file'}: cannot be written", "give another folder"))
 
 
 def test_a_store_that_cannot_be_made(refused, tiny, tmp_path):
@@ -387,10 +387,10 @@ def test_a_plan_counts_what_is_in_the_store(rub, tiny, tmp_path):
     assert empty.code == full.code == 0
     assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()], "a plan runs nothing"
     for said, there in ((empty, 0), (full, 1)):
-        counted = {line.split()[0]: [int(part) for part in line.split()[1:4]] for line in said.out.splitlines()[-7:]}
+        counted = {line.split()[0]: [int(part) for part in line.split()[1:4]] for line in said.out.splitlines()[-8:]}
         assert counted["train"] == [2, 2 * there, 2 - 2 * there]
         assert counted["unlearn"] == [2, 2 * there, 2 - 2 * there]
-        assert set(counted) == {"data", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
+        assert set(counted) == {"data", "split", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
 
 
 def test_a_plan_tells_its_notes(rub, tiny):
@@ -469,7 +469,9 @@ def test_show_tells_paper_equation_defaults_and_differences(rub):
         ("uma", ("attack, classification", "steps: int")),
         ("ua", ("metric, classification", "better: down")),
         ("rub-paper-1", ("protocol, classification", "shadows_per_seed: 2", "budgets")),
-        ("quick", ("suite:",)),
+        ("quick", ("suite", "protocol: rub-quick-1")),
+        ("retrain", ("control, classification",)),
+        ("resnet18", ("model, classification",)),
     ],
 )
 def test_show_knows_every_kind(rub, name, parts):

@@ -135,7 +135,9 @@ def test_a_failure_blocks_only_what_needs_it(tmp_path, then, reason):
     outcomes, said = run(stages.values(), tmp_path)
     statuses = {name: outcomes[item.key].status for name, item in stages.items()}
     assert statuses == {"a": "failed", "b": "blocked", "c": "blocked", "d": "blocked", "e": "done"}
-    assert {outcomes[stages[name].key].reason for name in "abcd"} == {reason}
+    [said_once] = {outcomes[stages[name].key].reason for name in "abcd"}
+    assert said_once.startswith(reason)
+    assert (f"({Path(__file__).name}:" in said_once) == (then == "break"), "an error of the code says where"
     assert f"FAILED {reason}" in said
     assert partial(tmp_path) == []
     assert not Store(tmp_path).has("add", stages["a"].key)

@@ -234,3 +234,29 @@ def test_a_broken_package_is_named(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [Point(load)])
     with pytest.raises(RubError, match=r"plug-in mine = package.module:mine .*ImportError: cannot import name 'x'"):
         Registry("method").get("mine", "classification")
+
+
+def test_annotations_of_other_arguments_may_be_for_type_checkers_only(tmp_path):
+    plugin = tmp_path / "typed.py"
+    plugin.write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "import rub\n"
+        "if TYPE_CHECKING:\n    from torch import nn\n"
+        "@rub.method('typed-only', task='classification')\n"
+        "def typed(model: nn.Module, forget, retain, context, *, lr: float = 0.1):\n    return model\n",
+        encoding="utf-8",
+    )
+    [entry] = load_plugin(plugin)
+    assert resolve(entry, {"lr": 1}, "here") == {"lr": 1.0}
+    with pytest.raises(RubError, match="lr = True: should not be true or false"):
+        resolve(entry, {"lr": True}, "here")
+
+
+def test_an_annotation_that_no_value_has_is_one_line():
+    import torch
+
+    def odd(model, forget, retain, context, *, weights: torch.Tensor = None): ...
+
+    with pytest.raises(RubError, match="annotation cannot be used"):
+        hyperparameters(odd)

@@ -94,7 +94,7 @@ def test_a_marked_protocol_needs_the_fields_of_its_mark(path):
     protocol = only(load_suite(path)).protocol
     fields = protocol.model_dump(mode="json")
     assert only(load_suite(path, overrides=[f"protocol={json.dumps(fields)}"])).protocol == protocol
-    for wrong in (protocol.name, json.dumps({"name": protocol.name, "ta": "all"})):
+    for wrong in (protocol.name, json.dumps({"name": protocol.name, "shadows_per_seed": 8})):
         with pytest.raises(RubError, match=r"its fields make it 'rub-paper-1.*write name: rub-paper-1"):
             load_suite(path, overrides=[f"protocol={wrong}"])
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rub import optim
 from rub.classification.attacks import divergences
-from rub.classification.attacks.harness import freeze, make_target, run_attack, union
+from rub.classification.attacks.harness import freeze, make_target, rescored, run_attack, union
 from rub.classification.attacks.noise import noise
 from rub.classification.attacks.square import square
 from rub.classification.attacks.uma import uma
@@ -405,3 +405,19 @@ def test_convergence_needs_both_signs():
     assert not optim.has_converged(rising, falling)
     assert optim.has_converged(done, falling) and optim.has_converged(rising, flat)
     assert optim.has_converged([0.5], [1.0])
+    assert not optim.has_converged([0.0] * 101, [50 - step / 4 for step in range(101)]), "still on its way"
+    assert optim.has_converged([0.0] * 101, [max(50 - step, 20) for step in range(101)]), "at rest, nothing recovered"
+
+
+def test_rescored_probes_are_on_the_scale_of_kl():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval().requires_grad_(False)
+    images = torch.randint(0, 256, (5, 3, 2, 2), dtype=torch.uint8)
+    reference = torch.randn(5, 3)
+    target = Target(model, torch.zeros(5, dtype=torch.int64), reference, torch.zeros(5, 0))
+    found = Probes(images, torch.full((5,), -7.0), torch.zeros(5, dtype=torch.int64), (1.0,), (0.0,), 5, True)
+    p = reference.softmax(1)
+    wanted = (p * (p.log() - model(images / 255).log_softmax(1))).sum(1)
+    scored = rescored(found, target, AttackContext(seed=0, ids=torch.arange(5), batch_size=2))
+    assert torch.allclose(scored.loss, wanted, atol=1e-6)
+    assert torch.equal(scored.images, images)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rub import audit
 from rub.api import make_runtime
-from rub.classification.audit import Report, lines
+from rub.classification.audit import Report, conclude, lines
 from rub.classification.checkpoints import save_weights
 from rub.classification.context import Augmentation, UnlearnContext
 from rub.classification.networks import build_network
@@ -19,7 +19,7 @@ from rub.errors import RubError
 from rub.images.sources import load_images
 from rub.pipeline.progress import Display
 from rub.statistics import wilson
-from rub.store.records import read_records
+from rub.store.records import Record, read_records
 
 
 def rate(hits, count=100):
@@ -253,3 +253,30 @@ def test_the_command_ends_in_the_verdict(rub, trained, ask):
     assert (said.code, said.err) == (0, "")
     assert "Verdict: recovered" in said.out
     assert "retain images steered into the class (control)" in said.out
+
+
+def test_a_residual_at_a_small_budget_decides():
+    """At 16/255 everything is recovered and steered alike; at 8/255 the forget images come back and others do not."""
+
+    def row(method, value, attack="none", budget="none", metric="ua", split="forget"):
+        low, high = wilson(round(value * 200), 200)
+        return Record(
+            task="classification", suite="s", experiment="", protocol="p", dataset="d", model="m", method=method,
+            attack=attack, budget=budget, metric=metric, split=split, value=value, n=200, unlearn_seed=0, mia_seed=None,
+            direction="down", ci_low=low, ci_high=high, key="0" * 64, converged=True,
+        )  # fmt: skip
+
+    records = [row("original", 1.0), row("unlearned", 0.0)]
+    for budget, recovered, steered in (("8/255", 0.7, 0.4), ("16/255", 0.95, 0.95)):
+        records.append(row("unlearned", recovered, "uma", budget))
+        records.append(row("unlearned", steered, "uma", budget, split="retain"))
+    report = conclude(tuple(records), ["8/255", "16/255"])
+    assert (report.verdict.name, report.budget) == ("recovered", "8/255")
+    none = tuple(row if row.budget != "8/255" else row.model_copy(update={"value": 0.0}) for row in records)
+    small = tuple(
+        item.model_copy(update=dict(zip(("ci_low", "ci_high"), wilson(0, 200), strict=True)))
+        if item.budget == "8/255"
+        else item
+        for item in none
+    )
+    assert conclude(small, ["8/255", "16/255"]).verdict.name == "cannot tell"
