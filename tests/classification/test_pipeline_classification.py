@@ -400,7 +400,8 @@ def test_failing_methods_have_failed_cells_and_the_others_go_on(tiny, tmp_path):
     reasons = {
         "diverges": "unlearn diverges, seed 0: diverged: the loss became nan",
         "not-finite": "unlearn not-finite, seed 0: diverged: fc.bias holds values that are not finite",
-        "breaks": "unlearn breaks, seed 0: AttributeError: 'ResNet' object has no attribute 'no_such_layer'",
+        "breaks": "unlearn breaks, seed 0: AttributeError: 'ResNet' object has no attribute 'no_such_layer' (plugin.py:"
+        f"{1 + PLUGIN.splitlines().index('    return model.no_such_layer')})",
     }
     assert set(result.failures) == set(reasons.values())
     assert result.counts["failed"] == 3

@@ -18,7 +18,7 @@ UA16 = {
 
 
 def row(method, metric, value, *, split="forget", attack="none", budget="none", seed=0, mia=None, **more):
-    from rub.classification.task import DIRECTIONS
+    from rub.classification.cells import DIRECTIONS
 
     fields = {"method": method, "metric": metric, "value": value, "split": split, "attack": attack, "budget": budget}
     fields |= {"unlearn_seed": seed, "mia_seed": mia, "direction": DIRECTIONS[metric]}

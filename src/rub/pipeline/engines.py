@@ -161,6 +161,8 @@ def _attempt(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: St
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
     except Exception as error:
         line = str(error).strip().split("\n")[0]
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        # The last line that is not inside a library: where its author looks first.
+        frame = next((item for item in reversed(frames) if "site-packages" not in item.filename), frames[-1])
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line} ({where})")
