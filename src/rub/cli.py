@@ -199,7 +199,7 @@ def audit_classification(
     size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder.")] = None,
     mean: Annotated[str | None, typer.Option(help="Mean that inputs were normalised with, if not the data's.")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.247,0.243,0.262.")] = None,
-    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-paper-1",
+    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
     samples: Annotated[int, typer.Option(min=10, help="Forget images to attack (half as many controls).")] = 256,
     store: STORE = None,
     out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,

@@ -158,6 +158,19 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             shadows_per_seed=4,
         ),
         ClassificationProtocol(
+            name="rub-audit-1",
+            summary="For two checkpoints of unknown origin: the search of rub-paper-1 over the curve 1..16/255 with warm "
+            "starts. Where large budgets recover and steer everything alike, a small one may still tell them apart.",
+            attacks={
+                "uma": AttackPlan(
+                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
+                    budgets=(1, 2, 4, 8, 16),
+                    splits=ALL_SPLITS,
+                    warm_start=True,
+                ),
+            },
+        ),
+        ClassificationProtocol(
             name="rub-quick-1",
             summary="A tour in a minute on 8 x 8 digits: every part runs, with few steps and wide budgets "
             "(32/255 and 64/255). Its numbers show that things work; they are not for comparison.",
