@@ -88,9 +88,9 @@ def run(
         own = [row for row in result.records if row.task == experiment.task and row.experiment == experiment.name]
         for table in classification_tables(own, paper_numbers(experiment.paper)):
             screen.print(to_rich(table))
-    counts = result.counts
+    counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
-        f"{counts['done']} stages run, {counts['cached']} from the store, {counts['failed']} failed,"
+        f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
         f" {counts['blocked']} blocked, {clock(display.elapsed())}",
         highlight=False,
     )
