@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,6 +218,22 @@ def audit(task: str, **request: Any) -> Any:
     from rub.classification.audit import audit as audit_classification
 
     return audit_classification(**request)
+
+
+def reproducible(arguments: Sequence[str]) -> str:
+    """Return the command line that was typed, for "how to reproduce", without the paths of this machine.
+
+    Example:
+        >>> reproducible(["run", "quick", "--out", "here"])
+        'rub run quick --out DIR'
+    """
+    words, hidden = ["rub"], False
+    for word in arguments:
+        name, separator, _ = word.partition("=")
+        private = name in ("--store", "--out", "--data-root")
+        words.append("DIR" if hidden else f"{name}=DIR" if private and separator else word)
+        hidden = private and not separator
+    return shlex.join(words)
 
 
 def free_bytes(path: Path) -> int:

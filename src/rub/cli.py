@@ -1,7 +1,6 @@
 """The command line: parses, calls the API, prints with rich. Nothing heavy is imported before it is needed."""
 
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterable
@@ -72,7 +71,7 @@ def run(
     loaded = _suite(suite, overrides, task, methods, seeds, plugin)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     display = Display(screen)
-    command = _command()
+    command = api.reproducible(sys.argv[1:])
     result = api.run(
         loaded,
         store=store,
@@ -234,7 +233,7 @@ def audit_classification(
         runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
         display=Display(screen),
         out=out,
-        command=_command(),
+        command=api.reproducible(sys.argv[1:]),
     )
     for line in lines(report):
         screen.print(line, highlight=False, soft_wrap=True)
@@ -261,17 +260,6 @@ def main() -> None:
     if code == 130:  # the command line library may have caught the interrupt itself
         Console(stderr=True).print("interrupted: finished stages are kept; the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _command() -> str:
-    """Return what was typed, for "how to reproduce", without the paths of this machine."""
-    words, hidden = ["rub"], False
-    for word in sys.argv[1:]:
-        name, separator, _ = word.partition("=")
-        private = name in ("--store", "--out", "--data-root")
-        words.append("DIR" if hidden else f"{name}=DIR" if private and separator else word)
-        hidden = private and not separator
-    return shlex.join(words)
 
 
 def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:

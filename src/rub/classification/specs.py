@@ -159,7 +159,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
         ),
         ClassificationProtocol(
             name="rub-audit-1",
-            summary="For two checkpoints of unknown origin: the search of rub-paper-1 over the curve 1..16/255 with warm "
+            summary="For checkpoints of unknown origin: the search of rub-paper-1 over the curve 1..16/255 with warm "
             "starts. Where large budgets recover and steer everything alike, a small one may still tell them apart.",
             attacks={
                 "uma": AttackPlan(
