@@ -134,7 +134,8 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str]) -> "Figure":
         x, y = [x for x, _ in points], [interval.mean for _, interval in points]
         axes.plot(x, y, label=printable(method), **_look(method))
         if all(interval.clusters > 1 for _, interval in points):
-            low, high = [i.low for _, i in points], [i.high for _, i in points]
+            # A t interval may leave the range that a share can have; the tables print it as it is.
+            low, high = [max(i.low, 0) for _, i in points], [min(i.high, 100) for _, i in points]
             axes.fill_between(x, low, high, color=style(method)["color"], alpha=0.12, linewidth=0)
         ends[printable(method)] = y[-1]
     axes.set_xticks(range(len(steps)), ["0", *budgets])
