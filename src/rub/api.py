@@ -86,7 +86,7 @@ def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:
         >>> from rub.api import make_runtime
         >>> [(experiment, graph)] = plan(load_suite("quick", task="classification"), make_runtime(device="cpu"))
         >>> graph.stages[0].label
-        'measure original, seed 0'
+        'split the data'
     """
     return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime)) for item in suite.experiments]
 

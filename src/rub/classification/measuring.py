@@ -13,6 +13,7 @@ from torch import nn
 from rub.classification.cells import cell
 from rub.classification.data import Bundle, Splits, split, subset
 from rub.classification.membership import (
+    MembershipAttack,
     ShadowOutputs,
     audit_auc,
     lira_scores,
@@ -26,7 +27,6 @@ from rub.classification.stages import WEIGHTS, bundle_of, load_model
 from rub.classification.task import LIRA_SHADOWS
 from rub.classification.training import embed, predict
 from rub.images.samples import Samples
-from rub.optim import has_converged
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.statistics import wilson
@@ -96,7 +96,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
     attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
     measured.share("mia_svc", attack.members(forget, parts.forget.labels))
-    for mia_seed, called in shadow_members(spec, inputs, bundle, forget, parts.forget.labels.numpy()):
+    for mia_seed, called in shadow_members(spec, inputs, runtime, forget, parts.forget.labels.numpy()):
         measured.share("mia_shadow", called, mia_seed=mia_seed)
     if "shadow_0" in inputs:
         _scores(measured, view, inputs, bundle, parts, forget, test)
@@ -120,18 +120,18 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         recovered = correct(logits, listed["labels"])
         measured.facts = {
             **measured.facts,
-            "converged": has_converged(facts["success_curve"], facts["loss_curve"]),
+            "converged": facts["converged"],
             "evaluations": facts["evaluations"],
             "seconds": artifact.manifest["seconds"],
             "device": artifact.manifest["device"],
         }
         measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
         samples += _sample_rows(spec, name, artifact, listed, recovered)
-        curves.append({**_row(spec, name), **facts, "converged": measured.facts["converged"]})
+        curves.append({**_row(spec, name), **facts})
         if name == "forget":
             if "attack_retrained" in inputs:
                 _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
-            for mia_seed, called in shadow_members(spec, inputs, bundle, logits, listed["labels"]):
+            for mia_seed, called in shadow_members(spec, inputs, runtime, logits, listed["labels"]):
                 measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
     measured.save(out)
     (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
@@ -142,12 +142,11 @@ def _residuals(
     measured: Measured, retrained: Artifact, ids: NDArray[np.int64], recovered: Bools, cells: Mapping[str, str]
 ) -> None:
     """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
-    reference, facts = np.load(retrained.file("samples.npz"), allow_pickle=False), retrained.json("attack.json")
+    reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
     if not np.array_equal(reference["ids"], ids):
         raise ValueError("the retrained model was attacked on other images")
     given_up, own = reference["step"] >= 0, measured.facts
-    ended = has_converged(facts["success_curve"], facts["loss_curve"])
-    measured.facts = {**own, "converged": own["converged"] and ended}
+    measured.facts = {**own, "converged": own["converged"] and retrained.json("attack.json")["converged"]}
     measured.add("residual_knowledge", residual_knowledge(recovered, given_up), len(ids), **cells)
     measured.add("residual_ratio", residual_ratio(recovered, given_up), len(ids), **cells)
     measured.facts = own
@@ -170,16 +169,25 @@ class View:
 
 
 def shadow_members(
-    spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, logits: Floats, labels: NDArray[np.int64]
+    spec: Mapping[str, Any], inputs: Inputs, runtime: Runtime, logits: Floats, labels: NDArray[np.int64]
 ) -> Iterator[tuple[int, Bools]]:
     """Yield (MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
     if "shadow_0" not in inputs:
         return
-    inside = np.flatnonzero(_trained_on(inputs))
     for mia_seed in range(spec["mia_seeds"]):
         first = mia_seed * spec["shadows_per_seed"]
-        shadows = _shadows(inputs, range(first, first + spec["shadows_per_seed"]), "train", bundle).points(inside)
-        yield mia_seed, shokri_fit(shadows, seed=mia_seed).members(logits, labels)
+        attack = _shadow_attack(inputs, runtime, range(first, first + spec["shadows_per_seed"]), mia_seed)
+        yield mia_seed, attack.members(logits, labels)
+
+
+def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: int) -> MembershipAttack:
+    """Return the shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
+
+    def fit() -> MembershipAttack:
+        shadows = _shadows(inputs, indices, "train", bundle_of(inputs, runtime))
+        return shokri_fit(shadows.points(np.flatnonzero(_trained_on(inputs))), seed=mia_seed)
+
+    return runtime.memo.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
 
 
 def _scores(

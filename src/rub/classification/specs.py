@@ -230,9 +230,9 @@ class ClassificationExperiment(Experiment):
     def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
         return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
 
-    def check_methods(self, names: Mapping[str, Any]) -> None:
+    def check_methods(self) -> None:
         """Raise `RubError` where a control's name is used as a method."""
-        for name in names:
+        for name in self.methods:
             if name in CONTROLS:
                 raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
 

@@ -66,7 +66,7 @@ class Graph:
         Raises:
             RubError: an unknown component or hyperparameter, or data that is not there.
         """
-        experiment.check_methods(experiment.methods)
+        experiment.check_methods()
         MODELS.get(experiment.model.arch, "classification")
         self.experiment = experiment
         self.methods = {

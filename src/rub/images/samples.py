@@ -40,10 +40,6 @@ class Samples:
         chosen = chosen if chosen.dtype == torch.bool else chosen.long()
         return Samples(self.images[chosen], self.labels[chosen], self.ids[chosen])
 
-    def floats(self, device: torch.device | str = "cpu") -> Tensor:
-        """Return the images as float32 in [0, 1], shape (N, C, H, W)."""
-        return to_unit(self.images.to(device))
-
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
     """Join sample sets, in order."""
