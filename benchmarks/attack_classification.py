@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from rub.classification.attacks.harness import freeze, make_target, run_attack
 from rub.classification.attacks.uma import uma
-from rub.classification.networks import build_network
 from rub.classification.probing import AttackContext, Budget
+from rub.images.networks import build_network
 from rub.images.samples import to_unit
 
 CLASSES, FORGOTTEN = 10, 0

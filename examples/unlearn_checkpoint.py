@@ -12,9 +12,9 @@ import torch
 from rub.classification.checkpoints import load_weights
 from rub.classification.context import UnlearnContext
 from rub.classification.methods.rl import random_label
-from rub.classification.networks import build_network
-from rub.classification.training import predict
+from rub.images.networks import build_network
 from rub.images.sources import load_images
+from rub.images.training import predict
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from rub.errors import RubError
 from rub.images import hub, sources
 from rub.images.samples import Samples, concatenate
-from rub.images.sources import fingerprint, load_images
+from rub.images.sources import Selection, fingerprint, load_images
 
 
 def one_line(call, *words):
@@ -73,6 +75,19 @@ def test_digits_are_sklearns():
     again = load_images("digits", None)
     assert torch.equal(again.test.ids, data.test.ids)
     assert fingerprint("digits", None) == fingerprint("digits", None)
+
+
+@pytest.mark.parametrize("size", [8, 20, 32])
+def test_digits_are_upscaled_bilinearly(size):
+    small, large = load_images("digits", None), load_images("digits", None, size=size)
+    for before, after in ((small.train, large.train), (small.test, large.test)):
+        assert torch.equal(before.ids, after.ids)
+        assert torch.equal(before.labels, after.labels)
+        expected = torch.nn.functional.interpolate(before.images.double(), size=(size, size), mode="bilinear")
+        assert after.images.shape == (len(before), 1, size, size)
+        assert (after.images.double() - expected).abs().max() <= 1  # Pillow rounds after each of its two passes
+    unit = large.train.images.double() / 255
+    assert large.mean == pytest.approx([unit.mean().item()], abs=1e-5)
 
 
 def test_cifar10_in_batch_order(cifar):
@@ -291,6 +306,81 @@ def test_damaged_and_absent_folders_are_named(tmp_path):
     one_line(lambda: load_images("folder", None, path=tmp_path / "empty"), tmp_path / "empty")
 
 
+def test_unreadable_images_are_skipped_and_listed_only_when_asked(tmp_path):
+    shades = {}
+    for part, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            for index in range(count):
+                shade = 10 + 100 * label + index
+                picture(tmp_path / part / name / f"{index}.png", (shade, 0, 0), (8, 8))
+                shades[part, label, index] = shade
+    broken = [tmp_path / "train" / "ant" / "0.png", tmp_path / "train" / "bee" / "2.png"]
+    broken[0].write_bytes(broken[0].read_bytes()[:50])
+    broken[1].write_bytes(b"text")
+    one_line(lambda: load_images("folder", None, path=tmp_path, size=8), broken[0])
+    for size in (8, None):  # without a size, the first readable image decides
+        data = load_images("folder", None, path=tmp_path, size=size, selection=Selection(skip_unreadable=True))
+        assert data.skipped == ("train/ant/0.png", "train/bee/2.png")
+        assert data.train.ids.tolist() == [1, 2, 3, 4, 5, 7]  # a skipped image keeps its place
+        assert data.train.images[:, 0, 3, 3].tolist() == [11, 12, 13, 110, 111, 113]
+        assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert len(data.test) == 4
+    assert load_images("folder", None, path=tmp_path / "val").skipped == ()
+    for path in (tmp_path / "val" / "bee").iterdir():
+        path.write_bytes(b"")
+    one_line(
+        lambda: load_images("folder", None, path=tmp_path, size=8, selection=Selection(skip_unreadable=True)), "'bee'"
+    )
+
+
+def test_a_file_that_the_disk_does_not_give_is_never_skipped(tmp_path):
+    for name in ("a", "b"):
+        for index in range(5):
+            picture(tmp_path / name / f"{index}.png", (index, 0, 0), (6, 6))
+    (gone := tmp_path / "a" / "5.png").symlink_to(tmp_path / "nowhere.png")
+    one_line(lambda: load_images("folder", None, path=tmp_path, selection=Selection(skip_unreadable=True)), gone)
+
+
+def test_a_part_of_a_folder(tmp_path):
+    for part, count in (("train", 7), ("test", 4)):
+        for label, name in enumerate("abc"):
+            for index in range(count):
+                picture(tmp_path / part / name / f"{index}.png", (50 * label + index, 0, 0), (6, 6))
+    chosen = Selection(("c", "a"), per_class=3, test_per_class=2)
+    data = load_images("folder", None, path=tmp_path, selection=chosen)
+    assert data.classes == ("c", "a")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    reds = []
+    for label, name in ((2, "c"), (0, "a")):  # by hand: the three smallest hashes, back in the order of the names
+        ranked = sorted(range(7), key=lambda index, name=name: sha256(f"{name}/{index}.png".encode()).hexdigest())
+        reds += [50 * label + index for index in sorted(ranked[:3])]
+    assert data.train.images[:, 0, 0, 0].tolist() == reds
+    one_line(
+        lambda: load_images("folder", None, path=tmp_path, selection=Selection(("a", "d", "../b"))), "'d'", "2 of the 3"
+    )
+    flat = load_images("folder", None, path=tmp_path / "train", selection=Selection(per_class=2))
+    whole = load_images("folder", None, path=tmp_path / "train")
+    assert len(flat.train) == 6
+    assert torch.equal(flat.test.images, whole.test.images)  # the split does not depend on the selection
+    assert set(flat.train.images[:, 0, 0, 0].tolist()) <= set(whole.train.images[:, 0, 0, 0].tolist())
+
+
+def test_the_fingerprint_of_a_part_follows_that_part(tmp_path):
+    for part in ("train", "test"):
+        for name in "abc":
+            for index in range(3):
+                picture(tmp_path / part / name / f"{index}.png", (index, 0, 0), (6, 6))
+    chosen = Selection(("a", "b"))
+    part, whole = (fingerprint("folder", None, path=tmp_path, selection=item) for item in (chosen, Selection()))
+    assert fingerprint("folder", None, path=tmp_path, selection=Selection(("a", "b"), skip_unreadable=True)) == part
+    (tmp_path / "train" / "c" / "0.png").write_bytes(b"other")
+    assert fingerprint("folder", None, path=tmp_path, selection=chosen) == part
+    assert fingerprint("folder", None, path=tmp_path) != whole
+    (tmp_path / "train" / "b" / "0.png").write_bytes(b"other")
+    assert fingerprint("folder", None, path=tmp_path, selection=chosen) != part
+
+
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
 def test_npz_layouts(tmp_path, layout):
     images = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 7), dtype=np.uint8)
@@ -335,7 +425,20 @@ def test_unusable_npz_is_named(tmp_path):
 def test_wrong_requests():
     one_line(lambda: load_images("cifar11", None), "did you mean 'cifar10'")
     one_line(lambda: fingerprint("cifar11", None), "did you mean 'cifar10'")
-    one_line(lambda: load_images("digits", None, size=16), "dataset.size")
+    for name in ("cifar10", "cifar100", "tiny-imagenet", "npz"):
+        one_line(lambda name=name: load_images(name, None, size=16), name, "dataset.size")
+    for selection, field in (
+        (Selection(("a", "b")), "dataset.classes"),
+        (Selection(per_class=3), "dataset.per_class"),
+        (Selection(test_per_class=3), "dataset.test_per_class"),
+        (Selection(skip_unreadable=True), "dataset.skip_unreadable"),
+    ):
+        for name in ("digits", "cifar10", "npz"):
+            one_line(lambda name=name, chosen=selection: load_images(name, None, selection=chosen), name, field)
+    one_line(lambda: load_images("cifar10", None, path=Path()), "cifar10", "dataset.path")
+    for classes in ((), ("a",), ("a", "b", "a")):
+        one_line(lambda c=classes: load_images("folder", None, selection=Selection(c)), "dataset.classes", len(classes))
+    one_line(lambda: load_images("folder", None, selection=Selection(per_class=0)), "dataset.per_class", "1 or more")
 
 
 def test_without_data_and_hub_both_ways_are_named(tmp_path, monkeypatch):

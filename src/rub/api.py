@@ -1,10 +1,11 @@
 """The library's front door: run or plan a suite, audit two checkpoints. The command line only parses and prints."""
 
+import importlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rub.registry import TASKS
 from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
 from rub.store.records import Record, write_records
+from rub.store.witnesses import Check, Sources, checks
 
 ENGINES = ("inline",)
 
@@ -35,6 +37,7 @@ class Result:
         curves: success and loss against steps of every attack.
         failures: one line for each stage that failed.
         counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
+        galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
     """
 
     records: tuple[Record, ...]
@@ -42,6 +45,7 @@ class Result:
     curves: tuple[Mapping[str, Any], ...] = ()
     failures: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    galleries: tuple[Mapping[str, Any], ...] = ()
 
 
 def default_store() -> Path:
@@ -114,7 +118,8 @@ def run(
             ``report/index.html``, ``suite.yaml``.
         runtime: from `make_runtime`.
         engine: ``"inline"``: stages one after the other.
-        workers: processes that share the work through the store; as many as cores is fastest for small networks.
+        workers: processes that share the work through the store; as many as cores is fastest for small networks. A
+            script that asks for more than one needs Python's ``if __name__ == "__main__":`` around it.
         plugins: files that `load_plugin` has read, for the other workers to read.
         display: shows progress; silent when None.
         command: what the user typed, for "how to reproduce".
@@ -167,6 +172,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
     records: list[Record] = []
     samples: list[Mapping[str, Any]] = []
     curves: list[Mapping[str, Any]] = []
+    galleries: list[Mapping[str, Any]] = []
     for _, graph in plans:
         common = {**graph.common, "suite": suite}
         for stage in graph.stages:
@@ -175,11 +181,12 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
             for name, rows in (("samples.json", samples), ("curves.json", curves)):
                 if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
                     rows += [{**common, **row} for row in outcome.artifact.json(name)]
+            galleries += [{**common, **row} for row in _galleries(outcome)]
     counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
     for outcome in outcomes.values():
         counts[outcome.status] += 1
     failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
-    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts)
+    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries))
 
 
 def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
@@ -192,7 +199,8 @@ def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
         spec = suite.model_dump(mode="json", exclude={"experiments"})
         spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
         (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-        return write_report(result.records, result.curves, out, {"command": command, "suite": spec})
+        facts = {"command": command, "suite": spec}
+        return write_report(result.records, result.curves, out, facts, galleries=result.galleries)
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
 
@@ -208,16 +216,41 @@ def sizes(stages: Sequence[Stage], store: Store) -> list[tuple[Stage, int | None
 
 
 def audit(task: str, **request: Any) -> Any:
-    """Measure two checkpoints that RUB did not make; see `rub.classification.audit.audit` for the arguments.
+    """Measure two checkpoints that RUB did not make; the ``audit`` module of each task lists the arguments.
 
     Raises:
-        RubError: a task without an audit, or a request that is wrong.
+        RubError: an unknown task, or a request that is wrong.
     """
-    if task != "classification":
-        raise RubError(f"audit {task}: not available; audits exist for: classification")
-    from rub.classification.audit import audit as audit_classification
+    module, _, attribute = TASKS.get(task, task).load().audit.partition(":")
+    return getattr(importlib.import_module(module), attribute)(**request)
 
-    return audit_classification(**request)
+
+def verify(
+    folder: Path,
+    *,
+    files: Mapping[str, Path] | None = None,
+    store: Path | None = None,
+    runtime: Runtime | None = None,
+) -> Iterator[Check]:
+    """Score every witness of a result folder again, with forward passes only.
+
+    Args:
+        folder: written by `run` with `out`, or by anyone: nothing in it is trusted.
+        files: role (``original``, ``unlearned``) -> weights, where the store does not hold them.
+        store: folder of stages; `default_store` when None.
+        runtime: from `make_runtime`.
+
+    Raises:
+        RubError: no witnesses in the folder, or a file that is not there.
+    """
+    runtime = runtime or make_runtime()
+    place = store or default_store()
+    for role, path in (files or {}).items():
+        if not path.is_file():
+            raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
+    opened = Store(place) if place.is_dir() else None
+    sources = Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size)
+    return checks(folder, sources)
 
 
 def reproducible(arguments: Sequence[str]) -> str:
@@ -245,6 +278,16 @@ def free_bytes(path: Path) -> int:
 
 def _tasks(suite: Suite) -> dict[str, Task]:
     return {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}
+
+
+def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the pictures that a stage made: which row, which images, and where its tiles lie."""
+    artifact = outcome.artifact
+    if artifact is None or "gallery.json" not in artifact.manifest["files"]:
+        return []
+    made = artifact.json("gallery.json")
+    row = {name: made[name] for name in ("method", "unlearn_seed")}
+    return [{**row, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]]
 
 
 def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:

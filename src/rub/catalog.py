@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+_I2I_METHODS = "rub.inpainting.methods"
+_I2I_ATTACKS = "rub.inpainting.attacks"
 _METHODS = "rub.classification.methods"
 _ATTACKS = "rub.classification.attacks"
 
@@ -10,6 +12,9 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "task": {
         "classification": {
             "classification": ("rub.classification.task:TASK", "forget classes or samples of an image classifier"),
+        },
+        "inpainting": {
+            "inpainting": ("rub.inpainting.task:TASK", "forget classes of a masked autoencoder that inpaints images"),
         },
     },
     "method": {
@@ -39,6 +44,20 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "ct": (f"{_METHODS}.ct:convolution_transpose", "transpose every convolution kernel, then fine-tune"),
             "sham": (f"{_METHODS}.sham:sham", "control: the original with the forgotten logits switched off"),
         },
+        "inpainting": {
+            "i2i": (f"{_I2I_METHODS}.i2i:i2i", "encoder only: pull forget embeddings to those of noise images"),
+            "salun": (f"{_I2I_METHODS}.salun:salun", "wrong targets on the weights that the forget set is salient for"),
+            "max-loss": (f"{_I2I_METHODS}.max_loss:max_loss", "descend on retain while ascending on forget"),
+            "retain-label": (
+                f"{_I2I_METHODS}.retain_label:retain_label",
+                "reconstruct forget images as retain images",
+            ),
+            "noisy-label": (f"{_I2I_METHODS}.noisy_label:noisy_label", "reconstruct forget images as noise"),
+            "random-encoder": (
+                f"{_I2I_METHODS}.random_encoder:random_encoder",
+                "encoder only: pull forget embeddings to Gaussian noise",
+            ),
+        },
     },
     "attack": {
         "classification": {
@@ -48,15 +67,26 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "square": (f"{_ATTACKS}.square:square", "black box: random squares, no gradients"),
             "noise": (f"{_ATTACKS}.noise:noise", "control: the best of as many random deltas"),
         },
+        "inpainting": {
+            "uma": (f"{_I2I_ATTACKS}.uma:uma", "unlearning mapping attack: min ||f_u(x + delta; m) - f(x; m)||^2"),
+            "noise": (f"{_I2I_ATTACKS}.noise:noise", "control: the best of as many random deltas"),
+        },
     },
     "model": {
         "classification": {
-            "resnet10": ("rub.classification.networks:build_network", "ResNet with one basic block per stage"),
-            "resnet18": ("rub.classification.networks:build_network", "ResNet-18, torchvision's keys"),
-            "resnet34": ("rub.classification.networks:build_network", "ResNet-34, torchvision's keys"),
-            "resnet50": ("rub.classification.networks:build_network", "ResNet-50, torchvision's keys"),
-            "resnet20": ("rub.classification.networks:build_network", "CIFAR ResNet-20, option-A shortcuts"),
-            "resnet56": ("rub.classification.networks:build_network", "CIFAR ResNet-56, option-A shortcuts"),
+            "resnet10": ("rub.images.networks:build_network", "ResNet with one basic block per stage"),
+            "resnet18": ("rub.images.networks:build_network", "ResNet-18, torchvision's keys"),
+            "resnet34": ("rub.images.networks:build_network", "ResNet-34, torchvision's keys"),
+            "resnet50": ("rub.images.networks:build_network", "ResNet-50, torchvision's keys"),
+            "resnet20": ("rub.images.networks:build_network", "CIFAR ResNet-20, option-A shortcuts"),
+            "resnet56": ("rub.images.networks:build_network", "CIFAR ResNet-56, option-A shortcuts"),
+        },
+        "inpainting": {
+            "mae-vit-base": ("rub.inpainting.mae:build_mae", "MAE ViT-B/16, 224 px, the published sizes"),
+            "mae-vit-large": ("rub.inpainting.mae:build_mae", "MAE ViT-L/16, 224 px, the published sizes"),
+            "mae-vit-huge": ("rub.inpainting.mae:build_mae", "MAE ViT-H/14, 224 px, the published sizes"),
+            "mae-small": ("rub.inpainting.mae:build_mae", "width 128, 6 + 2 blocks, 4 px patches of 32 px images"),
+            "mae-mini": ("rub.inpainting.mae:build_mae", "width 64, 4 + 2 blocks, 4 px patches of 32 px images"),
         },
     },
     "dataset": {
@@ -65,6 +95,16 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "cifar10": ("rub.images.sources:load_images", "cifar-10-batches-py/, or the hub"),
             "cifar100": ("rub.images.sources:load_images", "cifar-100-python/, or the hub (fine labels)"),
             "tiny-imagenet": ("rub.images.sources:load_images", "tiny-imagenet-200/, or the hub, 64 px"),
+            "imagenet": ("rub.images.sources:load_images", "imagenet/{train,val}/<wnid>/, or the hub; needs a size"),
+            "folder": ("rub.images.sources:load_images", "any image folder: <class>/* or {train,val}/<class>/*"),
+            "npz": ("rub.images.sources:load_images", "x_train, y_train, x_test, y_test as uint8 arrays"),
+        },
+        "inpainting": {
+            "digits": ("rub.images.sources:load_images", "scikit-learn's 8 x 8 digits, embedded, 10 classes"),
+            "cifar10": ("rub.images.sources:load_images", "cifar-10-batches-py/, or the hub"),
+            "cifar100": ("rub.images.sources:load_images", "cifar-100-python/, or the hub (fine labels)"),
+            "tiny-imagenet": ("rub.images.sources:load_images", "tiny-imagenet-200/, or the hub, 64 px"),
+            "imagenet": ("rub.images.sources:load_images", "imagenet/{train,val}/<wnid>/, or the hub; needs a size"),
             "folder": ("rub.images.sources:load_images", "any image folder: <class>/* or {train,val}/<class>/*"),
             "npz": ("rub.images.sources:load_images", "x_train, y_train, x_test, y_test as uint8 arrays"),
         },

@@ -5,15 +5,15 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rub.cli_audit import audit_app
+from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, SEEDS, SET, STORE, SUITE, TASK, console
 from rub.errors import RubError
-
-N = TypeVar("N", int, float)
 
 app = typer.Typer(
     name="rub",
@@ -24,25 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-audit_app = typer.Typer(help="Measure checkpoints that RUB did not make, and end in a verdict.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
-
-SUITE = Annotated[str, typer.Argument(help="A name from [b]rub list suites[/b], or the path of a YAML file.")]
-SET = Annotated[list[str] | None, typer.Option("--set", help="path=value, such as training.epochs=3; repeatable.")]
-TASK = Annotated[str | None, typer.Option(help="Only the experiments of this task.")]
-METHODS = Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")]
-SEEDS = Annotated[int | None, typer.Option(min=1, help="Number of unlearning seeds.")]
-STORE = Annotated[Path | None, typer.Option(help="Where stages are kept; $RUB_STORE, or the user cache, otherwise.")]
-DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts; $RUB_DATA, or the hub, otherwise.")]
-DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
-PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
-JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
-
-def console() -> Console:
-    """Return a console for standard output; made per call, so that redirections are seen."""
-    return Console()
 
 
 @app.command(epilog="Example: rub run quick --out rub-out")
@@ -65,7 +47,8 @@ def run(
     from rub import api
     from rub.pipeline.progress import Display, clock
     from rub.report.render import to_rich
-    from rub.report.tables import classification_tables, paper_numbers
+    from rub.report.reporting import reporting_of
+    from rub.report.tables import paper_numbers
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, plugin)
@@ -85,7 +68,7 @@ def run(
     )
     for experiment in loaded.experiments:
         own = [row for row in result.records if row.task == experiment.task and row.experiment == experiment.name]
-        for table in classification_tables(own, paper_numbers(experiment.paper)):
+        for table in reporting_of(experiment.task).tables(own, paper_numbers(experiment.paper)):
             screen.print(to_rich(table))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
@@ -181,64 +164,35 @@ def doctor(data_root: DATA = None, store: STORE = None) -> None:
         console().print(line, highlight=False, soft_wrap=True)
 
 
-@audit_app.command(
-    "classification",
-    epilog="Example: rub audit classification --original before.pth --unlearned after.pth --arch resnet18 "
-    "--data cifar10 --data-root data --forget-classes 0",
-)
-def audit_classification(
-    original: Annotated[Path, typer.Option(help="Checkpoint before unlearning.")],
-    unlearned: Annotated[Path, typer.Option(help="Checkpoint after unlearning.")],
-    arch: Annotated[str, typer.Option(help="A name from rub list models.")],
-    data: Annotated[str, typer.Option(help="A name from rub list datasets, or the path of an image folder or .npz.")],
-    forget_classes: Annotated[str, typer.Option(help="Forgotten classes, such as 0,3.")],
-    retrained: Annotated[Path | None, typer.Option(help="Checkpoint trained without the forget set.")] = None,
-    stem: Annotated[str, typer.Option(help="cifar, imagenet or half.")] = "cifar",
-    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean that inputs were normalised with, if not the data's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.247,0.243,0.262.")] = None,
-    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
-    samples: Annotated[int, typer.Option(min=10, help="Forget images to attack (half as many controls).")] = 256,
+@app.command(epilog="Example: rub verify rub-out --store DIR")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out, or its witnesses/.")],
+    original: Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")] = None,
+    unlearned: Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")] = None,
     store: STORE = None,
-    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
 ) -> None:
-    """Measure an unlearned classifier against its original: recovered, hidden, no residual found, or cannot tell."""
+    """Score every stored witness again, with forward passes only; exit 1 if one does not hold, 3 if one cannot be."""
     from rub import api
-    from rub.classification.audit import lines
-    from rub.pipeline.progress import Display
 
     screen = console()
-    report = api.audit(
-        "classification",
-        original=original,
-        unlearned=unlearned,
-        retrained=retrained,
-        model={
-            "arch": arch,
-            "stem": stem,
-            "width": width,
-            "mean": None if mean is None else _numbers("--mean", mean, float),
-            "std": None if std is None else _numbers("--std", std, float),
-        },
-        data=data,
-        size=size,
-        forget_classes=_numbers("--forget-classes", forget_classes, int),
-        protocol=protocol,
-        samples=samples,
-        store=store,
-        runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
-        display=Display(screen),
-        out=out,
-        command=api.reproducible(sys.argv[1:]),
-    )
-    for line in lines(report):
-        screen.print(line, highlight=False, soft_wrap=True)
-    if report.failures:
-        raise typer.Exit(3)
+    files = {"original": original, "unlearned": unlearned}
+    given = {name: path for name, path in files.items() if path is not None}
+    runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
+    held = broken = unchecked = 0
+    for check in api.verify(folder, files=given, store=store, runtime=runtime):
+        held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
+        outcome = (
+            f"cannot check: {check.reason}" if check.reason else f"{check.held} held, {len(check.broken)} not held"
+        )
+        screen.print(f"{check.name}: {outcome}", markup=False, highlight=False, soft_wrap=True)
+        for line in check.broken[:5]:
+            screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked", highlight=False)
+    if broken or unchecked:
+        raise typer.Exit(1 if broken else 3)
 
 
 def main() -> None:
@@ -260,14 +214,6 @@ def main() -> None:
     if code == 130:  # the command line library may have caught the interrupt itself
         Console(stderr=True).print("interrupted: finished stages are kept; the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise RubError(f"{option} {text}: should be {what} with commas between them, such as 0,3") from None
 
 
 def _complain(message: str) -> int:

@@ -143,6 +143,29 @@ def momentum_step(
     return project(x + weight * (z - x) + (1 - weight) * (x - before), origin, eps)
 
 
+def adam_direction(
+    gradient: Tensor, moments: tuple[Tensor, Tensor], step: Tensor, betas: tuple[float, float] = (0.9, 0.999)
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return Adam's direction m^ / (sqrt(v^) + 1e-8) and its new moments (Kingma & Ba 2015, algorithm 1).
+
+    Args:
+        gradient: shape (N, ...).
+        moments: the running means m of the gradient and v of its square, same shape; zeros before the first step.
+        step: int64 (N,), the number of this step of each sample, from 1.
+        betas: decay of m and v, in [0, 1).
+
+    Example:
+        >>> zero = torch.zeros(1, 2)
+        >>> adam_direction(torch.tensor([[4.0, -0.5]]), (zero, zero), torch.tensor([1]))[0]
+        tensor([[ 1., -1.]])
+    """
+    first = betas[0] * moments[0] + (1 - betas[0]) * gradient
+    second = betas[1] * moments[1] + (1 - betas[1]) * gradient.square()
+    age = column(step, gradient)
+    corrected = first / (1 - betas[0] ** age), second / (1 - betas[1] ** age)
+    return corrected[0] / (corrected[1].sqrt() + 1e-8), (first, second)
+
+
 def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tensor) -> Tensor:
     """Return where a candidate beats the best so far: success first, then the lower loss.
 

@@ -240,6 +240,20 @@ def source_hash(entry: Entry[Any]) -> str:
     return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
 
 
+def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
+
+    Raises:
+        RubError: as `resolve`.
+    """
+    return {
+        "name": entry.name,
+        "parameters": resolve(entry, given, where),
+        "version": card_of(entry).version,
+        "source": source_hash(entry),
+    }
+
+
 def load_plugin(path: Path) -> list[Entry[Any]]:
     """Run a plug-in file so that its decorators register, and return what it registered.
 

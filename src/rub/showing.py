@@ -2,11 +2,11 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from rich.markup import escape
@@ -14,10 +14,10 @@ from rich.markup import escape
 from rub.errors import unknown
 from rub.registry import KINDS, TASKS, Entry, card_of, hyperparameters
 
-CONTROLS = {
-    "original": "the model before unlearning; its knowledge must be recoverable, or the measurement is broken",
-    "retrain": "trained from scratch without the forget set; what forgotten really looks like",
-}
+if TYPE_CHECKING:
+    from rub.metrics import Metric
+    from rub.pipeline.stages import Task
+    from rub.specs import Protocol
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
@@ -26,23 +26,22 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
     Raises:
         RubError: an unknown kind or task.
     """
-    tasks = [entry.name for entry in TASKS.entries()]
-    if task is not None and task not in tasks:
-        raise unknown("task", task, tasks)
+    tasks = _tasks(task)
     if what == "suites":
         from rub.specs import suite_names
 
         return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
     if what == "protocols":
-        from rub.classification.specs import PROTOCOLS
-
-        return [{"name": item.name, "task": "classification", "summary": item.summary} for item in PROTOCOLS.values()]
-    if what == "metrics":
-        from rub.classification.metrics import METRICS_DECLARED
-
         return [
-            {"name": item.name, "task": "classification", "direction": item.direction, "summary": item.summary}
-            for item in METRICS_DECLARED
+            {"name": item.name, "task": name, "summary": item.summary}
+            for name, known in tasks
+            for item in known.protocols.values()
+        ]
+    if what == "metrics":
+        return [
+            {"name": item.name, "task": name, "direction": item.direction, "summary": item.summary}
+            for name, known in tasks
+            for item in known.metrics
         ]
     if what not in KINDS:
         raise unknown("list", what, [*KINDS, "metrics", "suites", "protocols"])
@@ -61,33 +60,59 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     """Yield the lines about every component of this name.
 
     Raises:
-        RubError: nothing has this name.
+        RubError: nothing has this name, or an unknown task.
     """
-    from rub.classification.metrics import METRICS_DECLARED
-    from rub.classification.specs import PROTOCOLS
     from rub.specs import suite_names
 
-    suites, metrics = suite_names(), {metric.name: metric for metric in METRICS_DECLARED}
-    entries = [entry for registry in KINDS.values() for entry in registry.entries(task)]
-    known = {entry.name for entry in entries} | {*metrics, *PROTOCOLS, *suites, *CONTROLS}
-    if name not in known:
-        raise unknown("component", name, known)
-    for registry in KINDS.values():
-        for entry in registry.entries(task):
-            if entry.name == name:
-                yield from _component(registry.kind, entry)
-    if name in CONTROLS:
-        yield f"[b]{name}[/b]  control, classification: {CONTROLS[name]}"
-    if name in metrics:
-        metric = metrics[name]
-        yield f"[b]{name}[/b]  metric, classification: {escape(metric.summary)}"
-        yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
-    if name in PROTOCOLS:
-        yield f"[b]{name}[/b]  protocol, classification"
-        yield from _indented(yaml.safe_dump(PROTOCOLS[name].model_dump(mode="json"), sort_keys=False, width=76))
+    declared = [item for of_task, known in _tasks(task) for item in _declared(of_task, known)]
+    entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
+    suites = suite_names()
+    names = {entry.name for _, entry in entries} | {name for name, _ in declared} | set(suites)
+    if name not in names:
+        raise unknown("component", name, names)
+    for registry, entry in entries:
+        if entry.name == name:
+            yield from _component(registry.kind, entry)
+    for found, lines in declared:
+        if found == name:
+            yield from lines
     if name in suites:
         yield f"[b]{name}[/b]  suite"
         yield from _indented(files("rub").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
+    """Return one task by name, or all, in the order of the registry.
+
+    Raises:
+        RubError: an unknown task.
+    """
+    names = [entry.name for entry in TASKS.entries()]
+    if only is not None and only not in names:
+        raise unknown("task", only, names)
+    return [(entry.name, entry.load()) for entry in TASKS.entries(only)]
+
+
+def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield name and lines of what a task declares itself: controls, metrics, protocols."""
+    from rub.report.reporting import reporting_of
+
+    for name, text in reporting_of(task).controls.items():
+        yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]
+    for metric in known.metrics:
+        yield metric.name, _metric(metric, task)
+    for protocol in known.protocols.values():
+        yield protocol.name, _protocol(protocol, task)
+
+
+def _metric(metric: "Metric", task: str) -> Iterator[str]:
+    yield f"[b]{metric.name}[/b]  metric, {task}: {escape(metric.summary)}"
+    yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
+
+
+def _protocol(protocol: "Protocol", task: str) -> Iterator[str]:
+    yield f"[b]{protocol.name}[/b]  protocol, {task}"
+    yield from _indented(yaml.safe_dump(protocol.model_dump(mode="json"), sort_keys=False, width=76))
 
 
 def _indented(text: str) -> Iterator[str]:

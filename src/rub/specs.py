@@ -5,9 +5,10 @@ task's own `Experiment` subclass says which further fields it has. Everything he
 """
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,6 +50,42 @@ class Protocol(Frozen):
     name: str
     """Name and version, such as ``rub-paper-1``; changed choices under one name show as ``name*hash``."""
     summary: str = ""
+
+
+P = TypeVar("P", bound=Protocol)
+
+
+def protocol_of(value: Any, known: Mapping[str, P], kind: type[P]) -> P:
+    """Return the protocol that a spec gives: a name, or ``{name: ..., changed fields}``, then marked as ``name*hash``.
+
+    A marked name, as in the ``suite.yaml`` of a result, needs the fields that give this very mark.
+
+    Raises:
+        ValueError: neither, an unknown name, or a mark that the fields do not give.
+    """
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise ValueError("should be a protocol name, or a mapping with a name and the fields to change")
+    name, marked, _ = given["name"].partition("*")
+    if name not in known:
+        raise ValueError(str(unknown("protocol", name, known)))
+    changes = {key: item for key, item in given.items() if key != "name"}
+    changed = kind.model_validate(_merge(known[name].model_dump(), changes))
+    if changed != known[name]:
+        mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
+        changed = changed.model_copy(update={"name": f"{name}*{mark}"})
+    if marked and changed.name != given["name"]:
+        raise ValueError(f"its fields make it '{changed.name}': to change {name}, write name: {name}")
+    return changed
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return base with the changes laid over it, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 class Seeds(Frozen):

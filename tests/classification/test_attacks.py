@@ -17,9 +17,9 @@ from rub.classification.attacks.square import square
 from rub.classification.attacks.uma import uma
 from rub.classification.attacks.uma_apgd import uma_apgd
 from rub.classification.attacks.universal import universal
-from rub.classification.networks import build_network
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.errors import Diverged, RubError
+from rub.images.networks import build_network
 from rub.images.samples import to_unit
 from rub.registry import ATTACKS, resolve
 

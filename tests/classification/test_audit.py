@@ -10,16 +10,18 @@ from rich.console import Console
 from rub import audit
 from rub.api import make_runtime
 from rub.classification.audit import Report, conclude, lines
-from rub.classification.checkpoints import save_weights
-from rub.classification.context import Augmentation, UnlearnContext
-from rub.classification.networks import build_network
-from rub.classification.training import train
-from rub.classification.verdict import MARGIN, Figures, Rate, Verdict, judge
+from rub.classification.context import UnlearnContext
+from rub.auditing import MARGIN, Rate, Verdict
+from rub.classification.verdict import Figures, judge
 from rub.errors import RubError
+from rub.images.context import Augmentation
+from rub.images.networks import build_network
 from rub.images.sources import load_images
+from rub.images.training import train
 from rub.pipeline.progress import Display
 from rub.statistics import wilson
 from rub.store.records import Record, read_records
+from rub.weights import save_weights
 
 
 def rate(hits, count=100):

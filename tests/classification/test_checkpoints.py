@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from rub.classification.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_weights, save_weights
-from rub.classification.networks import build_network
+from rub.classification.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from rub.errors import RubError
+from rub.images.networks import build_network
+from rub.weights import save_weights
 
 C10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 

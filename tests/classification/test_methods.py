@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from rub.classification.context import Augmentation, UnlearnContext
+from rub.classification.context import UnlearnContext
 from rub.errors import RubError
+from rub.images.context import Augmentation
 from rub.images.samples import Samples
 from rub.registry import METHODS, card_of, resolve
 
@@ -61,7 +62,9 @@ def case():
 def unlearn(name, seed=0, **context):
     entry = entry_of(name)
     model, forget, retain = case()
-    ctx = UnlearnContext(seed, 3, (0,), batch_size=8, augmentation=Augmentation(padding=1), **context)
+    ctx = UnlearnContext(
+        seed=seed, num_classes=3, forget_classes=(0,), batch_size=8, augmentation=Augmentation(padding=1), **context
+    )
     return entry.load()(model, forget, retain, ctx, **resolve(entry, TABLE[name], "suite")).state_dict()
 
 
@@ -101,7 +104,9 @@ def test_data_is_left_alone(name):
     entry = entry_of(name)
     model, forget, retain = case()
     before = deepcopy((forget, retain))
-    entry.load()(model, forget, retain, UnlearnContext(0, 3, (0,), batch_size=8), **TABLE[name])
+    entry.load()(
+        model, forget, retain, UnlearnContext(seed=0, num_classes=3, forget_classes=(0,), batch_size=8), **TABLE[name]
+    )
     for now, then in zip((forget, retain), before, strict=True):
         assert torch.equal(now.images, then.images)
         assert torch.equal(now.labels, then.labels)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.classification.networks import PaddedShortcut, ResNet, build_network, fused
 from rub.errors import RubError
+from rub.images.networks import PaddedShortcut, ResNet, build_network, fused
 
 
 def norm_keys(prefix):

@@ -14,9 +14,9 @@ from rub import load_suite, run
 from rub.api import make_runtime, plan
 from rub.classification import stages as stage_functions
 from rub.classification.checkpoints import load_weights
-from rub.classification.networks import build_network
 from rub.classification.specs import PROTOCOLS
 from rub.errors import RubError
+from rub.images.networks import build_network
 from rub.pipeline.plan import in_order
 from rub.pipeline.stages import Runtime
 from rub.registry import METHODS, Card, Entry, load_plugin

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.classification.context import Augmentation, UnlearnContext, seeded
-from rub.classification.networks import build_network
-from rub.classification.training import embed, learning_rate, predict, train
+from rub.classification.context import UnlearnContext
 from rub.errors import Diverged, RubError
+from rub.images.context import Augmentation, seeded
+from rub.images.networks import build_network
 from rub.images.samples import Samples
 from rub.images.sources import load_images
+from rub.images.training import embed, learning_rate, predict, train
 
 STILL = Augmentation(padding=0, flip=False)
 

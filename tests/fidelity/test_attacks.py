@@ -1,6 +1,8 @@
 """Our targeted search against torchattacks, foolbox and ART, from the same start: equal to the last bit."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import eagerpy
 import foolbox
@@ -8,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from art.attacks.evasion import ProjectedGradientDescentPyTorch
-from art.estimators.classification import PyTorchClassifier
+from filelock import FileLock
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,11 @@ from rub.classification.attacks.uma_apgd import uma_apgd
 from rub.classification.probing import AttackContext, Budget, Target
 from rub.images.samples import to_unit
 from rub.optim import projected_gradient
+
+# ART writes a file into the home folder when it is first imported; two test processes at once would meet there.
+with FileLock(Path(tempfile.gettempdir()) / "rub-art-import.lock"):
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
 
 LEVELS, STEPS, ALPHA, CLASSES = 76, 10, 0.05, 10
 EPS = LEVELS / 255

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.classification.context import Augmentation, UnlearnContext
+from rub.classification.context import UnlearnContext
 from rub.classification.methods import bad_teacher as bad_teacher_module
 from rub.classification.methods import iu
 from rub.classification.methods.bad_teacher import bad_teacher, randomised
@@ -25,6 +25,7 @@ from rub.classification.methods.scrub import decayed_rate, scrub
 from rub.classification.methods.sham import sham
 from rub.classification.methods.ssd import importance, selective_synaptic_dampening
 from rub.errors import Diverged, RubError
+from rub.images.context import Augmentation
 from rub.images.samples import Samples, to_unit
 from rub.saliency import MaskedStep, top_mask
 

@@ -18,10 +18,14 @@ UA16 = {
 
 
 def row(method, metric, value, *, split="forget", attack="none", budget="none", seed=0, mia=None, **more):
-    from rub.classification.cells import DIRECTIONS
+    from rub.classification.metrics import cell
 
     fields = {"method": method, "metric": metric, "value": value, "split": split, "attack": attack, "budget": budget}
-    fields |= {"unlearn_seed": seed, "mia_seed": mia, "direction": DIRECTIONS[metric]}
+    fields |= {
+        "unlearn_seed": seed,
+        "mia_seed": mia,
+        "direction": cell(method, seed, metric)["direction"],
+    }
     return Record.model_validate({**COMMON, **fields, **more})
 
 

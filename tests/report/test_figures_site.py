@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from rub.classification.reporting import REPORTING
 from rub.report import figures
 from rub.report.site import write_report
 from rub.store.records import read_records, write_records
@@ -112,7 +113,7 @@ def test_page_says_what_was_run_and_what_failed(out):
 
 
 def test_robustness_figure_draws_the_means_and_the_legend_is_beside_the_axes(records):
-    figure = figures._robustness(records, ["8/255", "16/255"])
+    figure = figures._robustness(records, ["8/255", "16/255"], REPORTING.robustness)
     [axes] = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert lines["ft"] == pytest.approx([50, 50, 100])
@@ -131,11 +132,11 @@ def test_seventeen_rows_keep_distinct_looks_and_a_legend_inside_the_figure(make_
     from rub.catalog import CATALOG
 
     methods = ["original", "retrain", *CATALOG["method"]["classification"]]
-    looks = [figures.style(method) for method in methods]
+    looks = [figures.style(method, "classification") for method in methods]
     assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in looks}) == len(methods) == 17
     at = {"attack": "uma", "budget": "8/255"}
     rows = [make_row(method, "ua", 0.5, **(at if k else {})) for method in methods for k in range(2)]
-    figure = figures._robustness(rows, ["8/255"])
+    figure = figures._robustness(rows, ["8/255"], REPORTING.robustness)
     figure.draw_without_rendering()
     legend = figure.axes[0].get_legend().get_window_extent()
     assert legend.y0 >= 0
@@ -152,7 +153,7 @@ def test_step_panels_average_seeds_and_mark_unfinished_searches(curves):
 
 
 def test_utility_figure_puts_each_row_at_its_ta_and_robustness(records):
-    [axes] = figures._utility(records, "16/255").axes
+    [axes] = figures._utility(records, "16/255", REPORTING).axes
     points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
     assert points["ft"] == pytest.approx((0, 92))
     assert points["rl"] == pytest.approx((78, 90))

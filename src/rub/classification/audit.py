@@ -1,33 +1,19 @@
 """Audit two checkpoints that RUB did not make, and say in plain words whether the knowledge can be brought back."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
+from rub.auditing import Audited, Report, Rows, Verdict, dataset_of, existing, measure, percent
 from rub.classification.specs import ClassificationExperiment
-from rub.classification.task import VERSIONS, Graph
-from rub.classification.verdict import Figures, Rate, Verdict, judge, percent
+from rub.classification.task import TASK, VERSIONS, Graph
+from rub.classification.verdict import Figures, judge
 from rub.errors import RubError
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import Plan, Stage
+from rub.pipeline.plan import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
-from rub.store.artifacts import Store, file_sha256
+from rub.store.artifacts import file_sha256
 from rub.store.records import Record
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an audit gives: the verdict, its figures and the budget they belong to, all records, and failures."""
-
-    verdict: Verdict
-    figures: Figures | None
-    budget: str
-    records: tuple[Record, ...]
-    failures: tuple[str, ...]
 
 
 def audit(
@@ -68,32 +54,24 @@ def audit(
     Raises:
         RubError: a missing or wrong checkpoint, class or data set.
     """
-    from rub.api import collect, default_store, prepare, write_result
-    from rub.classification.task import TASK
-    from rub.specs import Suite
-
-    if out is not None:
-        prepare(out)
     experiment = _experiment(model, data, size, forget_classes, protocol, samples)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
-    graph = AuditGraph(experiment, runtime.data_root, {name: path for name, path in given.items() if path is not None})
+    kinds = "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
+    graph = AuditGraph(experiment, runtime.data_root, existing(given, kinds))
     stages = [stage for name in graph.weights for stage in graph.measurements(name, 0)]
-    plan = Plan(tuple(stages), graph.common)
     # First, so that a wrong class or checkpoint is noticed at once.
     reads = [graph.split(), *(graph.model(name, 0) for name in graph.weights)]
-    opened = Store(store or default_store())
-    with display:
-        outcomes = run_inline([*reads, *stages], {"classification": TASK}, opened, runtime, display)
-    result = collect("audit", [(experiment, plan)], outcomes)
-    if out is not None:
-        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
+    result = measure(
+        Audited(experiment, graph.common, reads, stages), TASK, store=store, runtime=runtime, display=display, out=out,
+        command=command,
+    )  # fmt: skip
     budgets = [f"{level}/255" for level in experiment.protocol.attacks["uma"].budgets if level > 0]
     if result.failures:
-        return Report(Verdict("cannot tell", result.failures), None, budgets[-1], result.records, result.failures)
+        return Report(Verdict("cannot tell", result.failures), None, (), budgets[-1], result.records, result.failures)
     return conclude(result.records, budgets)
 
 
-def conclude(records: tuple[Record, ...], budgets: Sequence[str]) -> Report:
+def conclude(records: Sequence[Record], budgets: Sequence[str]) -> Report:
     """Return *recovered* at the smallest budget where it holds, else what the largest one says.
 
     A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
@@ -103,7 +81,7 @@ def conclude(records: tuple[Record, ...], budgets: Sequence[str]) -> Report:
         verdict = judge(figures, budget)
         if verdict.name == "recovered":
             break
-    return Report(verdict, figures, budget, records, ())
+    return Report(verdict, figures, tuple(_told(figures, budget)), budget, tuple(records), ())
 
 
 class AuditGraph(Graph):
@@ -113,11 +91,6 @@ class AuditGraph(Graph):
         self, experiment: ClassificationExperiment, data_root: Path | None, weights: Mapping[str, Path]
     ) -> None:
         """Hash the checkpoints, so that another file under the same name is another stage."""
-        for name, path in weights.items():
-            if not path.is_file():
-                raise RubError(
-                    f"--{name} {path}: no such file; give a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
-                )
         self.weights = weights
         self.hashes = {name: file_sha256(path) for name, path in weights.items()}
         super().__init__(experiment, data_root)
@@ -137,61 +110,39 @@ class AuditGraph(Graph):
         return ("retrained", 0) if "retrained" in self.weights else None
 
 
-def figures_of(records: tuple[Record, ...], budget: str) -> Figures:
+def figures_of(records: Sequence[Record], budget: str) -> Figures:
     """Return the figures behind the verdict from an audit's records."""
-
-    def pick(method: str, metric: str, split: str, attack: str = "none") -> Record | None:
-        at = budget if attack != "none" else "none"
-        found = [
-            record
-            for record in records
-            if (record.method, record.metric, record.split, record.attack, record.budget)
-            == (method, metric, split, attack, at)
-        ]
-        return found[0] if found else None
-
-    def rate(method: str, metric: str, split: str, attack: str = "none") -> Rate:
-        record = pick(method, metric, split, attack)
-        if record is None or record.value is None or record.ci_low is None or record.ci_high is None:
-            raise RubError(
-                f"audit: no value of {metric} for {method}; the protocol has to attack forget and retain images"
-            )
-        return Rate(record.value, record.ci_low, record.ci_high)
-
-    attacked = pick("unlearned", "ua", "forget", "uma")
-    has_retrained = pick("retrained", "ua", "forget", "uma") is not None
+    rows = Rows(records, budget)
+    attacked = rows.find("unlearned", "ua", "forget", "uma")
+    has_retrained = rows.find("retrained", "ua", "forget", "uma") is not None
     bias_free: dict[str, tuple[float, float, float | None]] = {}
     for metric, split in (("logit_auc", "test"), ("probe_accuracy", "forget_test")):
-        values = [pick(method, metric, split) for method in ("original", "unlearned", "retrained")]
+        values = [rows.find(method, metric, split) for method in ("original", "unlearned", "retrained")]
         before, after, never = (None if record is None else record.value for record in values)
         if before is not None and after is not None:
             bias_free[metric] = (before, after, never)
     return Figures(
-        original=rate("original", "ua", "forget"),
-        clean=rate("unlearned", "ua", "forget"),
-        attacked=rate("unlearned", "ua", "forget", "uma"),
+        original=rows.rate("original", "ua", "forget"),
+        clean=rows.rate("unlearned", "ua", "forget"),
+        attacked=rows.rate("unlearned", "ua", "forget", "uma"),
         converged=attacked is not None and attacked.converged is True,
-        steered=rate("unlearned", "ua", "retain", "uma"),
-        retrained=rate("retrained", "ua", "forget", "uma") if has_retrained else None,
+        steered=rows.rate("unlearned", "ua", "retain", "uma"),
+        retrained=rows.rate("retrained", "ua", "forget", "uma") if has_retrained else None,
         bias_free=bias_free,
     )
 
 
-def lines(report: Report) -> Iterator[str]:
-    """Yield an audit's verdict and figures as text (rich markup)."""
-    figures = report.figures
-    if figures is not None:
-        yield f"UA of the original model on clean forget images   {percent(figures.original)}"
-        yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"
-        yield f"UA of the unlearned model, UMA at {report.budget:<8}        {percent(figures.attacked)}"
-        yield f"retain images steered into the class (control)    {percent(figures.steered)}"
-        if figures.retrained is not None:
-            yield f"UA of the retrained model, UMA at {report.budget:<8}        {percent(figures.retrained)}"
-        for name, (before, after, never) in figures.bias_free.items():
-            reference = "" if never is None else f", retrained {never:.3f}"
-            yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
-    yield f"[b]Verdict: {report.verdict.name}[/b]"
-    yield from (f"  - {escape(sentence)}" for sentence in report.verdict.why)
+def _told(figures: Figures, budget: str) -> Iterator[str]:
+    """Yield the figures as lines of text."""
+    yield f"UA of the original model on clean forget images   {percent(figures.original)}"
+    yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"
+    yield f"UA of the unlearned model, UMA at {budget:<8}        {percent(figures.attacked)}"
+    yield f"retain images steered into the class (control)    {percent(figures.steered)}"
+    if figures.retrained is not None:
+        yield f"UA of the retrained model, UMA at {budget:<8}        {percent(figures.retrained)}"
+    for name, (before, after, never) in figures.bias_free.items():
+        reference = "" if never is None else f", retrained {never:.3f}"
+        yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
 
 
 def _experiment(
@@ -201,19 +152,11 @@ def _experiment(
 
     from rub.registry import first_error
 
-    dataset: dict[str, Any] = {"name": data, "size": size, "validation": 0.0}
-    path = Path(data)
-    if not path.exists() and ("/" in data or path.suffix == ".npz"):
-        raise RubError(
-            f"--data {data}: no such folder or file; give an image folder, an .npz file or a data set's name"
-        )
-    if path.is_dir() or path.suffix == ".npz":
-        dataset |= {"name": "npz" if path.suffix == ".npz" else "folder", "path": data}
     try:
         return ClassificationExperiment.model_validate(
             {
                 "task": "classification",
-                "dataset": dataset,
+                "dataset": dataset_of(data, size),
                 "model": dict(model),
                 "forget": {"classes": classes},
                 "protocol": protocol,

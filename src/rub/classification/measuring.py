@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rub.classification.cells import cell
-from rub.classification.data import Bundle, Splits, split, subset
 from rub.classification.membership import (
     MembershipAttack,
     ShadowOutputs,
@@ -22,16 +20,16 @@ from rub.classification.membership import (
     svc_fit,
     tune_offline_a,
 )
-from rub.classification.metrics import correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
-from rub.classification.stages import WEIGHTS, bundle_of, load_model
+from rub.classification.metrics import cell, correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
+from rub.classification.stages import WEIGHTS, load_model
 from rub.classification.task import LIRA_SHADOWS
-from rub.classification.training import embed, predict
+from rub.images.data import Bundle, Splits, bundle_of, split, subset
 from rub.images.samples import Samples
+from rub.images.training import embed, predict
+from rub.metrics import Measured
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
-from rub.statistics import wilson
 from rub.store.artifacts import Artifact
-from rub.store.records import number
 
 Inputs = Mapping[str, Artifact]
 Rows = list[dict[str, Any]]
@@ -41,30 +39,6 @@ Floats = NDArray[np.float32]
 POPULATION = 2000  # held-out images that RMIA compares with
 TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
 OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
-
-
-class Measured:
-    """Collects the rows of one measuring stage, all of one model."""
-
-    def __init__(self, method: str, seed: int, facts: Mapping[str, Any]) -> None:
-        """`facts` are record fields shared by the rows, such as ``weights_sha256``."""
-        self.method, self.seed, self.facts = method, seed, facts
-        self.rows: Rows = []
-
-    def add(self, metric: str, value: float, n: int, **where: Any) -> None:
-        """Add a row with a value and the number of samples behind it."""
-        row = cell(self.method, self.seed, metric, **where)
-        self.rows.append({**row, **self.facts, "value": number(value), "n": n})
-
-    def share(self, metric: str, hits: Bools, **where: Any) -> None:
-        """Add a proportion with its Wilson interval over samples."""
-        low, high = wilson(int(hits.sum()), len(hits))
-        self.add(metric, float(hits.mean()), len(hits), **where)
-        self.rows[-1] |= {"ci_low": low, "ci_high": high}
-
-    def save(self, out: Path) -> None:
-        """Write ``rows.json``."""
-        (out / "rows.json").write_text(json.dumps(self.rows, allow_nan=False), encoding="utf-8")
 
 
 def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -77,7 +51,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         "seconds": inputs["unlearned"].manifest["seconds"],
         "device": inputs["unlearned"].manifest["device"],
     }
-    measured = Measured(spec["method"], spec["seed"], facts)
+    measured = Measured(cell, spec["method"], spec["seed"], facts)
     view = View(model, runtime)
     test_features, test = view(parts.test)
     retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
@@ -110,7 +84,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     cells = {"attack": spec["attack"], "budget": spec["budget"]}
     samples: Rows = []
     curves: Rows = []
-    measured = Measured(spec["method"], spec["seed"], {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS)})
+    measured = Measured(cell, spec["method"], spec["seed"], {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS)})
     for name in spec["splits"]:
         artifact = inputs[f"attack_{name}"]
         facts = artifact.json("attack.json")

@@ -5,55 +5,54 @@ that use it, so that listing the metrics stays fast.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import Diverged, RubError
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The declaration of a metric; tables and sort orders read directions from here.
-
-    Attributes:
-        name: the id used in records.
-        direction: ``"up"`` higher is better, ``"down"`` lower is better, ``"reference"`` closest to the retrained model
-            is best.
-        unit: what the number counts.
-        low: smallest value it can take.
-        high: largest value it can take.
-        summary: its meaning in one plain line.
-    """
-
-    name: str
-    direction: Literal["up", "down", "reference"]
-    unit: str
-    low: float
-    high: float
-    summary: str
-
+from rub.metrics import Cells, Metric
 
 METRICS_DECLARED: tuple[Metric, ...] = (
-    Metric("ta", "up", "fraction", 0, 1, "accuracy on test images of the classes that were kept"),
-    Metric("ta_all", "reference", "fraction", 0, 1, "accuracy on all test images, those of forgotten classes included"),
-    Metric("ra", "up", "fraction", 0, 1, "accuracy on the training images that were kept"),
+    Metric("ta", "up", "fraction", 0, 1, "accuracy on test images of the classes that were kept", "test"),
+    Metric(
+        "ta_all",
+        "reference",
+        "fraction",
+        0,
+        1,
+        "accuracy on all test images, those of forgotten classes included",
+        "test",
+    ),
+    Metric("ra", "up", "fraction", 0, 1, "accuracy on the training images that were kept", "retain"),
     Metric("ua", "down", "fraction", 0, 1, "accuracy on the forgotten training images (the paper's UA, not 1 - UA)"),
-    Metric("ua_test", "down", "fraction", 0, 1, "accuracy on test images of the forgotten classes, never trained on"),
+    Metric(
+        "ua_test",
+        "down",
+        "fraction",
+        0,
+        1,
+        "accuracy on test images of the forgotten classes, never trained on",
+        "forget_test",
+    ),
     Metric("mia_shadow", "down", "fraction", 0, 1, "forgotten images called members by a Shokri shadow-model attack"),
     Metric("mia_svc", "down", "fraction", 0, 1, "forgotten images called members by SalUn's SVC (it prints 1 - this)"),
     Metric("mia_rmia", "reference", "AUC", 0, 1, "how well offline RMIA tells forgotten from unseen images"),
     Metric("mia_lira", "reference", "AUC", 0, 1, "how well offline LiRA tells forgotten from unseen images"),
-    Metric("logit_auc", "reference", "AUC", 0, 1, "how well a forgotten class's logit still finds its test images"),
+    Metric("logit_auc", "reference", "AUC", 0, 1, "how well a forgotten class's logit finds its test images", "test"),
     Metric(
-        "probe_accuracy", "reference", "fraction", 0, 1, "recall of forgotten classes by a linear probe on features"
+        "probe_accuracy",
+        "reference",
+        "fraction",
+        0,
+        1,
+        "recall of forgotten classes by a linear probe on features",
+        "forget_test",
     ),
     Metric("residual_knowledge", "down", "fraction", -1, 1, "UA after the attack minus the retrained model's"),
     Metric("residual_ratio", "down", "ratio", 0, float("inf"), "recovered images per image that retrain gives up too"),
 )
 """Every metric of the classification task, in the order of its tables. Fractions are stored as 0..1, not percent."""
+cell = Cells(METRICS_DECLARED)
 
 
 def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:

@@ -1,27 +1,15 @@
 """The specs of a classification experiment, and its protocols: every choice that the paper leaves open, named."""
 
-from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from rub.errors import RubError, unknown
-from rub.specs import BARE_NAMES, Component, Experiment, Frozen, Protocol
+from rub.errors import RubError
+from rub.images.specs import DatasetSpec, ForgetSpec, TrainingSpec
+from rub.specs import BARE_NAMES, Component, Experiment, Frozen, Protocol, protocol_of
 
 Split = Literal["forget", "forget_test", "retain"]
-
-
-class DatasetSpec(Frozen):
-    """Which images, and how they are split."""
-
-    name: str
-    """A name of `rub list datasets`, or ``folder`` / ``npz`` with a path."""
-    path: str | None = None
-    size: int | None = Field(None, ge=4, le=1024)
-    """Side in pixels to which images of a folder are resized; needed where they differ."""
-    validation: float = Field(0.1, ge=0, lt=1)
-    """Fraction of each training class that is never trained on (Unlearn-Saliency holds out 0.1 of CIFAR)."""
 
 
 class ModelSpec(Frozen):
@@ -34,39 +22,6 @@ class ModelSpec(Frozen):
     mean: tuple[float, ...] | None = None
     """Per-channel mean of the normalisation inside the network, in [0, 1]; the data set's when left out."""
     std: tuple[float, ...] | None = None
-
-
-class TrainingSpec(Frozen):
-    """How the original, the retrained and the shadow models are trained (SGD; Unlearn-Saliency's values by default)."""
-
-    epochs: int = Field(182, ge=1)
-    lr: float = Field(0.1, gt=0)
-    schedule: Literal["steps", "onecycle", "cosine"] = "steps"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    batch_size: int = Field(256, ge=2)
-    padding: int = Field(4, ge=0, le=32)
-    """Zero padding of the random crop; 0 switches it off. Mirroring follows the data set (off for digits)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-
-class ForgetSpec(Frozen):
-    """What is to be forgotten: whole classes (jointly), a random fraction of the training set, or listed samples."""
-
-    classes: tuple[int, ...] | None = None
-    fraction: float | None = Field(None, gt=0, lt=1)
-    ids: tuple[int, ...] | None = None
-    seed: int = Field(0, ge=0)
-    """Seed of the random fraction."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "ForgetSpec":
-        given = [name for name in ("classes", "fraction", "ids") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of classes, fraction and ids, got {' and '.join(given) or 'none'}")
-        if self.classes == () or self.ids == ():
-            raise ValueError("the forget set is empty")
-        return self
 
 
 class AttackPlan(Frozen):
@@ -206,24 +161,8 @@ class ClassificationExperiment(Experiment):
     @field_validator("protocol", mode="before")
     @classmethod
     def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``.
-
-        A marked name, as in the ``suite.yaml`` of a result, needs the fields that give this very mark.
-        """
-        given = {"name": value} if isinstance(value, str) else value
-        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            raise ValueError("should be a protocol name, or a mapping with a name and the fields to change")
-        name, marked, _ = given["name"].partition("*")
-        if name not in PROTOCOLS:
-            raise ValueError(str(unknown("protocol", name, PROTOCOLS)))
-        changes = {key: item for key, item in given.items() if key != "name"}
-        changed = ClassificationProtocol.model_validate(_merge(PROTOCOLS[name].model_dump(), changes))
-        if changed != PROTOCOLS[name]:
-            mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
-            changed = changed.model_copy(update={"name": f"{name}*{mark}"})
-        if marked and changed.name != given["name"]:
-            raise ValueError(f"its fields make it '{changed.name}': to change {name}, write name: {name}")
-        return changed
+        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
+        return protocol_of(value, PROTOCOLS, ClassificationProtocol)
 
     @field_validator("dataset", "model", mode="before")
     @classmethod
@@ -238,22 +177,3 @@ class ClassificationExperiment(Experiment):
 
 
 CONTROLS = ("original", "retrain", "sham")
-
-
-def check_classes(classes: Iterable[int], count: int) -> None:
-    """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
-    chosen = set(classes)
-    for label in sorted(chosen):
-        if not 0 <= label < count:
-            raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
-    if len(chosen) == count:
-        raise RubError("forget: the forget set is the whole training set; there should be something to keep")
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return base with the changes laid over it, mappings merged key by key."""
-    merged = dict(base)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged

@@ -1,4 +1,4 @@
-"""The stage functions that make models and probes: data, train, import, shadow, unlearn, attack."""
+"""The stage functions that make models and probes: split, train, import, shadow, unlearn, attack."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,30 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from rub.classification.attacks.harness import make_target, rescored, run_attack, union
-from rub.classification.checkpoints import load_weights, save_weights
-from rub.classification.context import Augmentation, UnlearnContext, seeded
-from rub.classification.data import Bundle, Splits, held_out, load_bundle, save_bundle, split, subset
-from rub.classification.networks import build_network
+from rub.classification.checkpoints import load_weights
+from rub.classification.context import UnlearnContext
 from rub.classification.probing import AttackContext, Budget, Probes, Target
-from rub.classification.training import predict
-from rub.classification.training import train as fit
 from rub.errors import Diverged
+from rub.images.context import Augmentation, seeded
+from rub.images.data import Bundle, Splits, bundle_of, split, subset, trainable
+from rub.images.networks import build_network
 from rub.images.samples import Samples
-from rub.images.sources import load_images
+from rub.images.training import predict
+from rub.images.training import train as fit
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS
 from rub.store.artifacts import Artifact
+from rub.weights import save_weights
 
 Inputs = Mapping[str, Artifact]
 WEIGHTS, NETWORK = "weights.safetensors", "network.json"
-
-
-def data(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Decode the data set once into arrays that later stages memory-map."""
-    spec = stage.spec
-    images = load_images(spec["name"], runtime.data_root, path=stage.files.get("path"), size=spec["size"])
-    save_bundle(images, out)
 
 
 def split_ids(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -184,16 +178,6 @@ def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> 
         "converged": probes.converged,
     }
     (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def bundle_of(inputs: Inputs, runtime: Runtime) -> Bundle:
-    """Return the stage's data, opened once per process."""
-    return runtime.memo.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
-
-
-def trainable(bundle: Bundle, validation: float) -> Samples:
-    """Return all training samples that are not held out."""
-    return bundle.train.select((~held_out(bundle.train.labels, validation)).nonzero()[:, 0])
 
 
 def load_model(artifact: Artifact, bundle: Bundle) -> nn.Module:

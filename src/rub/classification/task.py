@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rub.classification.cells import cell
-from rub.classification.specs import AttackPlan, ClassificationExperiment, check_classes
+from rub.classification.metrics import METRICS_DECLARED, cell
+from rub.classification.specs import PROTOCOLS, AttackPlan, ClassificationExperiment
+from rub.images.specs import check_classes, data_stage
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
-from rub.registry import ATTACKS, METHODS, MODELS, Entry, card_of, resolve, source_hash
+from rub.registry import ATTACKS, METHODS, MODELS, resolved
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
-    "data": 1,
     "split": 1,
     "train": 1,
     "import": 1,
@@ -34,8 +34,12 @@ class ClassificationTask:
 
     name = "classification"
     experiment = ClassificationExperiment
+    metrics = METRICS_DECLARED
+    protocols = PROTOCOLS
+    reporting = "rub.classification.reporting:REPORTING"
+    audit = "rub.classification.audit:audit"
     functions: Mapping[str, str] = {
-        "data": "rub.classification.stages:data",
+        "data": "rub.images.data:read",
         "split": "rub.classification.stages:split_ids",
         "train": "rub.classification.stages:train",
         "import": "rub.classification.stages:import_weights",
@@ -70,17 +74,17 @@ class Graph:
         MODELS.get(experiment.model.arch, "classification")
         self.experiment = experiment
         self.methods = {
-            name: self._resolved(METHODS.get(name, "classification"), given, f"methods.{name}")
+            name: resolved(METHODS.get(name, "classification"), given, f"methods.{name}")
             for name, given in experiment.methods.items()
         }
         self.runs = {
             label: [
-                self._resolved(ATTACKS.get(run.name, "classification"), run.parameters, f"attacks.{label}")
+                resolved(ATTACKS.get(run.name, "classification"), run.parameters, f"attacks.{label}")
                 for run in plan.runs
             ]
             for label, plan in experiment.protocol.attacks.items()
         }
-        self.data = data_stage(experiment, data_root)
+        self.data = data_stage("classification", experiment.dataset, data_root)
         self.size, classes = _KNOWN.get(experiment.dataset.name, (10_000, 0))
         if classes:
             check_classes(experiment.forget.classes or (), classes)
@@ -116,7 +120,7 @@ class Graph:
         forget = self.experiment.forget.model_dump()
         if method == "retrain":
             return self._train(f"retrain, seed {seed}", {"kind": "retain", "forget": forget}, RETRAIN_SEED + seed)
-        given = self.methods.get(method) or self._resolved(METHODS.get(method, "classification"), {}, method)
+        given = self.methods.get(method) or resolved(METHODS.get(method, "classification"), {}, method)
         training = self.experiment.training
         spec = {
             "method": given,
@@ -248,15 +252,6 @@ class Graph:
         cost = 1.5 * experiment.training.epochs * self.size
         return self._stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)
 
-    def _resolved(self, entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-        parameters = resolve(entry, given, where)
-        return {
-            "name": entry.name,
-            "parameters": parameters,
-            "version": card_of(entry).version,
-            "source": source_hash(entry),
-        }
-
     def _stage(
         self,
         kind: str,
@@ -268,21 +263,6 @@ class Graph:
         cells: tuple[Mapping[str, Any], ...] = (),
     ) -> Stage:
         return Stage("classification", kind, VERSIONS[kind], label, spec, inputs, cost=cost, cells=cells)
-
-
-def data_stage(experiment: ClassificationExperiment, data_root: Path | None) -> Stage:
-    """Return the stage that decodes the data set once; its key holds the hash of the source files."""
-    from rub.images.sources import fingerprint
-
-    dataset = experiment.dataset
-    path = Path(dataset.path) if dataset.path is not None else None
-    spec = {
-        "name": dataset.name,
-        "size": dataset.size,
-        "fingerprint": fingerprint(dataset.name, data_root, path=path),
-    }
-    files = {"path": path} if path is not None else {}
-    return Stage("classification", "data", VERSIONS["data"], f"read {dataset.name}", spec, files=files, cost=1000)
 
 
 def model_name(experiment: ClassificationExperiment) -> str:

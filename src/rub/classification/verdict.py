@@ -2,19 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-VerdictName = Literal["recovered", "hidden", "no residual found at this budget", "cannot tell"]
-MARGIN = 0.05  # a difference below five points is not called a recovery, however many samples stand behind it
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A proportion with its 95 % Wilson interval over samples."""
-
-    value: float
-    low: float
-    high: float
+from rub.auditing import MARGIN, Rate, Verdict, VerdictName, percent
 
 
 @dataclass(frozen=True)
@@ -40,14 +29,6 @@ class Figures:
     bias_free: Mapping[str, tuple[float, float, float | None]]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One of four outcomes, with the sentences that say why."""
-
-    name: VerdictName
-    why: tuple[str, ...]
-
-
 def judge(figures: Figures, budget: str) -> Verdict:
     """Return the verdict for these figures: the first of these rules that applies.
 
@@ -66,7 +47,6 @@ def judge(figures: Figures, budget: str) -> Verdict:
     """
     reached, reference = figures.attacked, figures.retrained or figures.steered
     alone = figures.retrained is None
-    above = reached.low > reference.high and reached.value - reference.value >= MARGIN
     kept = _still_there(figures.bias_free)
     whose = "retain images steered into the forgotten class" if alone else "the retrained model"
     facts = (
@@ -78,7 +58,11 @@ def judge(figures: Figures, budget: str) -> Verdict:
     rules: tuple[tuple[bool, VerdictName, tuple[str, ...]], ...] = (
         (figures.original.low < 0.5, "cannot tell", unknown),
         (figures.clean.low >= 0.5, "recovered", (*facts, "it was not forgotten in the first place")),
-        (above, "recovered", (*facts, "changing the input alone brings the forgotten knowledge back")),
+        (
+            reached.exceeds(reference),
+            "recovered",
+            (*facts, _BACK),
+        ),
         (alone and reached.value >= 0.5, "cannot tell", (*facts, _STEERED)),
         (bool(kept), "hidden", (*facts, *kept, _HIDDEN)),
         (not figures.converged, "cannot tell", (*facts, _MOVING)),
@@ -87,15 +71,11 @@ def judge(figures: Figures, budget: str) -> Verdict:
     return next(Verdict(name, why) for applies, name, why in rules if applies)
 
 
+_BACK = "changing the input alone brings the forgotten knowledge back"
 _STEERED = "the search steers unrelated images into the class as often: a retrained model (--retrained) would decide"
 _HIDDEN = "the input search does not bring it back, but the knowledge is still in the weights"
 _MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
 _ALONE = "no retrained model was given, so residuals are judged without a reference"
-
-
-def percent(rate: Rate) -> str:
-    """Return a rate with its interval, such as ``98.4 % (96.0 to 99.4)``."""
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
 
 
 def _still_there(metrics: Mapping[str, tuple[float, float, float | None]]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rub.errors import RubError
+from rub.images.folders import Read
 from rub.images.samples import Samples
 
 # name -> (hub id, image column, label column, test split)
@@ -22,7 +23,7 @@ HUB: Mapping[str, tuple[str, str, str, str]] = {
 }
 
 
-def read_hub(name: str, where: str, seconds: float) -> tuple[tuple[str, ...], Samples, Samples]:
+def read_hub(name: str, where: str, seconds: float) -> Read:
     """Load a data set through `datasets`: from its cache, else over the network.
 
     Args:
@@ -36,7 +37,7 @@ def read_hub(name: str, where: str, seconds: float) -> tuple[tuple[str, ...], Sa
     source, image, label, test = HUB[name]
     loaded = _load(source, where, seconds)
     classes = tuple(loaded["train"].features[label].names)
-    return classes, _samples(loaded["train"], image, label), _samples(loaded[test], image, label)
+    return Read(classes, _samples(loaded["train"], image, label), _samples(loaded[test], image, label))
 
 
 def revision(name: str, where: str, seconds: float = 15) -> str:
@@ -44,6 +45,58 @@ def revision(name: str, where: str, seconds: float = 15) -> str:
     source = HUB[name][0]
     loaded = _load(source, where, seconds)
     return " ".join([source, *(f"{split}={part._fingerprint}" for split, part in sorted(loaded.items()))])
+
+
+def open_stream(source: str, where: str, seconds: float) -> Any:
+    """Open a gated data set for streaming: split name -> rows; nothing but its description is downloaded yet.
+
+    Raises:
+        RubError: no access; how to get it, and the way without it, are named.
+    """
+    if not _reachable(seconds / 3):
+        raise RubError(f"{where} {source} is gated and the hub is not reachable")
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, streaming=True)
+    except Exception as error:
+        raise _no_access(source, where, error) from None
+
+
+def raw_rows(rows: Any, source: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a split with their images undecoded: ``{"image": {"path", "bytes"}, "label"}``.
+
+    Raises:
+        RubError: the connection fails on the way.
+    """
+    import datasets
+
+    try:
+        yield from rows.cast_column("image", datasets.Image(decode=False))
+    except Exception as error:
+        raise RubError(f"{source}: streaming failed ({type(error).__name__}); run the same command again") from None
+
+
+def stream_revision(source: str, where: str, seconds: float) -> str:
+    """Return what identifies a streamed data set's content: its id and commit.
+
+    Raises:
+        RubError: as `open_stream`.
+    """
+    from huggingface_hub import HfApi
+
+    open_stream(source, where, seconds)  # a commit is told to everybody; without access, say so before the work starts
+    try:
+        return f"{source}@{HfApi().dataset_info(source, timeout=seconds).sha}"
+    except Exception as error:
+        raise _no_access(source, where, error) from None
+
+
+def _no_access(source: str, where: str, error: Exception) -> RubError:
+    return RubError(
+        f"{where} {source} is gated or unreachable ({type(error).__name__}): accept its terms on huggingface.co and"
+        " log in with 'hf auth login'"
+    )
 
 
 def _load(source: str, where: str, seconds: float) -> Any:

@@ -1,7 +1,6 @@
-"""Readers of the layouts in which image data lies on disk; each returns (class names, train, test)."""
+"""Readers of digits, of the archives of CIFAR and Tiny ImageNet, and of ``.npz`` files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +8,26 @@ import torch
 from numpy.typing import NDArray
 
 from rub.errors import RubError
+from rub.images.decoding import decode
+from rub.images.folders import TEST_SHARE, Read, pictures
 from rub.images.samples import Samples, concatenate
 from rub.images.unpickle import load_arrays, text
 
-Read = tuple[tuple[str, ...], Samples, Samples]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
 MOST_CLASSES = 1 << 16  # a label beyond is no class number, and its count of classes would fill the memory
-TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
 
 
-def read_digits() -> Read:
-    """Return scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing."""
+def read_digits(size: int | None = None) -> Read:
+    """Return scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing.
+
+    With `size`, the 8-bit images are resized to size x size by Pillow's bilinear filter (fixed point, so the same bits
+    on every machine).
+    """
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    if size is not None:
+        images = _resized(images, size)
     rank = np.zeros(len(labels), dtype=np.int64)
     for label in range(10):
         places = np.flatnonzero(labels == label)
@@ -31,7 +35,7 @@ def read_digits() -> Read:
     test = rank % TEST_SHARE == 0
     ids = np.arange(len(labels))
     train = _samples(images[~test], labels[~test], ids[~test])
-    return tuple(str(digit) for digit in range(10)), train, _samples(images[test], labels[test], ids[test])
+    return Read(tuple(str(digit) for digit in range(10)), train, _samples(images[test], labels[test], ids[test]))
 
 
 def read_cifar10(folder: Path) -> Read:
@@ -39,14 +43,14 @@ def read_cifar10(folder: Path) -> Read:
     names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
     parts = [_cifar(folder / f"data_batch_{index}", "labels", 10) for index in range(1, 6)]
     test = _cifar(folder / "test_batch", "labels", 10)
-    return _texts(names, 10, folder / "batches.meta"), _numbered(parts), test
+    return Read(_texts(names, 10, folder / "batches.meta"), _numbered(parts), test)
 
 
 def read_cifar100(folder: Path) -> Read:
     """Read ``cifar-100-python/`` with its fine labels."""
     names = load_arrays(_present(folder / "meta")).get("fine_label_names", [])
     train, test = (_cifar(folder / name, "fine_labels", 100) for name in ("train", "test"))
-    return _texts(names, 100, folder / "meta"), train, test
+    return Read(_texts(names, 100, folder / "meta"), train, test)
 
 
 def read_tiny_imagenet(folder: Path) -> Read:
@@ -56,7 +60,7 @@ def read_tiny_imagenet(folder: Path) -> Read:
     if not wnids or any(Path(wnid).name != wnid for wnid in wnids):
         raise RubError(f"{listing}: should list the names of class folders, one per line; copy the file again")
     place = {wnid: index for index, wnid in enumerate(wnids)}
-    train = [(item, place[wnid]) for wnid in wnids for item in _pictures(folder / "train" / wnid / "images")]
+    train = [(item, place[wnid]) for wnid in wnids for item in pictures(folder / "train" / wnid / "images")]
     test = []
     annotations = _present(folder / "val" / "val_annotations.txt")
     for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -66,7 +70,7 @@ def read_tiny_imagenet(folder: Path) -> Read:
         test.append((folder / "val" / "images" / name, place[wnid]))
     if not test:
         raise RubError(f"{annotations}: names no images; copy the file again")
-    return tuple(wnids), _decode(train, 64), _decode(sorted(test), 64)
+    return Read(tuple(wnids), decode(train, 64)[0], decode(sorted(test), 64)[0])
 
 
 READERS: Mapping[str, Callable[[Path], Read]] = {
@@ -74,34 +78,6 @@ READERS: Mapping[str, Callable[[Path], Read]] = {
     "cifar100": read_cifar100,
     "tiny-imagenet": read_tiny_imagenet,
 }
-
-
-def read_folder(folder: Path, size: int | None) -> Read:
-    """Read an image folder: ``train/<class>/*`` with ``test/`` or ``val/``, or ``<class>/*`` split by file name.
-
-    Raises:
-        RubError: no class folders, other classes in test than in train, an unreadable image, or images of different
-            sizes without `size`.
-    """
-    if not folder.is_dir():
-        raise RubError(f"{folder}: not a folder; should hold <class>/* or train/<class>/*")
-    base = folder / "train" if (folder / "train").is_dir() else folder
-    classes = sorted(item.name for item in base.iterdir() if item.is_dir())
-    if len(classes) < 2:
-        raise RubError(f"{folder}: found {len(classes)} class folders; should hold <class>/* or train/<class>/*")
-    listed = [(item, label) for label, name in enumerate(classes) for item in _pictures(base / name)]
-    held = next((folder / name for name in ("test", "val") if base != folder and (folder / name).is_dir()), None)
-    if held is not None:
-        if strangers := sorted({item.name for item in held.iterdir() if item.is_dir()} - set(classes)):
-            raise RubError(f"{held / strangers[0]}: no such class in {base}; both should hold the same classes")
-        unseen = [(item, label) for label, name in enumerate(classes) for item in _pictures(held / name)]
-    else:
-        chosen = _test_share(listed, base)
-        unseen = [pair for pair in listed if pair[0] in chosen]
-        listed = [pair for pair in listed if pair[0] not in chosen]
-    if not listed or not unseen:
-        raise RubError(f"{folder}: no images for {'testing' if listed else 'training'}; each class should hold some")
-    return tuple(classes), _decode(listed, size), _decode(unseen, size)
 
 
 def read_npz(path: Path) -> Read:
@@ -134,7 +110,16 @@ def read_npz(path: Path) -> Read:
     if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
         raise RubError(f"{path}: x_train and x_test should hold images of one shape")
     count = int(max(part.labels.max() for part in parts)) + 1
-    return tuple(str(index) for index in range(count)), parts[0], parts[1]
+    return Read(tuple(str(index) for index in range(count)), parts[0], parts[1])
+
+
+def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    resized = np.empty((len(images), 1, size, size), dtype=np.uint8)
+    for target, image in zip(resized, images, strict=True):
+        target[0] = np.asarray(Image.fromarray(image[0]).resize((size, size), Image.Resampling.BILINEAR))
+    return resized
 
 
 def _samples(images: NDArray[np.uint8], labels: NDArray[np.int64], ids: NDArray[np.int64]) -> Samples:
@@ -175,58 +160,3 @@ def _texts(names: object, count: int, path: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or len(names) != count:
         raise RubError(f"{path}: should list {count} class names; copy the file again")
     return tuple(text(name) for name in names)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise RubError(f"{folder}: missing; every class should have its folder of images")
-    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
-    if not found:
-        raise RubError(f"{folder}: no images; every class should hold some")
-    return found
-
-
-def _test_share(listed: Sequence[tuple[Path, int]], base: Path) -> set[Path]:
-    """Return a fifth of the images of each class: those whose relative names have the smallest SHA-256."""
-    by_class: dict[int, list[Path]] = {}
-    for item, label in listed:
-        by_class.setdefault(label, []).append(item)
-    chosen: set[Path] = set()
-    for items in by_class.values():
-        items.sort(key=lambda item: sha256(item.relative_to(base).as_posix().encode()).digest())
-        chosen.update(items[: max(1, round(len(items) / TEST_SHARE)) if len(items) > 1 else 0])
-    return chosen
-
-
-def _decode(listed: Sequence[tuple[Path, int]], size: int | None) -> Samples:
-    images = np.stack([_picture(path, size) for path, _ in listed]) if size else _same_size(listed)
-    labels = np.array([label for _, label in listed])
-    return _samples(images.transpose(0, 3, 1, 2), labels, np.arange(len(labels)))
-
-
-def _same_size(listed: Sequence[tuple[Path, int]]) -> NDArray[np.uint8]:
-    first = _picture(listed[0][0], None)
-    images = np.empty((len(listed), *first.shape), dtype=np.uint8)
-    for index, (path, _) in enumerate(listed):
-        image = _picture(path, None)
-        if image.shape != first.shape:
-            raise RubError(
-                f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {listed[0][0].name} has"
-                f" {first.shape[1]} x {first.shape[0]}: set dataset.size to resize all images"
-            )
-        images[index] = image
-    return images
-
-
-def _picture(path: Path, size: int | None) -> NDArray[np.uint8]:
-    """Return an image as uint8 (H, W, 3); with `size`, its shorter side is resized to it and the centre cut out."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-            if size is not None and picture.size != (size, size):
-                picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RubError(f"{path}: not a readable image ({type(error).__name__}); remove it or copy it again") from None

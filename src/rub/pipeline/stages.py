@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from rub import specs
+from rub.metrics import Metric
 from rub.pipeline.plan import Plan, Stage
 from rub.progress import Progress, silent
 from rub.specs import Experiment
@@ -75,6 +77,18 @@ class Task(Protocol):
     @property
     def functions(self) -> Mapping[str, str]:
         """Stage kind -> ``module:function`` of its stage function."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric of this task, in the order of its tables."""
+
+    @property
+    def protocols(self) -> Mapping[str, specs.Protocol]:
+        """Name -> protocol."""
+
+    @property
+    def reporting(self) -> str:
+        """``module:attribute`` of its `rub.report.reporting.Reporting`, imported when something is reported."""
 
     def plan(self, experiment: Any, runtime: Runtime) -> Plan:
         """Return the graph of an experiment."""

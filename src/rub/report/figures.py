@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.catalog import CATALOG
+from rub.report.drawn import Drawn, free_name, plain
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -19,30 +20,17 @@ from rub.report.grouping import (
     budgets_of,
     estimate,
     grouped,
-    headline,
-    printable,
     row_order,
     slug,
 )
+from rub.report.reporting import Axis, Reporting, reportings
 from rub.store.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CAPTIONS: Mapping[str, str] = {
-    "robustness": "Forgotten images recognised (UA) against the size of the search, mean and 95 % interval over "
-    "unlearning seeds; rows stand a little beside each other so that none is covered. A robust method stays with the "
-    "retrained model.",
-    "utility": "Accuracy on kept classes against robustness, 1 - UA after the attack at the largest budget. "
-    "Up and to the right is better; intervals are 95 % over unlearning seeds.",
-    "success": "Share of forget images recovered after each step of the search (uma): mean over seeds, band from the "
-    "lowest to the highest seed; restarts and runs stand one after another. Where the curve still rose at its end (!), "
-    "UA is a lower bound.",
-    "loss": "Mean distance between the unlearned model's output on the best probes so far and the original model's "
-    "output on the clean images, after each step of the search (uma).",
-}
-"""What each figure shows, by the first part of its file name."""
+    from rub.statistics import Interval
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _BUDGET_COLOURS = ("#0072B2", "#D55E00")  # of the two headline budgets
@@ -52,46 +40,56 @@ _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "retrain": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
     "retrained": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
     "sham": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
+    "random_init": {"color": "#777777", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "v"},
 }
 _POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
 _TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": 7.5, "svg.hashsalt": "rub"}
 
 
-def classification_figures(records: Iterable[Record], curves: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:
-    """Draw every figure of every group of records into a folder.
+def draw_figures(records: Sequence[Record], curves: Iterable[Mapping[str, Any]], folder: Path) -> list[Drawn]:
+    """Draw every figure of every group of records into a folder, as PNG and SVG.
 
     Args:
-        records: rows of any task; those of other tasks are left out.
+        records: rows of any tasks.
         curves: one mapping per searched model, attack, budget and split, with the fields of `Group`, ``method``,
             ``unlearn_seed``, ``attack``, ``budget``, ``split``, ``success_curve``, ``loss_curve``, ``converged``.
         folder: is made when it is not there.
 
     Returns:
-        File names, PNG and SVG, in the order in which a page should show them.
+        The figures in the order in which a page should show them. Where records are of several tasks, names have
+        the task in them.
     """
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [curve for curve in curves if curve["attack"] == "uma" and curve["split"] == "forget"]
-    names: list[str] = []
+    drawn: list[Drawn] = []
+    tasks = reportings(record.task for record in records)
     with rc_context(_TEXT):
-        for group, own in grouped(records).items():
-            mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
-            for kind, figure in _figures(own, mine).items():
-                stem = _free(f"{kind}-{slug(group.experiment or group.dataset)}", names)
-                figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-                figure.savefig(folder / f"{stem}.png", dpi=150)
-                names += [f"{stem}.svg", f"{stem}.png"]
-    return names
+        for task, reporting in tasks.items():
+            for group, own in grouped(records, task).items():
+                mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
+                end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
+                for kind, figure in _figures(own, mine, reporting).items():
+                    name = free_name(f"{kind}-{end}", drawn)
+                    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+                    figure.savefig(folder / f"{name}.png", dpi=150)
+                    drawn.append(Drawn(task, name, reporting.captions[kind]))
+    return drawn
 
 
-def _figures(records: Sequence[Record], curves: Sequence[Mapping[str, Any]]) -> dict[str, "Figure"]:
+def _figures(
+    records: Sequence[Record], curves: Sequence[Mapping[str, Any]], reporting: Reporting
+) -> dict[str, "Figure"]:
     """Return the figures of one group by the first part of their names; none where uma did not run."""
     budgets = budgets_of(records, "uma")
     if not budgets:
         return {}
-    figures = {"robustness": _robustness(records, budgets), "utility": _utility(records, budgets[-1])}
-    shown = headline(budgets)
+    shown = reporting.headline(budgets)
+    figures = {
+        "robustness": _robustness(records, budgets, reporting.robustness),
+        "utility": _utility(records, shown[-1], reporting),
+    }
     drawn = [curve for curve in curves if curve["budget"] in shown]
     if drawn:
         figures["success"] = _steps(drawn, "success_curve", shown)
@@ -99,16 +97,16 @@ def _figures(records: Sequence[Record], curves: Sequence[Mapping[str, Any]]) -> 
     return figures
 
 
-def style(method: str) -> dict[str, Any]:
-    """Return a row's colour, marker and dash, the same in every figure.
+def style(method: str, task: str) -> dict[str, Any]:
+    """Return a row's colour, marker and dash, the same in every figure of its task.
 
     Example:
-        >>> style("ft")["color"] != style("rl")["color"]
+        >>> style("ft", "classification")["color"] != style("rl", "classification")["color"]
         True
     """
     if method in _CONTROL_STYLES:
         return dict(_CONTROL_STYLES[method])
-    known = list(CATALOG["method"]["classification"])
+    known = list(CATALOG["method"].get(task, {}))
     index = known.index(method) if method in known else len(known) + sum(method.encode())
     dashed = index // len(_COLOURS) % 2
     return {
@@ -118,61 +116,64 @@ def style(method: str) -> dict[str, Any]:
     }
 
 
-def _robustness(records: Sequence[Record], budgets: Sequence[str]) -> "Figure":
-    """Draw UA against eps, one line per row with its interval as a band; the legend is ordered like the line ends."""
-    board, steps = board_of(records), ["none", *budgets]
+def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis) -> "Figure":
+    """Draw a share against eps, a line per row with its interval as a band; the legend is ordered as the line ends."""
+    board, steps, task = board_of(records), ["none", *budgets], records[0].task
     figure, axes = _wide()
-    methods = row_order(record.method for record in records)
+    methods = row_order((record.method for record in records), task)
     ends: dict[str, float] = {}
     for place, method in enumerate(methods):
         # Many rows lie on the same value, so each is moved a little sideways, the same at every budget.
         aside = 0.5 * (place - (len(methods) - 1) / 2) / len(methods)
-        found = [(k + aside, _ua(board, method, budget)) for k, budget in enumerate(steps)]
+        found = [(k + aside, _value(board, method, axis, budget)) for k, budget in enumerate(steps)]
         points = [(x, interval) for x, interval in found if interval is not None]
         if not points:
             continue
         x, y = [x for x, _ in points], [interval.mean for _, interval in points]
-        axes.plot(x, y, label=printable(method), **_look(method))
+        axes.plot(x, y, label=plain(method), **_look(method, task))
         if all(interval.clusters > 1 for _, interval in points):
             # A t interval may leave the range that a share can have; the tables print it as it is.
             low, high = [max(i.low, 0) for _, i in points], [min(i.high, 100) for _, i in points]
-            axes.fill_between(x, low, high, color=style(method)["color"], alpha=0.12, linewidth=0)
-        ends[printable(method)] = y[-1]
-    axes.set_xticks(range(len(steps)), ["0", *budgets])
-    axes.set(xlabel=r"size of the search, $\|\delta\|_\infty$", ylabel="UA (%)", ylim=(-4, 104))
+            axes.fill_between(x, low, high, color=style(method, task)["color"], alpha=0.12, linewidth=0)
+        ends[plain(method)] = y[-1]
+    axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
+    axes.set(xlabel=r"size of the search, $\|\delta\|_\infty$", ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
     _legend_beside(axes, handles)
     return figure
 
 
-def _utility(records: Sequence[Record], budget: str) -> "Figure":
-    """Draw TA against 100 - UA at a budget, one point per row with both intervals."""
-    board = board_of(records)
+def _utility(records: Sequence[Record], budget: str, reporting: Reporting) -> "Figure":
+    """Draw utility against robustness at a budget, one point per row with both intervals."""
+    board, task, axis = board_of(records), records[0].task, reporting.utility
     figure, axes = _wide()
     heights: list[float] = []
-    for method in row_order(record.method for record in records):
-        utility = estimate(board.get((method, Place("ta", "test", "none", "none")), ()), 100)
-        attacked = _ua(board, method, budget)
+    methods = row_order((record.method for record in records), task)
+    for method in (method for method in methods if method not in reporting.unlike):
+        utility = _value(board, method, axis, "none")
+        attacked = _value(board, method, reporting.robustness, budget)
         if utility is None or attacked is None:
             continue
         at = (100 - attacked.mean, utility.mean)
         heights.append(utility.mean)
-        axes.plot(*at, label=printable(method), **{**_look(method), "linestyle": "none", "markersize": 7})
+        axes.plot(*at, label=plain(method), **{**_look(method, task), "linestyle": "none", "markersize": 7})
         x, y = (0 if math.isnan(interval.low) else interval.high - interval.mean for interval in (attacked, utility))
         axes.errorbar(
-            *at, xerr=x, yerr=y, ecolor=style(method)["color"], fmt="none", elinewidth=0.7, capsize=2, zorder=1.8
+            *at, xerr=x, yerr=y, ecolor=style(method, task)["color"], fmt="none", elinewidth=0.7, capsize=2, zorder=1.8
         )
     if heights:  # an interval from two seeds can be wider than everything else: the points decide the view
         margin = max(2.0, 0.08 * (max(heights) - min(heights)))
-        axes.set_ylim(min(heights) - margin, min(max(heights) + margin, 102))
-    axes.set(xlabel=f"robustness, 100 - UA after uma at {budget} (%)", ylabel="utility, TA (%)", xlim=(-4, 104))
+        top = max(heights) + margin
+        axes.set_ylim(min(heights) - margin, min(top, 102) if axis.percent else top)
+    robust = f"robustness, 100 - {reporting.robustness.name} after uma {plain(budget)} (%)"
+    axes.set(xlabel=robust, ylabel=f"utility, {axis.label}", xlim=(-4, 104))
     _legend_beside(axes, axes.get_legend_handles_labels()[0])
     return figure
 
 
 def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[str]) -> "Figure":
     """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
-    methods = row_order(str(curve["method"]) for curve in curves)
+    methods = row_order((str(curve["method"]) for curve in curves), str(curves[0]["task"]))
     across = min(4, len(methods))
     down = math.ceil(len(methods) / across)
     width, height = 1.6 * across + 0.75, 1.2 * down + 0.85
@@ -180,15 +181,17 @@ def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[st
     figure.subplots_adjust(
         left=0.62 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.5 / height, hspace=0.36, wspace=0.12
     )
+    if field == "loss_curve" and any(max(curve[field], default=0) > 0 for curve in curves):
+        grid[0, 0].set_yscale("log")  # and of all panels; before there is data, which may be 0 throughout in one
     for axes, method in zip(grid.flat, methods, strict=False):
         rows = [curve for curve in curves if curve["method"] == method]
         for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
-            _mean_and_range(axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {budget}")
-        name = f"[{printable(method)}]" if method in CONTROL_ROWS else printable(method)
+            _mean_and_range(
+                axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {plain(budget)}"
+            )
+        name = f"[{plain(method)}]" if method in CONTROL_ROWS else plain(method)
         axes.set_title(name if all(row["converged"] for row in rows) else f"{name} !", pad=3)
-        if field == "loss_curve":
-            axes.set_yscale("log")
-        else:
+        if field == "success_curve":
             axes.set_ylim(-0.04, 1.04)
     panels = list(grid.flat)
     for axes in panels[len(methods) :]:
@@ -217,16 +220,17 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
         axes.fill_between(drawn, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _ua(board: Board, method: str, budget: str) -> Any:
+def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | None":
+    """Return what an axis shows of a row, clean or after uma at a budget."""
     attack = "none" if budget == "none" else "uma"
-    return estimate(board.get((method, Place("ua", "forget", attack, budget)), ()), 100)
+    return estimate(board.get((method, Place(axis.metric, axis.split, attack, budget)), ()), axis.scale)
 
 
-def _look(method: str) -> dict[str, Any]:
+def _look(method: str, task: str) -> dict[str, Any]:
     """Return the plot arguments of a row; hollow markers keep points readable where they cover each other."""
     control = method in CONTROL_ROWS
     edges = {"markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 6 if control else 5}
-    return {**style(method), **edges, "linewidth": 1.6 if control else 1.1, "zorder": 2 if control else 3}
+    return {**style(method, task), **edges, "linewidth": 1.6 if control else 1.1, "zorder": 2 if control else 3}
 
 
 def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tuple["Figure", Any]:
@@ -254,11 +258,3 @@ def _legend_beside(axes: "Axes", handles: Sequence[Any]) -> None:
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), frameon=False, labelspacing=0.35,
         handlelength=3.2, borderaxespad=0,
     )  # fmt: skip
-
-
-def _free(stem: str, taken: Sequence[str]) -> str:
-    """Return the stem, numbered when a figure has it already."""
-    number, free = 1, stem
-    while f"{free}.svg" in taken:
-        number, free = number + 1, f"{stem}-{number + 1}"
-    return free

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rub.catalog import CATALOG
-from rub.classification.specs import CONTROLS
 from rub.statistics import Interval, clustered_mean
 from rub.store.records import Record
 
-CONTROL_ROWS = (*CONTROLS, "retrained")
-"""Rows that are no unlearning method; an audit calls its reference checkpoint ``retrained``."""
+CONTROL_ROWS = ("original", "retrain", "retrained", "sham", "random_init")
+"""Rows of any task that are no unlearning method; an audit calls its reference checkpoint ``retrained``."""
+_ENDLESS = ("unbounded", "free")  # budgets without a number, the smaller first
 
 
 class Group(NamedTuple):
     """What records must share to stand in one table."""
 
+    task: str
     suite: str
     experiment: str
     dataset: str
@@ -25,28 +26,29 @@ class Group(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Which cell of a group's row a record belongs to."""
+    """Which cell of a group's row a record belongs to; numbers of different extractors never share one."""
 
     metric: str
     split: str
     attack: str
     budget: str
+    extractor: str = ""
 
 
 Board = Mapping[tuple[str, Place], Sequence[Record]]
 """(method, place) -> the records behind that cell, one for each pair of seeds."""
 
 
-def grouped(records: Iterable[Record]) -> dict[Group, list[Record]]:
-    """Return the classification records of each group, groups in order of first appearance.
+def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
+    """Return the records of each group of one task, groups in order of first appearance.
 
     Example:
-        >>> grouped([])
+        >>> grouped([], "classification")
         {}
     """
     found: dict[Group, list[Record]] = defaultdict(list)
     for record in records:
-        if record.task == "classification":
+        if record.task == task:
             found[Group(*(getattr(record, field) for field in Group._fields))].append(record)
     return dict(found)
 
@@ -55,18 +57,23 @@ def board_of(records: Iterable[Record]) -> Board:
     """Return the records of one group by row and cell."""
     board: dict[tuple[str, Place], list[Record]] = defaultdict(list)
     for record in records:
-        board[record.method, Place(record.metric, record.split, record.attack, record.budget)].append(record)
+        board[record.method, place_of(record)].append(record)
     return dict(board)
 
 
-def row_order(methods: Iterable[str]) -> list[str]:
+def place_of(record: Record) -> Place:
+    """Return the cell of its row that a record belongs to."""
+    return Place(record.metric, record.split, record.attack, record.budget, record.extractor)
+
+
+def row_order(methods: Iterable[str], task: str) -> list[str]:
     """Return controls first, then the methods that ship with RUB in its order, then others as they come.
 
     Example:
-        >>> row_order(["mine", "salun", "ft", "sham", "original"])
+        >>> row_order(["mine", "salun", "ft", "sham", "original"], "classification")
         ['original', 'sham', 'ft', 'salun', 'mine']
     """
-    known = (*CONTROL_ROWS, *CATALOG["method"]["classification"])
+    known = (*CONTROL_ROWS, *CATALOG["method"].get(task, {}))
     unique = list(dict.fromkeys(methods))
     return sorted(unique, key=lambda name: known.index(name) if name in known else len(known))
 
@@ -83,20 +90,13 @@ def level(budget: str) -> float:
 
 
 def budgets_of(records: Iterable[Record], attack: str | None = None) -> list[str]:
-    """Return the budgets of one attack, or of all, the smallest first."""
+    """Return the budgets of one attack, or of all, the smallest first; ``unbounded`` and ``free`` are the largest."""
     found = {record.budget for record in records if record.attack == (attack or record.attack)}
-    return sorted(found - {"none"}, key=lambda budget: (level(budget), budget))
 
+    def size(budget: str) -> tuple[float, int, str]:
+        return level(budget), _ENDLESS.index(budget) if budget in _ENDLESS else -1, budget
 
-def headline(budgets: Sequence[str]) -> list[str]:
-    """Return the budgets of the paper's table where both are there, else the two largest.
-
-    Example:
-        >>> headline(["1/255", "8/255", "16/255", "32/255"]), headline(["32/255", "64/255"])
-        (['8/255', '16/255'], ['32/255', '64/255'])
-    """
-    paper = ["8/255", "16/255"]
-    return paper if set(paper) <= set(budgets) else list(budgets[-2:])
+    return sorted(found - {"none"}, key=size)
 
 
 def estimate(records: Iterable[Record], scale: float = 1.0) -> Interval | None:

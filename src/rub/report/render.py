@@ -105,7 +105,7 @@ def to_csv(table: Table) -> str:
     writer.writerow(("method", "control", "group", "column", "unit", "value", "low", "high", "paper", "text", "note"))
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
-            unit = "text" if column.place is None else "percent" if column.percent else "fraction"
+            unit = "text" if column.place is None else "percent" if column.percent else column.unit
             numbers = (
                 "" if number is None else repr(number) for number in (cell.value, cell.low, cell.high, cell.paper)
             )

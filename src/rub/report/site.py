@@ -5,39 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rub.classification.metrics import METRICS_DECLARED
-from rub.report.figures import CAPTIONS, classification_figures
-from rub.report.grouping import Group, grouped, row_order
+from rub.registry import TASKS
+from rub.report.drawn import Drawn
+from rub.report.figures import draw_figures
+from rub.report.galleries import draw_galleries
+from rub.report.grouping import Group, grouped, row_order, slug
 from rub.report.render import column_groups, to_csv, to_latex, to_markdown
+from rub.report.reporting import Reporting, reportings
 from rub.report.table import Table
-from rub.report.tables import classification_tables, failures, paper_numbers
+from rub.report.tables import failures, paper_numbers
 from rub.store.records import Record
 
 Facts = Mapping[str, Any]
 _FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 _BETTER = {"up": "higher", "down": "lower", "reference": "closest to the retrained model"}
-_WORDS = {
-    "original": "Control: the model before unlearning. Its forgotten knowledge must be recoverable, else the "
-    "measurement does not work.",
-    "retrain": "Control: trained without the forget set from the start; what 'forgotten' looks like.",
-    "sham": "Control: the original with the forgotten outputs switched off. It has unlearned nothing, yet scores that "
-    "read the label alone call it perfect; the bias-free columns do not.",
-    "UA": "How many forgotten images are still recognised. Under an attack, each image is first changed by at most "
-    "the budget to bring its old output back.",
-    "MIA": "How many forgotten images a membership attack calls members of the training set.",
-    "excess": "UA under the attack minus that of the retrained model under the same attack (residual knowledge): what "
-    "an attack on a model that never saw the data does not explain.",
-    "ratio": "The same comparison as a ratio: images recovered from the method per image recovered from the retrained "
-    "model, with one added to both counts.",
-    "test": "UA on images of forgotten classes that nobody trained on: is a class recalled, or training images?",
-    "steer": "Control: how many kept images the same search pushes into a forgotten class. Where it is as high as UA, "
-    "the search could have produced the class rather than found it.",
-    "noise": "Control: the best of as many random changes of the same size. What it recovers needs no search.",
-    "logit AUC, linear probe": "Read the knowledge behind the output: they do not move when an output is only lowered.",
-    "± and tie": "Intervals are over unlearning seeds; results that share an unlearned model count once. Methods whose "
-    "intervals overlap share a letter: the data do not order them.",
-    "!": "The search was still improving when it stopped, so the number is a lower bound.",
-}
 
 
 def write_report(
@@ -46,6 +27,7 @@ def write_report(
     out: Path,
     facts: Facts,
     paper: Mapping[str, Any] | None = None,
+    galleries: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write ``tables/``, ``figures/`` and ``report/index.html`` into a result folder.
 
@@ -55,32 +37,36 @@ def write_report(
         out: the result folder; is made when it is not there.
         facts: ``command``, and ``suite``: the suite as plain data with its experiments.
         paper: the paper's numbers for all experiments; None takes each experiment's own ``paper`` key of the suite.
+        galleries: pictures of what models make, as for `rub.report.galleries.draw_galleries`.
 
     Returns:
         The path of the page.
 
     Raises:
-        RubError: an experiment's ``paper`` key that the paper has no table for.
+        RubError: an experiment's ``paper`` key that the paper has no table for, or a gallery that cannot be read.
     """
-    keys = {item.get("name", ""): item.get("paper", "") for item in _experiments(facts)}
-    tables: list[Table] = []
-    for name in dict.fromkeys(record.experiment for record in records):
-        own = [record for record in records if record.experiment == name]
-        tables += classification_tables(own, paper or paper_numbers(keys.get(name, "")))
+    keys = {(item.get("task", ""), item.get("name", "")): item.get("paper", "") for item in _experiments(facts)}
+    tables: list[tuple[str, Table]] = []
+    for task, reporting in reportings(record.task for record in records).items():
+        of_task = [record for record in records if record.task == task]
+        for name in dict.fromkeys(record.experiment for record in of_task):
+            own = [record for record in of_task if record.experiment == name]
+            given = paper or paper_numbers(keys.get((task, name), ""))
+            tables += [(task, table) for table in reporting.tables(own, given)]
     tables = list(_distinct(tables))
     folder = out / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
+    for _, table in tables:
         for suffix, render in _FORMATS.items():
             (folder / f"{table.name}.{suffix}").write_text(render(table), encoding="utf-8")
-    figures = classification_figures(records, curves, out / "figures")
-    return write_page(records, tables, figures, curves, out, facts)
+    drawn = [*draw_figures(records, curves, out / "figures"), *draw_galleries(galleries, out / "figures")]
+    return write_page(records, tables, drawn, curves, out, facts)
 
 
 def write_page(
     records: Sequence[Record],
-    tables: Sequence[Table],
-    figure_names: Sequence[str],
+    tables: Sequence[tuple[str, Table]],
+    drawn: Sequence[Drawn],
     curves: Sequence[Mapping[str, Any]],
     out: Path,
     facts: Facts,
@@ -89,8 +75,8 @@ def write_page(
 
     Args:
         records: every row of the run.
-        tables: in the order of the page, with distinct names.
-        figure_names: files in ``figures/``, as `classification_figures` returns them.
+        tables: task and table in the order of the page, with distinct names.
+        drawn: figures and galleries in ``figures/``.
         curves: the searches, for the list of those that did not finish.
         out: the result folder.
         facts: as for `write_report`.
@@ -105,15 +91,18 @@ def write_page(
         lstrip_blocks=True,
     )  # fmt: skip
     pages.filters["spans"] = column_groups
-    content = _content(records, facts) | {
-        "first": [table for table in tables if table.name.startswith("table1")],
-        "others": [table for table in tables if not table.name.startswith("table1")],
-        "figures": [
-            {"svg": name, "png": name.removesuffix("svg") + "png", "caption": CAPTIONS[name.partition("-")[0]]}
-            for name in figure_names
-            if name.endswith(".svg")
-        ],
-        "searches": list(_searches(curves)),
+    known = reportings(record.task for record in records)
+    content = _content(records, list(known), facts) | {
+        "tasks": [
+            _section(
+                task,
+                reporting,
+                [table for owner, table in tables if owner == task],
+                [one for one in drawn if one.task == task],
+                [curve for curve in curves if curve["task"] == task],
+            )
+            for task, reporting in known.items()
+        ]
     }
     page = out / "report" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -121,15 +110,14 @@ def write_page(
     return page
 
 
-def _content(records: Sequence[Record], facts: Facts) -> dict[str, Any]:
-    """Return what the page says in words."""
+def _content(records: Sequence[Record], tasks: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """Return what the page says in words of all tasks together."""
     suite = facts.get("suite") or {}
     return {
         "title": suite.get("name") or ", ".join(dict.fromkeys(record.suite for record in records)) or "no records",
         "summary": str(suite.get("summary", "")).rstrip("."),
-        "runs": [_run(group, own, facts) for group, own in grouped(records).items()],
-        "words": _WORDS,
-        "metrics": METRICS_DECLARED,
+        "runs": [_run(group, own, facts) for task in tasks for group, own in grouped(records, task).items()],
+        "strangers": sorted({record.task for record in records} - set(tasks)),
         "better": _BETTER,
         "failed": list(failures(records)),
         "command": str(facts.get("command", "")),
@@ -137,11 +125,35 @@ def _content(records: Sequence[Record], facts: Facts) -> dict[str, Any]:
     }
 
 
+def _section(
+    task: str,
+    reporting: Reporting,
+    tables: Sequence[Table],
+    drawn: Sequence[Drawn],
+    curves: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return what the page shows of one task."""
+    return {
+        "id": slug(task),
+        "anchor": slug(reporting.prefix),
+        "title": reporting.title,
+        "heading": reporting.first,
+        "first": [table for table in tables if table.name.startswith(reporting.prefix)],
+        "others": [table for table in tables if not table.name.startswith(reporting.prefix)],
+        "figures": [one for one in drawn if one.vector],
+        "galleries": [one for one in drawn if not one.vector],
+        "searches": list(_searches(curves, task)),
+        "words": {name: f"Control: {text}" for name, text in reporting.controls.items()} | dict(reporting.words),
+        "metrics": TASKS.get(task, task).load().metrics,
+    }
+
+
 def _run(group: Group, records: Sequence[Record], facts: Facts) -> dict[str, Any]:
     """Return what the page says of one group: data, network, protocol, seeds, devices, sizes."""
     import yaml
 
-    found = [item for item in _experiments(facts) if item.get("name", "") == group.experiment]
+    asked = (group.task, group.experiment)
+    found = [item for item in _experiments(facts) if (item.get("task", ""), item.get("name", "")) == asked]
     experiment: dict[str, Any] = dict(found[0]) if found else {}
     protocol = dict(experiment.pop("protocol", None) or {})
     seeds = {record.unlearn_seed for record in records if record.unlearn_seed is not None}
@@ -163,13 +175,13 @@ def _run(group: Group, records: Sequence[Record], facts: Facts) -> dict[str, Any
     }
 
 
-def _searches(curves: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _searches(curves: Iterable[Mapping[str, Any]], task: str) -> Iterator[dict[str, Any]]:
     """Yield how many seeds of each search had stopped improving, and what it cost."""
     fields = ("method", "attack", "budget", "split")
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for curve in curves:
         found.setdefault((*(curve[field] for field in Group._fields), *(curve[f] for f in fields)), []).append(curve)
-    order = row_order(str(rows[0]["method"]) for rows in found.values())
+    order = row_order((str(rows[0]["method"]) for rows in found.values()), task)
     for rows in sorted(found.values(), key=lambda rows: order.index(str(rows[0]["method"]))):
         finished = sum(bool(row["converged"]) for row in rows)
         yield {
@@ -199,12 +211,12 @@ def _experiments(facts: Facts) -> Sequence[Mapping[str, Any]]:
     return experiments
 
 
-def _distinct(tables: Iterable[Table]) -> Iterator[Table]:
-    """Yield the tables, numbered where two groups would share a file name."""
+def _distinct(tables: Iterable[tuple[str, Table]]) -> Iterator[tuple[str, Table]]:
+    """Yield the tables with their tasks, numbered where two groups would share a file name."""
     taken: set[str] = set()
-    for table in tables:
+    for task, table in tables:
         number, name = 1, table.name
         while name in taken:
             number, name = number + 1, f"{table.name}-v{number + 1}"
         taken.add(name)
-        yield replace(table, name=name)
+        yield task, replace(table, name=name)

@@ -43,10 +43,11 @@ class Column:
     Attributes:
         group: upper header line, shared by neighbours: a budget, an attack or a family of metrics.
         name: lower header line.
-        place: metric, split, attack and budget of its records; None for a column of text.
+        place: metric, split, attack, budget and extractor of its records; None for a column of text.
         direction: ``up``, ``down``, ``reference``, or "" where no direction is better (controls).
         percent: whether fractions are shown in percent.
         decimals: digits after the point.
+        unit: what the raw numbers count where they are no percentages.
     """
 
     group: str
@@ -55,6 +56,7 @@ class Column:
     direction: str = ""
     percent: bool = False
     decimals: int = 2
+    unit: str = "fraction"
 
     @property
     def title(self) -> str:

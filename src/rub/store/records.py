@@ -44,6 +44,11 @@ class Record(Frozen):
     ci_high: float | None = None
     status: Literal["ok", "failed"] = "ok"
     reason: str = ""
+    extractor: str = ""
+    """What looked at the images, such as ``digits-resnet10@3f2a...`` or ``inception-v3-compat@6726...``; values of
+    different extractors do not compare."""
+    setting: str = ""
+    """What else decides the value: reference set, splits, threshold."""
     converged: bool | None = None
     """Whether the attack behind the value had stopped improving; None for clean rows."""
     evaluations: int | None = None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rub.classification.attacks.divergences import Aim, Divergence, Outputs, measure
-from rub.classification.networks import ResNet, fused
 from rub.classification.probing import AttackContext, Target
 from rub.errors import RubError
+from rub.images.networks import ResNet, fused
 from rub.images.samples import to_unit
 
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import frozen
-from rub.classification.methods._types import Epochs, Fraction, Positive, Rate
 from rub.errors import RubError
+from rub.hyperparameters import Epochs, Fraction, Positive, Rate
 from rub.images.samples import Samples, concatenate
 from rub.registry import Card, method
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import frozen
-from rub.classification.methods._types import Epochs, Rate, Weight
+from rub.hyperparameters import Epochs, Rate, Weight
 from rub.images.samples import Samples
 from rub.registry import Card, method
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import convolutions, rounds, set_rate
-from rub.classification.methods._types import Epochs, Rate
 from rub.errors import RubError
+from rub.hyperparameters import Epochs, Rate
 from rub.images.samples import Samples
 from rub.registry import Card, method
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import distillation, frozen
-from rub.classification.methods._types import Epochs, Rate
+from rub.hyperparameters import Epochs, Rate
 from rub.images.samples import Samples
 from rub.registry import Card, method
 

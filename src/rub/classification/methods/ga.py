@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
-from rub.classification.methods._types import Epochs, Rate
+from rub.hyperparameters import Epochs, Rate
 from rub.images.samples import Samples
 from rub.registry import Card, method
 

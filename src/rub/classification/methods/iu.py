@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import require_finite
-from rub.classification.methods._types import Positive
+from rub.hyperparameters import Positive
 from rub.images.samples import Samples
 from rub.registry import Card, method
 from rub.saliency import gradients

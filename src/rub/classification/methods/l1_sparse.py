@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import rounds
-from rub.classification.methods._types import Count, Epochs, Rate, Weight
+from rub.hyperparameters import Count, Epochs, Rate, Weight
 from rub.images.samples import Samples
 from rub.registry import Card, method
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import convolutions, rounds, set_rate
-from rub.classification.methods._types import Epochs, Fraction, Rate
+from rub.hyperparameters import Epochs, Fraction, Rate
 from rub.images.samples import Samples
 from rub.registry import Card, method
 from rub.saliency import summed_gradients, top_mask

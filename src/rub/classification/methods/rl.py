@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import rounds
-from rub.classification.methods._types import Epochs, Rate
+from rub.hyperparameters import Epochs, Rate
 from rub.images.samples import Samples, concatenate
 from rub.registry import Card, method
 

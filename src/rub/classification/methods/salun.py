@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
-from rub.classification.methods._types import Epochs, Fraction, Rate
 from rub.classification.methods.rl import Mixing, relabel_and_train
+from rub.hyperparameters import Epochs, Fraction, Rate
 from rub.images.samples import Samples
 from rub.registry import Card, method
 from rub.saliency import MaskedStep, summed_gradients, top_mask

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.classification.methods._steps import require_finite
-from rub.classification.methods._types import Weight
+from rub.hyperparameters import Weight
 from rub.images.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.saliency import gradients

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rub.classification.context import UnlearnContext
 from rub.errors import unknown
+from rub.images.context import TrainContext
 from rub.images.samples import Samples, to_unit
 
 
@@ -36,7 +36,7 @@ def learning_rate(schedule: str, lr: float, progress: float) -> float:
 def train(
     model: nn.Module,
     samples: Samples,
-    context: UnlearnContext,
+    context: TrainContext,
     *,
     epochs: int,
     lr: float,
@@ -63,7 +63,7 @@ def train(
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     nesterov = schedule == "onecycle"
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
-    # a last batch of one image is left out, see `UnlearnContext.batches`
+    # a last batch of one image is left out, see `TrainContext.batches`
     total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     for step, (x, y) in enumerate(context.epochs(samples, epochs)):
         for group in optimizer.param_groups:

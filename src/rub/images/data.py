@@ -4,20 +4,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rub.classification.context import seeded
-from rub.classification.specs import check_classes
 from rub.errors import RubError
+from rub.images.context import seeded
+from rub.images.folders import Selection
 from rub.images.samples import Samples
+from rub.images.sources import ImageDataset, load_images
+from rub.images.specs import check_classes
+from rub.pipeline.plan import Stage
+from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
-
-if TYPE_CHECKING:
-    from rub.images.sources import ImageDataset
 
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
 
@@ -33,6 +34,7 @@ class Bundle:
         mean: per-channel mean for the network's normalisation, in [0, 1] pixel space.
         std: per-channel standard deviation, likewise.
         flip: whether mirroring keeps the class.
+        skipped: names of images left out because they cannot be decoded, when that was asked for.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +43,7 @@ class Bundle:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Splits:
         return self.test.select(inside if forgotten else ~inside)
 
 
-def save_bundle(dataset: "ImageDataset", folder: Path) -> None:
+def save_bundle(dataset: ImageDataset, folder: Path) -> None:
     """Write a data set as arrays that can be memory-mapped."""
     for name, samples in (("train", dataset.train), ("test", dataset.test)):
         np.save(folder / f"{name}_images.npy", samples.images.numpy())
@@ -78,6 +81,7 @@ def save_bundle(dataset: "ImageDataset", folder: Path) -> None:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "flip": dataset.flip,
+        "skipped": list(dataset.skipped),
     }
     (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -93,7 +97,33 @@ def load_bundle(artifact: Artifact) -> Bundle:
         )
         for name in ("train", "test")
     )
-    return Bundle(tuple(facts["classes"]), train, test, tuple(facts["mean"]), tuple(facts["std"]), facts["flip"])
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
+    return Bundle(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+
+
+def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
+    """Stage function: decode the data set once into arrays that later stages memory-map."""
+    spec = stage.spec
+    images = load_images(
+        spec["name"],
+        runtime.data_root,
+        path=stage.files.get("path"),
+        size=spec["size"],
+        selection=Selection.of(spec),
+        progress=runtime.progress,
+    )
+    save_bundle(images, out)
+
+
+def bundle_of(inputs: Mapping[str, Artifact], runtime: Runtime) -> Bundle:
+    """Return a stage's data, opened once per process."""
+    return runtime.memo.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
+
+
+def trainable(bundle: Bundle, validation: float) -> Samples:
+    """Return all training samples that are not held out."""
+    return bundle.train.select((~held_out(bundle.train.labels, validation)).nonzero()[:, 0])
 
 
 def held_out(labels: Tensor, fraction: float) -> Tensor:

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+SUITE = Annotated[str, typer.Argument(help="A name from [b]rub list suites[/b], or the path of a YAML file.")]
+SET = Annotated[list[str] | None, typer.Option("--set", help="path=value, such as training.epochs=3; repeatable.")]
+TASK = Annotated[str | None, typer.Option(help="Only the experiments of this task.")]
+METHODS = Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")]
+SEEDS = Annotated[int | None, typer.Option(min=1, help="Number of unlearning seeds.")]
+STORE = Annotated[Path | None, typer.Option(help="Where stages are kept; $RUB_STORE, or the user cache, otherwise.")]
+DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts; $RUB_DATA, or the hub, otherwise.")]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
+PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
+JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def console() -> Console:
+    """Return a console for standard output; made per call, so that redirections are seen."""
+    return Console()

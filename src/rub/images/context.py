@@ -1,0 +1,143 @@
+"""What everything that trains on images shares: named random streams, augmentation, batches, steps."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rub.errors import Diverged
+from rub.images.samples import Samples, to_unit
+from rub.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop with zero padding and horizontal flip, drawn per batch from a generator.
+
+    Attributes:
+        padding: pixels of zero padding on each side before the crop; 0 switches the crop off.
+        flip: whether to mirror each image with probability 1/2 (off for digits, where it changes the class).
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return augmented images of the same shape (N, C, H, W) and dtype."""
+        count, _, height, width = images.shape
+        if self.padding == 0 and not self.flip:
+            return images
+        pad = self.padding
+        draw = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+        mirrored = torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
+        rows = torch.arange(height) + draw[0, :, None]
+        columns = torch.arange(width) + draw[1, :, None]
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        device = images.device
+        padded = F.pad(images, (pad, pad, pad, pad))
+        batch = torch.arange(count, device=device)[:, None, None]
+        picked = padded[batch, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContext:
+    """How a model is trained, whatever the task: seed, batches, precision, device.
+
+    Attributes:
+        seed: every random draw comes from `generator(stream)`.
+        batch_size: training batch size.
+        augmentation: the training augmentation.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast of forward passes; weights stay float32).
+        device: where the model and the batches live.
+        progress: told of every epoch and batch.
+    """
+
+    seed: int
+    batch_size: int = 256
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: str = "float32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = silent
+
+    def generator(self, stream: str) -> torch.Generator:
+        """Return a CPU generator whose numbers depend on the seed and the name of the stream only."""
+        return seeded(self.seed, stream)
+
+    def batches(
+        self,
+        samples: Samples,
+        generator: torch.Generator,
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        augment: bool = True,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x, y) over one pass of the samples: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device.
+
+        The last, smaller batch is kept unless it holds a single image (batch normalisation needs two).
+        """
+        count, size = len(samples), batch_size or self.batch_size
+        order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
+        for start in range(0, count, size):
+            index = order[start : start + size]
+            if len(index) == 1 and count > 1 and shuffle:
+                continue
+            images = samples.images[index].to(self.device)
+            if augment:
+                images = self.augmentation(images, generator)
+            x = to_unit(images).contiguous(memory_format=torch.channels_last)
+            yield x, samples.labels[index].to(self.device)
+
+    def epochs(
+        self, samples: Samples, epochs: int, *, stream: str = "batches", augment: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of several shuffled, augmented passes over the samples, and report progress."""
+        generator = self.generator(stream)
+        total = epochs * math.ceil(len(samples) / self.batch_size)
+        step = 0
+        for epoch in range(epochs):
+            for batch in self.batches(samples, generator, augment=augment):
+                yield batch
+                step += 1
+                self.progress(step, total, f"epoch {epoch + 1}/{epochs}")
+
+    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Return the model's logits in float32, computed under autocast when the precision says so."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits: Tensor = model(x)
+        return logits.float()
+
+    def sgd(self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
+        """Return SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Take one optimiser step down the loss.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        self.backward(loss, optimizer)
+        optimizer.step()
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Fill fresh gradients of the loss without stepping, for methods that edit gradients.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss became {loss.item()}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def seeded(seed: int, stream: str) -> torch.Generator:
+    """Return a CPU generator for a named stream: seed = first 63 bits of SHA-256(``"seed:stream"``)."""
+    digest = sha256(f"{seed}:{stream}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,130 @@
+"""Galleries: what both models make of some images, before and after the search, as one PNG per row and set of images.
+
+Every pixel of a tile becomes a square of whole pixels, so that nothing is smoothed over.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rub.errors import RubError
+from rub.report.drawn import Drawn, free_name, plain
+from rub.report.grouping import CONTROL_ROWS, printable, slug
+from rub.report.reporting import reportings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 150
+_SIDE = 112  # least pixels across a tile
+_GAP, _LEFT, _HEAD, _LINE = 6, 62, 44, 17  # pixels: between tiles, for ids, for the title, per line of column titles
+_SPLITS = {"forget": "forget images", "retain": "kept images"}
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a gallery shows.
+
+    Attributes:
+        tiles: uint8 (n images, k columns, H, W, 3), grey images repeated.
+        columns: k titles.
+        ids: n sample ids.
+    """
+
+    tiles: NDArray[np.uint8]
+    columns: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list[Drawn]:
+    """Draw every gallery into a folder, as PNG.
+
+    Args:
+        galleries: one mapping per picture, with ``task``, ``experiment``, ``dataset``, ``model``, ``method``,
+            ``unlearn_seed``, ``split`` and ``path``, an ``.npz`` for `read_tiles`.
+        folder: is made when it is not there.
+
+    Returns:
+        The figures, ordered by task; rows in the order given.
+
+    Raises:
+        RubError: a file that cannot be read, or is no gallery.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, drawn = list(galleries), list[Drawn]()
+    for task, reporting in reportings(row["task"] for row in rows).items():
+        for row in (row for row in rows if row["task"] == task):
+            tiles = read_tiles(Path(row["path"]))
+            method, split, data = str(row["method"]), str(row["split"]), row["experiment"] or row["dataset"]
+            name = free_name("-".join(("gallery", slug(method), slug(split), slug(data))), drawn)
+            shown = f"[{method}]" if method in CONTROL_ROWS else method
+            title = printable(
+                f"{shown}, seed {row['unlearn_seed']}: {_SPLITS.get(split, split)} ({data}, {row['model']})"
+            )
+            gallery_figure(tiles, title).savefig(folder / f"{name}.png", dpi=_DPI)
+            caption = f"{title}. Columns: {', '.join(map(printable, tiles.columns))}. {reporting.captions['gallery']}"
+            drawn.append(Drawn(task, name, caption, vector=False))
+    return drawn
+
+
+def read_tiles(path: Path) -> Tiles:
+    """Read a gallery: ``tiles`` uint8 (n, k, H, W, C) with C 1 or 3, ``columns`` (k names), ``ids`` (n).
+
+    Raises:
+        RubError: the file cannot be read, or its arrays do not fit together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            tiles, columns, ids = data["tiles"], data["columns"], data["ids"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise RubError(f"gallery {path}: cannot be read ({error}); should hold tiles, columns and ids") from None
+    whole = tiles.ndim == 5 and tiles.dtype == np.uint8 and tiles.size and tiles.shape[-1] in (1, 3)
+    if not whole or (len(ids), len(columns)) != tiles.shape[:2]:
+        raise RubError(
+            f"gallery {path}: tiles {tiles.dtype} {tiles.shape}, {len(columns)} columns, {len(ids)} ids;"
+            " should be uint8 (ids, columns, height, width, 1 or 3)"
+        )
+    coloured = np.repeat(tiles, 3, axis=-1) if tiles.shape[-1] == 1 else tiles
+    return Tiles(coloured, tuple(str(name) for name in columns), tuple(int(number) for number in ids))
+
+
+def gallery_figure(tiles: Tiles, title: str) -> "Figure":
+    """Return the picture: a row per image, a column per tile, pixels enlarged by a whole number.
+
+    Args:
+        tiles: what is shown.
+        title: one line, wrapped where it is wider than the tiles.
+    """
+    from matplotlib.figure import Figure
+
+    count, across, height, width, _ = tiles.tiles.shape
+    scale = max(1, -(-_SIDE // width))
+    high, wide = height * scale, width * scale
+    heads = [textwrap.wrap(printable(name), max(wide // 9, 8)) or [""] for name in tiles.columns]
+    whole_width = _LEFT + across * (wide + _GAP)
+    lines = textwrap.wrap(title, max((whole_width - 2 * _GAP) // 11, 20)) or [""]
+    top = _HEAD + 22 * (len(lines) - 1) + _LINE * max(map(len, heads))
+    whole_height = top + count * (high + _GAP)
+    # A canvas is cut to whole pixels: the half one keeps rounding from taking one away.
+    figure = Figure(figsize=((whole_width + 0.5) / _DPI, (whole_height + 0.5) / _DPI), dpi=_DPI, facecolor="white")
+
+    def write(x: float, y: float, text: str, size: float, **where: Any) -> None:
+        figure.text(x / whole_width, 1 - y / whole_height, plain(text), fontsize=size, **where)
+
+    write(_GAP, _GAP, "\n".join(lines), 8, va="top", linespacing=1.2)
+    for column, head in enumerate(heads):
+        x = _LEFT + column * (wide + _GAP)
+        write(x + wide / 2, top - 5, "\n".join(head), 6.5, ha="center", va="bottom", linespacing=1.1)
+        for row in range(count):
+            y = top + row * (high + _GAP)
+            picture = tiles.tiles[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
+            figure.figimage(picture, x, whole_height - y - high, origin="upper")
+    for row, number in enumerate(tiles.ids):
+        write(_LEFT - _GAP, top + row * (high + _GAP) + high / 2, f"#{number}", 6, ha="right", va="center")
+    return figure

@@ -1,0 +1,216 @@
+"""Witnesses: stored probes that recover, with all that anyone needs to score them again."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from rub.errors import RubError
+from rub.specs import Frozen
+from rub.store.artifacts import Store, file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+MANIFEST, TENSORS = "witness.json", "witness.safetensors"
+LARGEST = 1 << 30  # bytes of a witness file; a larger one is not read
+HEX = r"^[0-9a-f]{64}$"
+
+
+class ModelRef(Frozen):
+    """Which weights: the stage that made them, their file's SHA-256, and that of the files they were read from."""
+
+    kind: str = Field(pattern=r"^[a-z-]+$")
+    key: str = Field(pattern=HEX)
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    sha256: str = Field(pattern=HEX)
+    sources: tuple[str, ...] = ()
+    """SHA-256 of the foreign checkpoint, where the stage imported one."""
+
+
+class SampleRef(Frozen):
+    """Which image: its id in the data set, the SHA-256 of its 8-bit pixels, and the value claimed of its probe."""
+
+    id: int = Field(ge=0)
+    sha256: str = Field(pattern=HEX)
+    value: float
+
+
+class Witness(Frozen):
+    """A claim about some probes of one model: ``value <= at_most`` for each, by the task's own forward pass."""
+
+    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    task: str
+    method: str
+    unlearn_seed: int
+    attack: str
+    budget: str
+    split: str
+    claim: str
+    """What the value is, in words."""
+    at_most: float
+    models: dict[str, ModelRef]
+    data: dict[str, Any]
+    """Key of the data stage, and the data set as a spec names it."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What else the task needs, such as the masks' seed and ratio."""
+    samples: tuple[SampleRef, ...]
+    tensors_sha256: str = Field(pattern=HEX)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a check finds models and data.
+
+    Attributes:
+        store: a store that may hold them, or None.
+        files: role (``original``, ``unlearned``) -> a checkpoint instead of the store's.
+        data_root: folder with the standard data layouts, or None.
+        device: where to run.
+        batch_size: images per forward pass.
+    """
+
+    store: Store | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    data_root: Path | None = None
+    device: str = "cpu"
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check of one witness file found.
+
+    Attributes:
+        name: of the file, without suffix.
+        witness: the claim; None when it could not be read.
+        held: number of probes whose claim holds.
+        broken: one line for each probe whose claim does not hold.
+        reason: why it could not be checked, or "".
+    """
+
+    name: str
+    witness: Witness | None = None
+    held: int = 0
+    broken: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], folder: Path) -> None:
+    """Write the probes and, with their hash, the claim about them into an artifact's folder.
+
+    Args:
+        witness: the fields of `Witness` but ``tensors_sha256``.
+        tensors: name -> tensor of the probes.
+        folder: is there already.
+    """
+    import safetensors.torch
+
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(kept, folder / TENSORS)
+    claim = Witness.model_validate({**witness, "tensors_sha256": file_sha256(folder / TENSORS)})
+    (folder / MANIFEST).write_text(claim.model_dump_json(indent=1), encoding="utf-8")
+
+
+def file_stem(witness: Witness) -> str:
+    """Return the name under which a result folder keeps a witness.
+
+    Example:
+        >>> sample = {"id": 0, "sha256": "0" * 64, "value": 0.0}
+        >>> fields = dict(task="inpainting", method="i2i", unlearn_seed=0, attack="uma", budget="8/255", split="forget")
+        >>> rest = dict(claim="", at_most=1, models={}, data={}, samples=[sample], tensors_sha256="0" * 64)
+        >>> file_stem(Witness.model_validate(fields | rest))
+        'inpainting-i2i-0-uma-8-255-forget'
+    """
+    parts = (witness.task, witness.method, witness.unlearn_seed, witness.attack, witness.budget, witness.split)
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(str(part) for part in parts)).strip("-").lower()
+
+
+def witness_files(folder: Path) -> Sequence[Path]:
+    """Return the claims in a result folder, or in its ``witnesses/``, sorted by name.
+
+    Raises:
+        RubError: there are none.
+    """
+    place = folder / "witnesses" if (folder / "witnesses").is_dir() else folder
+    found = sorted(item for item in place.glob("*.json") if item.with_suffix(".safetensors").exists())
+    if not found:
+        raise RubError(f"{folder}: no witnesses here; give a folder written by rub run --out")
+    return found
+
+
+def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
+    """Return a claim and its probes; both may come from anyone and are not trusted.
+
+    Raises:
+        RubError: a link, a file that is too large, damaged or no witness, or probes that are not those of the claim.
+    """
+    import safetensors.torch
+
+    tensors = path.with_suffix(".safetensors")
+    for item in (path, tensors):
+        if item.is_symlink() or not item.is_file() or item.stat().st_size > LARGEST:
+            raise RubError(f"{item.name}: a link, or no file of at most {LARGEST >> 20} MiB")
+    try:
+        witness = Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RubError(f"{path.name}: no witness: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RubError(f"{path.name}: cannot be read ({type(error).__name__})") from None
+    if file_sha256(tensors) != witness.tensors_sha256:
+        raise RubError(f"{tensors.name}: not the probes that the claim names (another SHA-256)")
+    try:
+        return witness, safetensors.torch.load_file(tensors)
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        raise RubError(f"{tensors.name}: cannot be read ({type(error).__name__})") from None
+
+
+def model_file(witness: Witness, role: str, sources: Sources) -> Path:
+    """Return the weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's.
+
+    Raises:
+        RubError: neither is there, or the file holds other weights than the claim is about.
+    """
+    wanted = witness.models.get(role)
+    if wanted is None:
+        raise RubError(f"the claim names no {role} model")
+    if (given := sources.files.get(role)) is not None:
+        if file_sha256(given) not in (wanted.sha256, *wanted.sources):
+            raise RubError(f"{given.name}: other weights than the {role} model of the claim (another SHA-256)")
+        return given
+    artifact = sources.store.find(wanted.kind, wanted.key) if sources.store is not None else None
+    if artifact is None:
+        raise RubError(f"the {role} model is not in the store; give its weights with --{role}")
+    if artifact.manifest["files"].get(wanted.file) != wanted.sha256:
+        raise RubError(f"the store's {role} model has other weights than the claim is about (another SHA-256)")
+    return artifact.file(wanted.file)
+
+
+def checks(folder: Path, sources: Sources) -> Iterator[Check]:
+    """Yield what every witness of a folder turns out to be, by forward passes of its task.
+
+    Raises:
+        RubError: no witnesses in the folder.
+    """
+    import importlib
+
+    from rub.registry import TASKS
+
+    for path in witness_files(folder):
+        try:
+            witness, tensors = read_witness(path)
+            task = TASKS.get(witness.task, witness.task).load()
+            if not getattr(task, "verify", None):
+                raise RubError(f"task {witness.task}: its witnesses cannot be checked by this version")
+            module, _, attribute = task.verify.partition(":")
+            held, broken = getattr(importlib.import_module(module), attribute)(witness, tensors, sources)
+        except RubError as error:
+            yield Check(path.stem, reason=str(error))
+        else:
+            yield Check(path.stem, witness, held, tuple(broken))
