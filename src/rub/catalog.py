@@ -85,7 +85,7 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "mae-vit-base": ("rub.inpainting.mae:build_mae", "MAE ViT-B/16, 224 px, the published sizes"),
             "mae-vit-large": ("rub.inpainting.mae:build_mae", "MAE ViT-L/16, 224 px, the published sizes"),
             "mae-vit-huge": ("rub.inpainting.mae:build_mae", "MAE ViT-H/14, 224 px, the published sizes"),
-            "mae-small": ("rub.inpainting.mae:build_mae", "width 128, 6 + 2 blocks, 4 px patches of 32 px images"),
+            "mae-small": ("rub.inpainting.mae:build_mae", "width 128, 4 + 2 blocks, 4 px patches of 32 px images"),
             "mae-mini": ("rub.inpainting.mae:build_mae", "width 64, 4 + 2 blocks, 4 px patches of 32 px images"),
         },
     },

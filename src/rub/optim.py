@@ -156,7 +156,7 @@ def adam_direction(
 
     Example:
         >>> zero = torch.zeros(1, 2)
-        >>> adam_direction(torch.tensor([[4.0, -0.5]]), (zero, zero), torch.tensor([1]))[0]
+        >>> adam_direction(torch.tensor([[4.0, -0.5]]), (zero, zero), torch.tensor([1]))[0].round(decimals=3)
         tensor([[ 1., -1.]])
     """
     first = betas[0] * moments[0] + (1 - betas[0]) * gradient
