@@ -32,7 +32,7 @@ from rub.inpainting.probing import AttackContext, Budget, Target, apply_delta
 SIZES = {
     "mini": (MAEConfig(32, 4, 3, 64, 4, 4, 48, 2, 4), 256, 20, 256),
     "small": (MAEConfig(32, 4, 3, 192, 6, 6, 128, 4, 4), 128, 20, 64),
-    "base": (MAEConfig(224, 16, 3, 768, 12, 12, 512, 8, 16), 4, 20, 4),
+    "base": (MAEConfig(224, 16, 3, 768, 12, 12, 512, 8, 16), 4, 10, 4),
 }
 GOAL = 2.0
 ALIKE = 0.05  # how far the falls of D may differ, in units of the fall

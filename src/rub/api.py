@@ -1,16 +1,13 @@
 """The library's front door: run or plan a suite, audit two checkpoints. The command line only parses and prints."""
 
 import importlib
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from rub.errors import RubError
@@ -19,33 +16,12 @@ from rub.pipeline.plan import Plan, Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
 from rub.registry import TASKS
+from rub.results import Result, collect, prepare, write_result
 from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
-from rub.store.records import Record, write_records
 from rub.store.witnesses import Check, Sources, checks
 
 ENGINES = ("inline",)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gives.
-
-    Attributes:
-        records: one row per measured value, failed cells included.
-        samples: per-sample outcomes of every attack, the rows of ``samples.parquet``.
-        curves: success and loss against steps of every attack.
-        failures: one line for each stage that failed.
-        counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
-        galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
-    """
-
-    records: tuple[Record, ...]
-    samples: tuple[Mapping[str, Any], ...] = ()
-    curves: tuple[Mapping[str, Any], ...] = ()
-    failures: tuple[str, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    galleries: tuple[Mapping[str, Any], ...] = ()
 
 
 def default_store() -> Path:
@@ -150,61 +126,6 @@ def run(
     return result
 
 
-def prepare(out: Path) -> None:
-    """Make sure that a result folder can be written, before hours are spent, and clear RUB's own files of a run before.
-
-    Raises:
-        RubError: it is a file, or cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("tables", "figures"):
-            for path in (out / name).glob("*.*"):
-                path.unlink()
-        (out / "samples.parquet").unlink(missing_ok=True)
-        (out / "suite.yaml").touch()
-    except OSError as error:
-        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
-
-
-def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:
-    """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
-    records: list[Record] = []
-    samples: list[Mapping[str, Any]] = []
-    curves: list[Mapping[str, Any]] = []
-    galleries: list[Mapping[str, Any]] = []
-    for _, graph in plans:
-        common = {**graph.common, "suite": suite}
-        for stage in graph.stages:
-            outcome = outcomes[stage.key]
-            records += _records(stage, outcome, common)
-            for name, rows in (("samples.json", samples), ("curves.json", curves)):
-                if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
-                    rows += [{**common, **row} for row in outcome.artifact.json(name)]
-            galleries += [{**common, **row} for row in _galleries(outcome)]
-    counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
-    for outcome in outcomes.values():
-        counts[outcome.status] += 1
-    failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
-    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries))
-
-
-def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
-    """Write a result folder and return the path of its page."""
-    from rub.report.site import write_report
-
-    try:
-        write_records(result.records, result.samples, out)
-        (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
-        spec = suite.model_dump(mode="json", exclude={"experiments"})
-        spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
-        (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-        facts = {"command": command, "suite": spec}
-        return write_report(result.records, result.curves, out, facts, galleries=result.galleries)
-    except OSError as error:
-        raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
-
-
 def sizes(stages: Sequence[Stage], store: Store) -> list[tuple[Stage, int | None]]:
     """Return every stage needed, in order, with the bytes of its artifact, or None where it is missing."""
 
@@ -288,20 +209,3 @@ def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
     made = artifact.json("gallery.json")
     row = {name: made[name] for name in ("method", "unlearn_seed")}
     return [{**row, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]]
-
-
-def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:
-    if outcome.artifact is None:
-        failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
-        return [Record.model_validate({**common, **dict(cell), **failed}) for cell in stage.cells]
-    if not stage.cells:
-        return []
-    manifest = outcome.artifact.manifest
-    provenance = {
-        "key": stage.key,
-        "inputs": tuple(key for _, key in sorted(manifest["inputs"].items())),
-        "code_version": manifest["code_version"],
-        "library_versions": manifest["library_versions"],
-        "created": manifest["created"],
-    }
-    return [Record.model_validate({**common, **provenance, **row}) for row in outcome.artifact.json("rows.json")]

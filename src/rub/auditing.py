@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from rich.markup import escape
 
-from rub.api import Result, collect, default_store, prepare, write_result
+from rub.api import default_store
 from rub.errors import RubError
 from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
+from rub.results import Result, collect, prepare, write_result
 from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
 from rub.store.records import Record

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from rub import audit
 from rub.api import make_runtime
+from rub.auditing import MARGIN, Rate, Verdict
 from rub.classification.audit import Report, conclude, lines
 from rub.classification.context import UnlearnContext
-from rub.auditing import MARGIN, Rate, Verdict
 from rub.classification.verdict import Figures, judge
 from rub.errors import RubError
 from rub.images.context import Augmentation

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rub import registry
-from rub.api import collect
 from rub.classification.reporting import REPORTING
 from rub.classification.task import TASK
 from rub.errors import RubError
@@ -18,6 +17,7 @@ from rub.report import figures
 from rub.report.grouping import Place, board_of, budgets_of, grouped, row_order
 from rub.report.reporting import reporting_of, reportings
 from rub.report.site import write_report
+from rub.results import collect
 from rub.showing import describe, listing
 from rub.specs import load_suite
 from rub.store.artifacts import Store

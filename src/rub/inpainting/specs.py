@@ -70,9 +70,9 @@ class InpaintingProtocol(Protocol):
     attacks: dict[str, AttackPlan]
     images: Literal["test", "train"] = "test"
     """Which images stand for F and R: unseen ones of these classes (Li et al.: validation images), or training ones."""
-    recovered_below: float = Field(0.01, gt=0)
+    recovered_below: float = Field(0.0025, gt=0)
     """An image counts as recovered when the mean squared error to the original's output on masked patches, in [0, 1]
-    pixel space, is at most this: 0.01 is 20 dB."""
+    pixel space, is at most this: 0.0025 is a root mean square of 0.05, or 26 dB."""
     is_splits: int = Field(10, ge=1)
     """Splits of the Inception Score; the images are shuffled with seed 2020 first."""
 
@@ -151,6 +151,7 @@ PROTOCOLS: Mapping[str, InpaintingProtocol] = {
                 "noise": AttackPlan(runs=(Component(name="noise", steps=20),), budgets=(32,), splits=("forget",)),
             },
             is_splits=1,
+            recovered_below=0.01,
         ),
     )
 }

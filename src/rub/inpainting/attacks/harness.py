@@ -104,7 +104,8 @@ def run_attack(
     A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what
     the attack found; so D never rises, and recovery never falls as eps grows. `step` is 0 exactly where the clean image
     is recovered and -1 exactly where float32 says that the returned probe is not (1 where the start recovers already);
-    the success curve follows from the steps, and the loss curve ends at the re-evaluated mean. The budget ``"none"`` scores the clean images only.
+    the success curve follows from the steps, and the loss curve ends at the re-evaluated mean. The budget ``"none"``
+    scores the clean images only.
 
     Args:
         function: the attack; called as ``function(target, images, budget, context, **parameters)``.
