@@ -48,7 +48,7 @@ def words(text):
         (["run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["plan", "quick", "--methods", "saluun"], ("unknown classification method 'saluun'", "did you mean 'salun'?")),
         (["plan", "quick", "--methods", "retrain"], "method 'retrain' is a control"),
-        (["plan", "quick", "--task", "inpainting"], "no experiment of task 'inpainting'"),
+        (["plan", "table1-cifar10", "--task", "inpainting"], "no experiment of task 'inpainting'"),
         (["plan", "quick", "--seeds", "0"], "--seeds"),
         (["plan", "quick", "--set", "training.epochs"], "should be path=value"),
         (["run", "quick", "--device", "tpu"], "should be auto, cpu or cuda"),
@@ -427,7 +427,7 @@ def test_lists_have_everything(rub):
     }  # fmt: skip
     metrics = {row["name"]: row["direction"] for row in json.loads(rub("list", "metrics", "--json").out)}
     assert (metrics["ta"], metrics["ra"], metrics["ua"], metrics["mia_shadow"]) == ("up", "up", "down", "down")
-    assert {row["name"] for row in json.loads(rub("list", "attacks", "--json").out)} == {
+    assert {row["name"] for row in json.loads(rub("list", "attacks", "--task", "classification", "--json").out)} == {
         "uma", "uma-apgd", "universal", "square", "noise",
     }  # fmt: skip
 

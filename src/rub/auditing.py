@@ -109,15 +109,15 @@ def measure(
     return result
 
 
-def existing(weights: Mapping[str, Path | None], kinds: str) -> dict[str, Path]:
+def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = False) -> dict[str, Path]:
     """Return the checkpoints that are given, by role.
 
     Raises:
-        RubError: one of them is not there; `kinds` says what would be right.
+        RubError: one of them is not there, or is a folder without `folders`; `kinds` says what would be right.
     """
     found = {name: path for name, path in weights.items() if path is not None}
     for name, path in found.items():
-        if not path.exists():
+        if not (path.is_file() or (folders and path.is_dir())):
             raise RubError(f"--{name} {path}: no such file; give {kinds}")
     return found
 

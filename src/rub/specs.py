@@ -166,7 +166,8 @@ def load_suite(
         overrides: ``path=value`` strings as given to ``--set``; the path is inside an experiment
             (``training.epochs=3``), optionally after a task name (``classification.training.epochs=3``).
         task: keep only the experiments of this task.
-        methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them.
+        methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them; of a
+            suite of several tasks, the experiments whose task has one of them.
         seeds: number of unlearning seeds instead of the suite's.
         added: components of plug-ins; their methods join every experiment of their task, unless `methods` is given.
 
@@ -183,12 +184,14 @@ def load_suite(
         experiments = [item for item in experiments if item.get("task") == task]
         if not experiments:
             raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
+    if methods is not None:
+        experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
         present = _names(item.get("methods", {}))
         if isinstance(present, dict):  # what has another type is refused below, with its place
             new = [entry.name for entry in added if METHODS.owns(entry, item.get("task"))]
-            wanted = methods if methods is not None else [*present, *new]
+            wanted = [*present, *new] if methods is None else _known_of(item, methods) or methods
             item["methods"] = {name: present.get(name, {}) for name in wanted}
         if seeds is not None and isinstance(item.get("seeds", {}), dict):
             item["seeds"] = {**item.get("seeds", {}), "unlearn": seeds}
@@ -198,6 +201,12 @@ def load_suite(
         return Suite.model_validate({**raw, "experiments": parsed})
     except ValidationError as error:
         raise RubError(first_error(error, where, Suite.model_fields)) from None
+
+
+def _known_of(item: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
+    """Return those methods that an experiment's task has;."""
+    known = {entry.name for entry in METHODS.entries(item.get("task"))}
+    return [name for name in methods if name in known]
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def test_folders_that_lack_something(tmp_path):
 def test_an_encoder_alone(tmp_path):
     model = tiny()
     encoder = {name: v for name, v in model.state_dict().items() if not name.startswith(("decoder", "mask_token"))}
-    words = ("without its decoder", "mae_visualize_vit_")
+    words = ("decoder is missing", "mae_visualize_vit_")
     torch.save({"model": encoder}, tmp_path / "mae_pretrain_vit_base.pth")
     refused(tmp_path / "mae_pretrain_vit_base.pth", *words, **HEADS)
     save_file({**encoder, "head.weight": torch.ones(2, 16)}, tmp_path / "timm.safetensors")

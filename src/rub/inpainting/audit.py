@@ -60,6 +60,7 @@ def audit(
     given = existing(
         {"original": original, "unlearned": unlearned, "retrained": retrained},
         "a checkpoint (.safetensors, .pth) or a transformers folder",
+        folders=True,
     )
     experiment = _experiment(model, data, size, forget_classes, protocol, samples, judge_epochs)
     graph = AuditGraph(experiment, runtime.data_root, given, sizes)

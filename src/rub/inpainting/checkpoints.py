@@ -164,7 +164,7 @@ def _plain(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     encoder = any(name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight")) for name in state)
     if encoder and not any(name.startswith(("decoder", "mask_token")) for name in state):
         raise RubError(
-            f"checkpoint {path}: an encoder without its decoder (as mae_pretrain_vit_*.pth and timm's), which cannot"
+            f"checkpoint {path}: the decoder is missing: an encoder alone (as mae_pretrain_vit_*.pth, timm's) cannot"
             " inpaint; the published files with a decoder for plain pixels are mae_visualize_vit_{base,large,huge}.pth"
         )
     if faults := [name for name, value in state.items() if not value.is_floating_point()]:
