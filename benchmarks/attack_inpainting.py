@@ -34,7 +34,8 @@ SIZES = {
     "small": (MAEConfig(32, 4, 3, 192, 6, 6, 128, 4, 4), 128, 20, 64),
     "base": (MAEConfig(224, 16, 3, 768, 12, 12, 512, 8, 16), 4, 10, 4),
 }
-GOAL = 2.0
+# The claim is about the plain loop; the one that asks for the input's gradient alone shows what part is that alone.
+GOALS = {"plain, backward()": 2.0, "plain, autograd.grad": 1.0}
 ALIKE = 0.05  # how far the falls of D may differ, in units of the fall
 
 
@@ -160,9 +161,9 @@ def verdict(rate: dict[str, float], fall: dict[str, float]) -> bool:
     good = True
     for name in [name for name in rate if name != "rub"]:
         ratio, gap = rate["rub"] / rate[name], abs(fall["rub"] - fall[name]) / fall[name]
-        holds = ratio >= GOAL and gap <= ALIKE
+        holds = ratio >= GOALS[name] and gap <= ALIKE
         good &= holds
-        print(f"ratio to {name}: {ratio:.2f} (goal {GOAL}), falls of D differ by {100 * gap:.1f} % (goal"
+        print(f"ratio to {name}: {ratio:.2f} (goal {GOALS[name]}), falls of D differ by {100 * gap:.1f} % (goal"
               f" {100 * ALIKE:.0f} %): {'holds' if holds else 'DOES NOT HOLD'}")  # fmt: skip
     return good
 
