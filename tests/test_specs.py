@@ -241,4 +241,4 @@ def test_unknown_suites(tmp_path):
     with pytest.raises(RubError, match="cannot be read"):
         load_suite(str(binary))
     with pytest.raises(RubError, match="no experiment of task 'inpainting'"):
-        load_suite("quick", task="inpainting")
+        load_suite("table1-cifar10", task="inpainting")

@@ -193,8 +193,11 @@ def test_forged_witnesses_do_not_hold(tiny_i2i, rub, tmp_path, change, says):
         (lambda claim, tensors: claim.update(schema_version=2), "schema_version"),
         (lambda claim, tensors: claim["models"]["original"].update(kind="../x"), "models.original.kind"),
         (lambda claim, tensors: claim["settings"].update(mask_ratio="x"), "mask ratio"),
+        (lambda claim, tensors: claim["data"].update(key="0" * 64, spec={"name": 3}), "the claim's data set"),
+        (lambda claim, tensors: claim["data"].update(key="../.."), "not a stage kind and a key"),
+        (lambda claim, tensors: claim["models"].pop("original"), "names no original model"),
     ],
-    ids=["shape", "image", "id", "task", "schema", "path", "setting"],
+    ids=["shape", "image", "id", "task", "schema", "path", "setting", "data", "escape", "model"],
 )
 def test_claims_that_cannot_be_checked_say_why(tiny_i2i, rub, tmp_path, change, says):
     damaged(tiny_i2i, tmp_path, change)

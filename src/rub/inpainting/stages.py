@@ -47,7 +47,13 @@ class Side:
     ratio: float
 
     def mask(self, model: MaskedAutoencoder) -> Mask:
-        """Return the images' masks for a model."""
+        """Return the images' masks for a model.
+
+        Raises:
+            RubError: it has more patches than noise was stored for.
+        """
+        if model.config.patches > self.noise.shape[1]:
+            raise RubError(f"model: {model.config.patches} patches; at most {self.noise.shape[1]} can be masked here")
         return make_mask(self.noise[:, : model.config.patches], self.ratio)
 
 
@@ -55,20 +61,20 @@ def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Choose the images of F and R, their mask noise, and the unrelated images of the steering control."""
     spec, bundle = stage.spec, bundle_of(inputs, runtime)
     parts = split(bundle, spec["forget"], spec["validation"])
-    for name in SIDES:
-        if spec["images"] == "test":
-            pool = parts.test_where(forgotten=name == "forget")
-        else:
-            pool = parts.forget if name == "forget" else parts.retain
-        if len(pool) < 2:
-            raise RubError(f"forget: {len(pool)} {spec['images']} images of {name}: FID needs at least two")
-        chosen = subset(pool, spec["samples"], f"evaluate-{name}")
-        np.save(out / f"{name}_ids.npy", chosen.ids.numpy())
-        np.save(out / f"{name}_noise.npy", keyed_noise(chosen.ids, MOST_MASK_TOKENS, spec["mask_seed"]).numpy())
-        if name == "forget":
-            count = min(spec["steered_samples"], len(chosen))
-    others = len(chosen)
-    np.save(out / "steered_pick.npy", torch.randint(0, others, (count,), generator=seeded(0, "steer")).numpy())
+    test = spec["images"] == "test"
+    pools = {
+        "forget": parts.test_where(forgotten=True) if test else parts.forget,
+        "retain": parts.test_where(forgotten=False) if test else parts.retain,
+    }
+    chosen = {name: subset(pool, spec["samples"], f"evaluate-{name}") for name, pool in pools.items()}
+    for name, samples in chosen.items():
+        if len(samples) < 2:
+            raise RubError(f"forget: {len(samples)} {spec['images']} images of {name}: FID needs at least two")
+        np.save(out / f"{name}_ids.npy", samples.ids.numpy())
+        np.save(out / f"{name}_noise.npy", keyed_noise(samples.ids, MOST_MASK_TOKENS, spec["mask_seed"]).numpy())
+    count = min(spec["steered_samples"], len(chosen["forget"]))
+    pick = torch.randint(0, len(chosen["retain"]), (count,), generator=seeded(0, "steer"))
+    np.save(out / "steered_pick.npy", pick.numpy())
     facts = {"images": spec["images"], "mask_ratio": spec["mask_ratio"]}
     (out / "chosen.json").write_text(json.dumps(facts), encoding="utf-8")
 

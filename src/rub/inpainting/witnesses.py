@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from rub.errors import RubError
 from rub.images.data import load_bundle
+from rub.images.folders import Selection
 from rub.images.samples import Samples, to_unit
 from rub.images.sources import load_images
 from rub.images.specs import DatasetSpec
@@ -21,6 +23,7 @@ from rub.inpainting.probing import FREE, GRIDDED, Budget, apply_delta, divergenc
 from rub.inpainting.stages import WEIGHTS, model_of, side_of
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
+from rub.registry import first_error
 from rub.store.artifacts import Artifact
 from rub.store.witnesses import Sources, Witness, model_file, write_witness
 
@@ -143,8 +146,12 @@ def _samples(witness: Witness, sources: Sources) -> Samples:
         bundle = load_bundle(artifact)
         pool = bundle.test if images == "test" else bundle.train
     else:
-        spec = DatasetSpec.model_validate(witness.data.get("spec", {}))
-        loaded = load_images(spec.name, sources.data_root, size=spec.size)
+        try:
+            spec = DatasetSpec.model_validate(witness.data.get("spec", {}))
+        except ValidationError as error:
+            raise RubError(first_error(error, "the claim's data set", DatasetSpec.model_fields)) from None
+        selection = Selection.of(spec.model_dump(exclude_defaults=True))
+        loaded = load_images(spec.name, sources.data_root, size=spec.size, selection=selection)
         pool = loaded.test if images == "test" else loaded.train
     place = {int(identity): row for row, identity in enumerate(pool.ids)}
     missing = [sample.id for sample in witness.samples if sample.id not in place]
