@@ -29,6 +29,12 @@ def path(tmp_path, write_suite):
     return str(write_suite(tmp_path))
 
 
+METHODS_OF = {
+    "classification": TABLE1,
+    "inpainting": {"i2i", "salun", "max-loss", "retain-label", "noisy-label", "random-encoder"},
+}
+
+
 @pytest.mark.parametrize("name", sorted(suite_names()))
 def test_shipped_suites_load_and_hold_every_method(name):
     suite = load_suite(name)
@@ -36,7 +42,23 @@ def test_shipped_suites_load_and_hold_every_method(name):
     assert suite.summary
     assert "\n" not in suite.summary
     for experiment in suite.experiments:
-        assert set(experiment.methods) == TABLE1
+        assert set(experiment.methods) == METHODS_OF[experiment.task]
+
+
+def test_the_imagenet_suite_is_the_papers():
+    suite = only(load_suite("table2-imagenet"))
+    assert suite.forget.classes == tuple(range(100))
+    assert (suite.dataset.classes, suite.dataset.per_class, suite.dataset.test_per_class) == ("i2i", 120, 50)
+    assert suite.evaluation.samples == 100 * 50
+    assert suite.paper == "table2"
+
+
+def test_methods_choose_the_experiments_whose_task_has_them():
+    tasks = {"ft": ["classification"], "max-loss": ["inpainting"], "salun": ["classification", "inpainting"]}
+    for name, wanted in tasks.items():
+        suite = load_suite("quick", methods=[name])
+        assert [item.task for item in suite.experiments] == wanted
+        assert all(list(item.methods) == [name] for item in suite.experiments)
 
 
 def test_the_paper_suites_are_the_papers():
@@ -82,7 +104,9 @@ def test_a_changed_protocol_is_marked(tmp_path, write_suite):
     names = []
     for value in ("50", "60", "60"):
         changed = load_suite(
-            "quick", overrides=[f"protocol={{name: rub-quick-1, attacks: {{uma: {{budgets: [{value}]}}}}}}"]
+            "quick",
+            task="classification",
+            overrides=[f"protocol={{name: rub-quick-1, attacks: {{uma: {{budgets: [{value}]}}}}}}"],
         )
         names.append(only(changed).protocol.name)
         assert only(changed).protocol.attacks["square"] == PROTOCOLS["rub-quick-1"].attacks["square"]

@@ -93,7 +93,8 @@ class Registry(Generic[T]):
         """Return the entry, or raise `RubError` with the nearest names."""
         self._scan()
         if (task, name) not in self._entries:
-            raise unknown(f"{task} {self.kind}", name, [entry.name for entry in self.entries(task)])
+            named = f"{task} {self.kind}" if task != name else self.kind  # a task is its own task
+            raise unknown(named, name, [entry.name for entry in self.entries(task if task != name else None)])
         return self._entries[task, name]
 
     def entries(self, task: str | None = None) -> Iterator[Entry[T]]:

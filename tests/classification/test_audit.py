@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rub import audit
 from rub.api import make_runtime
-from rub.auditing import MARGIN, Rate, Verdict
-from rub.classification.audit import Report, conclude, lines
+from rub.auditing import MARGIN, Rate, Report, Verdict, lines
+from rub.classification.audit import conclude, told
 from rub.classification.context import UnlearnContext
 from rub.classification.verdict import Figures, judge
 from rub.errors import RubError
@@ -116,13 +116,13 @@ def test_the_margin_is_five_points():
 
 
 def test_a_report_is_told_in_lines():
-    report = Report(judge(REFERENCED, "16/255"), REFERENCED, "16/255", (), ())
+    report = Report(judge(REFERENCED, "16/255"), REFERENCED, tuple(told(REFERENCED, "16/255")), "16/255", (), ())
     said = list(lines(report))
     assert "UA of the original model on clean forget images   99.0 % (94.6 to 99.8)" in said
     assert any(line.startswith("UA of the retrained model, UMA at 16/255") for line in said)
     assert "logit_auc       original 0.990, unlearned 0.550, retrained 0.500" in said
     assert "[b]Verdict: no residual found at this budget[/b]" in said
-    failed = Report(Verdict("cannot tell", ("broke: [red]x",)), None, "16/255", (), ("broke",))
+    failed = Report(Verdict("cannot tell", ("broke: [red]x",)), None, (), "16/255", (), ("broke",))
     assert list(lines(failed)) == ["[b]Verdict: cannot tell[/b]", r"  - broke: \[red]x"]
 
 
@@ -241,9 +241,9 @@ def test_wrong_checkpoints_are_noticed_before_anything_is_attacked(ask, tmp_path
         ask(tmp_path / "bad.pth", store=tmp_path / "store")
 
 
-def test_audits_exist_for_classification_only():
-    with pytest.raises(RubError, match="audit inpainting: not available; audits exist for: classification"):
-        audit("inpainting")
+def test_audits_exist_for_known_tasks_only():
+    with pytest.raises(RubError, match="unknown task 'inpaintng': did you mean 'inpainting'"):
+        audit("inpaintng")
 
 
 def test_the_command_ends_in_the_verdict(rub, trained, ask):

@@ -531,7 +531,7 @@ def test_warm_starts_never_lose_a_sample(tiny):
 
 def test_protocols_name_attacks_and_parameters_that_exist():
     for name in PROTOCOLS:
-        suite = load_suite("quick", overrides=[f"protocol={name}"])
+        suite = load_suite("quick", task="classification", overrides=[f"protocol={name}"])
         [(_, graph)] = plan(suite, make_runtime(device="cpu"))
         assert graph.common["protocol"] == name
 

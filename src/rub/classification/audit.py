@@ -81,7 +81,7 @@ def conclude(records: Sequence[Record], budgets: Sequence[str]) -> Report:
         verdict = judge(figures, budget)
         if verdict.name == "recovered":
             break
-    return Report(verdict, figures, tuple(_told(figures, budget)), budget, tuple(records), ())
+    return Report(verdict, figures, tuple(told(figures, budget)), budget, tuple(records), ())
 
 
 class AuditGraph(Graph):
@@ -132,7 +132,7 @@ def figures_of(records: Sequence[Record], budget: str) -> Figures:
     )
 
 
-def _told(figures: Figures, budget: str) -> Iterator[str]:
+def told(figures: Figures, budget: str) -> Iterator[str]:
     """Yield the figures as lines of text."""
     yield f"UA of the original model on clean forget images   {percent(figures.original)}"
     yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"

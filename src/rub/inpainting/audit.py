@@ -83,7 +83,7 @@ def conclude(records: Sequence[Record], budgets: Sequence[str]) -> Report:
         verdict = judge(figures, budget)
         if verdict.name == "recovered":
             break
-    return Report(verdict, figures, tuple(_told(figures, budget)), budget, tuple(records), ())
+    return Report(verdict, figures, tuple(told(figures, budget)), budget, tuple(records), ())
 
 
 class AuditGraph(Graph):
@@ -133,7 +133,7 @@ def figures_of(records: Sequence[Record], budget: str) -> Figures:
     )
 
 
-def _told(figures: Figures, budget: str) -> Iterator[str]:
+def told(figures: Figures, budget: str) -> Iterator[str]:
     """Yield the figures as lines of text."""
     yield f"error to the true forget images: original {figures.original:.4f}, unlearned {figures.unlearned:.4f}"
     yield f"completed as the original did, clean              {percent(figures.clean)}"
