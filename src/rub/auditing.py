@@ -1,9 +1,9 @@
 """What audits of every task share: running two or three checkpoints through a graph, looking rates up, the outcomes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.markup import escape
 
@@ -18,6 +18,7 @@ from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
 from rub.store.records import Record
 
+F = TypeVar("F")
 VerdictName = Literal["recovered", "hidden", "no residual found at this budget", "cannot tell"]
 MARGIN = 0.05  # a difference below five points is not called a recovery, however many samples stand behind it
 
@@ -107,6 +108,37 @@ def measure(
     if out is not None:
         write_result(result, Suite(name="audit", summary="an audit", experiments=(audited.experiment,)), out, command)
     return result
+
+
+def conclude(
+    records: Sequence[Record],
+    budgets: Sequence[str],
+    figures_of: Callable[[Sequence[Record], str], F],
+    judge: Callable[[F, str], Verdict],
+    told: Callable[[F, str], Iterable[str]],
+) -> Report:
+    """Return *recovered* at the smallest budget where it holds, else what the largest one says.
+
+    A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
+
+    Args:
+        records: every measured row.
+        budgets: of the search, the smallest first.
+        figures_of: picks a task's figures at a budget from the rows.
+        judge: gives the verdict for them.
+        told: gives them as lines of text.
+    """
+    for budget in budgets:
+        figures = figures_of(records, budget)
+        verdict = judge(figures, budget)
+        if verdict.name == "recovered":
+            break
+    return Report(verdict, figures, tuple(told(figures, budget)), budget, tuple(records), ())
+
+
+def broken(result: Result, budget: str) -> Report:
+    """Return the report of an audit some of whose stages failed."""
+    return Report(Verdict("cannot tell", result.failures), None, (), budget, result.records, result.failures)
 
 
 def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = False) -> dict[str, Path]:

@@ -4,14 +4,14 @@ A suite is a YAML file: ``name``, ``summary`` and a list of ``experiments``; eac
 task's own `Experiment` subclass says which further fields it has. Everything here is free of torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rub.errors import RubError, unknown
 from rub.registry import METHODS, TASKS, Entry, first_error
@@ -115,6 +115,18 @@ class Experiment(Frozen):
     @classmethod
     def _names_to_mapping(cls, value: Any) -> Any:
         return _names(value)
+
+    @field_validator("dataset", "model", mode="before", check_fields=False)
+    @classmethod
+    def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """A task that has these fields takes a bare name for them."""
+        return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
+
+    def refuse_as_methods(self, controls: Iterable[str]) -> None:
+        """Raise `RubError` where a control's name is used as a method."""
+        for name in self.methods:
+            if name in controls:
+                raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
 
 
 def _names(value: Any) -> Any:

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rub import audit
 from rub.api import make_runtime
-from rub.auditing import MARGIN, Rate, Report, Verdict, lines
-from rub.classification.audit import conclude, told
+from rub.auditing import MARGIN, Rate, Report, Verdict, conclude, lines
+from rub.classification.audit import figures_of, told
 from rub.classification.context import UnlearnContext
 from rub.classification.verdict import Figures, judge
 from rub.errors import RubError
@@ -272,7 +272,7 @@ def test_a_residual_at_a_small_budget_decides():
     for budget, recovered, steered in (("8/255", 0.7, 0.4), ("16/255", 0.95, 0.95)):
         records.append(row("unlearned", recovered, "uma", budget))
         records.append(row("unlearned", steered, "uma", budget, split="retain"))
-    report = conclude(tuple(records), ["8/255", "16/255"])
+    report = conclude(tuple(records), ["8/255", "16/255"], figures_of, judge, told)
     assert (report.verdict.name, report.budget) == ("recovered", "8/255")
     none = tuple(row if row.budget != "8/255" else row.model_copy(update={"value": 0.0}) for row in records)
     small = tuple(
@@ -281,4 +281,4 @@ def test_a_residual_at_a_small_budget_decides():
         else item
         for item in none
     )
-    assert conclude(small, ["8/255", "16/255"]).verdict.name == "cannot tell"
+    assert conclude(small, ["8/255", "16/255"], figures_of, judge, told).verdict.name == "cannot tell"

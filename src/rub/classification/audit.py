@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.auditing import Audited, Report, Rows, Verdict, dataset_of, existing, measure, percent
+from rub.auditing import Audited, Report, Rows, broken, conclude, dataset_of, existing, measure, percent
 from rub.classification.specs import ClassificationExperiment
 from rub.classification.task import TASK, VERSIONS, Graph
 from rub.classification.verdict import Figures, judge
@@ -67,21 +67,8 @@ def audit(
     )  # fmt: skip
     budgets = [f"{level}/255" for level in experiment.protocol.attacks["uma"].budgets if level > 0]
     if result.failures:
-        return Report(Verdict("cannot tell", result.failures), None, (), budgets[-1], result.records, result.failures)
-    return conclude(result.records, budgets)
-
-
-def conclude(records: Sequence[Record], budgets: Sequence[str]) -> Report:
-    """Return *recovered* at the smallest budget where it holds, else what the largest one says.
-
-    A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
-    """
-    for budget in budgets:
-        figures = figures_of(records, budget)
-        verdict = judge(figures, budget)
-        if verdict.name == "recovered":
-            break
-    return Report(verdict, figures, tuple(told(figures, budget)), budget, tuple(records), ())
+        return broken(result, budgets[-1])
+    return conclude(result.records, budgets, figures_of, judge, told)
 
 
 class AuditGraph(Graph):

@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rub.errors import RubError
 from rub.images.specs import DatasetSpec, ForgetSpec, TrainingSpec
-from rub.specs import BARE_NAMES, Component, Experiment, Frozen, Protocol, protocol_of
+from rub.specs import Component, Experiment, Frozen, Protocol, protocol_of
 
 Split = Literal["forget", "forget_test", "retain"]
 
@@ -163,17 +162,6 @@ class ClassificationExperiment(Experiment):
     def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
         return protocol_of(value, PROTOCOLS, ClassificationProtocol)
-
-    @field_validator("dataset", "model", mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
-
-    def check_methods(self) -> None:
-        """Raise `RubError` where a control's name is used as a method."""
-        for name in self.methods:
-            if name in CONTROLS:
-                raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
 
 
 CONTROLS = ("original", "retrain", "sham")

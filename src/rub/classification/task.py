@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rub.classification.metrics import METRICS_DECLARED, cell
-from rub.classification.specs import PROTOCOLS, AttackPlan, ClassificationExperiment
+from rub.classification.specs import CONTROLS, PROTOCOLS, AttackPlan, ClassificationExperiment
 from rub.images.specs import check_classes, data_stage
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
@@ -70,7 +70,7 @@ class Graph:
         Raises:
             RubError: an unknown component or hyperparameter, or data that is not there.
         """
-        experiment.check_methods()
+        experiment.refuse_as_methods(CONTROLS)
         MODELS.get(experiment.model.arch, "classification")
         self.experiment = experiment
         self.methods = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from rub.images.fidelity import Extractor, frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.images.judges import described, load_judge
 from rub.images.samples import to_unit
+from rub.inpainting.attacks.harness import score
 from rub.inpainting.lpips import lpips_or_none
 from rub.inpainting.mae import MaskedAutoencoder, paste
 from rub.inpainting.masks import gather
@@ -199,18 +200,10 @@ def _score(
     return loss
 
 
-@torch.no_grad()
 def _steered(inputs: Inputs, delta: Tensor, runtime: Runtime) -> Tensor:
     """Return how far the probes of the steering control ended from what they aimed at, float32 (N,)."""
     side, target = aim("steered", inputs, runtime)
-    found = []
-    for start in range(0, len(delta), runtime.batch_size):
-        rows = slice(start, start + runtime.batch_size)
-        probes = apply_delta(side.samples.images[rows], delta[rows]).to(runtime.device)
-        mask = target.mask.select(rows).to(runtime.device)
-        made = target.model.reconstruct(probes, mask)
-        found.append(divergence(made, target.reference[rows].to(runtime.device)).cpu())
-    return torch.cat(found)
+    return score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
 
 
 def _residual(

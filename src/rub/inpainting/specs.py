@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from rub.errors import RubError
 from rub.images.specs import DatasetSpec, ForgetSpec, JudgeSpec
-from rub.specs import BARE_NAMES, Component, Experiment, Frozen, Protocol, protocol_of
+from rub.specs import Component, Experiment, Frozen, Protocol, protocol_of
 
 Split = Literal["forget", "retain", "steered"]
 Level = int | Literal["unbounded", "free"]
@@ -94,7 +94,6 @@ def _uma(**parameters: Any) -> Component:
     return Component(name="uma", **parameters)
 
 
-BOTH: tuple[Split, ...] = ("forget", "retain")
 ALL: tuple[Split, ...] = ("forget", "retain", "steered")
 
 PROTOCOLS: Mapping[str, InpaintingProtocol] = {
@@ -177,16 +176,9 @@ class InpaintingExperiment(Experiment):
         """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
         return protocol_of(value, PROTOCOLS, InpaintingProtocol)
 
-    @field_validator("dataset", "model", mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
-
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""
-        for name in self.methods:
-            if name in CONTROLS:
-                raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
+        self.refuse_as_methods(CONTROLS)
         if self.forget.classes is None:
             raise RubError("forget: this task forgets whole classes; give forget.classes, such as [0, 1]")
         if self.model.arch == "foreign" and self.model.weights is None:

@@ -1,6 +1,6 @@
 """Witnesses of recovered images: the perturbed visible patches, and the check that scores them again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rub.errors import RubError
+from rub.errors import Diverged, RubError
 from rub.images.data import load_bundle
 from rub.images.folders import Selection
-from rub.images.samples import Samples, to_unit
+from rub.images.samples import Samples
 from rub.images.sources import load_images
 from rub.images.specs import DatasetSpec
+from rub.inpainting.attacks.harness import make_target, score
 from rub.inpainting.checkpoints import load_mae
-from rub.inpainting.mae import MaskedAutoencoder
-from rub.inpainting.masks import Mask, gather, keyed_noise, make_mask, scatter
-from rub.inpainting.probing import FREE, GRIDDED, Budget, apply_delta, divergence
+from rub.inpainting.masks import gather, keyed_noise, make_mask, scatter
+from rub.inpainting.probing import FREE, GRIDDED, Budget, apply_delta
 from rub.inpainting.stages import WEIGHTS, model_of, side_of
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
@@ -89,8 +89,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     Raises:
         RubError: the models or the data are not there, or the claim is not one of this task.
     """
-    models = [load_mae(model_file(witness, role, sources)).eval() for role in ("original", "unlearned")]
-    original, unlearned = (model.to(sources.device).requires_grad_(False) for model in models)
+    original, unlearned = (load_mae(model_file(witness, role, sources)) for role in ("original", "unlearned"))
     samples = _samples(witness, sources)
     delta, ratio = tensors.get("delta"), witness.settings.get("mask_ratio")
     seed = witness.settings.get("mask_seed")
@@ -100,42 +99,31 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     mask = make_mask(keyed_noise(samples.ids, patches, seed), ratio)
     if delta.shape != (len(samples), mask.keep.shape[1], original.config.patch_dim):
         raise RubError(f"delta of shape {tuple(delta.shape)}: not the visible patches of {len(samples)} images")
-    broken: list[str] = []
-    for start in range(0, len(samples), sources.batch_size):
-        rows = slice(start, start + sources.batch_size)
-        part = samples.select(range(len(samples))[rows])
-        broken += _scored(witness, part, delta[rows], mask.select(rows), original, unlearned, sources.device)
+    blank = torch.zeros(len(samples), patches, original.config.patch_dim, dtype=delta.dtype)
+    whole = original.unpatchify(scatter(delta, mask.keep, blank))
+    whole = whole if whole.dtype.is_floating_point else whole.to(GRIDDED)
+    device = torch.device(sources.device)
+    try:
+        target = make_target(original, unlearned, samples.images, mask, sources.batch_size, device)
+    except Diverged as error:  # weights of others may hold anything
+        raise RubError(str(error)) from None
+    loss = score(target, samples.images, whole, sources.batch_size, device)
+    broken = list(_broken(witness, samples, whole, loss))
     return len(samples) - len(broken), broken
 
 
-@torch.no_grad()
-def _scored(
-    witness: Witness,
-    samples: Samples,
-    visible: Tensor,
-    mask: Mask,
-    original: MaskedAutoencoder,
-    unlearned: MaskedAutoencoder,
-    device: str,
-) -> list[str]:
-    """Return a line for each probe of a batch that leaves its budget or does not recover its image."""
-    gridded = not visible.dtype.is_floating_point
-    wide = visible.to(torch.int16) if gridded else visible
-    blank = torch.zeros(len(samples), original.config.patches, original.config.patch_dim, dtype=wide.dtype)
-    delta = original.unpatchify(scatter(wide, mask.keep, blank))
-    probes, x = apply_delta(samples.images, delta).to(device), to_unit(samples.images).to(device)
-    mask = mask.to(device)
-    loss = divergence(unlearned.reconstruct(probes, mask), original.reconstruct(x, mask)).cpu()
-    budget, reach = Budget.parse(witness.budget), wide.abs().flatten(1).amax(1)
-    broken = []
+def _broken(witness: Witness, samples: Samples, delta: Tensor, loss: Tensor) -> Iterator[str]:
+    """Yield a line for each probe that leaves its budget or does not recover its image."""
+    budget, gridded = Budget.parse(witness.budget), delta.dtype == GRIDDED
+    reach = delta.abs().flatten(1).amax(1)
     for row, (identity, value) in enumerate(zip(samples.ids.tolist(), loss.tolist(), strict=True)):
+        probe = apply_delta(samples.images[row], delta[row])
         if budget.gridded != gridded or (budget.levels is not None and reach[row] > budget.levels):
-            broken.append(f"image {identity}: its probe is outside the budget {budget}")
-        elif budget.gridded and not 0 <= float(probes[row].min()) <= float(probes[row].max()) <= 1:
-            broken.append(f"image {identity}: its probe is no image: pixels outside [0, 1]")
+            yield f"image {identity}: its probe is outside the budget {budget}"
+        elif budget.gridded and not 0 <= float(probe.min()) <= float(probe.max()) <= 1:
+            yield f"image {identity}: its probe is no image: pixels outside [0, 1]"
         elif not value <= witness.at_most * SLACK:
-            broken.append(f"image {identity}: {value:.6f}, claimed at most {witness.at_most:g}")
-    return broken
+            yield f"image {identity}: {value:.6f}, claimed at most {witness.at_most:g}"
 
 
 def _samples(witness: Witness, sources: Sources) -> Samples:
