@@ -6,10 +6,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rub.classification.attacks.divergences import Divergence
-from rub.classification.attacks.search import Plan, State, search
+from rub.classification.attacks.search import Plan, search
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.optim import keyed_uniform, project
 from rub.registry import Card, attack
+from rub.searching import State
 
 Distribution = Literal["sign", "uniform"]
 

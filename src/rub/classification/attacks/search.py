@@ -1,7 +1,6 @@
-"""The loop that every per-sample attack shares: a queue over the images that keeps batches full.
+"""The search that every per-sample attack shares, on the queue of `rub.searching`.
 
-A sample leaves the batch as soon as it is finished and a waiting one takes its place; each carries its own state, so
-that its search does not depend on its neighbours. What counts as recovered is decided in float32 alone.
+What counts as recovered is decided in float32 alone.
 """
 
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from rub.classification.attacks.divergences import Divergence
 from rub.classification.attacks.scoring import Score, Scorer
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.images.samples import to_unit
-from rub.optim import better, column, has_converged, keyed_uniform, project
+from rub.optim import better, column, keyed_uniform, project
+from rub.searching import Course, Scores, State, drain
 
-State = dict[str, Tensor]
-"""Per-sample state of the samples in the batch, each tensor with leading axis B: `row`, `id` (int64), `t` (steps taken
-since the start), `clean`, `x` (float32 images), `best` (uint8), `best_loss`, `best_recovered`, and the rule's own."""
+# `State` holds `row`, `id` (int64), `t`, `clean`, `x` (float32 images), `best` (uint8), `best_loss`, `best_recovered`,
+# and the rule's own.
 
 
 class Rule(Protocol):
@@ -81,20 +80,15 @@ def to_bytes(x: Tensor) -> Tensor:
     return (x * 255).round_().to(torch.uint8)
 
 
-class Ledger:
+class Ledger(Course):
     """The best probe of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
 
     def __init__(self, images: Tensor, total_steps: int, device: torch.device) -> None:
         """Start from the clean images, none of them scored."""
-        count = len(images)
+        super().__init__(len(images), total_steps, device)
         self.images = images.clone()
-        self.loss = torch.full((count,), torch.inf, device=device)
-        self.recovered = torch.zeros(count, dtype=torch.bool, device=device)
-        self.finished = torch.zeros_like(self.recovered)
-        self.step = torch.full((count,), -1, device=device)
-        self._lowest = self.loss.clone()
-        self._curve = torch.zeros(total_steps + 2, dtype=torch.float64)
-        self._tail = torch.zeros_like(self._curve)
+        self.loss = torch.full((len(images),), torch.inf, device=device)
+        self.recovered = torch.zeros(len(images), dtype=torch.bool, device=device)
 
     def offer(self, rows: Tensor, images: Tensor, score: Score, step: Tensor) -> None:
         """Keep these uint8 images where they beat what is known; note the step where one is recovered at last."""
@@ -106,22 +100,12 @@ class Ledger:
 
     def track(self, rows: Tensor, step: Tensor, loss: Tensor, counts: Tensor, finished: Tensor) -> None:
         """Enter D of these samples into the curve where `counts`; the finished keep theirs to the end."""
-        lowest = torch.minimum(self._lowest[rows], loss)
-        self._lowest[rows] = lowest
-        self.finished[rows[finished]] = True
-        value, step = lowest.double().cpu(), step.cpu()
-        self._curve.index_add_(0, step, value * counts.cpu())
-        self._tail.index_add_(0, step + 1, value * finished.cpu())
+        self.enter(rows, step, torch.minimum(self.lowest[rows], loss), counts, finished)
 
     def probes(self, evaluations: int) -> Probes:
         """Return what was found."""
-        count, steps = len(self.images), len(self._curve) - 1
-        losses = ((self._curve + self._tail.cumsum(0))[:-1] / count).tolist()
-        hits = torch.bincount(self.step[self.step >= 0].cpu(), minlength=steps).cumsum(0)
-        successes = (hits.double() / count).tolist()
-        converged = has_converged(successes, losses)
-        found = self.loss.cpu(), self.step.cpu()
-        return Probes(self.images, *found, tuple(successes), tuple(losses), evaluations, converged)
+        successes, losses, converged = self.curves()
+        return Probes(self.images, self.loss.cpu(), self.step.cpu(), successes, losses, evaluations, converged)
 
 
 class _Search:
@@ -137,23 +121,19 @@ class _Search:
         """Give every unfinished sample one start."""
         waiting = torch.nonzero(~self.ledger.finished).squeeze(1)
         behind, total = restart * len(self.images), self.plan.restarts * len(self.images)
-        state = self._admit(waiting[:0], restart)
-        while len(waiting) or len(state["row"]):
-            room = self.context.batch_size - len(state["row"])
-            if room and len(waiting):
-                state = _join(state, self._admit(waiting[:room], restart))
-                waiting = waiting[room:]
-            score, leaving = self._observe(state, restart)
-            loss, gradient = score.loss, score.gradient
-            if leaving.any():
-                stay = ~leaving
-                state, loss = {name: part[stay] for name, part in state.items()}, loss[stay]
-                gradient = None if gradient is None else gradient[stay]
-            if len(loss):
-                self.rule.move(state, loss, gradient)
-                state["t"] += 1
+
+        def report(left: int) -> None:
             note = f"recovered {int((self.ledger.step >= 0).sum())} of {len(self.images)}"
-            self.context.progress(behind + len(self.images) - len(waiting) - len(loss), total, note)
+            self.context.progress(behind + len(self.images) - left, total, note)
+
+        drain(
+            waiting,
+            self.context.batch_size,
+            lambda rows: self._admit(rows, restart),
+            lambda state: self._observe(state, restart),
+            self.rule.move,
+            report,
+        )
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""
@@ -175,8 +155,8 @@ class _Search:
         self.rule.begin(state)
         return state
 
-    def _observe(self, state: State, restart: int) -> tuple[Score, Tensor]:
-        """Score the present iterates and write them down; return the score and which samples leave the batch."""
+    def _observe(self, state: State, restart: int) -> tuple[Scores, Tensor]:
+        """Score the present iterates and write them down; return D, its gradient, and which samples leave."""
         last = state["t"] == self.plan.steps
         x = on_grid(state["x"]) if self.plan.grid else state["x"]
         score = self.scorer.guide(x, state["row"], gradient=self.rule.gradient and not bool(last.all()))
@@ -198,7 +178,7 @@ class _Search:
         self._confirm(state["row"][ends], state["best"][ends], best, step[ends])
         # The first iterate of a later start shares its step number with the last of the start before.
         self.ledger.track(state["row"], step, score.loss, (state["t"] > 0) | (restart == 0), done)
-        return score, done | ends
+        return (score.loss, score.gradient), done | ends
 
     def _confirm(self, rows: Tensor, images: Tensor, score: Score, step: Tensor) -> Score:
         """Offer images to the ledger under their float32 scores, and return these."""
@@ -206,7 +186,3 @@ class _Search:
             score = self.scorer.exact(images, rows)
         self.ledger.offer(rows, images, score, step)
         return score
-
-
-def _join(first: State, second: State) -> State:
-    return {name: torch.cat([part, second[name]]) for name, part in first.items()} if len(first["row"]) else second

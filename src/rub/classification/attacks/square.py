@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rub.classification.attacks.divergences import Divergence
-from rub.classification.attacks.search import Plan, State, search
+from rub.classification.attacks.search import Plan, search
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.optim import column, keyed_uniform, project
 from rub.registry import Card, attack
+from rub.searching import State
 
 SCHEDULE = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries: where the area of the squares is halved
 

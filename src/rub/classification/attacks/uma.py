@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rub.classification.attacks.divergences import Divergence
-from rub.classification.attacks.search import Plan, State, search
+from rub.classification.attacks.search import Plan, search
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.optim import accumulate, sign_step
 from rub.registry import Card, attack
+from rub.searching import State
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the search is"

@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rub.classification.attacks.divergences import Divergence
-from rub.classification.attacks.search import Plan, State, search
+from rub.classification.attacks.search import Plan, search
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.optim import checkpoints, column, momentum_step, should_halve
 from rub.registry import Card, attack
+from rub.searching import State
 
 CARD = Card(
     paper="Croce, Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free"

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from rub.inpainting.attacks.search import Plan, State, search
+from rub.inpainting.attacks.search import Plan, search
 from rub.inpainting.probing import AttackContext, Budget, Probes, Target
 from rub.optim import keyed_uniform, project
 from rub.registry import Card, attack
+from rub.searching import State
 
 Distribution = Literal["sign", "uniform"]
 

@@ -1,9 +1,7 @@
-"""The loop that every attack here shares: a queue over the images that keeps batches full, on visible patches only.
+"""The search that every attack here shares, on the queue of `rub.searching` and on visible patches only.
 
 Masked patches of an input never reach the network, so the variable of a search is the (K, P) visible numbers of each
-image and delta is 0 elsewhere. A sample leaves the batch as soon as it is finished and a waiting one takes its place;
-each carries its own state, so that its search does not depend on its neighbours. What counts as recovered is decided in
-float32 alone.
+image and delta is 0 elsewhere. What counts as recovered is decided in float32 alone.
 """
 
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from rub.inpainting.attacks.guide import Guide, Score
 from rub.inpainting.mae import MaskedAutoencoder
 from rub.inpainting.masks import Mask, gather, scatter
 from rub.inpainting.probing import FREE, GRIDDED, AttackContext, Budget, Probes, Target, apply_delta
-from rub.optim import column, has_converged, keyed_uniform, project
+from rub.optim import column, keyed_uniform, project
+from rub.searching import Course, Scores, State, drain
 
-State = dict[str, Tensor]
-"""Per-sample state of the samples in the batch, each tensor with leading axis B: `row`, `id` (int64), `t` (steps taken
-since the start), `keep`, `hidden` (the mask), `reference`, `levels` (uint8 visible patches (B, K, P)), `clean` (the
-same in [0, 1]), `x` (float32 visible patches), `best` (delta as stored), `best_loss`, and the rule's own."""
+# `State` holds `row`, `id` (int64), `t`, `keep`, `hidden` (the mask), `reference`, `levels` (uint8 visible patches
+# (B, K, P)), `clean` (the same in [0, 1]), `x` (float32 visible patches), `best` (delta as stored), `best_loss`,
+# and the rule's own.
 
 CHUNK = 256
 FARTHEST = 6e4  # the range of float16, in which free deltas are kept
@@ -83,19 +81,15 @@ def confine(x: Tensor, clean: Tensor, budget: Budget) -> Tensor:
     return x.clamp(0, 1) if budget.gridded else clean + (x - clean).clamp(-FARTHEST, FARTHEST)
 
 
-class Ledger:
+class Ledger(Course):
     """The best delta of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
 
     def __init__(self, delta: Tensor, total_steps: int, threshold: float, device: torch.device) -> None:
         """Start from a zero `delta` (N, K, P) of the stored type, none of them scored."""
+        super().__init__(len(delta), total_steps, device)
         self.delta, self.threshold = delta, threshold
         self.loss = torch.full((len(delta),), torch.inf, device=device)
         self.start = self.loss.clone()
-        self.finished = torch.zeros(len(delta), dtype=torch.bool, device=device)
-        self.step = torch.full((len(delta),), -1, device=device)
-        self._lowest = self.loss.clone()
-        self._curve = torch.zeros(total_steps + 2, dtype=torch.float64)
-        self._tail = torch.zeros_like(self._curve)
 
     def offer(self, rows: Tensor, delta: Tensor, loss: Tensor, step: Tensor) -> None:
         """Keep these deltas where they beat what is known; note the step where one recovers at last."""
@@ -107,23 +101,13 @@ class Ledger:
 
     def track(self, rows: Tensor, step: Tensor, loss: Tensor, counts: Tensor, finished: Tensor) -> None:
         """Enter D of these samples into the curve where `counts`; the finished keep theirs to the end."""
-        lowest = torch.fmin(self._lowest[rows], loss)
-        self._lowest[rows] = lowest
-        self.finished[rows[finished]] = True
-        value, step = lowest.double().cpu(), step.cpu()
-        self._curve.index_add_(0, step, value * counts.cpu())
-        self._tail.index_add_(0, step + 1, value * finished.cpu())
+        self.enter(rows, step, torch.fmin(self.lowest[rows], loss), counts, finished)
 
     def probes(self, model: MaskedAutoencoder, mask: Mask, evaluations: int) -> Probes:
         """Return what was found, with deltas as images."""
-        count, steps = len(self.delta), len(self._curve) - 1
-        losses = ((self._curve + self._tail.cumsum(0))[:-1] / count).tolist()
-        hits = torch.bincount(self.step[self.step >= 0].cpu(), minlength=steps).cumsum(0)
-        successes = (hits.double() / count).tolist()
-        converged = has_converged(successes, losses)
+        successes, losses, converged = self.curves()
         found = self.loss.cpu(), self.start.cpu(), self.step.cpu()
-        delta = as_images(self.delta, model, mask)
-        return Probes(delta, *found, tuple(successes), tuple(losses), evaluations, converged)
+        return Probes(as_images(self.delta, model, mask), *found, successes, losses, evaluations, converged)
 
 
 def as_images(visible: Tensor, model: MaskedAutoencoder, mask: Mask) -> Tensor:
@@ -153,22 +137,19 @@ class _Search:
         """Give every unfinished sample one start."""
         waiting = torch.nonzero(~self.ledger.finished).squeeze(1)
         behind, total = restart * len(self.images), self.plan.restarts * len(self.images)
-        state = self._admit(waiting[:0], restart)
-        while len(waiting) or len(state["row"]):
-            room = self.context.batch_size - len(state["row"])
-            if room and len(waiting):
-                state = _join(state, self._admit(waiting[:room], restart))
-                waiting = waiting[room:]
-            gradient, leaving = self._observe(state, restart)
-            if leaving.any():
-                stay = ~leaving
-                state = {name: part[stay] for name, part in state.items()}
-                gradient = None if gradient is None else gradient[stay]
-            if len(state["row"]):
-                self.rule.move(state, gradient)
-                state["t"] += 1
+
+        def report(left: int) -> None:
             note = f"recovered {int((self.ledger.step >= 0).sum())} of {len(self.images)}"
-            self.context.progress(behind + len(self.images) - len(waiting) - len(state["row"]), total, note)
+            self.context.progress(behind + len(self.images) - left, total, note)
+
+        drain(
+            waiting,
+            self.context.batch_size,
+            lambda rows: self._admit(rows, restart),
+            lambda state: self._observe(state, restart),
+            self.rule.move,
+            report,
+        )
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""
@@ -192,7 +173,7 @@ class _Search:
         self.rule.begin(state)
         return state
 
-    def _observe(self, state: State, restart: int) -> tuple[Tensor | None, Tensor]:
+    def _observe(self, state: State, restart: int) -> tuple[Scores, Tensor]:
         """Score the present iterates and write them down; return their gradients and which samples leave the batch."""
         last = state["t"] == self.plan.steps
         delta = self._stored(state)
@@ -213,7 +194,7 @@ class _Search:
         self._confirm(state, ends, state["best"], state["best_loss"], step)
         # The first iterate of a later start shares its step number with the last of the start before.
         self.ledger.track(rows, step, score.loss, (state["t"] > 0) | (restart == 0), done)
-        return score.gradient, done | ends
+        return (score.gradient,), done | ends
 
     def _stored(self, state: State) -> Tensor:
         """Return the delta of the present iterates as it would be stored."""
@@ -234,7 +215,3 @@ class _Search:
             loss = self.guide.exact(visible, mask, state["reference"][which])
         self.ledger.offer(state["row"][which], delta, loss, step[which])
         return loss
-
-
-def _join(first: State, second: State) -> State:
-    return {name: torch.cat([part, second[name]]) for name, part in first.items()} if len(first["row"]) else second

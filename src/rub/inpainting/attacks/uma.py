@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rub.inpainting.attacks.search import Plan, Rule, State, confine, search
+from rub.inpainting.attacks.search import Plan, Rule, confine, search
 from rub.inpainting.probing import AttackContext, Budget, Probes, Target
 from rub.optim import adam_direction, sign_step
 from rub.registry import Card, attack
+from rub.searching import State
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the searches"
