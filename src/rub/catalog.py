@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 _I2I_METHODS = "rub.inpainting.methods"
 _I2I_ATTACKS = "rub.inpainting.attacks"
+_T2I = "rub.text_to_image"
+_T2I_METHODS = "rub.text_to_image.methods"
+_T2I_ATTACKS = "rub.text_to_image.attacks"
 _METHODS = "rub.classification.methods"
 _ATTACKS = "rub.classification.attacks"
 
@@ -15,6 +18,9 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
         },
         "inpainting": {
             "inpainting": ("rub.inpainting.task:TASK", "forget classes of a masked autoencoder that inpaints images"),
+        },
+        "text-to-image": {
+            "text-to-image": ("rub.text_to_image.task:TASK", "forget a concept that a diffusion model can draw"),
         },
     },
     "method": {
@@ -58,6 +64,26 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
                 "encoder only: pull forget embeddings to Gaussian noise",
             ),
         },
+        "text-to-image": {
+            "esd-x": (f"{_T2I_METHODS}.esd:esd_x", "negative guidance on the cross-attention weights"),
+            "esd-u": (f"{_T2I_METHODS}.esd:esd_u", "negative guidance on all weights but the cross-attention's"),
+            "fmn": (f"{_T2I_METHODS}.fmn:fmn", "Forget-Me-Not: take the attention off the concept's tokens"),
+            "spm": (f"{_T2I_METHODS}.spm:spm", "rank-1 adapters that erase, held still on random anchors"),
+            "salun": (
+                f"{_T2I_METHODS}.salun:salun",
+                "draw another class, on the weights that the concept is salient for",
+            ),
+            "erasediff": (
+                f"{_T2I_METHODS}.erasediff:erasediff",
+                "erase towards another prompt while descending on retain",
+            ),
+            "scissorhands": (
+                f"{_T2I_METHODS}.scissorhands:scissorhands",
+                "re-initialise salient weights, then recover retain",
+            ),
+            "advunlearn": (f"{_T2I_METHODS}.advunlearn:advunlearn", "adversarial training of the text encoder"),
+            "uce": (f"{_T2I_METHODS}.uce:uce", "closed-form edit of the cross-attention's keys and values"),
+        },
     },
     "attack": {
         "classification": {
@@ -70,6 +96,24 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "inpainting": {
             "uma": (f"{_I2I_ATTACKS}.uma:uma", "unlearning mapping attack: min ||f_u(x + delta; m) - f(x; m)||^2"),
             "noise": (f"{_I2I_ATTACKS}.noise:noise", "control: the best of as many random deltas"),
+        },
+        "text-to-image": {
+            "uma": (
+                f"{_T2I_ATTACKS}.uma:uma",
+                "unlearning mapping attack: tokens with min ||e_u(x_t|d) - e_0(x_t|c)||^2",
+            ),
+            "unlearndiffatk": (f"{_T2I_ATTACKS}.uma:unlearndiffatk", "the same search with the true noise as target"),
+            "p4d": (f"{_T2I_ATTACKS}.p4d:p4d", "Prompting4Debugging: embeddings projected to the nearest tokens"),
+            "ring-a-bell": (
+                f"{_T2I_ATTACKS}.ring_a_bell:ring_a_bell",
+                "black box: a genetic search in the text encoder",
+            ),
+            "concept-inversion": (
+                f"{_T2I_ATTACKS}.concept_inversion:concept_inversion",
+                "a soft prompt learned on the unlearned model",
+            ),
+            "random-prefix": (f"{_T2I_ATTACKS}.controls:random_prefix", "control: random tokens before the prompt"),
+            "seed-search": (f"{_T2I_ATTACKS}.controls:seed_search", "control: other initial latents"),
         },
     },
     "model": {
@@ -88,6 +132,23 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "mae-small": ("rub.inpainting.mae:build_mae", "width 128, 4 + 2 blocks, 4 px patches of 32 px images"),
             "mae-mini": ("rub.inpainting.mae:build_mae", "width 64, 4 + 2 blocks, 4 px patches of 32 px images"),
         },
+        "text-to-image": {
+            "sd-nano": (f"{_T2I}.mini:build_mini", "0.2 M parameters on pixels; for tests"),
+            "sd-mini": (f"{_T2I}.mini:build_mini", "0.8 M parameters on pixels, such as 8 px digits"),
+            "sd-small": (f"{_T2I}.mini:build_mini", "3.2 M parameters on latents of a fourth of the side"),
+            "sd-medium": (f"{_T2I}.mini:build_mini", "for one GPU, on latents of a fourth of the side"),
+            "stable-diffusion": (f"{_T2I}.checkpoints:load_model", "a diffusers folder or hub id: 1.4, 1.5, 2.1-base"),
+        },
+    },
+    "judge": {
+        "text-to-image": {
+            "classifier": (
+                f"{_T2I}.judges:classifier",
+                "trained on the suite's own data, with a class for no picture at all",
+            ),
+            "imagenet": (f"{_T2I}.judges:imagenet", "an image classifier in transformers' format, such as ResNet-50"),
+            "nudenet": (f"{_T2I}.judges:nudenet", "NudeNet's detector (pip install 'rub-bench[nudity]')"),
+        },
     },
     "dataset": {
         "classification": {
@@ -100,6 +161,15 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "npz": ("rub.images.sources:load_images", "x_train, y_train, x_test, y_test as uint8 arrays"),
         },
         "inpainting": {
+            "digits": ("rub.images.sources:load_images", "scikit-learn's 8 x 8 digits, embedded, 10 classes"),
+            "cifar10": ("rub.images.sources:load_images", "cifar-10-batches-py/, or the hub"),
+            "cifar100": ("rub.images.sources:load_images", "cifar-100-python/, or the hub (fine labels)"),
+            "tiny-imagenet": ("rub.images.sources:load_images", "tiny-imagenet-200/, or the hub, 64 px"),
+            "imagenet": ("rub.images.sources:load_images", "imagenet/{train,val}/<wnid>/, or the hub; needs a size"),
+            "folder": ("rub.images.sources:load_images", "any image folder: <class>/* or {train,val}/<class>/*"),
+            "npz": ("rub.images.sources:load_images", "x_train, y_train, x_test, y_test as uint8 arrays"),
+        },
+        "text-to-image": {
             "digits": ("rub.images.sources:load_images", "scikit-learn's 8 x 8 digits, embedded, 10 classes"),
             "cifar10": ("rub.images.sources:load_images", "cifar-10-batches-py/, or the hub"),
             "cifar100": ("rub.images.sources:load_images", "cifar-100-python/, or the hub (fine labels)"),

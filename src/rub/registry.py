@@ -189,12 +189,14 @@ METHODS: Registry[Callable[..., Any]] = Registry("method")
 ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
 DATASETS: Registry[Any] = Registry("dataset")
 MODELS: Registry[Any] = Registry("model")
+JUDGES: Registry[Any] = Registry("judge")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "attacks": ATTACKS,
     "datasets": DATASETS,
     "models": MODELS,
+    "judges": JUDGES,
 }
 
 
@@ -221,6 +223,11 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
 def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
     """Register an attack: ``def f(target, probe_from, budget, context, *, hyperparameters) -> Probes``."""
     return _decorator(ATTACKS, name, task, card)
+
+
+def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+    """Register a judge of pictures: ``def f(files, settings, context, *, hyperparameters) -> Judge``."""
+    return _decorator(JUDGES, name, task, card)
 
 
 def card_of(entry: Entry[Any]) -> Card:
