@@ -129,6 +129,60 @@ def audit_inpainting(
     _tell(report, screen)
 
 
+@audit_app.command(
+    "text-to-image",
+    epilog="Example: rub audit text-to-image --original CompVis/stable-diffusion-v1-4 --unlearned esd-church.pt "
+    "--concept church --judge imagenet --judge-weights microsoft/resnet-50",
+)
+def audit_text_to_image(
+    original: Annotated[str, typer.Option(help="Model before unlearning: a diffusers folder or a hub id.")],
+    unlearned: Annotated[Path, typer.Option(help="A UNet (or part), a text encoder, an SPM adapter, or a folder.")],
+    concept: Annotated[str, typer.Option(help="What was to be forgotten, such as church.")],
+    retrained: Annotated[Path | None, typer.Option(help="The same model, trained without the concept.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What it is called in a prompt, if not its name.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="CSV in UnlearnDiffAtk's columns, or its folder.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="The first so many prompts; all when left out.")] = None,
+    judge: Annotated[str, typer.Option(help="A name from rub list judges.")] = "imagenet",
+    judge_weights: Annotated[str | None, typer.Option(help="Model folder or hub id of the judge.")] = None,
+    judged_as: Annotated[str | None, typer.Option(help="What the judge calls it: a label or an index.")] = None,
+    retain: Annotated[str, typer.Option(help="Other concepts, such as parachute,tench.")] = "",
+    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
+    cap: Annotated[int | None, typer.Option(min=1, help="Attack steps instead of the protocol's.")] = None,
+    store: STORE = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
+    data_root: DATA = None,
+    device: DEVICE = "auto",
+    batch_size: BATCH = 256,
+) -> None:
+    """Measure an unlearned diffusion model against its original: recovered, no residual found, or cannot tell."""
+    from rub import api
+    from rub.pipeline.progress import Display
+
+    screen = console()
+    report = api.audit(
+        "text-to-image",
+        original=original,
+        unlearned=unlearned,
+        retrained=retrained,
+        concept=concept,
+        prompt=prompt,
+        prompts=prompts,
+        count=count,
+        judge_name=judge,
+        judge_weights=judge_weights,
+        judged_as=judged_as,
+        retain=tuple(name for name in retain.split(",") if name),
+        protocol=protocol,
+        cap=cap,
+        store=store,
+        runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
+        display=Display(screen),
+        out=out,
+        command=api.reproducible(sys.argv[1:]),
+    )
+    _tell(report, screen)
+
+
 def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))

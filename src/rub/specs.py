@@ -17,7 +17,7 @@ from rub.errors import RubError, unknown
 from rub.registry import METHODS, TASKS, Entry, first_error
 
 # Fields that may be written as a bare name, and the key that the name then stands for.
-BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name"}
+BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name", "judge": "name", "concept": "name"}
 
 
 class Frozen(BaseModel):
@@ -116,7 +116,7 @@ class Experiment(Frozen):
     def _names_to_mapping(cls, value: Any) -> Any:
         return _names(value)
 
-    @field_validator("dataset", "model", mode="before", check_fields=False)
+    @field_validator("dataset", "model", "concept", mode="before", check_fields=False)
     @classmethod
     def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
         """A task that has these fields takes a bare name for them."""

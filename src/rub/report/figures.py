@@ -20,10 +20,13 @@ from rub.report.grouping import (
     budgets_of,
     estimate,
     grouped,
+    records_at,
     row_order,
+    share,
     slug,
 )
 from rub.report.reporting import Axis, Reporting, reportings
+from rub.report.tables import label
 from rub.store.records import Record
 
 if TYPE_CHECKING:
@@ -67,14 +70,16 @@ def draw_figures(records: Sequence[Record], curves: Iterable[Mapping[str, Any]],
     tasks = reportings(record.task for record in records)
     with rc_context(_TEXT):
         for task, reporting in tasks.items():
-            for group, own in grouped(records, task).items():
+            groups = grouped(records, task)
+            for group, own in groups.items():
                 mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
                 end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
                 for kind, figure in _figures(own, mine, reporting).items():
                     name = free_name(f"{kind}-{end}", drawn)
                     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
                     figure.savefig(folder / f"{name}.png", dpi=150)
-                    drawn.append(Drawn(task, name, reporting.captions[kind]))
+                    head = f"{label(group)}: " if len(groups) > 1 else ""
+                    drawn.append(Drawn(task, name, head + reporting.captions[kind]))
     return drawn
 
 
@@ -86,13 +91,13 @@ def _figures(
     if not budgets:
         return {}
     shown = reporting.headline(budgets)
-    figures = {
-        "robustness": _robustness(records, budgets, reporting.robustness),
-        "utility": _utility(records, shown[-1], reporting),
-    }
+    figures = {"robustness": _robustness(records, budgets, reporting.robustness, reporting.search)}
+    if any(record.metric == reporting.utility.metric for record in records):
+        figures["utility"] = _utility(records, shown[-1], reporting)
     drawn = [curve for curve in curves if curve["budget"] in shown]
     if drawn:
-        figures["success"] = _steps(drawn, "success_curve", shown)
+        figures["success"] = _steps(drawn, "success_curve", shown, reporting.success)
+    if "loss" in reporting.captions and any(curve["loss_curve"] for curve in drawn):
         figures["loss"] = _steps(drawn, "loss_curve", shown)
     return figures
 
@@ -116,8 +121,8 @@ def style(method: str, task: str) -> dict[str, Any]:
     }
 
 
-def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis) -> "Figure":
-    """Draw a share against eps, a line per row with its interval as a band; the legend is ordered as the line ends."""
+def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis, search: str = "") -> "Figure":
+    """Draw a share against the budget, a line per row with its band; the legend is ordered as the line ends."""
     board, steps, task = board_of(records), ["none", *budgets], records[0].task
     figure, axes = _wide()
     methods = row_order((record.method for record in records), task)
@@ -137,7 +142,7 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis) -
             axes.fill_between(x, low, high, color=style(method, task)["color"], alpha=0.12, linewidth=0)
         ends[plain(method)] = y[-1]
     axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
-    axes.set(xlabel=r"size of the search, $\|\delta\|_\infty$", ylabel=axis.label, ylim=(-4, 104))
+    axes.set(xlabel=search, ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
     _legend_beside(axes, handles)
     return figure
@@ -157,9 +162,16 @@ def _utility(records: Sequence[Record], budget: str, reporting: Reporting) -> "F
         at = (100 - attacked.mean, utility.mean)
         heights.append(utility.mean)
         axes.plot(*at, label=plain(method), **{**_look(method, task), "linestyle": "none", "markersize": 7})
-        x, y = (0 if math.isnan(interval.low) else interval.high - interval.mean for interval in (attacked, utility))
+        x, y = _halves(attacked)[::-1], _halves(utility)  # robustness is turned round
         axes.errorbar(
-            *at, xerr=x, yerr=y, ecolor=style(method, task)["color"], fmt="none", elinewidth=0.7, capsize=2, zorder=1.8
+            *at,
+            xerr=[[half] for half in x],
+            yerr=[[half] for half in y],
+            ecolor=style(method, task)["color"],
+            fmt="none",
+            elinewidth=0.7,
+            capsize=2,
+            zorder=1.8,
         )
     if heights:  # an interval from two seeds can be wider than everything else: the points decide the view
         margin = max(2.0, 0.08 * (max(heights) - min(heights)))
@@ -171,7 +183,19 @@ def _utility(records: Sequence[Record], budget: str, reporting: Reporting) -> "F
     return figure
 
 
-def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[str]) -> "Figure":
+def _halves(interval: "Interval") -> tuple[float, float]:
+    """Return how far an interval reaches below and above its mean; 0 where it is not known."""
+    if math.isnan(interval.low):
+        return 0.0, 0.0
+    return max(interval.mean - interval.low, 0.0), max(interval.high - interval.mean, 0.0)
+
+
+def _steps(
+    curves: Sequence[Mapping[str, Any]],
+    field: str,
+    budgets: Sequence[str],
+    label: str = "distance to the original's output",
+) -> "Figure":
     """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
     methods = row_order((str(curve["method"]) for curve in curves), str(curves[0]["task"]))
     across = min(4, len(methods))
@@ -198,7 +222,6 @@ def _steps(curves: Sequence[Mapping[str, Any]], field: str, budgets: Sequence[st
         axes.set_visible(False)
     for axes in panels[max(len(methods) - across, 0) : len(methods)]:  # the lowest visible one of each column
         axes.tick_params(labelbottom=True)
-    label = "share of forget images recovered" if field == "success_curve" else "distance to the original's output"
     figure.text(0.08 / width, 0.5, label, rotation="vertical", va="center")
     figure.text(0.5, 0.08 / height, "steps of the search", ha="center")
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
@@ -222,8 +245,10 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
 
 def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | None":
     """Return what an axis shows of a row, clean or after uma at a budget."""
-    attack = "none" if budget == "none" else "uma"
-    return estimate(board.get((method, Place(axis.metric, axis.split, attack, budget)), ()), axis.scale)
+    clean = budget == "none"
+    metric = axis.clean if clean and axis.clean else axis.metric
+    found = records_at(board, method, Place(metric, axis.split, "none" if clean else "uma", budget))
+    return (share if axis.sampled else estimate)(found, axis.scale)
 
 
 def _look(method: str, task: str) -> dict[str, Any]:

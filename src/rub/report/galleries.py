@@ -1,6 +1,7 @@
 """Galleries: what both models make of some images, before and after the search, as one PNG per row and set of images.
 
-Every pixel of a tile becomes a square of whole pixels, so that nothing is smoothed over.
+Every pixel of a tile becomes a square of whole pixels, so that nothing is smoothed over; large pictures, such as those
+of Stable Diffusion, are shrunk by a whole factor.
 """
 
 import textwrap
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _DPI = 150
 _SIDE = 112  # least pixels across a tile
+_LARGE = 256  # most pixels across a tile
 _GAP, _LEFT, _HEAD, _LINE = 6, 62, 44, 17  # pixels: between tiles, for ids, for the title, per line of column titles
 _SPLITS = {"forget": "forget images", "retain": "kept images"}
 
@@ -98,12 +100,13 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
     """Return the picture: a row per image, a column per tile, pixels enlarged by a whole number.
 
     Args:
-        tiles: what is shown.
+        tiles: what is shown; those wider than 256 pixels are shrunk by a whole factor, each pixel the mean of a square.
         title: one line, wrapped where it is wider than the tiles.
     """
     from matplotlib.figure import Figure
 
-    count, across, height, width, _ = tiles.tiles.shape
+    shown = _shrunk(tiles.tiles)
+    count, across, height, width, _ = shown.shape
     scale = max(1, -(-_SIDE // width))
     high, wide = height * scale, width * scale
     heads = [textwrap.wrap(printable(name), max(wide // 9, 8)) or [""] for name in tiles.columns]
@@ -123,8 +126,20 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
         write(x + wide / 2, top - 5, "\n".join(head), 6.5, ha="center", va="bottom", linespacing=1.1)
         for row in range(count):
             y = top + row * (high + _GAP)
-            picture = tiles.tiles[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
+            picture = shown[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(picture, x, whole_height - y - high, origin="upper")
     for row, number in enumerate(tiles.ids):
         write(_LEFT - _GAP, top + row * (high + _GAP) + high / 2, f"#{number}", 6, ha="right", va="center")
     return figure
+
+
+def _shrunk(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return tiles at most `_LARGE` pixels wide; pixels at the edges that fill no whole square are cut off."""
+    factor = -(-tiles.shape[3] // _LARGE)
+    if factor == 1:
+        return tiles
+    height, width = (side // factor for side in tiles.shape[2:4])
+    cut = tiles[:, :, : height * factor, : width * factor]
+    squares = cut.reshape(*tiles.shape[:2], height, factor, width, factor, 3)
+    shrunk: NDArray[np.uint8] = squares.mean(axis=(3, 5)).round().astype(np.uint8)
+    return shrunk

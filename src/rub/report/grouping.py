@@ -3,10 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from rub.catalog import CATALOG
-from rub.statistics import Interval, clustered_mean
+from rub.statistics import Interval, _letters, _maximal_overlaps, clustered_mean, wilson
 from rub.store.records import Record
 
 CONTROL_ROWS = ("original", "retrain", "retrained", "sham", "random_init")
@@ -79,11 +80,11 @@ def row_order(methods: Iterable[str], task: str) -> list[str]:
 
 
 def level(budget: str) -> float:
-    """Return a budget in 1/255 steps, to sort by; 0 for ``none``, infinity for one without a number.
+    """Return a budget's number to sort by, of 1/255 or of attack steps; 0 for ``none``, infinity without a number.
 
     Example:
-        >>> level("8/255"), level("none")
-        (8.0, 0.0)
+        >>> level("8/255"), level("100"), level("none")
+        (8.0, 100.0, 0.0)
     """
     head = budget.partition("/")[0]
     return 0.0 if budget == "none" else float(head) if head.isdecimal() else math.inf
@@ -103,6 +104,63 @@ def estimate(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
     """Return the mean over the measured records with its interval clustered by unlearning seed; None without any."""
     found = [(record.value * scale, record.unlearn_seed or 0) for record in records if record.value is not None]
     return clustered_mean([value for value, _ in found], [seed for _, seed in found]) if found else None
+
+
+def share(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
+    """Return the mean of a share of samples with its interval: over unlearning seeds, or over the samples of one model.
+
+    The latter is Wilson's, and not symmetrical about the mean. None without a measured record.
+    """
+    found = [record for record in records if record.value is not None]
+    interval = estimate(found, scale)
+    if interval is None or interval.clusters > 1 or not (n := max(record.n for record in found)):
+        return interval
+    low, high = wilson(round(interval.mean / scale * n), n)
+    return replace(interval, low=scale * low, high=scale * high)
+
+
+def records_at(board: Board, method: str, place: Place) -> Sequence[Record]:
+    """Return the records of a cell; where the place names no extractor, those of the first one that gave values."""
+    exact = board.get((method, place), ())
+    if place.extractor or any(record.value is not None for record in exact):
+        return exact
+    others = (found for (name, other), found in board.items() if name == method and other[:4] == place[:4])
+    return next((found for found in others if any(record.value is not None for record in found)), exact)
+
+
+def extracted(records: Sequence[Record]) -> list[Record]:
+    """Return the records with failed cells given to every extractor of their metric: a failed stage names none."""
+    known: dict[str, dict[str, None]] = defaultdict(dict)
+    for record in records:
+        if record.extractor:
+            known[record.metric][record.extractor] = None
+    return [
+        record.model_copy(update={"extractor": name}) if name else record
+        for record in records
+        for name in (
+            known[record.metric]
+            if record.status == "failed" and not record.extractor and known[record.metric]
+            else ("",)
+        )
+    ]
+
+
+def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
+    """Return the letters of the tie groups of rows, as `rub.statistics.tie_groups` gives them, for any intervals.
+
+    Args:
+        intervals: row -> interval; the lowest mean is best, a.
+
+    Example:
+        >>> tie_letters({"x": Interval(1, 0, 2, 1), "y": Interval(3, 1, 4, 1), "z": Interval(5, 3, 6, 1)})
+        {'x': 'a', 'y': 'ab', 'z': 'b'}
+    """
+    order = sorted(intervals, key=lambda name: (intervals[name].mean, name))
+    groups = _maximal_overlaps([intervals[name] for name in order])
+    return {
+        name: "".join(_letters(number) for number, group in enumerate(groups) if rank in group)
+        for rank, name in enumerate(order)
+    }
 
 
 def seed_means(records: Iterable[Record]) -> dict[int, float]:

@@ -3,10 +3,9 @@
 import csv
 import io
 from collections.abc import Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rub.report.table import Column, Table
+from rub.report.table import Table, column_groups
 
 if TYPE_CHECKING:
     from rich.console import Group as RichGroup
@@ -35,16 +34,25 @@ def to_rich(table: Table) -> "RichGroup":
     from rich.text import Text
 
     made = RichTable(box=box.HORIZONTALS, show_edge=False, padding=0)
-    made.add_column("\nmethod", min_width=table.label_width, max_width=table.label_width, overflow="fold")
+    made.add_column("method", min_width=table.label_width, max_width=table.label_width, overflow="fold")
     for column, width in zip(table.columns, table.widths, strict=True):
-        header = Text(f"{column.group}\n{column.title}")
-        made.add_column(header, min_width=width, no_wrap=True, justify="right")
+        made.add_column(Text(column.title), min_width=width, no_wrap=True, justify="right")
     last_control = sum(row.control for row in table.rows) - 1
     for index, row in enumerate(table.rows):
         label = Text(row.title, style="italic" if row.control else "")
         cells = [Text("\n").join(_styled(cell.parts)) for cell in row.cells]
         made.add_row(label, *cells, end_section=index == last_control)
-    return Group(Text(table.title, style="bold"), made, Text("\n".join(table.notes) + "\n", style="dim"))
+    upper = Text(_upper(table), style="bold", no_wrap=True, overflow="crop")
+    notes = Text("\n".join(table.notes) + "\n", style="dim")
+    return Group(Text(table.title, style="bold"), *([upper] if upper.plain else []), made, notes)
+
+
+def _upper(table: Table) -> str:
+    """Return the line of upper headers, each in the middle of its columns."""
+    line = " " * table.label_width
+    for name, first, length in column_groups(table.columns):
+        line += " " + name.center(sum(table.widths[first : first + length]) + length - 1)
+    return line.rstrip()
 
 
 def to_markdown(table: Table) -> str:
@@ -121,15 +129,6 @@ def _styled(parts: tuple[str, ...]) -> Iterator["Text"]:
 
     for index, part in enumerate(parts):
         yield Text(part, style="bold red" if part.startswith("failed") else "dim" if index else "")
-
-
-def column_groups(columns: tuple[Column, ...]) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, first position, length) of each run of columns under one upper header."""
-    first = 0
-    for name, members in groupby(columns, key=lambda column: column.group):
-        length = len(list(members))
-        yield name, first, length
-        first += length
 
 
 def _line(cells: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from rub.errors import unknown
 from rub.registry import TASKS
 from rub.report.table import Table
+from rub.report.tables import paper_numbers
 from rub.store.records import Record
 
 
@@ -20,12 +21,16 @@ class Axis:
         split: the images it is measured on.
         name: the short name that tables have for it.
         unit: ``%``, ``dB`` and the like; a share is drawn in percent, from 0 to 100.
+        clean: the metric's id without an attack, where it differs.
+        sampled: whether it is a share of independent samples, so that a single model has an interval too.
     """
 
     metric: str
     split: str
     name: str
     unit: str = "%"
+    clean: str = ""
+    sampled: bool = False
 
     @property
     def percent(self) -> bool:
@@ -61,6 +66,9 @@ class Reporting:
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
+        search: what a budget is, for the axis of the robustness figure.
+        success: what the success figure shows the share of.
+        together: whether one table shows all experiments of a suite.
         controls: row -> what this control is, in plain words.
         words: what else tables and figures say -> in plain words.
         captions: first part of a figure's name -> what it shows.
@@ -77,6 +85,34 @@ class Reporting:
     words: Mapping[str, str]
     captions: Mapping[str, str]
     unlike: frozenset[str] = frozenset()
+    search: str = r"size of the search, $\|\delta\|_\infty$"
+    success: str = "share of forget images recovered"
+    together: bool = False
+
+    def tables_of(
+        self, records: Sequence[Record], keys: Mapping[str, str], paper: Mapping[str, Any] | None = None
+    ) -> list[Table]:
+        """Return the tables of every experiment, or of all experiments together.
+
+        Args:
+            records: of this task.
+            keys: experiment -> its key into the paper's tables; "" and none for one that the paper does not have.
+            paper: the paper's numbers for all of them instead.
+
+        Raises:
+            RubError: a key that the paper has no table for.
+        """
+        names = list(dict.fromkeys(record.experiment for record in records))
+        if self.together and names:
+            key = next((keys[name] for name in names if keys.get(name)), "")
+            return self.tables(records, paper or paper_numbers(key))
+        return [
+            table
+            for name in names
+            for table in self.tables(
+                [record for record in records if record.experiment == name], paper or paper_numbers(keys.get(name, ""))
+            )
+        ]
 
 
 def reporting_of(task: str) -> Reporting:

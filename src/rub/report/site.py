@@ -10,10 +10,10 @@ from rub.report.drawn import Drawn
 from rub.report.figures import draw_figures
 from rub.report.galleries import draw_galleries
 from rub.report.grouping import Group, grouped, row_order, slug
-from rub.report.render import column_groups, to_csv, to_latex, to_markdown
+from rub.report.render import to_csv, to_latex, to_markdown
 from rub.report.reporting import Reporting, reportings
-from rub.report.table import Table
-from rub.report.tables import failures, paper_numbers
+from rub.report.table import Table, column_groups
+from rub.report.tables import failures
 from rub.store.records import Record
 
 Facts = Mapping[str, Any]
@@ -45,14 +45,13 @@ def write_report(
     Raises:
         RubError: an experiment's ``paper`` key that the paper has no table for, or a gallery that cannot be read.
     """
-    keys = {(item.get("task", ""), item.get("name", "")): item.get("paper", "") for item in _experiments(facts)}
     tables: list[tuple[str, Table]] = []
     for task, reporting in reportings(record.task for record in records).items():
         of_task = [record for record in records if record.task == task]
-        for name in dict.fromkeys(record.experiment for record in of_task):
-            own = [record for record in of_task if record.experiment == name]
-            given = paper or paper_numbers(keys.get((task, name), ""))
-            tables += [(task, table) for table in reporting.tables(own, given)]
+        keys = {
+            item.get("name", ""): item.get("paper", "") for item in _experiments(facts) if item.get("task", "") == task
+        }
+        tables += [(task, table) for table in reporting.tables_of(of_task, keys, paper)]
     tables = list(_distinct(tables))
     folder = out / "tables"
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,10 +181,12 @@ def _searches(curves: Iterable[Mapping[str, Any]], task: str) -> Iterator[dict[s
     for curve in curves:
         found.setdefault((*(curve[field] for field in Group._fields), *(curve[f] for f in fields)), []).append(curve)
     order = row_order((str(rows[0]["method"]) for rows in found.values()), task)
+    several = len({key[: len(Group._fields)] for key in found}) > 1
     for rows in sorted(found.values(), key=lambda rows: order.index(str(rows[0]["method"]))):
         finished = sum(bool(row["converged"]) for row in rows)
         yield {
             **{field: rows[0][field] for field in fields},
+            **({"split": f"{rows[0]['split']}, {rows[0]['experiment'] or rows[0]['dataset']}"} if several else {}),
             "seeds": len(rows),
             "finished": finished,
             "moving": finished < len(rows),

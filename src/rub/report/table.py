@@ -1,7 +1,9 @@
 """A table as a value: cells with numbers, columns with headers, and the split that makes it fit 80 columns."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 from rub.report.grouping import Place
 
@@ -15,9 +17,9 @@ class Cell:
     """One cell.
 
     Attributes:
-        parts: what is printed: the value with its marks, then ``±`` half-width and the paper's number where known.
+        parts: what is printed: the value with its marks, then its interval and the paper's number where known.
         value: the mean in the column's unit; None when there is none.
-        low: lower end of the 95 % interval over unlearning seeds; None with fewer than two.
+        low: lower end of the 95 % interval over unlearning seeds; of one model over samples, or None.
         high: upper end.
         paper: the paper's own number in the column's unit.
         note: what a mark means in words, or why there is no value.
@@ -48,6 +50,7 @@ class Column:
         percent: whether fractions are shown in percent.
         decimals: digits after the point.
         unit: what the raw numbers count where they are no percentages.
+        sampled: whether it is a share of independent samples, so that a single model has an interval too (Wilson).
     """
 
     group: str
@@ -57,6 +60,7 @@ class Column:
     percent: bool = False
     decimals: int = 2
     unit: str = "fraction"
+    sampled: bool = False
 
     @property
     def title(self) -> str:
@@ -90,14 +94,19 @@ class Table:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Return the characters each column needs when the parts of a cell stand below each other."""
-        return tuple(
-            max(
-                len(text)
-                for text in (column.group, column.title, *(p for row in self.rows for p in row.cells[k].parts))
-            )
+        """Return the characters each column needs: parts of a cell below each other, upper headers over their run."""
+        found = [
+            max(len(text) for text in (column.title, *(p for row in self.rows for p in row.cells[k].parts)))
             for k, column in enumerate(self.columns)
-        )
+        ]
+        for name, first, length in column_groups(self.columns):
+            found[first] += max(len(name) - sum(found[first : first + length]) - (length - 1), 0)
+        return tuple(found)
+
+    @property
+    def width(self) -> int:
+        """Return the characters of a line."""
+        return self.label_width + sum(1 + width for width in self.widths)
 
     @cached_property
     def label_width(self) -> int:
@@ -106,25 +115,74 @@ class Table:
         return min(LABEL_WIDTH, max(longest, len("method")))
 
 
+def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, first position, length) of each run of columns under one upper header."""
+    first = 0
+    for name, members in groupby(columns, key=lambda column: column.group):
+        length = len(list(members))
+        yield name, first, length
+        first += length
+
+
 def fitting(table: Table) -> list[Table]:
-    """Return the table, or its columns dealt out to several tables that each fit `WIDTH` characters."""
+    """Return the table, or its columns dealt out to several tables that each fit `WIDTH` characters.
+
+    Columns under one upper header stay together where they fit one table.
+    """
     chunks: list[list[int]] = [[]]
-    used = table.label_width
-    for index, width in enumerate(table.widths):
-        if chunks[-1] and used + 1 + width > WIDTH:
+    for unit in _units(table):
+        if chunks[-1] and _part(table, [*chunks[-1], *unit]).width > WIDTH:
             chunks.append([])
-            used = table.label_width
-        chunks[-1].append(index)
-        used += 1 + width
+        chunks[-1] += unit
     if len(chunks) == 1:
         return [table]
     return [
         replace(
-            table,
+            _part(table, chunk),
             name=table.name + (f"-{part}" if part > 1 else ""),
             title=table.title + (f", continued ({part})" if part > 1 else ""),
-            columns=tuple(table.columns[k] for k in chunk),
-            rows=tuple(replace(row, cells=tuple(row.cells[k] for k in chunk)) for row in table.rows),
         )
         for part, chunk in enumerate(chunks, start=1)
     ]
+
+
+def _units(table: Table) -> Iterator[list[int]]:
+    """Yield the positions of columns that must not be parted."""
+    for name, first, length in column_groups(table.columns):
+        run = list(range(first, first + length))
+        if name and _part(table, run).width <= WIDTH:
+            yield run
+        else:
+            yield from ([position] for position in run)
+
+
+def _part(table: Table, positions: Sequence[int]) -> Table:
+    """Return the table with these columns only."""
+    return replace(
+        table,
+        columns=tuple(table.columns[k] for k in positions),
+        rows=tuple(replace(row, cells=tuple(row.cells[k] for k in positions)) for row in table.rows),
+    )
+
+
+def beside(pieces: Sequence[Table], labels: Iterable[str], name: str, title: str, notes: Iterable[str]) -> Table:
+    """Return tables side by side as one: rows with the same label become one row, what a piece lacks shows as ``-``.
+
+    Args:
+        pieces: their names, titles and notes are dropped.
+        labels: of all rows, in the order of the result.
+        name: of the result.
+        title: of the result.
+        notes: of the result.
+    """
+    rows = []
+    for label in labels:
+        found = [next((row for row in piece.rows if row.label == label), None) for piece in pieces]
+        blanks = (
+            row.cells if row is not None else (Cell(("-",)),) * len(piece.columns)
+            for row, piece in zip(found, pieces, strict=True)
+        )
+        control = any(row.control for row in found if row is not None)
+        rows.append(Row(label, control, tuple(cell for cells in blanks for cell in cells)))
+    columns = tuple(column for piece in pieces for column in piece.columns)
+    return Table(name, title, columns, tuple(rows), tuple(notes))

@@ -4,6 +4,7 @@ Every table fits a terminal of 80 columns; one that would not is continued in a 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +21,7 @@ from rub.report.grouping import (
     place_of,
     printable,
     row_order,
+    share,
     slug,
 )
 from rub.report.table import Cell, Column, Row, Table
@@ -108,15 +110,10 @@ class Source:
 
     def _notes(self, columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
         """Yield what a reader needs to know: directions, sample counts, headers, marks."""
-        arrows = {"up": "↑ higher is better", "down": "↓ lower is better", "reference": "≈ closest to retrain is best"}
-        directions = {column.direction for column in columns}
-        yield "; ".join(text for direction, text in arrows.items() if direction in directions) + "; [ ] controls"
+        yield directions(columns)
         yield _counts(columns, records)
         yield from self.explain(columns, records)
-        if any(record.converged is False for record in records):
-            yield f"! the attack was still improving at its last step: {self.bound}"
-        if any(record.status == "failed" for record in records):
-            yield f"* mean of the seeds that did not fail; reasons of failures are listed below {self.first}"
+        yield from marks(records, self.bound, self.first)
 
 
 def _cell(board: Board, method: str, column: Column, published: Callable[[str, Place], float | None]) -> Cell:
@@ -125,7 +122,7 @@ def _cell(board: Board, method: str, column: Column, published: Callable[[str, P
     paper = published(method, column.place) if column.place is not None else None
     tail = () if paper is None else (f"({paper:.{column.decimals}f})",)
     reasons = sorted({printable(record.reason) for record in records if record.status == "failed"})
-    interval = estimate(records, 100 if column.percent else 1)
+    interval = (share if column.sampled else estimate)(records, 100 if column.percent else 1)
     if interval is None:
         text = "failed" if reasons else "n/a" if records else "-"
         return Cell((text, *tail), paper=paper, note="; ".join(reasons))
@@ -133,10 +130,28 @@ def _cell(board: Board, method: str, column: Column, published: Callable[[str, P
     marks = "!" * moving + "*" * bool(reasons)
     words = [*(["the attack was still improving"] if moving else []), *(f"a seed failed: {why}" for why in reasons)]
     value = f"{interval.mean:z.{column.decimals}f}{marks}"
-    if interval.clusters < 2:
+    if math.isnan(interval.low):
         return Cell((value, *tail), interval.mean, paper=paper, note="; ".join(words))
-    half = f"±{interval.high - interval.mean:.{column.decimals}f}"
-    return Cell((value, half, *tail), interval.mean, interval.low, interval.high, paper, "; ".join(words))
+    width = f"±{interval.high - interval.mean:.{column.decimals}f}"
+    if interval.clusters < 2:  # Wilson's interval has two different halves
+        digits = 0 if column.percent else column.decimals
+        width = f"{interval.low:.{digits}f}-{interval.high:.{digits}f}"
+    return Cell((value, width, *tail), interval.mean, interval.low, interval.high, paper, "; ".join(words))
+
+
+def directions(columns: Sequence[Column]) -> str:
+    """Return what the arrows of a table's columns mean."""
+    arrows = {"up": "↑ higher is better", "down": "↓ lower is better", "reference": "≈ closest to retrain is best"}
+    used = {column.direction for column in columns}
+    return "; ".join(text for direction, text in arrows.items() if direction in used) + "; [ ] controls"
+
+
+def marks(records: Sequence[Record], bound: str, first: str) -> Iterator[str]:
+    """Yield what the marks of a table mean that these records give it; `bound` and `first` are those of `Source`."""
+    if any(record.converged is False for record in records):
+        yield f"! the attack was still improving at its last step: {bound}"
+    if any(record.status == "failed" for record in records):
+        yield f"* mean of the seeds that did not fail; reasons of failures are listed below {first}"
 
 
 def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:
@@ -163,26 +178,28 @@ def failures(records: Iterable[Record]) -> Iterable[str]:
         yield f"failed cells of {', '.join(map(printable, methods))}: {printable(reason)}"
 
 
-def seeds_note(records: Sequence[Record], given: str) -> str:
+def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
     """Return how many seeds stand behind the means, and what their intervals leave out.
 
     Args:
         records: of one group.
         given: what every seed shares, such as ``one original``.
+        samples: what the intervals of single models are over, where they have any, such as ``prompts``.
     """
     unlearn = {record.unlearn_seed for record in records if record.method not in CONTROL_ROWS}
     mia = {record.mia_seed for record in records if record.mia_seed is not None}
     count = max(len(unlearn), 1)
     base = f"means over {count} unlearning seed{'s' * (count > 1)}" + (f" (MIA: x {len(mia)})" if mia else "")
+    alone = f"the 95 % interval over {samples} (Wilson)"
     if count < 2:
-        return f"{base}; one seed gives no interval"
+        return f"{base}; {f'a-b: {alone}' if samples else 'one seed gives no interval'}"
     return (
         f"{base}; ± half of the 95 % interval clustered by unlearning seed (df = {count - 1}), given {given};"
-        " single models have none"
+        f" single models have {f'a-b, {alone}' if samples else 'none'}"
     )
 
 
 def label(group: Group) -> str:
     """Return what a group is, for the title of a table."""
     parts = (group.suite, group.experiment, group.dataset, group.model, group.protocol)
-    return ", ".join(printable(part) for part in dict.fromkeys(parts) if part)
+    return ", ".join(printable(part) for part in dict.fromkeys(parts) if part not in ("", "none"))

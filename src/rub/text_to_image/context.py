@@ -1,6 +1,7 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -89,7 +90,7 @@ class UnlearnContext(TrainContext):
         stop = int(torch.randint(0, self.sampler.steps, (1,), generator=generator))
         noise = self.normal((self.batch_size, *model.latent_shape), generator)
         with torch.no_grad():
-            context, empty = model.context([prompt, ""]).split(1)
+            context, empty = model.context([prompt]), model.context([""])
         x = partial(model, context, empty, noise, guidance, self.sampler, stop)
         width = model.timesteps / self.sampler.steps
         left = self.sampler.steps - stop  # steps still to go: x stands at the noise of the left-th bucket from 0
@@ -108,6 +109,10 @@ class UnlearnContext(TrainContext):
             raise RubError("unlearning: no parameter of this model is selected for training")
         return torch.optim.Adam(chosen, lr=lr)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context that computes in bfloat16 where the precision says so; weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
     def counted(self, steps: int) -> Iterator[int]:
         """Yield 0 to steps - 1, and report progress."""
         for step in range(steps):
@@ -120,7 +125,7 @@ def frozen(model: Diffusion) -> Diffusion:
 
     The tokenizer is shared, it does not change.
     """
-    tokenizer, model.tokenizer = model.tokenizer, None  # type: ignore[assignment]
+    tokenizer, model.tokenizer = model.tokenizer, None
     try:
         copy = deepcopy(model)
     finally:

@@ -5,6 +5,7 @@ or none, where the latents are the pixels themselves. All sizes are read from th
 """
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +36,8 @@ class Diffusion(nn.Module):
     Attributes:
         unet: e(x_t, t, context), a `UNet2DConditionModel`.
         text_encoder: a `CLIPTextModel`.
-        vae: an `AutoencoderKL`, or None where latents are pixels in [-1, 1].
+        vae: an `AutoencoderKL`, or None where latents are pixels in [-1, 1], folded p x p where the UNet takes p^2 or
+            3 p^2 channels: nothing is lost, and the UNet works at a p-th of the side.
         tokenizer: a `CLIPTokenizer`; its ``model_max_length`` is L.
         schedule: the noise schedule, a diffusers scheduler config.
     """
@@ -82,6 +84,12 @@ class Diffusion(nn.Module):
         return self.unet.config.in_channels, height, width
 
     @property
+    def _fold(self) -> int:
+        """Return p, the side of the squares of pixels that one place of a latent holds: of p^2 or 3 p^2 channels."""
+        channels = int(self.unet.config.in_channels)
+        return isqrt(channels) if isqrt(channels) ** 2 == channels else isqrt(channels // 3)
+
+    @property
     def timesteps(self) -> int:
         """Return T, the number of training time steps."""
         return len(self.alpha_bar)
@@ -89,23 +97,25 @@ class Diffusion(nn.Module):
     @property
     def length(self) -> int:
         """Return L, the number of tokens that a prompt is padded or cut to."""
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
 
     @property
     def token_embeddings(self) -> Tensor:
         """Return the embedding of every token, float (V, D): a parameter of the text encoder."""
-        return self.text_encoder.get_input_embeddings().weight
+        table: nn.Embedding = self.text_encoder.get_input_embeddings()
+        return table.weight
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids, int64 (B, L) on the device: BOS, the prompt, EOS, padding; longer prompts are cut."""
-        ids = self.tokenizer(
+        ids: Tensor = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
         return ids.to(self.device)
 
     def encode(self, ids: Tensor) -> Tensor:
         """Return the context that the UNet attends to, float (B, L, D), of token ids (B, L)."""
-        return self.text_encoder(ids)[0]
+        context: Tensor = self.text_encoder(ids)[0]
+        return context
 
     def encode_soft(self, embeddings: Tensor) -> Tensor:
         """Return the context of input embeddings (B, L, D), which need not be those of any token; differentiable.
@@ -131,7 +141,8 @@ class Diffusion(nn.Module):
             t: time steps 0 to T - 1, (B,) or one number.
             context: (B, L, D) or (1, L, D), from `context`, `encode` or `encode_soft`.
         """
-        return self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample
+        noise: Tensor = self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample
+        return noise
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
@@ -149,13 +160,17 @@ class Diffusion(nn.Module):
         """Return clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
         x = images.to(self.device).float() / 127.5 - 1
         if self.vae is None:
-            return x
-        return self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+            return nn.functional.pixel_unshuffle(x, self._fold)
+        latents: Tensor = self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+        return latents
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
         """Return uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
-        x = latents if self.vae is None else self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        if self.vae is None:
+            x = nn.functional.pixel_shuffle(latents, self._fold)
+        else:
+            x = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 

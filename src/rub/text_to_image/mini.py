@@ -25,6 +25,7 @@ class Sizes:
         width: of the text encoder and of cross-attention.
         text_layers: of the text encoder.
         autoencoder: channels of each level of the autoencoder, which halves the side between levels; () for none.
+        fold: p; without an autoencoder, p x p pixels become channels of one place.
         latents: channels of its latents.
     """
 
@@ -35,12 +36,14 @@ class Sizes:
     text_layers: int = 2
     autoencoder: tuple[int, ...] = ()
     latents: int = 4
+    fold: int = 1
 
 
 ARCHITECTURES: Mapping[str, Sizes] = {
     "sd-nano": Sizes((16, 32), head=8, width=32, text_layers=1),
     "sd-mini": Sizes((32, 64)),
-    "sd-small": Sizes((64, 128), autoencoder=(32, 64, 64)),
+    "sd-small": Sizes((64, 128), fold=4),
+    "sd-latent": Sizes((64, 128), autoencoder=(16, 32, 32)),
     "sd-medium": Sizes((96, 192, 192), layers=2, head=32, width=128, autoencoder=(64, 128, 128)),
 }
 
@@ -81,10 +84,11 @@ def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer
         )
         vae = _autoencoder(sizes, channels, size) if sizes.autoencoder else None
         deep = sizes.channels[:-1]
+        wide = channels * sizes.fold**2 if vae is None else sizes.latents
         unet = UNet2DConditionModel(
-            sample_size=size if vae is None else size // 2 ** (len(sizes.autoencoder) - 1),
-            in_channels=channels if vae is None else sizes.latents,
-            out_channels=channels if vae is None else sizes.latents,
+            sample_size=size // (sizes.fold if vae is None else 2 ** (len(sizes.autoencoder) - 1)),
+            in_channels=wide,
+            out_channels=wide,
             layers_per_block=sizes.layers,
             block_out_channels=sizes.channels,
             norm_num_groups=8,

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -30,7 +30,12 @@ def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], M
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    settings = {"end_of_word_suffix": "</w>", "initial_alphabet": letters, "min_frequency": 2, "show_progress": False}
+    settings: dict[str, Any] = {
+        "end_of_word_suffix": "</w>",
+        "initial_alphabet": letters,
+        "min_frequency": 2,
+        "show_progress": False,
+    }
     trainer.train_from_iterator(sorted(texts), trainers.BpeTrainer(vocab_size=size - 2, **settings))
     made = json.loads(trainer.to_str())["model"]["merges"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in made]
@@ -38,6 +43,8 @@ def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], M
     known = set(tokens)
     kept: Merges = []
     for left, right in merges:
+        if len(tokens) == size - 2:  # the trainer counts only the end-of-word letters that it saw
+            break
         if left in known and right in known:
             kept.append((left, right))
             if left + right not in known:
@@ -59,9 +66,7 @@ def make_tokenizer(vocabulary: dict[str, int], merges: Merges, length: int) -> "
     given = {"unk_token": EOS, "bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "model_max_length": length}
     with tempfile.TemporaryDirectory() as folder:  # files are what every version of transformers reads
         write_vocabulary(vocabulary, merges, Path(folder))
-        tokenizer: CLIPTokenizer = CLIPTokenizer(
-            vocab=str(Path(folder) / "vocab.json"), merges=str(Path(folder) / "merges.txt"), **given
-        )
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **given)
     return tokenizer
 
 

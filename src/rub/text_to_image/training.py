@@ -1,0 +1,129 @@
+"""Training a miniature: the autoencoder first, then text encoder and UNet together on noise prediction."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rub.images.samples import Samples
+from rub.text_to_image.context import UnlearnContext
+from rub.text_to_image.diffusion import Diffusion
+
+KL_WEIGHT = 1e-6  # of the autoencoder's loss (Rombach et al. 2022, appendix G)
+CHUNK = 256
+Caption = Callable[[Tensor, torch.Generator], list[str]]
+"""Labels (B,) and a generator -> a caption for each."""
+
+
+def rate(lr: float, step: int, total: int) -> float:
+    """Return the learning rate of a step: linear up over the first twentieth, then half a cosine to 0.
+
+    Example:
+        >>> [round(rate(1.0, step, 40), 3) for step in (0, 1, 2, 39)]
+        [0.5, 1.0, 1.0, 0.002]
+    """
+    warmup = max(total // 20, 1)
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+
+
+def fit(
+    model: Diffusion, samples: Samples, caption: Caption, context: UnlearnContext, training: Mapping[str, Any]
+) -> Diffusion:
+    """Train a miniature from scratch and return it in eval mode, changed in place.
+
+    L = E |noise - e(x_t, t, TE(caption))|^2 (Ho et al. 2020, eq. 14; Rombach et al. 2022, eq. 3) over text encoder and
+    UNet; a share of the captions is empty (Ho & Salimans 2022). The running mean of the weights is kept.
+
+    Args:
+        model: the miniature.
+        samples: the training pictures.
+        caption: gives a fresh caption for each picture and step.
+        context: seed, batch size, precision, device, progress; its augmentation says whether to mirror.
+        training: steps, lr, dropout, ema and those of the autoencoder, as in `TrainingSpec`.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    total = training["steps"] + (training["autoencoder_steps"] if model.vae is not None else 0)
+    if model.vae is not None:
+        fit_autoencoder(model, samples, context, training, total)
+    latents = encoded(model, samples.images, mirror=context.augmentation.flip)
+    learned: nn.Module = nn.ModuleList([model.text_encoder, model.unet])
+    mean = deepcopy(learned)
+    learned.train()
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=training["lr"], weight_decay=0.01)
+    generator = context.generator("diffusion")
+    for step in range(training["steps"]):
+        _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
+        rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
+        side = torch.randint(0, len(latents), (context.batch_size,), generator=generator)
+        x, t, noise = context.draw(model, latents[side, rows].to(context.device), generator)
+        texts = caption(samples.labels[rows], generator)
+        kept = torch.rand(len(texts), generator=generator) >= training["dropout"]
+        texts = [text if keep else "" for text, keep in zip(texts, kept.tolist(), strict=True)]
+        with context.autocast():
+            loss = nn.functional.mse_loss(model.predict(x, t, model.context(texts)).float(), noise)
+        context.descend(loss, optimizer)
+        _average(mean, learned, min(training["ema"], (1 + step) / (10 + step)))
+        context.progress(total - training["steps"] + step + 1, total, f"loss {loss.item():.3f}")
+    learned.load_state_dict(mean.state_dict())
+    return model.eval()
+
+
+def fit_autoencoder(
+    model: Diffusion, samples: Samples, context: UnlearnContext, training: Mapping[str, Any], total: int
+) -> None:
+    """Train the autoencoder on |x - D(z)| + |x - D(z)|^2 + 1e-6 KL, and scale its latents to unit variance.
+
+    Latent diffusion adds a perceptual and an adversarial loss, whose networks a miniature does without.
+    """
+    vae = model.vae
+    assert vae is not None
+    vae.train()
+    steps = training["autoencoder_steps"]
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=training["autoencoder_lr"], weight_decay=0.0)
+    generator = context.generator("autoencoder")
+    for step in range(steps):
+        _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
+        rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)
+        images = context.augmentation(samples.images[rows].to(context.device), generator)
+        x = images.float() / 127.5 - 1
+        with context.autocast():
+            posterior = vae.encode(x).latent_dist
+            z = posterior.mean + posterior.std * context.normal(posterior.mean.shape, generator)
+            made = vae.decode(z).sample.float()
+        error = made - x
+        loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
+        context.descend(loss, optimizer)
+        context.progress(step + 1, total, f"autoencoder {loss.item():.3f}")
+    vae.eval()
+    vae.register_to_config(scaling_factor=1.0)
+    spread = encoded(model, samples.images[: 4 * CHUNK], mirror=False).std()
+    vae.register_to_config(scaling_factor=float(1 / spread))
+
+
+def encoded(model: Diffusion, images: Tensor, *, mirror: bool) -> Tensor:
+    """Return the latents of images, float32 (1 or 2, N, C, h, w) on the CPU; the second are of the mirrored images."""
+    views = (images, images.flip(3)) if mirror else (images,)
+    return torch.stack([torch.cat(list(_parts(model, view))) for view in views])
+
+
+def _parts(model: Diffusion, images: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(images), CHUNK):
+        yield model.to_latents(images[start : start + CHUNK]).cpu()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def _average(mean: nn.Module, now: nn.Module, decay: float) -> None:
+    """Move the running mean of the weights towards the weights."""
+    torch._foreach_lerp_(list(mean.parameters()), list(now.parameters()), 1 - decay)
