@@ -11,21 +11,16 @@ memory each batch size takes. Goal: at least 4 times on two cores, 10 times on a
 """
 
 import argparse
-import resource
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rub import load_suite, run
+from rub import load_suite
 from rub.api import make_runtime
-from rub.statistics import wilson
-from rub.text_to_image.attacks.harness import Drawing, drawn, make_target, run_attack
-from rub.text_to_image.attacks.uma import unlearndiffatk
-from rub.text_to_image.probing import AttackContext, Budget, Candidates, Prompts, Target
+from rub.text_to_image.attacks.harness import Drawing, drawn, make_target
+from rub.text_to_image.probing import Target
 
 
 class OneHot(torch.autograd.Function):
@@ -73,7 +68,11 @@ class Plain:
         with torch.no_grad():
             context = self.model.encode(ids[None])
             image = two_calls(
-                self.model, context, noise[None].to(self.model.device), float(prompts.guidance[row]), self.drawing.sampler
+                self.model,
+                context,
+                noise[None].to(self.model.device),
+                float(prompts.guidance[row]),
+                self.drawing.sampler,
             )
         return bool(self.drawing.seen(image)[0])
 
@@ -119,9 +118,10 @@ def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
     experiment = suite.experiments[0].model_copy(update={"retrains": 0})
     graph = Graph(experiment, None)
     stages = [graph.reference, graph.model(args.method, 0)]
+    from rich.console import Console
+
     from rub.pipeline.engines import run_inline
     from rub.pipeline.progress import Display
-    from rich.console import Console
 
     store = Store(place)
     task = TASKS.get("text-to-image", "text-to-image").load()
@@ -133,7 +133,5 @@ def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
     drawing = drawing_of(inputs, "unlearned", graph.reference.spec, runtime)
     prompts = prompts_in(inputs["prompts"]).select(list(range(args.prompts)))
     before = drawn(drawing_of(inputs, "original", graph.reference.spec, runtime), prompts, 16)
-    target = make_target(
-        model_of(inputs, "original", runtime), drawing.model, prompts, before, 16, concept="seven"
-    )
+    target = make_target(model_of(inputs, "original", runtime), drawing.model, prompts, before, 16, concept="seven")
     return target, drawing

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from rub.images.fidelity import Extractor
 from rub.images.inception import load_inception
 from rub.images.judging import INCEPTION_FILE
 from rub.images.networks import build_network
+from rub.images.samples import Samples
 from rub.images.training import embed, predict, train
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
-from rub.store.artifacts import Artifact
+from rub.store.artifacts import Artifact, file_sha256
 from rub.weights import check_keys, read_state, save_weights
 
 WEIGHTS, FACTS = "weights.safetensors", "judge.json"
@@ -60,8 +62,20 @@ def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runt
         (out / INCEPTION_FILE).write_bytes(stage.files["weights"].read_bytes())
         (out / FACTS).write_text(json.dumps({"name": "inception-v3-compat"}), encoding="utf-8")
         return
-    bundle, training = bundle_of(inputs, runtime), spec["training"]
-    context = TrainContext(
+    bundle = bundle_of(inputs, runtime)
+    network = network_of(spec["model"], bundle, len(bundle.classes))
+    model = trained(network, trainable(bundle, spec["validation"]), judge_context(spec, bundle, runtime), spec)
+    logits = predict(model, bundle.test, batch_size=runtime.batch_size, device=runtime.device)
+    right = (logits.argmax(1) == bundle.test.labels).double().mean()
+    save_weights(model, out / WEIGHTS)
+    facts = {"name": spec["name"], "model": spec["model"], "accuracy": round(float(right), 4), "n": len(logits)}
+    (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def judge_context(spec: Mapping[str, Any], bundle: Bundle, runtime: Runtime) -> TrainContext:
+    """Return how a judge is trained, from its stage's ``training`` and ``seed``."""
+    training = spec["training"]
+    return TrainContext(
         seed=spec["seed"],
         batch_size=training["batch_size"],
         augmentation=Augmentation(training["padding"], bundle.flip),
@@ -69,14 +83,30 @@ def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runt
         device=torch.device(runtime.device),
         progress=runtime.progress,
     )
-    model = _network(spec["model"], bundle, spec["seed"]).to(runtime.device)
-    schedule = {name: training[name] for name in ("epochs", "lr", "schedule", "momentum", "weight_decay")}
-    train(model, trainable(bundle, spec["validation"]), context, **schedule)
-    logits = predict(model, bundle.test, batch_size=runtime.batch_size, device=runtime.device)
-    right = (logits.argmax(1) == bundle.test.labels).double().mean()
-    save_weights(model, out / WEIGHTS)
-    facts = {"name": spec["name"], "model": spec["model"], "accuracy": round(float(right), 4), "n": len(logits)}
-    (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def trained(network: Mapping[str, Any], samples: Samples, context: TrainContext, spec: Mapping[str, Any]) -> nn.Module:
+    """Return a judge's classifier, trained on these samples.
+
+    Args:
+        network: from `network_of`.
+        samples: the training set.
+        context: from `judge_context`.
+        spec: of the stage; ``training`` is read.
+    """
+    schedule = {name: spec["training"][name] for name in ("epochs", "lr", "schedule", "momentum", "weight_decay")}
+    return train(build_network(**network, seed=context.seed).to(context.device), samples, context, **schedule)
+
+
+def network_of(model: Mapping[str, Any], bundle: Bundle, classes: int) -> dict[str, Any]:
+    """Return the arguments of `build_network` for a classifier of a data set; JSON values only."""
+    return {
+        **{name: model[name] for name in ("arch", "stem", "width")},
+        "num_classes": classes,
+        "channels": bundle.train.images.shape[1],
+        "mean": bundle.mean,
+        "std": bundle.std,
+    }
 
 
 def load_judge(artifact: Artifact, inputs: Mapping[str, Artifact], runtime: Runtime) -> Extractor:
@@ -88,22 +118,35 @@ def load_judge(artifact: Artifact, inputs: Mapping[str, Artifact], runtime: Runt
             path = artifact.file(INCEPTION_FILE)
             return load_inception(path, batch_size=runtime.batch_size, device=runtime.device)
         bundle = bundle_of(inputs, runtime)
-        model = _network(facts["model"], bundle, seed=0)
-        state = read_state(artifact.file(WEIGHTS))
-        check_keys(state, model.state_dict(), artifact.file(WEIGHTS))
-        model.load_state_dict(state)
-        head: nn.Linear = model.fc  # type: ignore[assignment]
-        return ClassifierExtractor(
-            facts["name"],
-            artifact.sha256(WEIGHTS),
-            head.in_features,
-            head.out_features,
-            model.to(runtime.device).eval(),
-            runtime.batch_size,
-            runtime.device,
+        network = network_of(facts["model"], bundle, len(bundle.classes))
+        return load_classifier(
+            facts["name"], network, artifact.file(WEIGHTS), batch_size=runtime.batch_size, device=runtime.device
         )
 
     return runtime.memo.get((artifact.key, runtime.device), load)
+
+
+def load_classifier(
+    name: str, network: Mapping[str, Any], path: Path, *, batch_size: int, device: str
+) -> ClassifierExtractor:
+    """Return a trained classifier as an extractor.
+
+    Args:
+        name: as reports print it.
+        network: from `network_of`.
+        path: of its weights.
+        batch_size: images per forward pass.
+        device: where it runs.
+
+    Raises:
+        RubError: the file holds weights of another network.
+    """
+    model = build_network(**network)
+    state = read_state(path)
+    check_keys(state, model.state_dict(), path)
+    model.load_state_dict(state)
+    width, classes = model.fc.in_features, model.fc.out_features
+    return ClassifierExtractor(name, file_sha256(path), width, classes, model.to(device).eval(), batch_size, device)
 
 
 def described(artifact: Artifact) -> str:
@@ -112,16 +155,3 @@ def described(artifact: Artifact) -> str:
     if "accuracy" not in facts:
         return ""
     return f"classifier right on {100 * facts['accuracy']:.1f} % of {facts['n']} real test images"
-
-
-def _network(spec: Mapping[str, object], bundle: Bundle, seed: int) -> nn.Module:
-    return build_network(
-        str(spec["arch"]),
-        num_classes=len(bundle.classes),
-        channels=bundle.train.images.shape[1],
-        stem=spec["stem"],  # type: ignore[arg-type]
-        width=spec["width"],  # type: ignore[arg-type]
-        mean=bundle.mean,
-        std=bundle.std,
-        seed=seed,
-    )

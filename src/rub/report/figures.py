@@ -194,7 +194,7 @@ def _steps(
     curves: Sequence[Mapping[str, Any]],
     field: str,
     budgets: Sequence[str],
-    label: str = "distance to the original's output",
+    shown: str = "distance to the original's output",
 ) -> "Figure":
     """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
     methods = row_order((str(curve["method"]) for curve in curves), str(curves[0]["task"]))
@@ -222,7 +222,7 @@ def _steps(
         axes.set_visible(False)
     for axes in panels[max(len(methods) - across, 0) : len(methods)]:  # the lowest visible one of each column
         axes.tick_params(labelbottom=True)
-    figure.text(0.08 / width, 0.5, label, rotation="vertical", va="center")
+    figure.text(0.08 / width, 0.5, shown, rotation="vertical", va="center")
     figure.text(0.5, 0.08 / height, "steps of the search", ha="center")
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure

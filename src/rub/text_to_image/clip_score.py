@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -36,14 +37,14 @@ def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -
     return Scored(float(metric.compute()), MODEL)
 
 
-def _load(runtime: Runtime):  # type: ignore[no-untyped-def]
+def _load(runtime: Runtime) -> Any:
     """Return torchmetrics' metric with weights that are on this machine, or None: nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from torchmetrics.multimodal import CLIPScore
 
     folder = None if runtime.data_root is None else runtime.data_root / MODEL.rpartition("/")[2]
     if folder is not None and folder.is_dir():
-        return CLIPScore(model_name_or_path=str(folder)).to(runtime.device)  # type: ignore[arg-type]
+        return CLIPScore(model_name_or_path=str(folder)).to(runtime.device)
     if isinstance(try_to_load_from_cache(MODEL, "config.json"), str):
         return CLIPScore(model_name_or_path=MODEL).to(runtime.device)
     return None

@@ -1,35 +1,47 @@
 """Models by hub id: from the hub's cache, or downloaded where there is a network; never a hang."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rub.errors import RubError
 
-PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.bin"]
-SECONDS = 10  # a hub that does not answer in this time is not there
+SECONDS = "5"  # a hub that does not answer in this time is not there
+PIPELINE = (
+    "model_index.json",
+    *(
+        f"{part}/*.{kind}"
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        for kind in ("json", "txt", "safetensors", "bin")
+    ),
+)
+"""The files of a diffusers folder that are read."""
 
 
-def snapshot(name: str) -> Path:
+def snapshot(name: str, where: str = "model.weights", patterns: Sequence[str] | None = PIPELINE) -> Path:
     """Return the folder of a hub model, downloading what is not in the cache.
+
+    Args:
+        name: hub id, owner/name.
+        where: the field that names it, for errors.
+        patterns: which files; None takes all.
 
     Raises:
         RubError: it is neither in the cache nor reachable.
     """
-    import os
-
+    ways = "give a folder on disk (also below --data-root), or run once with a network to fill the hub's cache"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise RubError(f"model.weights {name}: no such file or folder, and no hub id (owner/name)")
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(SECONDS))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(SECONDS))
+        raise RubError(f"{where} {name}: no such file or folder, and no hub id (owner/name); {ways}")
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS)  # read when the library is first imported
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS)
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{part}/{pattern}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for pattern in PATTERNS]
+    kept = None if patterns is None else list(patterns)
     try:
-        return Path(snapshot_download(name, allow_patterns=["model_index.json", *patterns], local_files_only=True))
+        return Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
     except Exception:
         try:
-            return Path(snapshot_download(name, allow_patterns=["model_index.json", *patterns]))
+            return Path(snapshot_download(name, allow_patterns=kept))
         except Exception as error:
-            raise RubError(
-                f"model.weights {name}: not in the hub's cache, and the hub cannot be reached ({type(error).__name__});"
-                " give a diffusers folder, or run once with a network"
-            ) from None
+            reason = f"not in the hub's cache, and the hub cannot be reached ({type(error).__name__})"
+            raise RubError(f"{where} {name}: {reason}; {ways}") from None

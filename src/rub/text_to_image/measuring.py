@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-
 from rub.images.data import bundle_of
 from rub.images.fidelity import frechet_distance, kernel_distance, singular_covariance
 from rub.metrics import Measured
@@ -91,7 +90,8 @@ def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtim
     measured.rows[-1] |= {**seen, "setting": judge.told}
     real, told = np.load(inputs["reference"].file("real.npy"), allow_pickle=False), inputs["reference"]
     where = f"{count} pictures to {told.json('reference.json')['real']}"
-    few = f"; too few for {real.shape[1]} features: FID is biased up" if singular_covariance(count, real.shape[1]) else ""
+    few = f"; too few for {real.shape[1]} features: FID is biased up"
+    few = few if singular_covariance(count, real.shape[1]) else ""
     measured.add("fid", frechet_distance(look.features, real), count, split="retain")
     measured.rows[-1] |= {**seen, "setting": where + few}
     size = min(KID_SIZE, count, len(real))
@@ -130,7 +130,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     (out / "samples.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
     curve = {**_row(spec), **found.json("attack.json"), "converged": facts["converged"]}
     (out / "curves.json").write_text(json.dumps([curve], allow_nan=False), encoding="utf-8")
-    save_witnesses(stage, inputs, probes, out)
+    save_witnesses(stage, inputs, probes, known(spec["concept"], inputs, runtime).judged_as, out)
 
 
 def settled(step: NDArray[np.int64], cap: int) -> bool:
@@ -191,5 +191,3 @@ def _sample_rows(
         }
         for row, case in enumerate(asked.ids.tolist())
     ]
-
-

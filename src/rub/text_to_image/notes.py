@@ -153,14 +153,14 @@ def _needs_no_attack(concept: Concept, method: str) -> float | None:
 
 
 def _needs_no_search(concept: Concept, method: str) -> float | None:
-    """Return the best control's share where it is about as high as that of a search that brought something back."""
-    pre, post = concept.pre(method), concept.post(method)
-    if method in CONTROL_ROWS or post is None or (pre.mean if pre is not None else 0.0) >= post.mean:
-        return None
+    """Return the best control's share where it is about as high as that of a search; both brought something back."""
+    clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
-    best = max(found, key=lambda interval: interval.mean, default=None)
-    near = best is not None and (best.mean >= post.mean - _CLOSE or best.overlaps(post))
-    return best.mean if best is not None and near else None
+    if method in CONTROL_ROWS or post is None or not found:
+        return None
+    best, least = max(found, key=lambda interval: interval.mean), clean.mean if clean is not None else 0.0
+    near = best.mean >= post.mean - _CLOSE or best.overlaps(post)
+    return best.mean if near and min(best.mean, post.mean) > least else None
 
 
 def _damaged(concept: Concept, method: str) -> float | None:

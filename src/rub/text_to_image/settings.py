@@ -8,7 +8,7 @@ from rub.errors import RubError
 from rub.images.data import bundle_of
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
-from rub.text_to_image.concepts import JUDGED, find_label, names_of
+from rub.text_to_image.concepts import JUDGED, find_label, names_of, slug
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
         raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
     others = tuple(place for place in range(len(classes)) if place != label)
     ours = concept["judge"] == "classifier"  # trained on this data: its labels are the classes
-    calls = tuple(place if ours else JUDGED.get(found[0].replace(" ", "-"), found[0]) for place, found in enumerate(names))
+    calls = tuple(place if ours else JUDGED.get(slug(found[0]), found[0]) for place, found in enumerate(names))
     return Known(
         name,
         concept["prompt"] or names[label][0],

@@ -1,7 +1,7 @@
 """The stage functions that make models and probes: prompts, train, import, initialise, pictures, unlearn, attack."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,16 @@ def muted(original: Diffusion, facts: Known) -> Diffusion:
     """
     made = frozen(original)
     special = set(made.tokenizer.all_special_ids)
-    others = set(made.tokenize([facts.anchor, *facts.retained_names]).unique().tolist())
-    own = set(made.tokenize([facts.prompt]).unique().tolist()) - others - special
+    others = _tokens(made, [facts.anchor, *facts.retained_names])
+    own = _tokens(made, [facts.prompt]) - others - special
     with torch.no_grad():
         made.token_embeddings[sorted(own)] = made.token_embeddings[made.tokenizer.eos_token_id]
     return made
+
+
+def _tokens(model: Diffusion, texts: Sequence[str]) -> set[int]:
+    """Return the ids of all tokens in these texts."""
+    return set(model.tokenize(texts).flatten().tolist())
 
 
 def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -208,7 +213,8 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
     with torch.random.fork_rng():
         torch.manual_seed(spec["seed"])
-        made = method(model, side_of(inputs, "forget"), side_of(inputs, "retain"), context, **spec["method"]["parameters"])
+        sides = side_of(inputs, "forget"), side_of(inputs, "retain")
+        made = method(model, *sides, context, **spec["method"]["parameters"])
     keep_unlearned(original, made, out)
 
 
@@ -246,7 +252,7 @@ def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runt
 
 def drawn_clean(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
     """Return a model's pictures of prompts without an attack, uint8 (N, C, H, W)."""
-    rows = torch.arange(len(asked)).split(size)
+    rows = torch.split(torch.arange(len(asked)), size)
     return torch.cat([drawing.draw(asked.select(part), Candidates())[0] for part in rows])
 
 
@@ -264,7 +270,11 @@ def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:
     np.savez(out / "probes.npz", cases=asked.ids.numpy(), **{name: value.numpy() for name, value in arrays.items()})
     np.save(out / "images.npy", found.images.numpy())
     back = torch.bincount(found.step[found.step >= 0], minlength=cap + 1).cumsum(0).double() / len(found)
-    facts = {"success_curve": [round(value, 6) for value in back.tolist()], "loss_curve": [], "cap": cap}
+    facts = {
+        "success_curve": [round(value, 6) for value in back.tolist()],
+        "loss_curve": [],
+        "evaluations": int(found.evaluations.sum()),
+    }
     (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -274,7 +274,8 @@ def _explained(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[str]:
     yield f"avg, med: steps to the first success; 0 where none was needed, {caps} where none came"
     if _PAPER_CAP in caps.split("/") and any(_known(paper, name) for name in suite.sources):
         yield "in parentheses: the paper's own number (Stable Diffusion, published checkpoints; N 50, of nudity 118)"
-        yield "the paper's ESD stands with esd-u, of nudity with esd-x: these are the checkpoints published for them"
+        if {"esd-u", "esd-x"} & {record.method for record in suite.records}:
+            yield "the paper's ESD stands with esd-u, of nudity with esd-x, the checkpoints published for them"
 
 
 def _known(paper: Mapping[str, Any], concept: str) -> bool:

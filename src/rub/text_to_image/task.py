@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rub.errors import RubError
 from rub.images.specs import data_stage
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
@@ -134,7 +133,8 @@ class Graph:
         if method == "retrain":
             return self._train(f"retrain, seed {seed}", "retain", RETRAIN_SEED + seed)
         if method in ("sham", "random_init"):
-            drawn = {"control": method, "seed": RANDOM_SEED + seed, "concept": self.concept if method == "sham" else None}
+            drawn: dict[str, Any] = {"control": method, "seed": RANDOM_SEED + seed}
+            drawn["concept"] = self.concept if method == "sham" else None
             inputs = {"original": self.original, **self.data}
             return self._stage("initialise", f"make the control {method}", drawn, inputs, cost=1)
         given, experiment = self.methods[method], self.experiment
@@ -338,7 +338,9 @@ def _found(weights: str, data_root: Path | None) -> Path:
     return snapshot(weights)
 
 
-def given_prompts(name: str, given: str | tuple[str, ...] | None, data_root: Path | None) -> list[dict[str, Any]] | None:
+def given_prompts(
+    name: str, given: str | tuple[str, ...] | None, data_root: Path | None
+) -> list[dict[str, Any]] | None:
     """Return the rows of prompts that a user names, so that the stage's key holds them; None: the shipped ones.
 
     Raises:

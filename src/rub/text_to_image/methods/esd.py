@@ -16,7 +16,7 @@ DrawnBy = Literal["base", "model"]
 
 CARD = Card(
     paper="Gandikota et al., Erasing Concepts from Diffusion Models, ICCV 2023, arXiv 2303.07345",
-    equation="min E ||e_u(x_t, c) - [e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0))]||^2 (eq. 7 of the paper),"
+    equation="min E ||e_u(x_t, c) - [e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0))]||^2,"
     " x_t from a DDIM run of prompt c that stops at a random step",
     upstream="rohitgandikota/erasing 25613d2, esd_sd.py (new); a2189e9, train-scripts/train-esd.py (old, ancestor of"
     " the code of most other methods)",
@@ -106,8 +106,9 @@ def erase(
     draws = context.generator("steps")
     concept, empty = original.context([prompt]), original.context([""])
     for _ in context.counted(iterations):
-        with context.autocast():
+        with context.autocast():  # on its own: weights that autocast keeps from here would have no gradient below
             x, t = context.partial(original if drawn_by == "base" else model, prompt, draws, guidance=guidance)
+        with context.autocast():
             loss = esd_loss(model, original, x, t, concept, concept, empty, eta)
         context.descend(loss, optimizer)
     return freeze(model)

@@ -1,0 +1,1 @@
+"""The unlearning methods of text-to-image models, one file each."""
