@@ -1,7 +1,7 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`,
-`read_records`, and the decorators `method` and `attack` with `Card`.
+`read_records`, and the decorators `method`, `attack` and `judge` with `Card`.
 """
 
 import importlib
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rub.api import audit, plan, run
-    from rub.registry import Card, attack, method
+    from rub.registry import Card, attack, judge, method
     from rub.specs import load_suite
     from rub.store.records import read_records
 
-__all__ = ["Card", "attack", "audit", "load_suite", "method", "plan", "read_records", "run"]
+__all__ = ["Card", "attack", "audit", "judge", "load_suite", "method", "plan", "read_records", "run"]
 
 _WHERE = {
     "audit": "rub.api",
@@ -23,6 +23,7 @@ _WHERE = {
     "read_records": "rub.store.records",
     "Card": "rub.registry",
     "attack": "rub.registry",
+    "judge": "rub.registry",
     "method": "rub.registry",
 }
 

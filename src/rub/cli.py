@@ -48,7 +48,6 @@ def run(
     from rub.pipeline.progress import Display, clock
     from rub.report.render import to_rich
     from rub.report.reporting import reporting_of
-    from rub.report.tables import paper_numbers
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, plugin)
@@ -66,9 +65,10 @@ def run(
         display=display,
         command=command,
     )
-    for experiment in loaded.experiments:
-        own = [row for row in result.records if row.task == experiment.task and row.experiment == experiment.name]
-        for table in reporting_of(experiment.task).tables(own, paper_numbers(experiment.paper)):
+    for name in dict.fromkeys(experiment.task for experiment in loaded.experiments):
+        own = [row for row in result.records if row.task == name]
+        keys = {experiment.name: experiment.paper for experiment in loaded.experiments if experiment.task == name}
+        for table in reporting_of(name).tables_of(own, keys):
             screen.print(to_rich(table))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(

@@ -226,7 +226,7 @@ def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
 
 
 def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register a judge of pictures: ``def f(files, settings, context, *, hyperparameters) -> Judge``."""
+    """Register a judge of pictures: ``def f(files, context, *, settings) -> Judge``."""
     return _decorator(JUDGES, name, task, card)
 
 
@@ -284,9 +284,11 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
             if isinstance(error, RubError):
                 raise
             raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    found = [entry for registry in (METHODS, ATTACKS) for entry in registry.entries() if entry.origin == name]
+    found = [entry for registry in (METHODS, ATTACKS, JUDGES) for entry in registry.entries() if entry.origin == name]
     if not found:
-        raise RubError(f"--plugin {path}: registers nothing; decorate a function with @rub.method or @rub.attack")
+        raise RubError(
+            f"--plugin {path}: registers nothing; decorate a function with @rub.method, @rub.attack or @rub.judge"
+        )
     tasks = {entry.name for entry in TASKS.entries()}
     for entry in found:
         if entry.task not in tasks:

@@ -1,5 +1,6 @@
 """Pictures that show nothing of any class, for judges: a classifier without them calls any noise a class."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -54,6 +55,21 @@ def tiled(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.fold(tiles.gather(2, order), images.shape[2:], side, stride=side)
 
 
+def sliced(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return pictures with their rows in another order."""
+    order = torch.rand(len(images), 1, images.shape[2], 1, generator=generator).argsort(2)
+    return images.gather(2, order.expand_as(images))
+
+
+def rephased(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return noise with the colours and the spectrum of a picture: its Fourier amplitudes with random phases."""
+    spectrum = torch.fft.rfft2(images)
+    noise = torch.fft.rfft2(torch.rand(len(images), 1, *images.shape[2:], generator=generator))
+    phases = noise / noise.abs().clamp_min(1e-9)
+    phases[:, :, 0, 0] = 1  # the mean colour stays
+    return torch.fft.irfft2(spectrum * phases, s=images.shape[2:])
+
+
 def blended(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return a picture and the noise of a weak signal: a fifth of it in noise, as a failed run of a sampler leaves."""
     share = 0.2 * torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -66,22 +82,79 @@ KINDS: Mapping[str, Maker] = {
     "grainy": grainy,
     "scattered": scattered,
     "tiled": tiled,
+    "sliced": sliced,
+    "rephased": rephased,
     "blended": blended,
 }
-"""Every kind, in equal shares."""
+"""What a judge learns from, in equal shares."""
 
 
-def negatives(samples: Samples, count: int, label: int, seed: int) -> Samples:
-    """Return pictures of nothing, the same number of each of `KINDS`.
+def gratings(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return sine waves of any direction, width and colour."""
+    count, channels, height, width = images.shape
+    angle, frequency, phase = torch.rand(3, count, 1, 1, 1, generator=generator)
+    y, x = torch.arange(height).reshape(-1, 1) / height, torch.arange(width) / width
+    across = x * (math.pi * angle).cos() + y * (math.pi * angle).sin()
+    wave = (2 * math.pi * ((1 + frequency * min(height, width) / 4) * across + phase)).sin()
+    waves: Tensor = 0.5 + 0.5 * wave * torch.rand(count, channels, 1, 1, generator=generator)
+    return waves
+
+
+def ramps(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one colour that turns into another, in any direction."""
+    count, channels, height, width = images.shape
+    angle = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
+    y, x = torch.linspace(-0.5, 0.5, height).reshape(-1, 1), torch.linspace(-0.5, 0.5, width)
+    share = 0.5 + (x * angle.cos() + y * angle.sin()) / math.sqrt(2)
+    first, second = torch.rand(2, count, channels, 1, 1, generator=generator)
+    made: Tensor = first + (second - first) * share
+    return made
+
+
+def peppered(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return black and white pixels, any share of each."""
+    count, channels, height, width = images.shape
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    return (torch.rand(count, 1, height, width, generator=generator) < share).float().expand(-1, channels, -1, -1)
+
+
+def chequered(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return chessboards of any size and two colours."""
+    count, channels, height, width = images.shape
+    side = torch.randint(1, max(min(height, width) // 4, 2) + 1, (count, 1, 1, 1), generator=generator)
+    y, x = torch.arange(height).reshape(-1, 1), torch.arange(width)
+    first, second = torch.rand(2, count, channels, 1, 1, generator=generator)
+    return torch.where((y // side + x // side) % 2 == 0, first, second)
+
+
+def coarse(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what is left of pictures at 2 x 2 pixels, enlarged: their colours, and no shape."""
+    small = F.adaptive_avg_pool2d(images, 2)
+    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
+
+
+UNSEEN: Mapping[str, Maker] = {
+    "gratings": gratings,
+    "ramps": ramps,
+    "peppered": peppered,
+    "chequered": chequered,
+    "coarse": coarse,
+}
+"""What no judge learns from, so that its mistakes on these are an honest measure; in equal shares."""
+
+
+def negatives(samples: Samples, count: int, label: int, seed: int, kinds: Mapping[str, Maker] = KINDS) -> Samples:
+    """Return pictures of nothing, the same number of each kind.
 
     Args:
         samples: real pictures, which some kinds are made from.
         count: how many, rounded up to a multiple of the kinds.
         label: their label.
         seed: of all draws.
+        kinds: what makes them: `KINDS` or `UNSEEN`.
     """
-    each, made = -(-count // len(KINDS)), []
-    for name, maker in KINDS.items():
+    each, made = -(-count // len(kinds)), []
+    for name, maker in kinds.items():
         generator = seeded(seed, f"nothing-{name}")
         rows = torch.randint(0, len(samples), (each,), generator=generator)
         pictures = maker(samples.images[rows].float() / 255, generator)

@@ -99,8 +99,8 @@ class TextToImageProtocol(Protocol):
     sampler: Literal["ddim", "lms"] = "lms"
     sampler_steps: int = Field(50, ge=1, le=1000)
     token_limit: int = Field(60, ge=4, le=77)
-    """Prompts with more tokens, BOS and EOS included, are dropped before both columns (UnlearnDiffAtk: 60 of 77); of a
-    shorter text encoder, as many fewer."""
+    """Prompts with more tokens, BOS and EOS included, are dropped before both columns (UnlearnDiffAtk: 60 of 77); with
+    a shorter text encoder, those that leave an attack less than 8 tokens."""
     guidance: float | None = Field(None, ge=1)
     """Classifier-free guidance of every prompt; each prompt's own when left out."""
 

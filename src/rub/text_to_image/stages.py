@@ -33,7 +33,7 @@ from rub.text_to_image.vocabulary import make_tokenizer, train_vocabulary
 
 Inputs = Mapping[str, Artifact]
 MODEL = "model.safetensors"
-MIN_LIMIT = 4  # BOS, EOS, a word and one token of an attack
+ROOM = 8  # tokens left free for an attack, where the text encoder is shorter than the protocol thinks
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -99,7 +99,7 @@ def muted(original: Diffusion, facts: Known) -> Diffusion:
     others = _tokens(made, [facts.anchor, *facts.retained_names])
     own = _tokens(made, [facts.prompt]) - others - special
     with torch.no_grad():
-        made.token_embeddings[sorted(own)] = made.token_embeddings[made.tokenizer.eos_token_id]
+        made.token_embeddings[sorted(own)] = made.token_embeddings[made.tokenizer.eos_token_id].clone()
     return made
 
 
@@ -113,7 +113,7 @@ def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
     model = model_of(inputs, "original", runtime)
     found = prompts_of(facts.name, facts.prompt, None, None) if spec["given"] is None else _listed(spec["given"])
-    limit = max(spec["token_limit"] - max(77 - model.length, 0), MIN_LIMIT)
+    limit = min(spec["token_limit"], model.length - ROOM)
     kept, dropped = within(found, model.tokenizer, limit)
     kept = kept.select(list(range(min(len(kept), spec["count"] or len(kept)))))
     guidance = kept.guidance if spec["guidance"] is None else torch.full((len(kept),), float(spec["guidance"]))
