@@ -1,7 +1,7 @@
 """Speed of UnlearnDiffAtk's search, many prompts together, against its upstream design, one prompt at a time.
 
-    python benchmarks/attack_t2i.py --model FOLDER_OR_FILE --unlearned FILE --judge FILE
-    python benchmarks/attack_t2i.py                      # trains a miniature on digits and unlearns by ESD-x first
+    python benchmarks/attack_t2i.py                                  # the quick suite's miniature, ESD-x
+    python benchmarks/attack_t2i.py --suite text-to-image-digits --method salun --prompts 50
 
 Same models, prompts, seeds, guidance, tokens, steps, sampler and judge. The plain loop is the upstream design: one
 prompt and one noise at a time, a one-hot matrix over the whole vocabulary times the embedding table, autograd through
@@ -11,16 +11,28 @@ memory each batch size takes. Goal: at least 4 times on two cores, 10 times on a
 """
 
 import argparse
+import resource
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from rub import load_suite
 from rub.api import make_runtime
-from rub.text_to_image.attacks.harness import Drawing, drawn, make_target
-from rub.text_to_image.probing import Target
+from rub.pipeline.engines import run_inline
+from rub.pipeline.progress import Display
+from rub.registry import TASKS
+from rub.statistics import wilson
+from rub.store.artifacts import Store
+from rub.text_to_image.attacks.harness import Drawing, make_target, run_attack
+from rub.text_to_image.attacks.uma import unlearndiffatk
+from rub.text_to_image.probing import AttackContext, Budget, Target
+from rub.text_to_image.stages import drawing_of, drawn_clean, model_of, prompts_in
+from rub.text_to_image.task import Graph
 
 
 class OneHot(torch.autograd.Function):
@@ -105,33 +117,73 @@ class Plain:
 
 
 def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
-    """Train a miniature on digits, unlearn the seven by ESD-x, train the judge: the stages of a suite."""
-    from rub.pipeline.plan import in_order
-    from rub.registry import TASKS
-    from rub.store.artifacts import Store
-    from rub.text_to_image.stages import drawing_of, model_of, prompts_in
-    from rub.text_to_image.task import Graph
-
-    place = Path(args.store or tempfile.mkdtemp(prefix="rub-bench-"))
-    runtime = make_runtime(device=args.device)
+    """Train a miniature on digits, its judge, and unlearn the seven: stages of a suite, kept in its store."""
     suite = load_suite(args.suite, task="text-to-image", methods=[args.method])
     experiment = suite.experiments[0].model_copy(update={"retrains": 0})
-    graph = Graph(experiment, None)
-    stages = [graph.reference, graph.model(args.method, 0)]
-    from rich.console import Console
-
-    from rub.pipeline.engines import run_inline
-    from rub.pipeline.progress import Display
-
-    store = Store(place)
-    task = TASKS.get("text-to-image", "text-to-image").load()
-    with Display(Console(), quiet=True) as display:
-        outcomes = run_inline(stages, {"text-to-image": task}, store, runtime, display)
-    found = {item.key: outcomes[item.key].artifact for item in in_order(stages)}
-    inputs = {role: found[item.key] for role, item in graph.reference.inputs.items()}
-    inputs |= {"reference": found[graph.reference.key], "unlearned": found[graph.model(args.method, 0).key]}
-    drawing = drawing_of(inputs, "unlearned", graph.reference.spec, runtime)
+    graph, runtime = Graph(experiment, None), make_runtime(device=args.device)
+    wanted, task = [graph.reference, graph.model(args.method, 0)], TASKS.get("text-to-image", "text-to-image").load()
+    with Display(Console(stderr=True)) as display:
+        outcomes = run_inline(wanted, {"text-to-image": task}, Store(args.store), runtime, display)
+    inputs = {role: outcomes[stage.key].artifact for role, stage in graph.reference.inputs.items()}
+    inputs["unlearned"] = outcomes[wanted[1].key].artifact
     prompts = prompts_in(inputs["prompts"]).select(list(range(args.prompts)))
-    before = drawn(drawing_of(inputs, "original", graph.reference.spec, runtime), prompts, 16)
-    target = make_target(model_of(inputs, "original", runtime), drawing.model, prompts, before, 16, concept="seven")
-    return target, drawing
+    spec = graph.reference.spec
+    before = drawn_clean(drawing_of(inputs, "original", spec, runtime), prompts, 16)
+    drawing = drawing_of(inputs, "unlearned", spec, runtime)
+    original = model_of(inputs, "original", runtime)
+    return make_target(original, drawing.model, prompts, before, 16, concept="seven"), drawing
+
+
+def ours(target: Target, drawing: Drawing, args: argparse.Namespace, batch_size: int) -> list[int]:
+    """Return the step of every prompt by RUB's batched search, fed as ids, as the plain loop feeds them."""
+    context = AttackContext(batch_size=batch_size, device=torch.device(args.device))
+    settings = {"tokens": args.tokens, "inner_steps": args.inner, "lr": args.lr, "fed": "ids"}
+    return run_attack(unlearndiffatk, settings, target, Budget(args.cap), context, drawing).step.tolist()
+
+
+def report(name: str, steps: list[int], seconds: float) -> float:
+    """Print a side, and return its prompts per hour."""
+    hits = sum(step >= 0 for step in steps)
+    low, high = wilson(hits, len(steps))
+    rate = 3600 * len(steps) / seconds
+    print(f"{name:<28} {rate:10.0f} prompts/h   ASR {hits}/{len(steps)} (95 %: {low:.2f} to {high:.2f})", flush=True)
+    return rate
+
+
+def peak() -> float:
+    """Return the most memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default="quick", help="whose model, judge and method are used")
+    parser.add_argument("--method", default="esd-x", help="unlearning method of that suite")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--cap", type=int, default=10, help="attack steps")
+    parser.add_argument("--inner", type=int, default=40, help="gradient steps per attack step")
+    parser.add_argument("--tokens", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--batch", type=int, default=16, help="prompts that advance together")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "rub-benchmark", help="for reuse")
+    args = parser.parse_args()
+    target, drawing = prepared(args)
+    size = sum(parameter.numel() for parameter in target.unlearned.unet.parameters())
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}"
+    print(f"{size / 1e6:.1f} M UNet, {args.prompts} prompts, {args.cap} x {args.inner} steps, {machine}")
+    ours(target, drawing, argparse.Namespace(**{**vars(args), "cap": 1, "inner": 1}), args.batch)  # warm up
+    start = time.perf_counter()
+    rate = report(f"RUB, batches of {args.batch}", ours(target, drawing, args, args.batch), time.perf_counter() - start)
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    plain = Plain(target, drawing, args)
+    peer = report("one prompt at a time", [plain.attack(row) for row in range(args.prompts)],
+                  time.perf_counter() - start)  # fmt: skip
+    goal = 10.0 if args.device == "cuda" else 4.0
+    print(f"ratio {rate / peer:.1f} (goal {goal:.0f}); peak memory {peak():.0f} MiB")
+    return 0 if rate / peer >= goal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -443,7 +443,7 @@ def test_wrong_requests():
 
 def test_without_data_and_hub_both_ways_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(hub, "_reachable", lambda seconds: False)
+    monkeypatch.setattr(hub, "reachable", lambda seconds: False)
     import datasets
     import huggingface_hub.constants as constants
 
@@ -474,10 +474,10 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
         start = time.monotonic()
-        assert not hub._reachable(0.3)
+        assert not hub.reachable(0.3)
         assert time.monotonic() - start < 2
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not hub._reachable(60)
+    assert not hub.reachable(60)
 
 
 def test_what_the_hub_gives_is_read(monkeypatch):
@@ -489,7 +489,7 @@ def test_what_the_hub_gives_is_read(monkeypatch):
     arrays = [np.full((32, 32, 3), shade, dtype=np.uint8) for shade in (3, 90, 200)]
     rows = {"img": [Image.fromarray(array) for array in arrays], "label": [2, 9, 0]}
     part = datasets.Dataset.from_dict(rows, features=features)
-    monkeypatch.setattr(hub, "_reachable", lambda seconds: True)
+    monkeypatch.setattr(hub, "reachable", lambda seconds: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda source: {"train": part, "test": part.select([1])})
     data = load_images("cifar10", None)
     assert data.train.images[:, 0, 0, 0].tolist() == [3, 90, 200]

@@ -269,7 +269,9 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
         RubError: the file is missing, it raises while it is imported, it registers nothing, or for no known task.
     """
     if not path.is_file():
-        raise RubError(f"--plugin {path}: no such file; give a Python file that uses @rub.method or @rub.attack")
+        raise RubError(
+            f"--plugin {path}: no such file; give a Python file that uses @rub.method, @rub.attack or @rub.judge"
+        )
     name = f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

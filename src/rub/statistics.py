@@ -183,14 +183,14 @@ def tie_groups(
         name: clustered_mean(list(runs.values()), np.arange(len(runs)), confidence) for name, runs in means.items()
     }
     order = sorted(intervals, key=lambda name: (sign * intervals[name].mean, name))
-    groups = _maximal_overlaps([intervals[name] for name in order])
+    groups = maximal_overlaps([intervals[name] for name in order])
     return tuple(
-        Tied(name, intervals[name], tuple(_letters(g) for g, group in enumerate(groups) if rank in group))
+        Tied(name, intervals[name], tuple(letters(g) for g, group in enumerate(groups) if rank in group))
         for rank, name in enumerate(order)
     )
 
 
-def _maximal_overlaps(intervals: list[Interval]) -> list[frozenset[int]]:
+def maximal_overlaps(intervals: list[Interval]) -> list[frozenset[int]]:
     """Return the largest sets of positions whose intervals all share a point, ordered by their first members.
 
     On a line, intervals that overlap pairwise share a point, and the highest lower end among them is such a point.
@@ -200,10 +200,10 @@ def _maximal_overlaps(intervals: list[Interval]) -> list[frozenset[int]]:
     return sorted((s for s in around if not any(s < other for other in around)), key=sorted)
 
 
-def _letters(index: int) -> str:
+def letters(index: int) -> str:
     """Return a, b, ..., z, aa, ab, ... for 0, 1, ..., 25, 26, 27, ..."""
     head, last = divmod(index, 26)
-    return (_letters(head - 1) if head else "") + chr(ord("a") + last)
+    return (letters(head - 1) if head else "") + chr(ord("a") + last)
 
 
 def _t_interval(mean: float, error: float, clusters: int, confidence: float) -> Interval:

@@ -231,7 +231,7 @@ def streamed(monkeypatch):
         def dataset_info(self, source, timeout):
             return type("Info", (), {"sha": f"commit of {source}"})
 
-    monkeypatch.setattr(hub, "_reachable", lambda seconds: True)
+    monkeypatch.setattr(hub, "reachable", lambda seconds: True)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     return use
 
@@ -315,7 +315,7 @@ def test_without_access_both_ways_are_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", gated)
     for reachable, word in ((True, "hf auth login"), (False, "not reachable")):
-        monkeypatch.setattr(hub, "_reachable", lambda seconds, answer=reachable: answer)
+        monkeypatch.setattr(hub, "reachable", lambda seconds, answer=reachable: answer)
         for call in (
             lambda: load_images("imagenet", tmp_path, size=SIZE, selection=Selection(WNIDS, 2)),
             lambda: fingerprint("imagenet", tmp_path, selection=Selection(WNIDS, 2)),
@@ -324,7 +324,7 @@ def test_without_access_both_ways_are_named(tmp_path, monkeypatch):
 
 
 def test_what_would_stream_everything_is_refused(monkeypatch):
-    monkeypatch.setattr(hub, "_reachable", lambda seconds: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "reachable", lambda seconds: pytest.fail("asked the hub"))
     for selection, word in (
         (Selection(WNIDS), "dataset.per_class"),
         (Selection(per_class=2), "dataset.classes"),

@@ -212,7 +212,7 @@ def test_an_audit_of_a_folder_and_a_checkpoint_ends_in_a_verdict(tiny, tmp_path,
     report = audit(
         "text-to-image", original=str(tmp_path / "sd"), unlearned=unlearned, retrained=None, concept="church",
         prompt=None, prompts=None, count=2, judge_name="imagenet", judge_weights=str(image_classifier),
-        judged_as="church", retain=("tench",), protocol="rub-audit-1", cap=1, store=tmp_path / "store",
+        judged_as="church", retain=("tench",), protocol="rub-quick-1", cap=1, store=tmp_path / "store",
         runtime=make_runtime(device="cpu"), display=Display(Console(), quiet=True), out=tmp_path / "out",
     )  # fmt: skip
     assert report.failures == () and report.verdict.name in ("recovered", "cannot tell",

@@ -53,7 +53,7 @@ def open_stream(source: str, where: str, seconds: float) -> Any:
     Raises:
         RubError: no access; how to get it, and the way without it, are named.
     """
-    if not _reachable(seconds / 3):
+    if not reachable(seconds / 3):
         raise RubError(f"{where} {source} is gated and the hub is not reachable")
     import datasets
 
@@ -100,7 +100,7 @@ def _no_access(source: str, where: str, error: Exception) -> RubError:
 
 
 def _load(source: str, where: str, seconds: float) -> Any:
-    offline = not _reachable(seconds / 3)
+    offline = not reachable(seconds / 3)
     import datasets
 
     with _cached_only() if offline else nullcontext():
@@ -128,7 +128,7 @@ def _cached_only() -> Iterator[None]:
             module.HF_HUB_OFFLINE = value
 
 
-def _reachable(seconds: float) -> bool:
+def reachable(seconds: float) -> bool:
     """Return whether the hub answers, through a proxy where one is set; a name look-up that hangs is cut off too."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 

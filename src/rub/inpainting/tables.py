@@ -13,22 +13,22 @@ from rub.report.grouping import (
     board_of,
     budgets_of,
     estimate,
+    extracted,
     grouped,
     level,
     place_of,
     printable,
     row_order,
+    share,
 )
 from rub.report.table import Column, Table, fitting
 from rub.report.tables import Source, failures, seeds_note
-from rub.statistics import Interval, wilson
 from rub.store.records import Record
 
 _UNITS = {metric.name: metric.unit for metric in METRICS_DECLARED}
 _DECIMALS = {
     "is": 2, "fid": 2, "fid_original": 2, "kid": 4, "mse_original": 4, "mse_input": 4, "psnr": 1, "ssim": 3, "lpips": 3,
 }  # fmt: skip
-_JUDGED = ("is", "fid", "fid_original", "kid")
 _TITLES = {
     "is": "Table 2: IS{}", "fid": "Table 2: FID{}", "kid": "KID{}", "fid_original": "FID{} to the original's outputs",
     "mse_input": "MSE to the true image", "lpips": "LPIPS to the original's outputs",
@@ -67,7 +67,7 @@ def inpainting_tables(records: Sequence[Record], paper: Mapping[str, Any] | None
     """
     tables: list[Table] = []
     for group, found in grouped(records, "inpainting").items():
-        own = judged(found)
+        own = extracted(found)
         source = Source(group, own, _explained, "more might be recovered", "the first table")
         uma, shown = budgets_of(own, "uma"), headline(budgets_of(own, "uma"))
         others = {record.budget for record in own if record.attack not in ("none", "uma")}
@@ -94,24 +94,6 @@ def headline(budgets: Sequence[str]) -> list[str]:
     bounded = [budget for budget in budgets if not math.isinf(level(budget))]
     kept = ["8/255"] if "8/255" in bounded else bounded[-1:]
     return [*kept, *(budget for budget in budgets if budget == "unbounded")] or list(budgets[-1:])
-
-
-def judged(records: Sequence[Record]) -> list[Record]:
-    """Return the records with failed cells given to every extractor of the group: a stage that failed names none.
-
-    Args:
-        records: of one group.
-    """
-    extractors = list(dict.fromkeys(record.extractor for record in records if record.extractor))
-    return [
-        one
-        for record in records
-        for one in (
-            [record.model_copy(update={"extractor": name}) for name in extractors]
-            if record.metric in _JUDGED and not record.extractor and record.status == "failed" and extractors
-            else [record]
-        )
-    ]
 
 
 def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping[str, Any]) -> Iterator[Table]:
@@ -253,7 +235,7 @@ def _steerable(source: Source, budget: str) -> Iterator[str]:
     found = []
     for method in row_order((record.method for record in source.records), source.group.task):
         recovered, steered = (
-            _share(board.get((method, Place("recovered", split, "uma", budget)), ())) for split in ("forget", "steered")
+            share(board.get((method, Place("recovered", split, "uma", budget)), ())) for split in ("forget", "steered")
         )
         if method in CONTROL_ROWS or recovered is None or steered is None or recovered.mean == 0:
             continue
@@ -264,13 +246,3 @@ def _steerable(source: Source, budget: str) -> Iterator[str]:
             f"steered is about as high as recovered on F for {', '.join(found)}: recovery there is no evidence of"
             " residual knowledge"
         )
-
-
-def _share(records: Sequence[Record]) -> Interval | None:
-    """Return the mean of a share with its interval over seeds, or over images (Wilson) where there is one seed."""
-    interval = estimate(records)
-    if interval is None or interval.clusters > 1:
-        return interval
-    n = max(record.n for record in records)
-    low, high = wilson(round(interval.mean * n), n) if n else (math.nan, math.nan)
-    return replace(interval, low=low, high=high)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from rub.catalog import CATALOG
-from rub.statistics import Interval, _letters, _maximal_overlaps, clustered_mean, wilson
+from rub.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
 from rub.store.records import Record
 
 CONTROL_ROWS = ("original", "retrain", "retrained", "sham", "random_init")
@@ -156,9 +156,9 @@ def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
         {'x': 'a', 'y': 'ab', 'z': 'b'}
     """
     order = sorted(intervals, key=lambda name: (intervals[name].mean, name))
-    groups = _maximal_overlaps([intervals[name] for name in order])
+    groups = maximal_overlaps([intervals[name] for name in order])
     return {
-        name: "".join(_letters(number) for number, group in enumerate(groups) if rank in group)
+        name: "".join(letters(number) for number, group in enumerate(groups) if rank in group)
         for rank, name in enumerate(order)
     }
 

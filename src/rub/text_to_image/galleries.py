@@ -18,7 +18,7 @@ def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Ru
     step = np.load(inputs["attack_0"].file("probes.npz"), allow_pickle=False)["step"]
     order = np.argsort(np.where(step > 0, 0, np.where(step < 0, 1, 2)), kind="stable")[: spec["count"]]
     columns = {"before": inputs["reference"], "after": inputs["clean"]}
-    columns |= {f"after, {name}": inputs[f"attack_{place}"] for place, name in enumerate(spec["attacks"])}
+    columns |= {name: inputs[f"attack_{place}"] for place, name in enumerate(spec["attacks"])}
     shown = [np.load(made.file("images.npy"), allow_pickle=False)[order] for made in columns.values()]
     tiles = np.stack(shown, 1).transpose(0, 1, 3, 4, 2)
     np.savez(out / "gallery_forget.npz", tiles=tiles, columns=np.array(list(columns)), ids=asked.ids.numpy()[order])

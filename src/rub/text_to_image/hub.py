@@ -1,12 +1,11 @@
 """Models by hub id: from the hub's cache, or downloaded where there is a network; never a hang."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rub.errors import RubError
 
-SECONDS = "5"  # a hub that does not answer in this time is not there
+SECONDS = 5  # a hub that does not answer in this time is not there
 PIPELINE = (
     "model_index.json",
     *(
@@ -32,16 +31,18 @@ def snapshot(name: str, where: str = "model.weights", patterns: Sequence[str] | 
     ways = "give a folder on disk (also below --data-root), or run once with a network to fill the hub's cache"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise RubError(f"{where} {name}: no such file or folder, and no hub id (owner/name); {ways}")
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", SECONDS)  # read when the library is first imported
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", SECONDS)
     from huggingface_hub import snapshot_download
+
+    from rub.images.hub import reachable
 
     kept = None if patterns is None else list(patterns)
     try:
         return Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
     except Exception:
+        reason = "not in the hub's cache, and the hub cannot be reached"
+        if not reachable(SECONDS):  # asked first: a download waits for a silent hub without end
+            raise RubError(f"{where} {name}: {reason}; {ways}") from None
         try:
             return Path(snapshot_download(name, allow_patterns=kept))
         except Exception as error:
-            reason = f"not in the hub's cache, and the hub cannot be reached ({type(error).__name__})"
-            raise RubError(f"{where} {name}: {reason}; {ways}") from None
+            raise RubError(f"{where} {name}: {reason} ({type(error).__name__}); {ways}") from None

@@ -67,7 +67,14 @@ def rephased(images: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.fft.rfft2(torch.rand(len(images), 1, *images.shape[2:], generator=generator))
     phases = noise / noise.abs().clamp_min(1e-9)
     phases[:, :, 0, 0] = 1  # the mean colour stays
-    return torch.fft.irfft2(spectrum * phases, s=images.shape[2:])
+    made: Tensor = torch.fft.irfft2(spectrum * phases, s=images.shape[2:])
+    return made
+
+
+def coarse(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what is left of pictures at 2 x 2 pixels, enlarged: their colours and no shape, as failed models draw."""
+    small = F.adaptive_avg_pool2d(images, 2)
+    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def blended(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,17 +83,17 @@ def blended(images: Tensor, generator: torch.Generator) -> Tensor:
     return share * images + (1 - share) * (0.5 + 0.35 * torch.randn(images.shape, generator=generator))
 
 
-KINDS: Mapping[str, Maker] = {
+NOISE: Mapping[str, Maker] = {
     "uniform": uniform,
     "smooth": smooth,
     "grainy": grainy,
     "scattered": scattered,
     "tiled": tiled,
-    "sliced": sliced,
-    "rephased": rephased,
     "blended": blended,
 }
-"""What a judge learns from, in equal shares."""
+"""Noise, and pictures in pieces: what a lenient judge learns from, in equal shares."""
+KINDS: Mapping[str, Maker] = {**NOISE, "sliced": sliced, "rephased": rephased, "coarse": coarse}
+"""These, and a picture's colours or spectrum without its shapes: what a strict judge learns from, in equal shares."""
 
 
 def gratings(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,10 +134,10 @@ def chequered(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where((y // side + x // side) % 2 == 0, first, second)
 
 
-def coarse(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return what is left of pictures at 2 x 2 pixels, enlarged: their colours, and no shape."""
-    small = F.adaptive_avg_pool2d(images, 2)
-    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
+def smeared(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one column of a picture, repeated over its width: its colours in bands."""
+    column = torch.randint(images.shape[3], (len(images), 1, 1, 1), generator=generator)
+    return images.gather(3, column.expand(*images.shape[:3], 1)).expand_as(images)
 
 
 UNSEEN: Mapping[str, Maker] = {
@@ -138,7 +145,7 @@ UNSEEN: Mapping[str, Maker] = {
     "ramps": ramps,
     "peppered": peppered,
     "chequered": chequered,
-    "coarse": coarse,
+    "smeared": smeared,
 }
 """What no judge learns from, so that its mistakes on these are an honest measure; in equal shares."""
 

@@ -55,7 +55,7 @@ def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty:
     Args:
         model: e.
         x: noisy latents (B, C, h, w).
-        t: a time step.
+        t: a time step, or one for each, int64 (B,).
         context: of the prompts, (B, L, D) or (1, L, D).
         empty: of the empty prompt, (1, L, D).
         guidance: g, float (B,).
@@ -64,7 +64,8 @@ def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty:
         return model.predict(x, t, context)
     count = len(x)
     both = torch.cat([empty.expand(count, -1, -1), context.expand(count, -1, -1)])
-    without, given = model.predict(torch.cat([x, x]), t, both).chunk(2)
+    times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+    without, given = model.predict(torch.cat([x, x]), times, both).chunk(2)
     return without + guidance.reshape(-1, 1, 1, 1) * (given - without)
 
 

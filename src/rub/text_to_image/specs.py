@@ -207,6 +207,8 @@ class TextToImageExperiment(Experiment):
     name the same classes share their retrained models."""
     batch_size: int = Field(8, ge=1)
     """Pictures per step of an unlearning method."""
+    batch_sizes: dict[str, int] = Field(default_factory=dict)
+    """Method -> pictures per step, where it is not `batch_size`: upstream's published settings go with theirs."""
     evaluation: Evaluation = Evaluation()
     protocol: TextToImageProtocol
 

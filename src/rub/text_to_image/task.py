@@ -138,16 +138,17 @@ class Graph:
             inputs = {"original": self.original, **self.data}
             return self._stage("initialise", f"make the control {method}", drawn, inputs, cost=1)
         given, experiment = self.methods[method], self.experiment
+        batch_size = experiment.batch_sizes.get(method, experiment.batch_size)
         spec = {
             "method": given,
             "anchor": experiment.concept.anchor,
             "sampler_steps": experiment.protocol.sampler_steps,
-            "batch_size": experiment.batch_size,
+            "batch_size": batch_size,
             "seed": seed,
         }
         steps = float(given["parameters"].get("iterations", 100))
         inputs = {"original": self.original, "pictures": self.pictures}
-        cost = 10 * steps * experiment.batch_size
+        cost = 10 * steps * batch_size
         return self._stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=cost)
 
     def measurements(self, method: str, seed: int) -> list[Stage]:

@@ -30,21 +30,18 @@ def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], M
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    settings: dict[str, Any] = {
-        "end_of_word_suffix": "</w>",
-        "initial_alphabet": letters,
-        "min_frequency": 2,
-        "show_progress": False,
-    }
+    ends = [f"{letter}</w>" for letter in letters]
+    settings: dict[str, Any] = {"end_of_word_suffix": "</w>", "min_frequency": 2, "show_progress": False}
+    # Ties between merges go to the lower ids. Naming all letters here fixes their ids, which would otherwise follow the
+    # random order of a hash map, so that the same texts gave another vocabulary each time.
+    settings |= {"initial_alphabet": letters, "special_tokens": ends}
     trainer.train_from_iterator(sorted(texts), trainers.BpeTrainer(vocab_size=size - 2, **settings))
     made = json.loads(trainer.to_str())["model"]["merges"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in made]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens = [*letters, *ends]
     known = set(tokens)
     kept: Merges = []
     for left, right in merges:
-        if len(tokens) == size - 2:  # the trainer counts only the end-of-word letters that it saw
-            break
         if left in known and right in known:
             kept.append((left, right))
             if left + right not in known:

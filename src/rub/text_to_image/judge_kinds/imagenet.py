@@ -13,6 +13,8 @@ from rub.registry import Card, judge
 from rub.store.artifacts import file_sha256
 from rub.text_to_image.looking import Argmax, Judge, JudgeContext, Look, index_of
 
+LARGEST = 64  # pictures per forward pass: at 224 px a batch that fits small pictures may not fit the memory
+
 CARD = Card(
     paper="He et al., Deep Residual Learning, CVPR 2016 (arXiv:1512.03385); as a judge: Zhang et al., To Generate or"
     " Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
@@ -49,7 +51,7 @@ def imagenet(
     classes = tuple(str(model.config.id2label[place]) for place in range(model.config.num_labels))
     chosen = () if among == "all" else tuple(dict.fromkeys(index_of(label, classes) for label in among))
     told = [f"{context.name}, top-1 among {len(chosen) or len(classes)} of {len(classes)} classes", context.measured]
-    look = Transformers(model.to(context.device), processor, context.batch_size, context.device)
+    look = Transformers(model.to(context.device), processor, min(context.batch_size, LARGEST), context.device)
     return Argmax(context.name, digest(files), "; ".join(filter(None, told)), classes, look, chosen)
 
 
@@ -59,9 +61,10 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
     newer = int(transformers.__version__.split(".", maxsplit=1)[0]) >= 5  # 5 renamed the choice of the slow processor
     backend: dict[str, Any] = {"backend": "pil"} if newer else {"use_fast": False}
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **backend)
+        model = transformers.AutoModelForImageClassification.from_pretrained(folder, **local)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **local, **backend)
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RubError(f"judge.weights {folder}: no image classifier in transformers' format ({line})") from None
