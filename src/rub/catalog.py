@@ -135,7 +135,10 @@ CATALOG: Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "text-to-image": {
             "sd-nano": (f"{_T2I}.mini:build_mini", "0.2 M parameters on pixels; for tests"),
             "sd-mini": (f"{_T2I}.mini:build_mini", "0.8 M parameters on pixels, such as 8 px digits"),
-            "sd-small": (f"{_T2I}.mini:build_mini", "3.2 M parameters on 4 x 4 folded pixels, such as 32 px photos"),
+            "sd-small": (
+                f"{_T2I}.mini:build_mini",
+                "3.2 M parameters on components of 4 x 4 patches: 32 px photos",
+            ),
             "sd-latent": (f"{_T2I}.mini:build_mini", "the same on latents of an autoencoder, a fourth of the side"),
             "sd-medium": (f"{_T2I}.mini:build_mini", "for one GPU, on latents of a fourth of the side"),
             "stable-diffusion": (f"{_T2I}.checkpoints:load_model", "a diffusers folder or hub id: 1.4, 1.5, 2.1-base"),

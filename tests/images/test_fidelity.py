@@ -247,7 +247,8 @@ def test_inception_takes_images_in_batches_grey_or_not(stand):
     grey = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found, logits = extractor(grey)
     expected = grey.float().mean((2, 3)).expand(-1, 3) @ state["lin.weight"].T + state["lin.bias"]
-    torch.testing.assert_close(found, expected)
+    # float32 products of numbers up to 255, added in another order on other processors
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits, expected @ state["fc.weight"].T)
     assert extractor.network.last == 2  # 4 + 4 + 2
     assert torch.equal(extractor.features(grey.repeat(1, 3, 1, 1)), found)

@@ -53,15 +53,41 @@ def test_soft_prompts_of_token_embeddings_are_the_prompt(model):
     assert rows.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(("channels", "size", "arch", "shape"), [
-    (1, 8, "sd-nano", (1, 8, 8)), (3, 32, "sd-small", (48, 8, 8)), (1, 32, "sd-small", (16, 8, 8)),
-])  # fmt: skip
-def test_latents_without_an_autoencoder_lose_nothing(make_model, channels, size, arch, shape):
-    model = make_model(arch=arch, channels=channels, size=size)
-    images = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8)
-    latents = model.to_latents(images)
-    assert tuple(latents.shape[1:]) == shape == model.latent_shape
-    assert torch.equal(model.to_images(latents), images)
+def test_pixels_are_latents_that_lose_nothing(model):
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(model.to_images(model.to_latents(images)), images)
+
+
+def test_patch_components_are_those_of_scikit_learn(make_model):
+    from sklearn.decomposition import PCA
+
+    model = make_model(arch="sd-small", channels=3, size=32)
+    images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.nn.functional.avg_pool2d(images, 3, 1, 1) * 2  # so that components differ in size
+    model.vae.fit(images)
+    rows = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
+    wanted = PCA(8).fit(rows.numpy())
+    overlap = (model.vae.basis.numpy() @ wanted.components_.T).__abs__()
+    assert overlap.diagonal().min() > 0.99
+    latents = model.vae.encode(images).latent_dist.mean * model.vae.config.scaling_factor
+    assert tuple(latents.shape) == (40, 8, 8, 8) and latents.square().mean() == pytest.approx(1, abs=1e-3)
+    back = model.vae.decode(latents / model.vae.config.scaling_factor).sample
+    error = (back - images).square().mean() / (images - images.mean((0, 2, 3), keepdim=True)).square().mean()
+    assert float(error) == pytest.approx(1 - wanted.explained_variance_ratio_.sum(), abs=0.01)
+
+
+def test_patch_components_survive_saving(make_model, tmp_path):
+    from rub.text_to_image.checkpoints import load_model, save_model, save_pipeline
+
+    model = make_model(arch="sd-small", channels=3, size=32)
+    model.vae.fit(torch.rand(20, 3, 32, 32) * 2 - 1)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    save_model(model, tmp_path / "model.safetensors")
+    save_pipeline(model, tmp_path / "folder")
+    for path in ("model.safetensors", "folder"):
+        again = load_model(tmp_path / path)
+        assert torch.equal(again.to_latents(images), model.to_latents(images))
+        assert torch.equal(again.to_images(again.to_latents(images)), model.to_images(model.to_latents(images)))
 
 
 def test_latents_of_an_autoencoder_have_unit_spread_after_training(make_model):

@@ -19,6 +19,7 @@ class DatasetSpec(Frozen):
     name: str
     """A name of `rub list datasets`, or ``folder`` / ``npz`` with a path."""
     path: str | None = None
+    """As it is, or below the data root."""
     size: int | None = Field(None, ge=4, le=1024)
     """Side in pixels to which images are resized: those of ``folder`` and ``imagenet`` by shorter side (bicubic), then
     centre crop; ``digits`` bilinearly. Needed where images differ in size; the other data sets do not take it."""
@@ -105,6 +106,8 @@ def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage
     from rub.images.sources import check, fingerprint
 
     path = Path(dataset.path) if dataset.path is not None else None
+    if path is not None and not path.exists() and data_root is not None and (data_root / path).exists():
+        path = data_root / path
     classes = i2i_wnids() if dataset.classes == "i2i" else dataset.classes
     selection = Selection(classes, dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
     check(dataset.name, path=path, size=dataset.size, selection=selection)

@@ -5,7 +5,6 @@ or none, where the latents are the pixels themselves. All sizes are read from th
 """
 
 from collections.abc import Mapping, Sequence
-from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,8 @@ from rub.errors import RubError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from rub.text_to_image.patches import PatchAutoencoder
 
 SCHEDULE: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -36,8 +37,7 @@ class Diffusion(nn.Module):
     Attributes:
         unet: e(x_t, t, context), a `UNet2DConditionModel`.
         text_encoder: a `CLIPTextModel`.
-        vae: an `AutoencoderKL`, or None where latents are pixels in [-1, 1], folded p x p where the UNet takes p^2 or
-            3 p^2 channels: nothing is lost, and the UNet works at a p-th of the side.
+        vae: an `AutoencoderKL`, a `PatchAutoencoder`, or None where latents are pixels in [-1, 1].
         tokenizer: a `CLIPTokenizer`; its ``model_max_length`` is L.
         schedule: the noise schedule, a diffusers scheduler config.
     """
@@ -48,7 +48,7 @@ class Diffusion(nn.Module):
         self,
         unet: "UNet2DConditionModel",
         text_encoder: "CLIPTextModel",
-        vae: "AutoencoderKL | None",
+        vae: "AutoencoderKL | PatchAutoencoder | None",
         tokenizer: "CLIPTokenizer",
         schedule: Mapping[str, Any] = SCHEDULE,
     ) -> None:
@@ -82,12 +82,6 @@ class Diffusion(nn.Module):
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
-
-    @property
-    def _fold(self) -> int:
-        """Return p, the side of the squares of pixels that one place of a latent holds: of p^2 or 3 p^2 channels."""
-        channels = int(self.unet.config.in_channels)
-        return isqrt(channels) if isqrt(channels) ** 2 == channels else isqrt(channels // 3)
 
     @property
     def timesteps(self) -> int:
@@ -160,17 +154,14 @@ class Diffusion(nn.Module):
         """Return clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
         x = images.to(self.device).float() / 127.5 - 1
         if self.vae is None:
-            return nn.functional.pixel_unshuffle(x, self._fold)
+            return x
         latents: Tensor = self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
         return latents
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
         """Return uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
-        if self.vae is None:
-            x = nn.functional.pixel_shuffle(latents, self._fold)
-        else:
-            x = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        x = latents if self.vae is None else self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
+    from rub.text_to_image.patches import PatchAutoencoder
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -25,7 +27,7 @@ class Sizes:
         width: of the text encoder and of cross-attention.
         text_layers: of the text encoder.
         autoencoder: channels of each level of the autoencoder, which halves the side between levels; () for none.
-        fold: p; without an autoencoder, p x p pixels become channels of one place.
+        patch: p; the autoencoder keeps components of p x p patches instead; 0 for none.
         latents: channels of its latents.
     """
 
@@ -36,13 +38,13 @@ class Sizes:
     text_layers: int = 2
     autoencoder: tuple[int, ...] = ()
     latents: int = 4
-    fold: int = 1
+    patch: int = 0
 
 
 ARCHITECTURES: Mapping[str, Sizes] = {
     "sd-nano": Sizes((16, 32), head=8, width=32, text_layers=1),
     "sd-mini": Sizes((32, 64)),
-    "sd-small": Sizes((64, 128), fold=4),
+    "sd-small": Sizes((64, 128), patch=4, latents=8),
     "sd-latent": Sizes((64, 128), autoencoder=(16, 32, 32)),
     "sd-medium": Sizes((96, 192, 192), layers=2, head=32, width=128, autoencoder=(64, 128, 128)),
 }
@@ -82,11 +84,12 @@ def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        vae = _autoencoder(sizes, channels, size) if sizes.autoencoder else None
+        vae = _autoencoder(sizes, channels, size)
         deep = sizes.channels[:-1]
-        wide = channels * sizes.fold**2 if vae is None else sizes.latents
+        wide = channels if vae is None else sizes.latents
+        shrinks = sizes.patch or 2 ** max(len(sizes.autoencoder) - 1, 0)
         unet = UNet2DConditionModel(
-            sample_size=size // (sizes.fold if vae is None else 2 ** (len(sizes.autoencoder) - 1)),
+            sample_size=size // shrinks,
             in_channels=wide,
             out_channels=wide,
             layers_per_block=sizes.layers,
@@ -100,8 +103,15 @@ def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer
     return Diffusion(unet, text_encoder, vae, tokenizer, SCHEDULE).eval()
 
 
-def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL":
+def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL | PatchAutoencoder | None":
     from diffusers import AutoencoderKL
+
+    if sizes.patch:
+        from rub.text_to_image.patches import PatchAutoencoder
+
+        return PatchAutoencoder(sizes.patch, channels, sizes.latents)
+    if not sizes.autoencoder:
+        return None
 
     levels = len(sizes.autoencoder)
     return AutoencoderKL(

@@ -158,7 +158,10 @@ def _unet(config: Config) -> nn.Module:
 def _vae(config: Config) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    module: nn.Module = AutoencoderKL.from_config(dict(config))
+    from rub.text_to_image.patches import PatchAutoencoder
+
+    kind = PatchAutoencoder if "patch" in config else AutoencoderKL
+    module: nn.Module = kind.from_config(dict(config))
     return module
 
 

@@ -8,7 +8,7 @@ from rub.errors import RubError
 from rub.images.data import bundle_of
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
-from rub.text_to_image.concepts import JUDGED, find_label, names_of, slug
+from rub.text_to_image.concepts import find_label, names_of
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
     name, given = concept["name"], concept["judged_as"]
     if "data" not in inputs:
         kept = [item for item in concept["retain"] if item != name]
-        judged = tuple(JUDGED.get(item, item) for item in kept)
-        own = JUDGED.get(name, name) if given is None else given
-        prompt = concept["prompt"] or spoken(name)
-        return Known(name, prompt, concept["anchor"], None, own, (), tuple(map(spoken, kept)), (), judged)
+        prompt, heard = concept["prompt"] or spoken(name), tuple(map(spoken, kept))
+        own = spoken(name) if given is None else given
+        return Known(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
     classes = bundle_of(inputs, runtime).classes
     names = tuple(tuple(found) for found in names_of(classes))
     label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
@@ -69,7 +68,7 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
         raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
     others = tuple(place for place in range(len(classes)) if place != label)
     ours = concept["judge"] == "classifier"  # trained on this data: its labels are the classes
-    calls = tuple(place if ours else JUDGED.get(slug(found[0]), found[0]) for place, found in enumerate(names))
+    calls: tuple[int | str, ...] = tuple(place if ours else found[0] for place, found in enumerate(names))
     return Known(
         name,
         concept["prompt"] or names[label][0],

@@ -12,6 +12,7 @@ from rub.text_to_image.sampling import initial_latents
 
 UPSTREAM = "OPTML-Group/Diffusion-MU-Attack 5a3e5d3, src/attackers/"
 RANDOM_PREFIX = Card(
+    paper="the control of Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
     equation="at every step K tokens, uniform on the vocabulary, before the prompt",
     upstream=UPSTREAM,
     defaults={
@@ -26,6 +27,7 @@ RANDOM_PREFIX = Card(
     ),
 )
 SEED_SEARCH = Card(
+    paper="the control of Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
     equation="at every step initial latents of another seed, with the clean prompt",
     upstream=UPSTREAM,
     differences=(

@@ -58,16 +58,22 @@ def imagenet(
 def _read(folder: Path) -> tuple[Any, Any]:
     """Return the classifier, in float32 and eval mode, and its processor, which uses Pillow."""
     import transformers
+    from transformers.utils import logging
 
     newer = int(transformers.__version__.split(".", maxsplit=1)[0]) >= 5  # 5 renamed the choice of the slow processor
     backend: dict[str, Any] = {"backend": "pil"} if newer else {"use_fast": False}
     local = {"local_files_only": True, "trust_remote_code": False}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # RUB shows its own
     try:
         model = transformers.AutoModelForImageClassification.from_pretrained(folder, **local)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **local, **backend)
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RubError(f"judge.weights {folder}: no image classifier in transformers' format ({line})") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.float().eval(), processor
 
 
