@@ -249,7 +249,7 @@ def test_inception_takes_images_in_batches_grey_or_not(stand):
     expected = grey.float().mean((2, 3)).expand(-1, 3) @ state["lin.weight"].T + state["lin.bias"]
     # float32 products of numbers up to 255, added in another order on other processors
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(logits, expected @ state["fc.weight"].T)
+    torch.testing.assert_close(logits, expected @ state["fc.weight"].T, rtol=1e-5, atol=0.1)  # sums of 2048 of 1e4
     assert extractor.network.last == 2  # 4 + 4 + 2
     assert torch.equal(extractor.features(grey.repeat(1, 3, 1, 1)), found)
     assert torch.equal(extractor.logits(grey), logits)
