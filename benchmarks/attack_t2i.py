@@ -126,7 +126,8 @@ def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
         outcomes = run_inline(wanted, {"text-to-image": task}, Store(args.store), runtime, display)
     inputs = {role: outcomes[stage.key].artifact for role, stage in graph.reference.inputs.items()}
     inputs["unlearned"] = outcomes[wanted[1].key].artifact
-    prompts = prompts_in(inputs["prompts"]).select(list(range(args.prompts)))
+    asked = prompts_in(inputs["prompts"])
+    prompts = asked.select(list(range(min(args.prompts, len(asked)))))
     spec = graph.reference.spec
     before = drawn_clean(drawing_of(inputs, "original", spec, runtime), prompts, 16)
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
@@ -171,14 +172,14 @@ def main() -> int:
     target, drawing = prepared(args)
     size = sum(parameter.numel() for parameter in target.unlearned.unet.parameters())
     machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}"
-    print(f"{size / 1e6:.1f} M UNet, {args.prompts} prompts, {args.cap} x {args.inner} steps, {machine}")
+    print(f"{size / 1e6:.1f} M UNet, {len(target.prompts)} prompts, {args.cap} x {args.inner} steps, {machine}")
     ours(target, drawing, argparse.Namespace(**{**vars(args), "cap": 1, "inner": 1}), args.batch)  # warm up
     start = time.perf_counter()
     rate = report(f"RUB, batches of {args.batch}", ours(target, drawing, args, args.batch), time.perf_counter() - start)
     start = time.perf_counter()
     torch.manual_seed(0)
     plain = Plain(target, drawing, args)
-    peer = report("one prompt at a time", [plain.attack(row) for row in range(args.prompts)],
+    peer = report("one prompt at a time", [plain.attack(row) for row in range(len(target.prompts))],
                   time.perf_counter() - start)  # fmt: skip
     goal = 10.0 if args.device == "cuda" else 4.0
     print(f"ratio {rate / peer:.1f} (goal {goal:.0f}); peak memory {peak():.0f} MiB")
