@@ -11,9 +11,9 @@ from rub.errors import Diverged, RubError
 from rub.registry import ATTACKS, card_of, hyperparameters
 from rub.text_to_image.attacks.concept_inversion import concept_inversion
 from rub.text_to_image.attacks.harness import Drawing, make_target, run_attack
-from rub.text_to_image.attacks.p4d import Vocabulary, adamw, alone, filled, noisy, p4d, woven
+from rub.text_to_image.attacks.p4d import Vocabulary, adamw, alone, filled, p4d, woven
 from rub.text_to_image.attacks.ring_a_bell import NEUTRAL, TEMPLATES, breed, concept_vector, ring_a_bell
-from rub.text_to_image.attacks.tokens import allowed_tokens, timestep
+from rub.text_to_image.attacks.tokens import allowed_tokens, noisy, timestep
 from rub.text_to_image.diffusion import freeze
 from rub.text_to_image.probing import AttackContext, Budget, Prompts
 from rub.text_to_image.sampling import Sampler

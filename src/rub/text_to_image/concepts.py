@@ -148,7 +148,7 @@ def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
         [('church', 'chapel', 'cathedral'), ('hot air balloon',)]
     """
     known = {name: tuple(names) for group in words().values() for name, names in group.items()}
-    found = [known.get(name) or (_spaced(name),) for name in classes]
+    found = [known.get(name) or (spaced(name),) for name in classes]
     mains = [names[0] for names in found]
     for place, main in enumerate(mains):
         if main in mains[:place]:
@@ -184,9 +184,9 @@ def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequen
     """
     if concept_name in classes:
         return classes.index(concept_name)
-    asked = _spaced(concept_name)
+    asked = spaced(concept_name)
     for label, (own, given) in enumerate(zip(classes, names, strict=True)):
-        if asked in {_spaced(name) for name in (own, *given)}:
+        if asked in {spaced(name) for name in (own, *given)}:
             return label
     raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
 
@@ -198,10 +198,16 @@ def slug(name: str) -> str:
         >>> slug("Garbage truck")
         'garbage-truck'
     """
-    return _spaced(name).replace(" ", "-")
+    return spaced(name).replace(" ", "-")
 
 
-def _spaced(name: str) -> str:
+def spaced(name: str) -> str:
+    """Return a concept's name as it stands in a prompt: lower case, dashes and underscores as spaces.
+
+    Example:
+        >>> spaced("garbage-truck")
+        'garbage truck'
+    """
     return re.sub(r"[-_\s]+", " ", name).strip().lower() or name
 
 

@@ -8,7 +8,7 @@ from rub.errors import RubError
 from rub.images.data import bundle_of
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
-from rub.text_to_image.concepts import find_label, names_of
+from rub.text_to_image.concepts import find_label, names_of, spaced
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
     name, given = concept["name"], concept["judged_as"]
     if "data" not in inputs:
         kept = [item for item in concept["retain"] if item != name]
-        prompt, heard = concept["prompt"] or spoken(name), tuple(map(spoken, kept))
-        own = spoken(name) if given is None else given
+        prompt, heard = concept["prompt"] or spaced(name), tuple(map(spaced, kept))
+        own = spaced(name) if given is None else given
         return Known(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
     classes = bundle_of(inputs, runtime).classes
     names = tuple(tuple(found) for found in names_of(classes))
@@ -80,13 +80,3 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
         others,
         tuple(calls[place] for place in others),
     )
-
-
-def spoken(name: str) -> str:
-    """Return a concept's name as it stands in a prompt.
-
-    Example:
-        >>> spoken("garbage-truck")
-        'garbage truck'
-    """
-    return name.replace("-", " ").replace("_", " ")

@@ -9,8 +9,8 @@ from rub.hyperparameters import Epochs, Rate, Weight
 from rub.optim import keyed_uniform
 from rub.registry import Card, attack
 from rub.searching import State
-from rub.text_to_image.attacks.p4d import Vocabulary, adamw, noisy, slope
-from rub.text_to_image.attacks.tokens import Location, need_room, place_embeddings
+from rub.text_to_image.attacks.p4d import Vocabulary, adamw, slope
+from rub.text_to_image.attacks.tokens import Location, need_room, noisy, place_embeddings
 from rub.text_to_image.probing import AttackContext, Budget, Candidates, Prompts, Search, Target
 
 Start = Literal["concept", "random"]

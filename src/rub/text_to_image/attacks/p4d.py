@@ -12,7 +12,7 @@ from rub.hyperparameters import Epochs, Rate, Weight
 from rub.optim import adam_direction, keyed_uniform
 from rub.registry import Card, attack
 from rub.searching import State
-from rub.text_to_image.attacks.tokens import allowed_tokens, keyed_normal, timestep
+from rub.text_to_image.attacks.tokens import allowed_tokens, noisy, timestep
 from rub.text_to_image.diffusion import Diffusion
 from rub.text_to_image.probing import AttackContext, Budget, Candidates, Prompts, Search, Target
 
@@ -47,23 +47,6 @@ CARD = Card(
         "no negative prompt and no safety guidance in the loss: those defences are not unlearned models",
     ),
 )
-
-
-def noisy(target: Target, state: State, t: Tensor | None, counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x_t, t, noise) for each prompt's own picture, of keyed draws.
-
-    Args:
-        target: x_0 and the noise schedule.
-        state: of B prompts.
-        t: time steps, int64 (B,); None draws them uniformly from 0 to T - 1.
-        counter: int64 (B,), the number of this draw.
-        seed: of the attack.
-    """
-    x0, model = target.x0[state["row"]], target.unlearned
-    noise = keyed_normal(seed, "noise", state["id"], counter, x0.shape[1:])
-    if t is None:
-        t = (keyed_uniform(seed, "timestep", state["id"], counter, 1)[:, 0] * model.timesteps).long()
-    return model.noised(x0, t, noise), t, noise
 
 
 def slope(wanted: Tensor, given: Tensor, at: Tensor) -> Tensor:

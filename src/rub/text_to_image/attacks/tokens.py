@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rub.errors import RubError
 from rub.optim import keyed_uniform
+from rub.searching import State
 from rub.text_to_image.diffusion import Diffusion
 from rub.text_to_image.probing import Candidates, Target
 
@@ -201,3 +202,20 @@ def proposed(model: Diffusion, tokens: Tensor, found: Tensor, location: Location
 def _ends(tokens: Tensor, eos: int) -> Tensor:
     """Return where the first EOS stands, int64 (B,)."""
     return (tokens == eos).int().argmax(1)
+
+
+def noisy(target: Target, state: State, t: Tensor | None, counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x_t, t, noise) for each prompt's own picture, of keyed draws.
+
+    Args:
+        target: x_0 and the noise schedule.
+        state: of B prompts.
+        t: time steps, int64 (B,); None draws them uniformly from 0 to T - 1.
+        counter: int64 (B,), the number of this draw.
+        seed: of the attack.
+    """
+    x0, model = target.x0[state["row"]], target.unlearned
+    noise = keyed_normal(seed, "noise", state["id"], counter, x0.shape[1:])
+    if t is None:
+        t = (keyed_uniform(seed, "timestep", state["id"], counter, 1)[:, 0] * model.timesteps).long()
+    return model.noised(x0, t, noise), t, noise

@@ -14,8 +14,8 @@ from rub.text_to_image.attacks.tokens import (
     Fed,
     Location,
     allowed_tokens,
-    keyed_normal,
     need_room,
+    noisy,
     place_embeddings,
     project_simplex,
     proposed,
@@ -122,7 +122,7 @@ class TokenSearch:
         total = torch.zeros((), device=model.device)
         for inner in range(self.inner_steps):
             counter = state["t"] * self.inner_steps + inner
-            x, noise = self._noised(state, level, counter)
+            x, _, noise = noisy(self.target, state, level, counter, self.seed)
             with torch.no_grad():
                 goal = noise if clean is None else original.predict(x, level, clean)
             loss, gradient = self._gradient(state, counter, x, level, goal)
@@ -136,12 +136,6 @@ class TokenSearch:
         """Return the prompts with the most probable tokens."""
         found = self.vocabulary[state["chances"].argmax(-1)]
         return proposed(self.target.unlearned, self.target.tokens[state["row"]], found, self.location, self.fed)
-
-    def _noised(self, state: State, level: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (x_t, noise), noise fresh at every gradient step."""
-        x0 = self.target.x0[state["row"]]
-        noise = keyed_normal(self.seed, "noise", state["id"], counter, x0.shape[1:])
-        return self.target.unlearned.noised(x0, level, noise), noise
 
     def _gradient(self, state: State, counter: Tensor, x: Tensor, level: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, summed over prompts, and its gradient (B, K, V') for the one-hot rows of drawn tokens.
