@@ -50,6 +50,8 @@ def words(text):
         (["plan", "quick", "--methods", "retrain"], "method 'retrain' is a control"),
         (["plan", "table1-cifar10", "--task", "inpainting"], "no experiment of task 'inpainting'"),
         (["plan", "quick", "--seeds", "0"], "--seeds"),
+        (["plan", "table1-cifar10", "--prompts", "own"], "suite table1-cifar10 has no text-to-image experiment"),
+        (["plan", "text-to-image-digits", "--prompts", "no.csv"], "prompts no.csv: cannot be read"),
         (["plan", "quick", "--set", "training.epochs"], "should be path=value"),
         (["run", "quick", "--device", "tpu"], "should be auto, cpu or cuda"),
         (["run", "quick", "--engine", "slurm"], "should be one of: inline"),
@@ -104,6 +106,13 @@ def test_wrong_values_are_refused_from_the_command_line_and_from_the_file(
     place[names[-1]] = yaml.safe_load(value)
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     refused("plan", path, says=says)
+
+
+def test_prompts_are_read_for_each_concept_from_a_folder(rub, refused, tmp_path):
+    (tmp_path / "seven.csv").write_text("case_number,prompt\n3,a photo of seven\n", encoding="utf-8")
+    assert rub("plan", "text-to-image-digits", "--prompts", tmp_path).code == 0
+    other = ("--set", "concept.name=eight")
+    refused("plan", "text-to-image-digits", "--prompts", tmp_path, *other, says="prompts.csv or eight.csv")
 
 
 @pytest.mark.parametrize("text", ["import nothing_such_here\n", "def f(:\n", "x = 1\n", "raise ValueError('a\\nb')\n"])

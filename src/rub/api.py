@@ -184,7 +184,7 @@ def reproducible(arguments: Sequence[str]) -> str:
     words, hidden = ["rub"], False
     for word in arguments:
         name, separator, _ = word.partition("=")
-        private = name in ("--store", "--out", "--data-root")
+        private = name in ("--store", "--out", "--data-root", "--prompts")
         words.append("DIR" if hidden else f"{name}=DIR" if private and separator else word)
         hidden = private and not separator
     return shlex.join(words)

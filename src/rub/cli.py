@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rub.cli_audit import audit_app
-from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, SEEDS, SET, STORE, SUITE, TASK, console
+from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, PROMPTS, SEEDS, SET, STORE, SUITE, TASK, console
 from rub.errors import RubError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def run(
     store: STORE = None,
     out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
     data_root: DATA = None,
+    prompts: PROMPTS = None,
     device: DEVICE = "auto",
     engine: Annotated[str, typer.Option(help="inline: stages run one after the other in this process.")] = "inline",
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the stages.")] = 1,
@@ -50,7 +51,7 @@ def run(
     from rub.report.reporting import reporting_of
 
     screen = console()
-    loaded = _suite(suite, overrides, task, methods, seeds, plugin)
+    loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     display = Display(screen)
     command = api.reproducible(sys.argv[1:])
@@ -93,6 +94,7 @@ def plan(
     seeds: SEEDS = None,
     store: STORE = None,
     data_root: DATA = None,
+    prompts: PROMPTS = None,
     plugin: PLUGIN = None,
 ) -> None:
     """Show the graph: which stages are in the store, which are missing, and their cost. Runs nothing."""
@@ -101,7 +103,7 @@ def plan(
     from rub import api
     from rub.store.artifacts import Store
 
-    loaded = _suite(suite, overrides, task, methods, seeds, plugin)
+    loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     plans = api.plan(loaded, api.make_runtime(data_root=data_root, device="cpu"))
     listed = api.sizes([stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store()))
     table = Table("stage", "number", "in store", "missing", "MiB kept", "million image passes missing", box=None)
@@ -227,6 +229,7 @@ def _suite(
     task: str | None,
     methods: str | None,
     seeds: int | None,
+    prompts: Path | None,
     plugins: Iterable[Path] | None,
 ) -> Any:
     from rub.registry import load_plugin
@@ -234,7 +237,13 @@ def _suite(
 
     added = [entry for path in plugins or () for entry in load_plugin(path)]
     chosen = [part.strip() for part in methods.split(",") if part.strip()] if methods is not None else None
-    return load_suite(name, overrides=overrides or (), task=task, methods=chosen, seeds=seeds, added=added)
+    given = list(overrides or ())
+    if prompts is not None:
+        given.append(f"text-to-image.concept.prompts={json.dumps(str(prompts))}")
+    loaded = load_suite(name, overrides=given, task=task, methods=chosen, seeds=seeds, added=added)
+    if prompts is not None and not any(experiment.task == "text-to-image" for experiment in loaded.experiments):
+        raise RubError(f"--prompts {prompts}: suite {name} has no text-to-image experiment to read them for")
+    return loaded
 
 
 if __name__ == "__main__":

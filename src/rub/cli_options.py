@@ -13,6 +13,9 @@ METHODS = Annotated[str | None, typer.Option(help="Only these methods, comma-sep
 SEEDS = Annotated[int | None, typer.Option(min=1, help="Number of unlearning seeds.")]
 STORE = Annotated[Path | None, typer.Option(help="Where stages are kept; $RUB_STORE, or the user cache, otherwise.")]
 DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts; $RUB_DATA, or the hub, otherwise.")]
+PROMPTS = Annotated[
+    Path | None, typer.Option(help="Text-to-image prompts: a CSV in UnlearnDiffAtk's columns, or a folder of one each.")
+]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
 PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
