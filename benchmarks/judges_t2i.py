@@ -1,79 +1,73 @@
-"""How often two judges see what was asked for: in pictures that a stored original draws, and in real test photos.
+"""How often two judges see what was asked for: in pictures that a suite's original draws, and in real test photos.
 
-The first judge is the one of the run, trained on the photos; the second a classifier of ImageNet in transformers'
-format, such as MobileNetV2, whose argmax is taken over the ten classes at hand. Run it after the suite:
+    python benchmarks/judges_t2i.py --data-root data --judge judges/mobilenet_v2_imagenet --store DIR
 
-    rub run text-to-image-imagenette-small --data-root data --store DIR
-    python benchmarks/judges_t2i.py DIR judges/mobilenet_v2_imagenet
+The first judge is the suite's own, trained on the photos; the second a classifier of ImageNet in transformers' format,
+whose argmax is taken over the classes at hand. Original and judge are taken from the store, or made first.
 """
 
 import argparse
-import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
+from rub import load_suite
 from rub.api import make_runtime
-from rub.images.data import load_bundle
+from rub.images.data import bundle_of
+from rub.images.samples import Samples
+from rub.pipeline.engines import run_inline
+from rub.pipeline.progress import Display
+from rub.registry import TASKS
 from rub.statistics import wilson
-from rub.store.artifacts import Artifact, Store
-from rub.text_to_image.checkpoints import load_model
+from rub.store.artifacts import Store
 from rub.text_to_image.concepts import JUDGED, names_of, slug
 from rub.text_to_image.judge_kinds.imagenet import imagenet
-from rub.text_to_image.judges import load_judge
+from rub.text_to_image.judges import load_judge, measured
 from rub.text_to_image.looking import JudgeContext
-from rub.text_to_image.sampling import Sampler, initial_latents, sample
+from rub.text_to_image.probing import Prompts
+from rub.text_to_image.stages import drawing_of, drawn_clean
+from rub.text_to_image.task import Graph
 
 SEED = 9000  # first seed of the pictures: not those of any measurement
-REAL = 100  # test photos of each class
-
-
-def stored(store: Store, kind: str, label: str) -> Artifact:
-    """Return the newest artifact of a kind and label."""
-    paths = [
-        path for path in store.root.glob(f"{kind}/*/manifest.json") if json.loads(path.read_text())["label"] == label
-    ]
-    if not paths:
-        raise SystemExit(f"{store.root}: no stage '{label}'; run text-to-image-imagenette-small with this store first")
-    found = store.find(kind, max(paths, key=lambda path: path.stat().st_mtime).parent.name)
-    assert found is not None
-    return found
 
 
 def main() -> None:
     """Draw, look, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("judge", type=Path, help="folder of the second judge")
+    parser.add_argument("--suite", default="text-to-image-imagenette-small")
+    parser.add_argument("--judge", type=Path, required=True, help="folder of the second judge")
     parser.add_argument("--each", type=int, default=20, help="pictures of each class")
     parser.add_argument("--guidance", type=float, default=7.5)
-    arguments = parser.parse_args()
-    store, runtime = Store(arguments.store), make_runtime(device="cpu")
-    original, data = stored(store, "train", "train original"), stored(store, "data", "read folder")
-    bundle, model = load_bundle(data), load_model(original.file("model.safetensors"))
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "rub-benchmark", help="for reuse")
+    args = parser.parse_args()
+    runtime = make_runtime(data_root=args.data_root, device="cpu")
+    graph = Graph(load_suite(args.suite, task="text-to-image").experiments[0], runtime.data_root)
+    task, wanted = TASKS.get("text-to-image", "text-to-image").load(), graph.reference
+    with Display(Console(stderr=True)) as display:
+        outcomes = run_inline([wanted], {"text-to-image": task}, Store(args.store), runtime, display)
+    inputs = {role: outcomes[stage.key].artifact for role, stage in wanted.inputs.items()}
+    bundle = bundle_of(inputs, runtime)
     names = [given[0] for given in names_of(bundle.classes)]
-    own = load_judge(stored(store, "judge", "train the judge"), {"data": data}, runtime)
+    labels = torch.arange(len(names)).repeat_interleave(args.each)
+    ids, weights = torch.arange(len(labels)), torch.full((len(labels),), args.guidance)
+    asked = Prompts(ids, tuple(f"a photo of {names[label]}" for label in labels.tolist()), SEED + ids, weights)
+    images = drawn_clean(drawing_of(inputs, "original", wanted.spec, runtime), asked, 64)
     among = tuple(JUDGED[slug(name)] for name in names)
-    second = imagenet(arguments.judge, JudgeContext(arguments.judge.name), among=among)
-    which = torch.arange(len(names)).repeat_interleave(arguments.each)
-    context = model.context([f"a photo of {names[label]}" for label in which.tolist()]).detach()
-    start = initial_latents(model, SEED + torch.arange(len(which)))
-    guidance = torch.full((len(which),), arguments.guidance)
-    drawn = model.to_images(sample(model, context, model.context([""]).detach(), start, guidance, Sampler("ddim", 12)))
-    test = bundle.test
-    chosen = torch.cat([(test.labels == label).nonzero().flatten()[:REAL] for label in range(len(names))])
-    for what, images, labels in (("drawn", drawn, which), ("real", test.images[chosen], test.labels[chosen])):
-        for judge, called in ((own, range(len(names))), (second, among)):
-            look = judge(images)
-            right = torch.stack([judge.hits(look, label) for label in called], 1)[torch.arange(len(labels)), labels]
-            low, high = wilson(int(right.sum()), len(right))
-            each = ", ".join(
-                f"{name} {100 * right[labels == label].float().mean():.0f}" for label, name in enumerate(names)
-            )
-            print(
-                f"{what}, {judge.name}: {100 * right.float().mean():.1f} % ({100 * low:.1f}-{100 * high:.1f}) of"
-                f" {len(right)}; {each}"
-            )
+    judges = (
+        (load_judge(inputs["judge"], inputs, runtime), True),
+        (imagenet(args.judge, JudgeContext(args.judge.name), among=among), False),
+    )
+    for what, shown in (("drawn", replace(bundle, test=Samples(images, labels, ids))), ("real", bundle)):
+        for judge, ours in judges:
+            found = measured(judge, shown, SEED, ours=ours)
+            low, high = wilson(round(found["accuracy"] * found["n"]), found["n"])
+            each = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["by_class"].items())
+            print(f"{what}, {judge.name}: {100 * found['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of"
+                  f" {found['n']}; {each}")  # fmt: skip
 
 
 if __name__ == "__main__":

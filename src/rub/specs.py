@@ -162,6 +162,19 @@ def suite_names() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def located(path: str | Path, data_root: Path | None) -> Path:
+    """Return where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere.
+
+    Example:
+        >>> located("weights.safetensors", None).name
+        'weights.safetensors'
+    """
+    own = Path(path).expanduser()
+    if own.exists() or data_root is None:
+        return own
+    return data_root / own if (data_root / own).exists() else own
+
+
 def load_suite(
     name_or_path: str,
     *,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rub.errors import RubError
 from rub.pipeline.plan import Stage
-from rub.specs import Frozen
+from rub.specs import Frozen, located
 
 DATA_VERSION = 1  # raised when the data stage's results change
 
@@ -105,9 +105,7 @@ def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage
     from rub.images.imagenet import i2i_wnids
     from rub.images.sources import check, fingerprint
 
-    path = Path(dataset.path) if dataset.path is not None else None
-    if path is not None and not path.exists() and data_root is not None and (data_root / path).exists():
-        path = data_root / path
+    path = located(dataset.path, data_root) if dataset.path is not None else None
     classes = i2i_wnids() if dataset.classes == "i2i" else dataset.classes
     selection = Selection(classes, dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
     check(dataset.name, path=path, size=dataset.size, selection=selection)

@@ -12,6 +12,7 @@ from rub.inpainting.specs import PROTOCOLS, AttackPlan, InpaintingExperiment, Le
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS, MODELS, resolved
+from rub.specs import located
 from rub.store.artifacts import file_sha256
 
 # Version of each stage function; raised when its results change.
@@ -200,9 +201,7 @@ class Graph:
         model = self.experiment.model
         if model.weights is None:
             return self._train("train original", "all", self.experiment.seeds.train)
-        path = Path(model.weights)
-        if not path.exists() and self.data_root is not None:
-            path = self.data_root / path
+        path = located(model.weights, self.data_root)
         return imported(path, "import the original", model.arch, self.data)
 
     def _train(self, label: str, subset: str, seed: int) -> Stage:

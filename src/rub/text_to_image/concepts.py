@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from rub.errors import RubError, unknown
+from rub.specs import located
 from rub.text_to_image.probing import Prompts
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def prompts_of(name: str, words: str, given: str | Sequence[str] | None, data_ro
         ('a photo of seven', 'a drawing of seven')
     """
     if isinstance(given, str):
-        path = Path(given).expanduser()
-        below = path if data_root is None else data_root / path
-        return read_prompts(path if path.exists() else below, name)
+        return read_prompts(located(given, data_root), name)
     if given is not None:
         return _listed(given)
     if slug(name) in SHIPPED:

@@ -7,6 +7,7 @@ from rub.errors import RubError
 from rub.images.specs import DatasetSpec
 from rub.pipeline.plan import Stage
 from rub.registry import JUDGES, MODELS, resolved
+from rub.specs import located
 from rub.store.artifacts import file_sha256
 from rub.text_to_image.specs import JudgeSpec
 
@@ -96,8 +97,7 @@ def found(weights: str, data_root: Path | None, *, transformers: bool = False) -
     Raises:
         RubError: nowhere; the ways to provide them are named.
     """
-    places = [Path(weights).expanduser(), *([data_root / weights] if data_root is not None else [])]
-    if (place := next((item for item in places if item.exists()), None)) is not None:
+    if (place := located(weights, data_root)).exists():
         return place
     from rub.text_to_image.hub import snapshot
 

@@ -104,14 +104,13 @@ def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer
 
 
 def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL | PatchAutoencoder | None":
-    from diffusers import AutoencoderKL
-
     if sizes.patch:
         from rub.text_to_image.patches import PatchAutoencoder
 
         return PatchAutoencoder(sizes.patch, channels, sizes.latents)
     if not sizes.autoencoder:
         return None
+    from diffusers import AutoencoderKL
 
     levels = len(sizes.autoencoder)
     return AutoencoderKL(

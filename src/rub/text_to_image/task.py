@@ -8,6 +8,7 @@ from rub.images.specs import data_stage
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS, MODELS, resolved
+from rub.specs import located
 from rub.store.artifacts import file_sha256
 from rub.text_to_image.judging import judge_stage
 from rub.text_to_image.metrics import METRICS_DECLARED, cell
@@ -331,8 +332,7 @@ def imported(weights: str, label: str, data_root: Path | None, inputs: Mapping[s
 
 def _found(weights: str, data_root: Path | None) -> Path:
     """Return where weights are: a path, a path below the data root, or a snapshot in the hub's cache."""
-    places = [Path(weights), *([data_root / weights] if data_root is not None else [])]
-    if (place := next((item for item in places if item.exists()), None)) is not None:
+    if (place := located(weights, data_root)).exists():
         return place
     from rub.text_to_image.hub import snapshot
 
