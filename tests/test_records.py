@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet
 import pytest
+import torch
 from pydantic import ValidationError
 
 from rub.errors import RubError
@@ -153,3 +154,24 @@ def test_the_tiny_run_survives_its_own_files(tiny, tiny_out):
     assert read_records(tiny_out / "records.json") == list(tiny.result.records)
     count = connect([tiny_out]).sql("select count(*) from samples").fetchall()
     assert count == [(len(tiny.result.samples),)]
+
+
+def test_experiments_with_equal_rows_keep_their_own_witnesses(tmp_path):
+    """Two concepts of one suite make claims about the same method, seed, attack and budget."""
+    from rub.results import _write_witnesses
+    from rub.store.witnesses import read_witness, witness_files, write_witness
+
+    fields = {
+        "task": "text-to-image", "method": "esd-x", "unlearn_seed": 0, "attack": "uma", "budget": "20",
+        "split": "forget", "claim": "", "at_most": 0.0, "models": {},
+    }  # fmt: skip
+    places = []
+    for number, concept in enumerate(("church", "tench")):
+        place = tmp_path / concept
+        place.mkdir()
+        sample = {"id": number, "sha256": "0" * 64, "value": 0.0}
+        write_witness(fields | {"data": {"concept": concept}, "samples": [sample]}, {"ids": torch.ones(1)}, place)
+        places.append((concept, place))
+    _write_witnesses(places, tmp_path / "out" / "witnesses")
+    kept = [read_witness(path)[0].data["concept"] for path in witness_files(tmp_path / "out")]
+    assert sorted(kept) == ["church", "tench"]

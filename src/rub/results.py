@@ -28,7 +28,7 @@ class Result:
         failures: one line for each stage that failed.
         counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
         galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
-        witnesses: folders of the store, each with one file of witnesses.
+        witnesses: experiment and folder of the store, each with one file of witnesses.
     """
 
     records: tuple[Record, ...]
@@ -37,7 +37,7 @@ class Result:
     failures: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     galleries: tuple[Mapping[str, Any], ...] = ()
-    witnesses: tuple[Path, ...] = ()
+    witnesses: tuple[tuple[str, Path], ...] = ()
 
 
 def prepare(out: Path) -> None:
@@ -63,7 +63,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
     samples: list[Mapping[str, Any]] = []
     curves: list[Mapping[str, Any]] = []
     galleries: list[Mapping[str, Any]] = []
-    witnesses: list[Path] = []
+    witnesses: list[tuple[str, Path]] = []
     for _, graph in plans:
         common = {**graph.common, "suite": suite}
         for stage in graph.stages:
@@ -74,7 +74,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
                     rows += [{**common, **row} for row in outcome.artifact.json(name)]
             galleries += [{**common, **row} for row in _galleries(outcome)]
             if outcome.artifact is not None and MANIFEST in outcome.artifact.manifest["files"]:
-                witnesses.append(outcome.artifact.path)
+                witnesses.append((common["experiment"], outcome.artifact.path))
     counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
     for outcome in outcomes.values():
         counts[outcome.status] += 1
@@ -99,12 +99,12 @@ def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
 
 
-def _write_witnesses(places: Sequence[Path], folder: Path) -> None:
+def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
     """Copy every file of witnesses with its claim, under a name that says what it is about."""
     if places:
         folder.mkdir(parents=True, exist_ok=True)
-    for place in places:
-        stem = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")))
+    for experiment, place in places:
+        stem = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")), experiment)
         shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
 

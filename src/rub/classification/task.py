@@ -95,7 +95,7 @@ class Graph:
             "task": "classification",
             "experiment": experiment.name,
             "protocol": experiment.protocol.name,
-            "dataset": experiment.dataset.name,
+            "dataset": experiment.dataset.title,
             "model": model_name(experiment),
         }
 

@@ -37,6 +37,16 @@ class DatasetSpec(Frozen):
     validation: float = Field(0.1, ge=0, lt=1)
     """Fraction of each training class that is never trained on (Unlearn-Saliency holds out 0.1 of CIFAR)."""
 
+    @property
+    def title(self) -> str:
+        """Return what records and tables call the data: a folder or file of the user's by its own name.
+
+        Example:
+            >>> DatasetSpec(name="folder", path="data/imagenette2-64").title, DatasetSpec(name="cifar10").title
+            ('imagenette2-64', 'cifar10')
+        """
+        return Path(self.path).stem if self.path is not None else self.name
+
 
 class TrainingSpec(Frozen):
     """How the original, the retrained and the shadow models are trained (SGD; Unlearn-Saliency's values by default)."""

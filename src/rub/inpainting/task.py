@@ -107,7 +107,7 @@ class Graph:
             "task": "inpainting",
             "experiment": experiment.name,
             "protocol": experiment.protocol.name,
-            "dataset": experiment.dataset.name,
+            "dataset": experiment.dataset.title,
             "model": experiment.model.arch,
         }
 

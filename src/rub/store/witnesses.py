@@ -117,17 +117,25 @@ def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], f
     (folder / MANIFEST).write_text(claim.model_dump_json(indent=1), encoding="utf-8")
 
 
-def file_stem(witness: Witness) -> str:
-    """Return the name under which a result folder keeps a witness.
+def file_stem(witness: Witness, experiment: str = "") -> str:
+    """Return the name under which a result folder keeps a witness of one of its experiments.
 
     Example:
         >>> sample = {"id": 0, "sha256": "0" * 64, "value": 0.0}
         >>> fields = dict(task="inpainting", method="i2i", unlearn_seed=0, attack="uma", budget="8/255", split="forget")
         >>> rest = dict(claim="", at_most=1, models={}, data={}, samples=[sample], tensors_sha256="0" * 64)
-        >>> file_stem(Witness.model_validate(fields | rest))
-        'inpainting-i2i-0-uma-8-255-forget'
+        >>> file_stem(Witness.model_validate(fields | rest), "mine")
+        'inpainting-mine-i2i-0-uma-8-255-forget'
     """
-    parts = (witness.task, witness.method, witness.unlearn_seed, witness.attack, witness.budget, witness.split)
+    parts = (
+        witness.task,
+        experiment,
+        witness.method,
+        witness.unlearn_seed,
+        witness.attack,
+        witness.budget,
+        witness.split,
+    )
     return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(str(part) for part in parts)).strip("-").lower()
 
 

@@ -83,8 +83,8 @@ def doubts(concepts: Concepts) -> Iterator[str]:
         yield f"most prompts need no attack for {_listed(hardly, concepts)}: hardly unlearned"
     if easy := _where(concepts, _needs_no_search):
         yield (
-            f"{' or '.join(CONTROL_ATTACKS)} reaches about as much as uma for {_listed(easy, concepts)}: recovery"
-            " there is not shown to need a search"
+            f"uma is not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals) for"
+            f" {_listed(easy, concepts)}: recovery there is not shown to need a search"
         )
     yield from _damage(concepts)
 
@@ -153,7 +153,7 @@ def _needs_no_attack(concept: Concept, method: str) -> float | None:
 
 
 def _needs_no_search(concept: Concept, method: str) -> float | None:
-    """Return the best control's share where it is about as high as that of a search; both brought something back."""
+    """Return the best control's share where a search is not told apart from it; both brought something back."""
     clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
     if method in CONTROL_ROWS or post is None or not found:

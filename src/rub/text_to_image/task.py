@@ -115,7 +115,7 @@ class Graph:
             "task": "text-to-image",
             "experiment": experiment.name,
             "protocol": experiment.protocol.name,
-            "dataset": "none" if dataset is None else dataset.name,
+            "dataset": "none" if dataset is None else dataset.title,
             "model": experiment.model.arch,
         }
 
