@@ -14,10 +14,11 @@ from rich.console import Console
 from rub import load_suite
 from rub.api import make_runtime, plan
 from rub.errors import Diverged, RubError
+from rub.memo import Memo
 from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display, clock
-from rub.pipeline.stages import Memo, Runtime
+from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Store
 
 CALLS: list[str] = []

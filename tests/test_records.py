@@ -166,10 +166,10 @@ def test_experiments_with_equal_rows_keep_their_own_witnesses(tmp_path):
         "split": "forget", "claim": "", "at_most": 0.0, "models": {},
     }  # fmt: skip
     places = []
-    for number, concept in enumerate(("church", "tench")):
+    for place_id, concept in enumerate(("church", "tench")):
         place = tmp_path / concept
         place.mkdir()
-        sample = {"id": number, "sha256": "0" * 64, "value": 0.0}
+        sample = {"id": place_id, "sha256": "0" * 64, "value": 0.0}
         write_witness(fields | {"data": {"concept": concept}, "samples": [sample]}, {"ids": torch.ones(1)}, place)
         places.append((concept, place))
     _write_witnesses(places, tmp_path / "out" / "witnesses")

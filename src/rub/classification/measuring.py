@@ -23,6 +23,7 @@ from rub.classification.membership import (
 from rub.classification.metrics import cell, correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
 from rub.classification.stages import WEIGHTS, load_model
 from rub.classification.task import LIRA_SHADOWS
+from rub.classification.witnesses import save_witnesses
 from rub.images.data import Bundle, Splits, bundle_of, split, subset
 from rub.images.samples import Samples
 from rub.images.training import embed, predict
@@ -90,7 +91,8 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         facts = artifact.json("attack.json")
         probes = torch.from_numpy(np.load(artifact.file("probes.npy"), allow_pickle=False))
         listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
-        logits = predict(model, probes, batch_size=runtime.batch_size, device=runtime.device).numpy()
+        outputs = predict(model, probes, batch_size=runtime.batch_size, device=runtime.device)
+        logits = outputs.numpy()
         recovered = correct(logits, listed["labels"])
         measured.facts = {
             **measured.facts,
@@ -103,6 +105,9 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         samples += _sample_rows(spec, name, artifact, listed, recovered)
         curves.append({**_row(spec, name), **facts})
         if name == "forget":
+            places = np.searchsorted(bundle.train.ids.numpy(), listed["ids"])
+            images = bundle.train.select(torch.from_numpy(places))
+            save_witnesses(stage, inputs, images, probes, outputs, listed["step"] == 0, out)
             if "attack_retrained" in inputs:
                 _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
             for mia_seed, called in shadow_members(spec, inputs, runtime, logits, listed["labels"]):

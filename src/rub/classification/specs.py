@@ -64,6 +64,8 @@ class Evaluation(Frozen):
     """Same for the controls: same-class test images and steered retain images."""
     retain_samples: int | None = Field(None, ge=1)
     """Retain images that RA is measured on."""
+    witnesses: int | None = Field(None, ge=0)
+    """Recovered forget images kept as witnesses, per cell; all of them when left out."""
 
 
 def _uma(**parameters: Any) -> Component:

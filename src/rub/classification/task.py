@@ -20,7 +20,7 @@ VERSIONS = {
     "unlearn": 1,
     "attack": 1,
     "measure": 1,
-    "measure-attack": 1,
+    "measure-attack": 2,  # keeps witnesses
 }
 # Training seeds of different roles must not meet: the original uses its own, these are offset.
 RETRAIN_SEED, SHADOW_SEED = 1000, 2000
@@ -38,6 +38,7 @@ class ClassificationTask:
     protocols = PROTOCOLS
     reporting = "rub.classification.reporting:REPORTING"
     audit = "rub.classification.audit:audit"
+    verify = "rub.classification.witnesses:verify"
     functions: Mapping[str, str] = {
         "data": "rub.images.data:read",
         "split": "rub.classification.stages:split_ids",
@@ -212,6 +213,7 @@ class Graph:
             "attack": label,
             "budget": f"{level}/255",
             "splits": splits,
+            "witnesses": experiment.evaluation.witnesses,
             "forget": experiment.forget.model_dump(),
             "validation": experiment.dataset.validation,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,

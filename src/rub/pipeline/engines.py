@@ -12,9 +12,10 @@ from typing import Literal
 from rich.console import Console
 
 from rub.errors import Diverged, RubError
+from rub.memo import Memo
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Memo, Runtime, Task, compute
+from rub.pipeline.stages import Runtime, Task, compute
 from rub.registry import load_plugin
 from rub.store.artifacts import Artifact, Store
 

@@ -2,43 +2,22 @@
 
 import importlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from rub import specs
+from rub.memo import Memo
 from rub.metrics import Metric
 from rub.pipeline.plan import Plan, Stage
 from rub.progress import Progress, silent
 from rub.specs import Experiment
 from rub.store.artifacts import Artifact, Store
-
-T = TypeVar("T")
-
-
-class Memo:
-    """The few most recently used values of this process, such as loaded models; a cache, never a result."""
-
-    def __init__(self, size: int = 12) -> None:
-        """Keep at most `size` values."""
-        self.size = size
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-
-    def get(self, key: Any, make: Callable[[], T]) -> T:
-        """Return the value under the key, making it when it is not kept."""
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        while len(self._values) > self.size:
-            self._values.popitem(last=False)
-        value: T = self._values[key]
-        return value
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from rub.errors import RubError
+from rub.memo import Memo
 from rub.specs import Frozen
 from rub.store.artifacts import Store, file_sha256
 
@@ -73,6 +74,7 @@ class Sources:
         data_root: folder with the standard data layouts, or None.
         device: where to run.
         batch_size: images per forward pass.
+        memo: data and models that several claims are about, read once.
     """
 
     store: Store | None = None
@@ -80,6 +82,7 @@ class Sources:
     data_root: Path | None = None
     device: str = "cpu"
     batch_size: int = 256
+    memo: Memo = field(default_factory=Memo)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     Raises:
         RubError: the models or the judge are not there, or the claim is not one of this task.
     """
-    original = load_model(model_file(witness, "original", sources))
+    path = model_file(witness, "original", sources)
+    original = sources.memo.get(("diffusion", path), lambda: load_model(path))
     unlearned = freeze(load_unlearned(original, model_file(witness, "unlearned", sources))).to(sources.device)
     judge, label = judge_in(witness, sources), witness.settings.get("judged_as")
     sampler = _sampler(witness.settings.get("sampler"))
