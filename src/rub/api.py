@@ -174,6 +174,25 @@ def verify(
     return checks(folder, sources)
 
 
+def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("html", "md", "tex", "csv")) -> Any:
+    """Write one site, and tables, of several result folders; nothing in them is trusted.
+
+    Args:
+        folders: written by `run` with `out`, by anyone.
+        out: the site's folder.
+        formats: some of ``html``, ``md``, ``tex``, ``csv``.
+
+    Returns:
+        The path of the leaderboard, and result folder -> why it is not shown.
+
+    Raises:
+        RubError: an unknown format, a place that cannot be written, or no folder that can be shown.
+    """
+    from rub.report.writing import write_reports
+
+    return write_reports(folders, out, formats)
+
+
 def reproducible(arguments: Sequence[str]) -> str:
     """Return the command line that was typed, for "how to reproduce", without the paths of this machine.
 

@@ -197,6 +197,25 @@ def verify(
         raise typer.Exit(1 if broken else 3)
 
 
+@app.command(epilog="Example: rub report results/mine results/yours --out site")
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Result folders of rub run --out, or a folder of such.")],
+    out: Annotated[Path, typer.Option(help="The site's folder.")],
+    formats: Annotated[str, typer.Option("--format", help="Some of html, md, tex, csv.")] = "html,md,tex,csv",
+) -> None:
+    """Write one site of several result folders: leaderboard, experiments, methods; exit 1 if one had to be refused."""
+    from rub import api
+
+    screen = console()
+    chosen = [part.strip() for part in formats.split(",") if part.strip()]
+    page, refused = api.report(folders, out, chosen)
+    for reason in refused.values():
+        screen.print(f"refused: {reason}", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"Page: {page}", markup=False, highlight=False, soft_wrap=True)
+    if refused:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line with RUB's exit codes: 2 for a wrong request (one line), 130 when interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -12,8 +12,11 @@ import yaml
 from rub.errors import RubError
 from rub.pipeline.engines import Outcome
 from rub.pipeline.plan import Plan, Stage
+from rub.pipeline.stages import code_version
 from rub.specs import Experiment, Suite
 from rub.store.records import Record, write_records
+from rub.store.sealing import MANIFEST as MANIFEST_NAME
+from rub.store.sealing import seal_folder
 from rub.store.witnesses import MANIFEST, TENSORS, Witness, file_stem
 
 
@@ -48,10 +51,12 @@ def prepare(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("tables", "figures", "witnesses"):
-            for path in (out / name).glob("*.*"):
-                path.unlink()
-        (out / "samples.parquet").unlink(missing_ok=True)
+        for name in ("tables", "figures", "witnesses", "report"):
+            for path in (out / name).rglob("*.*"):
+                if path.is_symlink() or path.is_file():
+                    path.unlink()
+        for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
+            (out / name).unlink(missing_ok=True)
         (out / "suite.yaml").touch()
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
@@ -84,7 +89,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
 
 def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
     """Write a result folder and return the path of its page."""
-    from rub.report.site import write_report
+    from rub.report.writing import write_report
 
     try:
         write_records(result.records, result.samples, out)
@@ -94,7 +99,9 @@ def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
         (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": spec}
-        return write_report(result.records, result.curves, out, facts, galleries=result.galleries)
+        page = write_report(result.records, result.curves, out, facts, galleries=result.galleries)
+        seal_folder(out, {"command": command, "code_version": code_version()})
+        return page
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
 

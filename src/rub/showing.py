@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,6 +19,37 @@ if TYPE_CHECKING:
     from rub.metrics import Metric
     from rub.pipeline.stages import Task
     from rub.specs import Protocol
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is said of a method or an attack.
+
+    Attributes:
+        name: its id.
+        kind: ``method`` or ``attack``.
+        task: whose it is.
+        summary: one line.
+        paper: where it was published.
+        equation: what it computes.
+        upstream: repository and commit.
+        parameters: name, type with limits and default, and where the default is from.
+        differences: from upstream, one line each.
+        origin: the package or file that defines it.
+        version: of its results.
+    """
+
+    name: str
+    kind: str
+    task: str
+    summary: str
+    paper: str
+    equation: str
+    upstream: str
+    parameters: tuple[tuple[str, str, str], ...]
+    differences: tuple[str, ...]
+    origin: str
+    version: str
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
@@ -119,27 +151,34 @@ def _indented(text: str) -> Iterator[str]:
     return (f"  {escape(line)}" for line in text.splitlines())
 
 
+def described(kind: str, entry: Entry[Any]) -> Described:
+    """Return what a method's or an attack's file says of it, with its hyperparameters."""
+    card = card_of(entry)
+    parameters = []
+    for name, field in hyperparameters(entry.load()).model_fields.items():
+        limits = ", ".join(_limit(part) for part in field.metadata)
+        default = "required" if field.is_required() else f"= {field.default!r}"
+        text = f"{_type(field.annotation)}{f' ({limits})' if limits else ''} {default}"
+        parameters.append((name, text, card.defaults.get(name, "")))
+    facts = (card.paper, card.equation, card.upstream, tuple(parameters), tuple(card.differences))
+    return Described(entry.name, kind, entry.task, entry.summary, *facts, entry.origin, str(card.version))
+
+
 def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
     if kind not in ("method", "attack"):
         return
-    card = card_of(entry)
-    for title, text in (("paper", card.paper), ("equation", card.equation), ("upstream", card.upstream)):
+    found = described(kind, entry)
+    for title, text in (("paper", found.paper), ("equation", found.equation), ("upstream", found.upstream)):
         if text:
             yield f"  [b]{title}[/b]  {escape(text)}"
     yield "  [b]hyperparameters[/b]"
-    for name, field in hyperparameters(entry.load()).model_fields.items():
-        limits = ", ".join(_limit(part) for part in field.metadata)
-        type_name = _type(field.annotation)
-        source = card.defaults.get(name, "")
-        default = "required" if field.is_required() else f"= {field.default!r}"
-        yield escape(f"    {name}: {type_name}{f' ({limits})' if limits else ''} {default}") + (
-            f"  [dim]{escape(source)}[/dim]" if source else ""
-        )
-    if card.differences:
+    for name, text, source in found.parameters:
+        yield escape(f"    {name}: {text}") + (f"  [dim]{escape(source)}[/dim]" if source else "")
+    if found.differences:
         yield "  [b]differences from upstream[/b]"
-        yield from (f"    - {escape(line)}" for line in card.differences)
-    yield f"  [b]defined by[/b]  {escape(entry.origin)}, version {card.version}"
+        yield from (f"    - {escape(line)}" for line in found.differences)
+    yield f"  [b]defined by[/b]  {escape(found.origin)}, version {found.version}"
 
 
 def _type(hint: Any) -> str:

@@ -15,8 +15,8 @@ from rub.inpainting.tables import headline, inpainting_tables
 from rub.report import figures
 from rub.report.galleries import draw_galleries, read_tiles
 from rub.report.render import to_csv, to_latex, to_markdown, to_rich
-from rub.report.site import write_report
 from rub.report.tables import paper_numbers
+from rub.report.writing import write_report
 from rub.store.records import Record
 
 T2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom, from tables
@@ -384,14 +384,16 @@ def test_what_is_no_gallery_is_refused_in_one_line(tmp_path, changed):
 def test_the_page_shows_tables_figures_and_galleries_and_escapes_names(records, curves, tmp_path):
     galleries = [gallery(tmp_path, "g", **tiles()), gallery(tmp_path, "h", HOSTILE, "retain", **tiles())]
     facts = {"suite": {"name": "demo", "experiments": [{"task": "inpainting", "name": "", "paper": "table2"}]}}
-    text = write_report(records, curves, tmp_path, facts, galleries=galleries).read_text()
+    index = write_report(records, curves, tmp_path, facts, galleries=galleries)
+    [page] = (index.parent / "experiments").iterdir()
+    text = page.read_text()
     assert text.count("<script") == 1  # the page's own, which sorts tables
     assert HOSTILE not in text
     for name in (
         "robustness-digits.svg", "utility-digits.svg", "success-digits.svg", "loss-digits.svg",
         "gallery-i2i-forget-digits.png",
     ):  # fmt: skip
-        assert f'src="../figures/{name}"' in text
+        assert f'src="../../figures/{name}"' in text
         assert (tmp_path / "figures" / name).is_file()
     for expected in ("Table 2", "(100.15)", "no evidence of residual knowledge", "Control: a model that was never"):
         assert expected in text
@@ -412,9 +414,11 @@ def test_two_tasks_in_one_result_keep_apart(records, curves, tmp_path):
         )
         for attack, budget in (("none", "none"), ("uma", "8/255"), ("uma", "16/255"), ("uma", "32/255"))
     ]
-    text = write_report([*records, *other], curves, tmp_path, {}).read_text()
+    index = write_report([*records, *other], curves, tmp_path, {})
     names = sorted(path.name for path in (tmp_path / "figures").glob("*.svg"))
     assert {"robustness-classification-digits.svg", "robustness-inpainting-digits.svg"} <= set(names)
     written = {path.name for path in (tmp_path / "tables").glob("*.csv")}
     assert {"table1-digits.csv", "curve-digits.csv", "table2-fid-digits.csv", "back-8-digits.csv"} <= written
-    assert text.index("Table 1 (image classification)") < text.index("Table 2 (image-to-image)")
+    text = index.read_text()
+    assert text.index("Image classification: digits") < text.index("Image-to-image: digits")
+    assert len(list((index.parent / "experiments").iterdir())) == 2

@@ -1,13 +1,15 @@
 """Figures show the records' numbers and keep their legends clear; the page is static, escaped and self-contained."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from rub.classification.reporting import REPORTING
 from rub.report import figures
-from rub.report.site import write_report
+from rub.report.writing import write_report
 from rub.store.records import read_records, write_records
 
 FACTS = {
@@ -77,38 +79,76 @@ def test_report_folder_is_whole(out):
         ElementTree.fromstring(path.read_bytes())
 
 
-def test_page_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(out):
-    text = (out / "report" / "index.html").read_text()
-    page = Page(text)
-    assert "http:" not in text
-    assert "https:" not in text
-    assert "url(" not in text
-    assert "@import" not in text
-    assert len(page.resources) == 4
-    for target in (*page.resources, *page.links):
-        if target.startswith("#"):
-            assert target[1:] in page.ids
-        else:
-            assert (out / "report" / target).resolve().is_file(), target
-    assert len(page.ids) == len(set(page.ids))
+def pages(out):
+    """Return every page of the site with its path."""
+    return [(path, Page(path.read_text())) for path in sorted((out / "report").rglob("*.html"))]
 
 
-def test_hostile_names_are_text_on_the_page(out, hostile):
-    text = (out / "report" / "index.html").read_text()
-    page = Page(text)
-    assert page.scripts == 1
-    assert hostile not in text
-    assert hostile in page.text
-    assert "rub run demo --out '<out>'" in page.text
+def test_pages_load_nothing_from_elsewhere_and_their_links_lead_somewhere(out):
+    found = pages(out)
+    folders = [path.parent.name for path, _ in found]
+    assert (folders.count("report"), folders.count("experiments"), folders.count("methods")) == (2, 1, 9)
+    known = {path.resolve(): page.ids for path, page in found}
+    for path, page in found:
+        text = path.read_text()
+        assert not any(word in text for word in ("http:", "https:", "url(", "@import", "<iframe", "javascript:"))
+        assert len(page.ids) == len(set(page.ids))
+        for target in (*page.resources, *page.links):
+            if target == "data:,":  # no icon
+                continue
+            name, _, anchor = target.partition("#")
+            place = (path.parent / unquote(name)).resolve() if name else path.resolve()
+            assert place.is_file(), target
+            assert not anchor or anchor in known[place], target
+    assert "url(" not in (out / "report" / "site.css").read_text()
 
 
-def test_page_says_what_was_run_and_what_failed(out):
-    text = Page((out / "report" / "index.html").read_text()).text
+def test_hostile_names_are_text_on_every_page(out, hostile):
+    seen = ""
+    for path, page in pages(out):
+        assert page.scripts == 1
+        assert hostile not in path.read_text()
+        seen += page.text
+    assert hostile in seen
+    assert "rub run demo --out '<out>'" in seen
+
+
+def test_the_experiment_says_what_was_run_and_what_failed(out):
+    [page] = (out / "report" / "experiments").iterdir()
+    text = Page(page.read_text()).text
     for expected in (
         "rub-paper-1: as close as can be", "shadows_per_seed: 2", "cpu test", "0.1.0+abc", "numpy",
         "3 for unlearning, 2 for membership inference", "unlearn rl, seed 2: out of memory",
-        "Control: the original with the forgotten outputs switched off", "how well offline RMIA",
+        "Control: the original with the forgotten outputs switched off",
     ):  # fmt: skip
+        assert expected in text
+    words = Page((out / "report" / "words.html").read_text()).text
+    assert "how well offline RMIA" in words
+
+
+def test_a_cell_of_the_leaderboard_leads_to_the_records_behind_it(out, records):
+    index = (out / "report" / "index.html").read_text()
+    row = next(line for line in index.splitlines() if "classification-ft.html" in line)
+    [anchor] = re.findall(r'<a href="[^"]*#(c-[0-9a-f]+)">92.0</a>', row)
+    [page] = (out / "report" / "experiments").iterdir()
+    details = page.read_text().split(f'id="{anchor}"')[1].split("</details>")[0]
+    behind = [r for r in records if (r.method, r.metric, r.status) == ("ft", "ta", "ok")]
+    assert len(behind) == 3
+    for record in behind:
+        assert f"<td>{record.value:.6g}</td>" in details
+        assert record.code_version in details
+
+
+def test_the_most_robust_methods_stand_first_below_the_controls(out):
+    text = (out / "report" / "index.html").read_text()
+    order = re.findall(r'<th scope="row"><a href="methods/[^"]*">([^<]*)</a>', text)
+    assert order[:3] == ["[original]", "[retrain]", "[sham]"]
+    assert order[3:6] == ["neggrad-plus", "rl", "salun"]
+
+
+def test_a_method_page_names_its_paper_and_stands_beside_the_controls(out):
+    text = Page((out / "report" / "methods" / "classification-salun.html").read_text()).text
+    for expected in ("arXiv 2310.12508", "OPTML-Group/Unlearn-Saliency", "[retrain]", "weights outside the mask"):
         assert expected in text
 
 

@@ -16,7 +16,7 @@ from rub.pipeline.plan import Plan, Stage
 from rub.report import figures
 from rub.report.grouping import Place, board_of, budgets_of, grouped, row_order
 from rub.report.reporting import reporting_of, reportings
-from rub.report.site import write_report
+from rub.report.writing import write_report
 from rub.results import collect
 from rub.showing import describe, listing
 from rub.specs import load_suite
@@ -70,7 +70,7 @@ def test_tasks_come_in_the_order_of_the_registry_and_unknown_ones_are_left_out()
 def test_the_page_names_the_tasks_that_it_leaves_out(make_row, tmp_path):
     rows = [make_row("ft", "ua", 0.5), make_row("ft", "ua", 0.5, task="<unheard-of>")]
     text = write_report(rows, [], tmp_path, {}).read_text()
-    assert "does not know the task: &lt;unheard-of&gt;" in text
+    assert "records of &lt;unheard-of&gt;</th><td>this installation does not know the task" in text
 
 
 def test_controls_come_first_then_the_methods_of_the_task():

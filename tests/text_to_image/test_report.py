@@ -494,14 +494,15 @@ def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, chan
 
 
 def test_the_page_shows_all_concepts_together(five, tmp_path):
-    from rub.report.site import write_report
+    from rub.report.writing import write_report
 
     names = ("church", "garbage-truck", "nudity", "parachute", "tench")
     facts = {"suite": {"name": "demo", "experiments": [
         {"task": "text-to-image", "name": name, "paper": "table3"} for name in names
     ]}}  # fmt: skip
     curves = [curve(method, concept) for concept in ("church", "tench") for method in ("original", "fmn")]
-    text = write_report(five, curves, tmp_path, facts).read_text()
+    [page] = (write_report(five, curves, tmp_path, facts).parent / "experiments").iterdir()
+    text = page.read_text()
     for expected in ("Table 3", "(76.0)", "which methods are tied", "hardly unlearned", "forget, tench"):
         assert expected in text
     assert "(38.58)" in (tmp_path / "tables" / "table3-digits.md").read_text()

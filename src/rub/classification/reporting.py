@@ -1,6 +1,6 @@
 """How the classification task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.classification.tables import classification_tables, headline
+from rub.classification.tables import classification_tables, headline, leaders
 from rub.report.reporting import Axis, Reporting
 
 REPORTING = Reporting(
@@ -9,6 +9,7 @@ REPORTING = Reporting(
     prefix="table1",
     tables=classification_tables,
     headline=headline,
+    leaders=leaders,
     robustness=Axis("ua", "forget", "UA"),
     utility=Axis("ta", "test", "TA"),
     controls={

@@ -22,6 +22,7 @@ from rub.store.records import Record
 
 _METRICS = {metric.name: metric for metric in METRICS_DECLARED}
 _MIA_DECIMALS = 3
+_CLEAN = "no attack"  # a leaderboard's upper header
 _GIVEN = "one original, one choice of images and one set of shadow models"
 
 
@@ -69,6 +70,28 @@ def headline(budgets: Sequence[str]) -> list[str]:
     """
     paper = ["8/255", "16/255"]
     return paper if set(paper) <= set(budgets) else list(budgets[-2:])
+
+
+def leaders(records: Sequence[Record]) -> list[Column]:
+    """Return the columns of a leaderboard over these records, of any group; those without records are left out there.
+
+    Example:
+        >>> [column.title for column in leaders([])]
+        ['TA ↑', 'UA ↓', 'MIA ↓', 'logit AUC ≈']
+    """
+    shown = headline(budgets_of(records, "uma"))
+    columns = [
+        _percent("", "TA", Place("ta", "test", "none", "none"), 1),
+        _percent(_CLEAN, "UA", Place("ua", "forget", "none", "none"), 1),
+    ]
+    columns += [_percent(budget, "UA", Place("ua", "forget", "uma", budget), 1) for budget in shown]
+    for budget in shown[-1:]:
+        columns.append(_percent(budget, "excess", Place("residual_knowledge", "forget", "uma", budget), 1))
+        steered = _percent(budget, "steered", Place("ua", "retain", "uma", budget), 1)
+        columns.append(replace(steered, direction=""))
+    columns.append(_fraction(_CLEAN, "MIA", Place("mia_shadow", "forget", "none", "none")))
+    columns.append(_fraction(_CLEAN, "logit AUC", Place("logit_auc", "test", "none", "none")))
+    return columns
 
 
 def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """How the image-to-image task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.inpainting.tables import headline, inpainting_tables
+from rub.inpainting.tables import headline, inpainting_tables, leaders
 from rub.report.reporting import Axis, Reporting
 
 REPORTING = Reporting(
@@ -9,6 +9,7 @@ REPORTING = Reporting(
     prefix="table2",
     tables=inpainting_tables,
     headline=headline,
+    leaders=leaders,
     robustness=Axis("recovered", "forget", "recovered"),
     utility=Axis("psnr", "retain", "PSNR of kept images", "dB"),
     unlike=frozenset({"original"}),

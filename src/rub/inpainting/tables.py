@@ -96,6 +96,29 @@ def headline(budgets: Sequence[str]) -> list[str]:
     return [*kept, *(budget for budget in budgets if budget == "unbounded")] or list(budgets[-1:])
 
 
+def leaders(records: Sequence[Record]) -> list[Column]:
+    """Return the columns of a leaderboard over these records, of any group; those without records are left out there.
+
+    Example:
+        >>> [column.title for column in leaders([])]
+        ['F back ≈', 'PSNR R ↑']
+    """
+    shown = headline(budgets_of(records, "uma"))
+    columns = [
+        _recovered(_head(b), "F back", Place("recovered", "forget", "none" if b == "none" else "uma", b))
+        for b in ("none", *shown)
+    ]
+    columns += [_recovered(printable(b), "steered", Place("recovered", "steered", "uma", b)) for b in shown]
+    extractors = list(dict.fromkeys(record.extractor for record in records if record.metric == "fid"))
+    for extractor in extractors:
+        name = f"FID F[{_short(extractor, extractors)}]"
+        for b in ("none", *shown):
+            place = Place("fid", "forget", "none" if b == "none" else "uma", b, extractor)
+            columns.append(_column(_head(b), name, place))
+    columns.append(_column(_head("none"), "PSNR R", Place("psnr", "retain", "none", "none")))
+    return columns
+
+
 def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table of R and F under each budget of one metric, for each extractor."""
     extractors = list(dict.fromkeys(record.extractor for record in source.records if record.metric == metric))
@@ -156,6 +179,10 @@ def _curve(source: Source, budgets: Sequence[str]) -> Table:
         for b in ("none", *budgets)
     ]
     return source.table("back-curve", "Recovered forget images (%) along the curve of uma", columns)
+
+
+def _head(budget: str) -> str:
+    return "no attack" if budget == "none" else printable(budget)
 
 
 def _column(group: str, name: str, place: Place) -> Column:

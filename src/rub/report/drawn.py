@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rub.report.grouping import printable
+from rub.report.grouping import Group, printable
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,13 @@ class Drawn:
     """A figure in the folder ``figures/``.
 
     Attributes:
-        task: whose figure it is.
+        group: whose figure it is.
         name: file name without its suffix.
         caption: what it shows.
         vector: whether there is an SVG beside the PNG.
     """
 
-    task: str
+    group: Group
     name: str
     caption: str
     vector: bool = True
@@ -27,7 +27,8 @@ def free_name(name: str, drawn: Sequence[Drawn]) -> str:
     """Return the name, numbered when one of these figures has it already.
 
     Example:
-        >>> free_name("loss-digits", [Drawn("classification", "loss-digits", "")])
+        >>> group = Group("classification", "quick", "", "digits", "resnet10", "rub-quick-1")
+        >>> free_name("loss-digits", [Drawn(group, "loss-digits", "")])
         'loss-digits-2'
     """
     taken = {one.name for one in drawn}

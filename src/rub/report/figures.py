@@ -45,18 +45,25 @@ _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "sham": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
     "random_init": {"color": "#777777", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "v"},
 }
+_METADATA: Mapping[str, Mapping[str, Any]] = {"svg": {"Date": None}, "png": {}}
 _POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
 _TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": 7.5, "svg.hashsalt": "rub"}
 
 
-def draw_figures(records: Sequence[Record], curves: Iterable[Mapping[str, Any]], folder: Path) -> list[Drawn]:
-    """Draw every figure of every group of records into a folder, as PNG and SVG.
+def draw_figures(
+    records: Sequence[Record],
+    curves: Iterable[Mapping[str, Any]],
+    folder: Path,
+    suffixes: Sequence[str] = ("svg", "png"),
+) -> list[Drawn]:
+    """Draw every figure of every group of records into a folder, as SVG and PNG.
 
     Args:
         records: rows of any tasks.
         curves: one mapping per searched model, attack, budget and split, with the fields of `Group`, ``method``,
             ``unlearn_seed``, ``attack``, ``budget``, ``split``, ``success_curve``, ``loss_curve``, ``converged``.
         folder: is made when it is not there.
+        suffixes: ``svg``, ``png``; each costs about as much.
 
     Returns:
         The figures in the order in which a page should show them. Where records are of several tasks, names have
@@ -76,10 +83,10 @@ def draw_figures(records: Sequence[Record], curves: Iterable[Mapping[str, Any]],
                 end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
                 for kind, figure in _figures(own, mine, reporting).items():
                     name = free_name(f"{kind}-{end}", drawn)
-                    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-                    figure.savefig(folder / f"{name}.png", dpi=150)
+                    for suffix in suffixes:
+                        figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=_METADATA[suffix])
                     head = f"{label(group)}: " if len(groups) > 1 else ""
-                    drawn.append(Drawn(task, name, head + reporting.captions[kind]))
+                    drawn.append(Drawn(group, name, head + reporting.captions[kind]))
     return drawn
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rub.errors import RubError
 from rub.report.drawn import Drawn, free_name, plain
-from rub.report.grouping import CONTROL_ROWS, printable, slug
+from rub.report.grouping import CONTROL_ROWS, Group, printable, slug
 from rub.report.reporting import reportings
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
     """Draw every gallery into a folder, as PNG.
 
     Args:
-        galleries: one mapping per picture, with ``task``, ``experiment``, ``dataset``, ``model``, ``method``,
-            ``unlearn_seed``, ``split`` and ``path``, an ``.npz`` for `read_tiles`.
+        galleries: one mapping per picture, with the fields of `Group`, ``method``, ``unlearn_seed``, ``split`` and
+            ``path``, an ``.npz`` for `read_tiles`.
         folder: is made when it is not there.
 
     Returns:
@@ -71,7 +71,8 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
             )
             gallery_figure(tiles, title).savefig(folder / f"{name}.png", dpi=_DPI)
             caption = f"{title}. Columns: {', '.join(map(printable, tiles.columns))}. {reporting.captions['gallery']}"
-            drawn.append(Drawn(task, name, caption, vector=False))
+            group = Group(*(str(row[field]) for field in Group._fields))
+            drawn.append(Drawn(group, name, caption, vector=False))
     return drawn
 
 

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import NamedTuple
 
 from rub.catalog import CATALOG
@@ -38,6 +39,17 @@ class Place(NamedTuple):
 
 Board = Mapping[tuple[str, Place], Sequence[Record]]
 """(method, place) -> the records behind that cell, one for each pair of seeds."""
+
+
+def anchor(group: Group, method: str, place: Place) -> str:
+    """Return the name, fit for a link, of the records behind a cell.
+
+    Example:
+        >>> group = Group("classification", "quick", "", "digits", "resnet10", "rub-quick-1")
+        >>> anchor(group, "ft", Place("ua", "forget", "none", "none"))
+        'c-5603d5f08e'
+    """
+    return "c-" + sha256(repr((tuple(group), method, tuple(place))).encode()).hexdigest()[:10]
 
 
 def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:

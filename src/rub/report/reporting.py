@@ -7,7 +7,7 @@ from typing import Any
 
 from rub.errors import unknown
 from rub.registry import TASKS
-from rub.report.table import Table
+from rub.report.table import Column, Table
 from rub.report.tables import paper_numbers
 from rub.store.records import Record
 
@@ -63,6 +63,7 @@ class Reporting:
         prefix: how the names of these first tables begin, such as ``table1``.
         tables: records of any tasks and the paper's numbers -> the tables of this task's records.
         headline: budgets, the smallest first -> those that the first table shows.
+        leaders: records of one data set and protocol -> the columns of its leaderboard.
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
@@ -79,6 +80,7 @@ class Reporting:
     prefix: str
     tables: Callable[[Sequence[Record], Mapping[str, Any] | None], list[Table]]
     headline: Callable[[Sequence[str]], list[str]]
+    leaders: Callable[[Sequence[Record]], list[Column]]
     robustness: Axis
     utility: Axis
     controls: Mapping[str, str]

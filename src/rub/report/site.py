@@ -1,223 +1,138 @@
-"""The report of a result folder: tables in every format, figures, and one static page that opens without a network."""
+"""The pages of a report: a leaderboard, a page per experiment and per method, and one in plain words.
+
+Static files that open from the file system: no script, style, font or picture comes from elsewhere, and every text is
+escaped, since records may come from anyone.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rub.registry import TASKS
-from rub.report.drawn import Drawn
-from rub.report.figures import draw_figures
-from rub.report.galleries import draw_galleries
-from rub.report.grouping import Group, grouped, row_order, slug
-from rub.report.render import to_csv, to_latex, to_markdown
-from rub.report.reporting import Reporting, reportings
-from rub.report.table import Table, column_groups
+from rub.registry import METHODS, TASKS
+from rub.report.board import Board, boards
+from rub.report.grouping import grouped, printable, slug
+from rub.report.pages import Page, provenance, run_facts, searches, versions
+from rub.report.reporting import reporting_of
+from rub.report.table import column_groups
 from rub.report.tables import failures
-from rub.store.records import Record
 
-Facts = Mapping[str, Any]
-_FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 _BETTER = {"up": "higher", "down": "lower", "reference": "closest to the retrained model"}
+_ASSETS = ("site.css", "site.js")
 
 
-def write_report(
-    records: Sequence[Record],
-    curves: Sequence[Mapping[str, Any]],
-    out: Path,
-    facts: Facts,
-    paper: Mapping[str, Any] | None = None,
-    galleries: Sequence[Mapping[str, Any]] = (),
-) -> Path:
-    """Write ``tables/``, ``figures/`` and ``report/index.html`` into a result folder.
+def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[str, str] | None = None) -> Path:
+    """Write ``index.html``, ``words.html``, ``experiments/`` and ``methods/``.
 
     Args:
-        records: every row of the run.
-        curves: success and loss against steps, one mapping per search (the rows of ``curves.json``).
-        out: the result folder; is made when it is not there.
-        facts: ``command``, and ``suite``: the suite as plain data with its experiments.
-        paper: the paper's numbers for all experiments; None takes each experiment's own ``paper`` key of the suite.
-        galleries: pictures of what models make, as for `rub.report.galleries.draw_galleries`.
+        pages: of all experiments.
+        out: the site's folder; is made when it is not there.
+        title: of the leaderboard.
+        refused: result folder -> why it is not shown.
 
     Returns:
-        The path of the page.
-
-    Raises:
-        RubError: an experiment's ``paper`` key that the paper has no table for, or a gallery that cannot be read.
+        The path of the leaderboard.
     """
-    tables: list[tuple[str, Table]] = []
-    for task, reporting in reportings(record.task for record in records).items():
-        of_task = [record for record in records if record.task == task]
-        keys = {
-            item.get("name", ""): item.get("paper", "") for item in _experiments(facts) if item.get("task", "") == task
-        }
-        tables += [(task, table) for table in reporting.tables_of(of_task, keys, paper)]
-    tables = list(_distinct(tables))
-    folder = out / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    for _, table in tables:
-        for suffix, render in _FORMATS.items():
-            (folder / f"{table.name}.{suffix}").write_text(render(table), encoding="utf-8")
-    drawn = [*draw_figures(records, curves, out / "figures"), *draw_galleries(galleries, out / "figures")]
-    return write_page(records, tables, drawn, curves, out, facts)
+    templates = _templates()
+    made = boards(
+        (page.slug, group, own) for page in pages for group, own in grouped(page.records, page.group.task).items()
+    )
+    names = _method_files(pages)
+    shared = {"title": title, "pages": pages, "tasks": _tasks(pages), "method_files": names}
+    _write(templates, out / "index.html", "index.html.j2", "", {
+        **shared, "boards": made, "refused": dict(refused or {}),
+        "records": sum(len(page.records) for page in pages),
+    })  # fmt: skip
+    for page in pages:
+        _write(templates, out / "experiments" / f"{page.slug}.html", "experiment.html.j2", "../", {
+            **shared, "page": page, "runs": list(run_facts(page)), "searches": list(searches(page)),
+            "provenance": list(provenance(page.records)), "failed": list(failures(page.records)),
+            "versions": versions(page.records),
+        })  # fmt: skip
+    for (task, method), name in names.items():
+        own = [_beside_controls(board, method) for board in made if board.task == task]
+        _write(templates, out / "methods" / f"{name}.html", "method.html.j2", "../", {
+            **shared, "method": method, "task": task, "boards": [board for board in own if board.rows],
+            "about": _about(task, method), "control": reporting_of(task).controls.get(method, ""),
+        })  # fmt: skip
+    _write(templates, out / "words.html", "words.html.j2", "", {**shared, "better": _BETTER})
+    for name in _ASSETS:
+        text = templates.loader.get_source(templates, name)[0] if templates.loader else ""
+        (out / name).write_text(text, encoding="utf-8")
+    return out / "index.html"
 
 
-def write_page(
-    records: Sequence[Record],
-    tables: Sequence[tuple[str, Table]],
-    drawn: Sequence[Drawn],
-    curves: Sequence[Mapping[str, Any]],
-    out: Path,
-    facts: Facts,
-) -> Path:
-    """Write ``report/index.html``: one file without scripts, styles or fonts from elsewhere; every text is escaped.
-
-    Args:
-        records: every row of the run.
-        tables: task and table in the order of the page, with distinct names.
-        drawn: figures and galleries in ``figures/``.
-        curves: the searches, for the list of those that did not finish.
-        out: the result folder.
-        facts: as for `write_report`.
-
-    Returns:
-        The path of the page.
-    """
+def _templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pages = Environment(
+    made = Environment(
         loader=PackageLoader("rub.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters["spans"] = column_groups
-    known = reportings(record.task for record in records)
-    content = _content(records, list(known), facts) | {
-        "tasks": [
-            _section(
-                task,
-                reporting,
-                [table for owner, table in tables if owner == task],
-                [one for one in drawn if one.task == task],
-                [curve for curve in curves if curve["task"] == task],
-            )
-            for task, reporting in known.items()
-        ]
-    }
-    page = out / "report" / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(pages.get_template("index.html.j2").render(content), encoding="utf-8")
-    return page
+    made.filters |= {"spans": column_groups, "short": _short, "printable": printable}
+    return made
 
 
-def _content(records: Sequence[Record], tasks: Sequence[str], facts: Facts) -> dict[str, Any]:
-    """Return what the page says in words of all tasks together."""
-    suite = facts.get("suite") or {}
+def _write(templates: "Environment", path: Path, template: str, root: str, content: Mapping[str, Any]) -> None:
+    """Write one page; `root` leads from it to the site's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(templates.get_template(template).render({**content, "root": root}), encoding="utf-8")
+
+
+def _beside_controls(board: Board, method: str) -> Board:
+    """Return the rows of one method, and the controls of the same experiments."""
+    places = {(row.page, row.group) for row in board.rows if row.method == method}
+    kept = (row for row in board.rows if row.method == method or (row.control and (row.page, row.group) in places))
+    return replace(board, rows=tuple(kept) if places else ())
+
+
+def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
+    """Return the file name of each task's methods and controls, each its own."""
+    names: dict[tuple[str, str], str] = {}
+    for page in pages:
+        for method in dict.fromkeys(printable(record.method) for record in page.records):
+            base = f"{slug(page.group.task)}-{slug(method)}"[:120]
+            number, name = 1, base
+            while name in names.values() and (page.group.task, method) not in names:
+                number, name = number + 1, f"{base}-{number + 1}"
+            names.setdefault((page.group.task, method), name)
+    return names
+
+
+def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
+    """Return the tasks that have a page, with how they are reported and what they declare."""
+    tasks = dict.fromkeys(page.group.task for page in pages)
     return {
-        "title": suite.get("name") or ", ".join(dict.fromkeys(record.suite for record in records)) or "no records",
-        "summary": str(suite.get("summary", "")).rstrip("."),
-        "runs": [_run(group, own, facts) for task in tasks for group, own in grouped(records, task).items()],
-        "strangers": sorted({record.task for record in records} - set(tasks)),
-        "better": _BETTER,
-        "failed": list(failures(records)),
-        "command": str(facts.get("command", "")),
-        "versions": _versions(records),
+        task: {
+            "reporting": reporting_of(task),
+            "metrics": TASKS.get(task, task).load().metrics,
+            "protocols": list(_protocols(task, pages)),
+        }
+        for task in tasks
     }
 
 
-def _section(
-    task: str,
-    reporting: Reporting,
-    tables: Sequence[Table],
-    drawn: Sequence[Drawn],
-    curves: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return what the page shows of one task."""
-    return {
-        "id": slug(task),
-        "anchor": slug(reporting.prefix),
-        "title": reporting.title,
-        "heading": reporting.first,
-        "first": [table for table in tables if table.name.startswith(reporting.prefix)],
-        "others": [table for table in tables if not table.name.startswith(reporting.prefix)],
-        "figures": [one for one in drawn if one.vector],
-        "galleries": [one for one in drawn if not one.vector],
-        "searches": list(_searches(curves, task)),
-        "words": {name: f"Control: {text}" for name, text in reporting.controls.items()} | dict(reporting.words),
-        "metrics": TASKS.get(task, task).load().metrics,
-    }
-
-
-def _run(group: Group, records: Sequence[Record], facts: Facts) -> dict[str, Any]:
-    """Return what the page says of one group: data, network, protocol, seeds, devices, sizes."""
+def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
+    """Yield the protocols that a task's records name, with every choice where this installation knows them."""
     import yaml
 
-    asked = (group.task, group.experiment)
-    found = [item for item in _experiments(facts) if (item.get("task", ""), item.get("name", "")) == asked]
-    experiment: dict[str, Any] = dict(found[0]) if found else {}
-    protocol = dict(experiment.pop("protocol", None) or {})
-    seeds = {record.unlearn_seed for record in records if record.unlearn_seed is not None}
-    mia = {record.mia_seed for record in records if record.mia_seed is not None}
-    lines = {
-        "data": group.dataset,
-        "network": group.model,
-        "protocol": group.protocol + (f": {protocol['summary']}" if protocol.get("summary") else ""),
-        "seeds": f"{len(seeds)} for unlearning" + (f", {len(mia)} for membership inference" if mia else ""),
-        "device": ", ".join(sorted({record.device for record in records if record.device})),
-        "cells": f"{len(records)}, of which {sum(record.status == 'failed' for record in records)} failed",
-    }
-    return {
-        "name": ", ".join(dict.fromkeys(part for part in group if part)),
-        "facts": {name: text for name, text in lines.items() if text},
-        "protocol_name": group.protocol,
-        "protocol": yaml.safe_dump(protocol, sort_keys=False, width=90) if protocol else "",
-        "experiment": yaml.safe_dump(experiment, sort_keys=False, width=90) if experiment else "",
-    }
+    known = TASKS.get(task, task).load().protocols
+    for name in dict.fromkeys(page.group.protocol for page in pages if page.group.task == task):
+        if name in known:
+            yield name, yaml.safe_dump(known[name].model_dump(mode="json"), sort_keys=False, width=90)
 
 
-def _searches(curves: Iterable[Mapping[str, Any]], task: str) -> Iterator[dict[str, Any]]:
-    """Yield how many seeds of each search had stopped improving, and what it cost."""
-    fields = ("method", "attack", "budget", "split")
-    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for curve in curves:
-        found.setdefault((*(curve[field] for field in Group._fields), *(curve[f] for f in fields)), []).append(curve)
-    order = row_order((str(rows[0]["method"]) for rows in found.values()), task)
-    several = len({key[: len(Group._fields)] for key in found}) > 1
-    for rows in sorted(found.values(), key=lambda rows: order.index(str(rows[0]["method"]))):
-        finished = sum(bool(row["converged"]) for row in rows)
-        yield {
-            **{field: rows[0][field] for field in fields},
-            **({"split": f"{rows[0]['split']}, {rows[0]['experiment'] or rows[0]['dataset']}"} if several else {}),
-            "seeds": len(rows),
-            "finished": finished,
-            "moving": finished < len(rows),
-            "evaluations": round(sum(row["evaluations"] for row in rows) / len(rows)),
-        }
+def _about(task: str, method: str) -> Any:
+    """Return what a method's file says of it; None for one that this installation does not have."""
+    from rub.showing import described
+
+    entry = next((entry for entry in METHODS.entries(task) if entry.name == method), None)
+    return None if entry is None else described("method", entry)
 
 
-def _versions(records: Iterable[Record]) -> dict[str, str]:
-    """Return the versions of RUB and of the libraries behind the records, and when they were made."""
-    found: dict[str, dict[str, None]] = {}
-    dates: list[str] = []
-    for record in records:
-        for name, version in {"rub": record.code_version, **record.library_versions}.items():
-            found.setdefault(name, {})[version] = None
-        dates.append(record.created)
-    lines = {name: ", ".join(v for v in versions if v) for name, versions in found.items() if any(versions)}
-    known = sorted(date for date in dates if date)
-    return {**lines, **({"measured": f"{known[0]} to {known[-1]}"} if known else {})}
-
-
-def _experiments(facts: Facts) -> Sequence[Mapping[str, Any]]:
-    experiments: Sequence[Mapping[str, Any]] = (facts.get("suite") or {}).get("experiments") or ()
-    return experiments
-
-
-def _distinct(tables: Iterable[tuple[str, Table]]) -> Iterator[tuple[str, Table]]:
-    """Yield the tables with their tasks, numbered where two groups would share a file name."""
-    taken: set[str] = set()
-    for task, table in tables:
-        number, name = 1, table.name
-        while name in taken:
-            number, name = number + 1, f"{table.name}-v{number + 1}"
-        taken.add(name)
-        yield task, replace(table, name=name)
+def _short(key: str) -> str:
+    """Return the first digits of a hash."""
+    return printable(key)[:12]

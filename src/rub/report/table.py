@@ -23,6 +23,7 @@ class Cell:
         high: upper end.
         paper: the paper's own number in the column's unit.
         note: what a mark means in words, or why there is no value.
+        anchor: names the records behind it on the page, see `rub.report.grouping.anchor`; "" where there are none.
     """
 
     parts: tuple[str, ...]
@@ -31,6 +32,7 @@ class Cell:
     high: float | None = None
     paper: float | None = None
     note: str = ""
+    anchor: str = ""
 
     @property
     def text(self) -> str:

@@ -6,7 +6,7 @@ Every table fits a terminal of 80 columns; one that would not is continued in a 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +16,7 @@ from rub.report.grouping import (
     Board,
     Group,
     Place,
+    anchor,
     board_of,
     estimate,
     place_of,
@@ -99,7 +100,7 @@ class Source:
             Row(
                 printable(method),
                 method in CONTROL_ROWS,
-                tuple(_cell(board, method, column, published) for column in kept),
+                tuple(self._anchored(_cell(board, method, column, published), method, column) for column in kept),
             )
             for method in row_order((record.method for record in self.records), self.group.task)
         )
@@ -107,6 +108,11 @@ class Source:
         used = {column.place for column in kept}
         behind = [record for (_, place), found in board.items() if place in used for record in found]
         return Table(name, f"{title} ({label(self.group)})", kept, rows, tuple(self._notes(kept, behind)))
+
+    def _anchored(self, cell: Cell, method: str, column: Column) -> Cell:
+        """Return the cell with the name of the records behind it."""
+        behind = cell.parts[0] != "-" and column.place is not None
+        return replace(cell, anchor=anchor(self.group, method, column.place)) if behind and column.place else cell
 
     def _notes(self, columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
         """Yield what a reader needs to know: directions, sample counts, headers, marks."""

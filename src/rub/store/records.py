@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from rub.errors import RubError
 from rub.specs import Frozen
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 class Record(Frozen):
     """One row of ``records.parquet``. `status` is ``ok`` or ``failed``; a failed row has a reason and no value."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(SCHEMA_VERSION, ge=1)
     task: str
     suite: str
     experiment: str
@@ -34,14 +34,14 @@ class Record(Frozen):
     """``none``, ``8/255``, ``unbounded`` or a step cap."""
     metric: str
     split: str
-    value: float | None
-    n: int
+    value: FiniteFloat | None
+    n: int = Field(ge=0)
     """Number of samples behind the value."""
     unlearn_seed: int | None
     mia_seed: int | None
     direction: Literal["up", "down", "reference"]
-    ci_low: float | None = None
-    ci_high: float | None = None
+    ci_low: FiniteFloat | None = None
+    ci_high: FiniteFloat | None = None
     status: Literal["ok", "failed"] = "ok"
     reason: str = ""
     extractor: str = ""
@@ -107,6 +107,11 @@ def read_records(path: Path) -> list[Record]:
         raise RubError(f"{path}: no records here; give a folder written by rub run --out") from None
     except Exception as error:
         raise RubError(f"{path}: cannot be read as records ({type(error).__name__})") from None
+    if not isinstance(rows, list):
+        raise RubError(f"{path}: not a list of records")
+    newest = max((row.get("schema_version", 1) for row in rows if isinstance(row, dict)), default=1, key=_number)
+    if _number(newest) > SCHEMA_VERSION:
+        raise RubError(f"{path}: of a newer RUB (schema {newest}, here {SCHEMA_VERSION}); update RUB to read it")
     try:
         return [Record.model_validate(row) for row in rows]
     except (pydantic.ValidationError, TypeError) as error:
@@ -131,6 +136,10 @@ def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":
         if files:
             connection.read_parquet(files, union_by_name=True).create_view(view)
     return connection
+
+
+def _number(version: Any) -> float:
+    return version if isinstance(version, int | float) else 0
 
 
 def number(value: float | None) -> float | None:

@@ -13,6 +13,7 @@ from rub.errors import RubError
 from rub.memo import Memo
 from rub.specs import Frozen
 from rub.store.artifacts import Store, file_sha256
+from rub.store.sealing import changed_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,23 +164,45 @@ def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
     """
     import safetensors.torch
 
-    tensors = path.with_suffix(".safetensors")
-    for item in (path, tensors):
-        if item.is_symlink() or not item.is_file() or item.stat().st_size > LARGEST:
-            raise RubError(f"{item.name}: a link, or no file of at most {LARGEST >> 20} MiB")
-    try:
-        witness = Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RubError(f"{path.name}: no witness: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RubError(f"{path.name}: cannot be read ({type(error).__name__})") from None
+    witness, tensors = read_claim(path), path.with_suffix(".safetensors")
+    _check_file(tensors)
     if file_sha256(tensors) != witness.tensors_sha256:
         raise RubError(f"{tensors.name}: not the probes that the claim names (another SHA-256)")
     try:
         return witness, safetensors.torch.load_file(tensors)
     except Exception as error:  # damaged bytes make the reader fail in any way
         raise RubError(f"{tensors.name}: cannot be read ({type(error).__name__})") from None
+
+
+def read_claim(path: Path) -> Witness:
+    """Return a claim without its probes; it may come from anyone and is not trusted.
+
+    Raises:
+        RubError: a link, a file that is too large, damaged, or no witness.
+    """
+    _check_file(path)
+    try:
+        return Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RubError(f"{path.name}: no witness: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RubError(f"{path.name}: cannot be read ({type(error).__name__})") from None
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
+        raise RubError(f"{path.name}: a link, or no file of at most {LARGEST >> 20} MiB")
+
+
+def _changed(folder: Path) -> list[str]:
+    """Return one line for each file of a result folder that is not as it was sealed; none for loose witnesses."""
+    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
+        return []
+    try:
+        return changed_files(folder)
+    except RubError as error:
+        return [str(error)]
 
 
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
@@ -206,6 +229,9 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
 def checks(folder: Path, sources: Sources) -> Iterator[Check]:
     """Yield what every witness of a folder turns out to be, by forward passes of its task.
 
+    A result folder is compared with its manifest first: a file of witnesses that was changed does not hold, and any
+    other changed file is a check of its own that does not hold.
+
     Raises:
         RubError: no witnesses in the folder.
     """
@@ -213,7 +239,13 @@ def checks(folder: Path, sources: Sources) -> Iterator[Check]:
 
     from rub.registry import TASKS
 
-    for path in witness_files(folder):
+    paths = witness_files(folder)
+    changed = _changed(folder)
+    if changed:
+        yield Check("the files of this folder", broken=tuple(changed))
+    for path in paths:
+        if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
+            continue
         try:
             witness, tensors = read_witness(path)
             task = TASKS.get(witness.task, witness.task).load()

@@ -1,7 +1,7 @@
 """How the text-to-image task is reported: its tables, the axes of its figures, and what its words mean."""
 
 from rub.report.reporting import Axis, Reporting
-from rub.text_to_image.tables import headline, text_to_image_tables
+from rub.text_to_image.tables import headline, leaders, text_to_image_tables
 
 REPORTING = Reporting(
     title="text-to-image",
@@ -9,6 +9,7 @@ REPORTING = Reporting(
     prefix="table3",
     tables=text_to_image_tables,
     headline=headline,
+    leaders=leaders,
     robustness=Axis("asr_post", "forget", "post-ASR", clean="asr_pre", sampled=True),
     utility=Axis("utility_accuracy", "retain", "judged accuracy of kept concepts", sampled=True),
     search="attack steps, at most",

@@ -67,6 +67,33 @@ def headline(budgets: Sequence[str]) -> list[str]:
     return list(budgets[-1:])
 
 
+def leaders(records: Sequence[Record]) -> list[Column]:
+    """Return the columns of a leaderboard over these records, of any concept; numbers of two judges stand apart.
+
+    Example:
+        >>> leaders([])
+        []
+    """
+    cap = next(iter(headline(budgets_of(records, "uma"))), "")
+    wanted = [("no attack", "pre", "asr_pre", "none", "none", 1)]
+    searched = (
+        ("post", "asr_post", "uma"),
+        ("avg steps", "steps_mean", "uma"),
+        ("excess", "residual_knowledge", "uma"),
+    )
+    for name, metric, attack in (*searched, *((f"post, {name}", "asr_post", name) for name in CONTROL_ATTACKS)):
+        wanted.append((f"{cap} steps", name, metric, attack, cap, 1))
+    wanted += [("other concepts", _UTILITY[name], name, "none", "none", 1) for name in ("utility_accuracy", "fid")]
+    columns = []
+    for group, name, metric, attack, budget, decimals in wanted:
+        shape = (metric, _METRICS[metric].split, attack, budget)
+        places = dict.fromkeys(place for record in records if (place := place_of(record))[:4] == shape)
+        for place in places:
+            judge = f"[{printable(place.extractor).partition('@')[0]}]" if len(places) > 1 else ""
+            columns.append(replace(_column(group, f"{name}{judge}", place, decimals), group=printable(group)))
+    return columns
+
+
 @dataclass(frozen=True)
 class _Suite:
     """The concepts of one group.

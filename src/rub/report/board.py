@@ -1,0 +1,111 @@
+"""The leaderboard: one board for each task, data set and protocol, a row for each method of each group of records."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rub.registry import TASKS
+from rub.report.grouping import CONTROL_ROWS, Group, extracted, level, printable
+from rub.report.reporting import reporting_of
+from rub.report.table import Cell, Column
+from rub.report.tables import Source
+from rub.store.records import Record
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """One row of a board.
+
+    Attributes:
+        page: file name of its experiment's page.
+        group: whose numbers these are.
+        method: its id, printable.
+        control: whether it is no unlearning method.
+        cells: one for each column of the board.
+        seeds: unlearning seeds behind it.
+    """
+
+    page: str
+    group: Group
+    method: str
+    control: bool
+    cells: tuple[Cell, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows that may be compared: one task, one data set, one protocol.
+
+    Attributes:
+        task: of all rows.
+        dataset: of all rows.
+        protocol: of all rows: two protocols never share a column.
+        columns: the task's leading metrics that have numbers.
+        rows: controls first, then the most robust.
+    """
+
+    task: str
+    dataset: str
+    protocol: str
+    columns: tuple[Column, ...]
+    rows: tuple[BoardRow, ...]
+
+
+Part = tuple[str, Group, Sequence[Record]]
+"""A page's file name, one of its groups, and the records of that group."""
+
+
+def boards(parts: Iterable[Part]) -> list[Board]:
+    """Return the boards of all parts, in the order of tasks, data sets and protocols.
+
+    Args:
+        parts: of tasks that this installation knows.
+
+    Example:
+        >>> boards([])
+        []
+    """
+    gathered: dict[tuple[str, str, str], list[Part]] = {}
+    for page, group, records in parts:
+        key = (group.task, group.dataset, group.protocol)
+        gathered.setdefault(key, []).append((page, group, extracted(records)))
+    order = {entry.name: place for place, entry in enumerate(TASKS.entries())}
+    return [
+        _board(*key, gathered[key]) for key in sorted(gathered, key=lambda key: (order.get(key[0], len(order)), *key))
+    ]
+
+
+def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
+    reporting = reporting_of(task)
+    columns = reporting.leaders([record for _, _, records in parts for record in records])
+    rows = [row for part in parts for row in _rows(part, columns)]
+    used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]
+    columns = [columns[k] for k in used]
+    rows = [replace(row, cells=tuple(row.cells[k] for k in used)) for row in rows]
+    wanted = (reporting.robustness.metric, reporting.robustness.split)
+    robust = [
+        k
+        for k, column in enumerate(columns)
+        if column.place is not None and column.place[:2] == wanted and math.isfinite(level(column.place.budget))
+    ]
+
+    def rank(row: BoardRow) -> tuple[bool, float]:
+        value = row.cells[robust[-1]].value if robust else None
+        return not row.control, float("inf") if value is None else value if not row.control else 0.0
+
+    return Board(task, dataset, protocol, tuple(columns), tuple(sorted(rows, key=rank)))
+
+
+def _rows(part: Part, columns: Sequence[Column]) -> Iterator[BoardRow]:
+    """Yield the rows of one group, with an empty cell for each column that it has no records for."""
+    page, group, records = part
+    table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
+    place = {column.place: k for k, column in enumerate(table.columns)}
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        if record.status == "ok":
+            seeds.setdefault(printable(record.method), set()).add(record.unlearn_seed or 0)
+    for row in table.rows:
+        cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
+        yield BoardRow(page, group, row.label, row.label in CONTROL_ROWS, cells, len(seeds.get(row.label, ())))

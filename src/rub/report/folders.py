@@ -1,0 +1,197 @@
+"""A result folder as a report reads it. It may come from anyone: nothing in it is trusted, or run, or followed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from rub.errors import RubError
+from rub.report.drawn import Drawn
+from rub.report.grouping import Group, printable
+from rub.specs import Frozen
+from rub.store.records import Record, read_records
+from rub.store.sealing import changed_files, read_manifest
+from rub.store.witnesses import read_claim
+
+_LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
+_NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
+_PIXELS = 1 << 26  # of a gallery
+
+
+class Curve(Frozen):
+    """Success and loss of one search against its steps, a row of ``curves.json``; further fields are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    suite: str
+    experiment: str
+    dataset: str
+    model: str
+    protocol: str
+    method: str
+    unlearn_seed: int | None
+    attack: str
+    budget: str
+    split: str
+    success_curve: tuple[FiniteFloat, ...]
+    loss_curve: tuple[FiniteFloat, ...]
+    evaluations: int
+    converged: bool
+
+
+class Gallery(Frozen):
+    """A picture in ``figures/``, a row of ``galleries.json``."""
+
+    group: tuple[str, str, str, str, str, str]
+    name: str = Field(pattern=r"^gallery-[a-z0-9-]{1,200}$")
+    caption: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One file of witnesses.
+
+    Attributes:
+        task: of the row.
+        file: name without suffix.
+        method: of the row.
+        row: method, seed, attack, budget in words.
+        count: probes in it.
+    """
+
+    task: str
+    file: str
+    method: str
+    row: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """What a result folder holds.
+
+    Attributes:
+        path: the folder; None for a run that is being written.
+        records: every row.
+        curves: as in ``curves.json``.
+        suite: what was asked for, as plain data.
+        command: what made it.
+        drawn: its galleries, and for a run also its figures.
+        claims: its files of witnesses.
+    """
+
+    path: Path | None
+    records: Sequence[Record]
+    curves: Sequence[Mapping[str, Any]]
+    suite: Mapping[str, Any]
+    command: str
+    drawn: tuple[Drawn, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+
+def read_folder(path: Path) -> ResultFolder:
+    """Read a result folder after comparing every file with its manifest.
+
+    Raises:
+        RubError: no result folder, a changed file, records of a newer schema, or a file that cannot be read.
+    """
+    if not path.is_dir():
+        raise RubError(f"{path}: no such folder; give a folder written by rub run --out")
+    if not any((path / name).is_file() for name in ("records.parquet", "records.json")):
+        raise RubError(f"{path}: no records here; give a folder written by rub run --out")
+    changed = changed_files(path)
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise RubError(f"{path}: {printable(changed[0])}{more}")
+    return ResultFolder(
+        path,
+        read_records(path),
+        [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
+        _suite(path / "suite.yaml"),
+        str(read_manifest(path).get("command", "")),
+        tuple(
+            Drawn(Group(*one.group), one.name, printable(one.caption), vector=False)
+            for one in _validated(path / "galleries.json", tuple[Gallery, ...])
+        ),
+        tuple(claims_of(path / "witnesses")),
+    )
+
+
+def claims_of(folder: Path) -> Iterator[Claim]:
+    """Yield what each file of witnesses in a folder is about.
+
+    Raises:
+        RubError: one that is no witness.
+    """
+    for path in sorted(folder.glob("*.json")):
+        claim = read_claim(path)
+        row = f"{claim.method}, seed {claim.unlearn_seed}: {claim.attack} at {claim.budget}"
+        yield Claim(claim.task, path.stem, printable(claim.method), printable(row), len(claim.samples))
+
+
+def copy_gallery(source: Path, target: Path) -> None:
+    """Write a gallery's pixels anew: what else a picture of others may hold is left behind.
+
+    Raises:
+        RubError: it is no PNG, or too large.
+    """
+    from PIL import Image
+
+    if source.is_symlink() or not source.is_file():
+        raise RubError(f"{source}: no such picture")
+    try:
+        with Image.open(source, formats=["PNG"]) as picture:
+            if picture.width * picture.height > _PIXELS:
+                raise RubError(f"{source}: more than {_PIXELS >> 20} million pixels")
+            clean = Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RubError(f"{source}: cannot be read as PNG ({type(error).__name__})") from None
+    clean.save(target)
+
+
+def _validated(path: Path, kind: Any) -> Any:
+    """Return a JSON file as this type; empty where there is none."""
+    if not path.exists():
+        return ()
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(_text(path)), strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RubError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _suite(path: Path) -> Mapping[str, Any]:
+    """Return the suite as plain data; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        suite = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
+    experiments = suite.get("experiments", []) if isinstance(suite, dict) else None
+    whole = isinstance(experiments, list) and all(isinstance(item, dict) for item in experiments)
+    if not isinstance(suite, dict) or not whole or not _small(suite):
+        raise RubError(f"{path}: should be a mapping with a list of experiments")
+    return suite
+
+
+def _small(value: Any) -> bool:
+    """Return whether a value holds few enough others, counting an alias as what it stands for."""
+    waiting, seen = [value], 0
+    while waiting and seen <= _NODES:
+        one, seen = waiting.pop(), seen + 1
+        waiting += [*one.keys(), *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+    return not waiting
+
+
+def _text(path: Path) -> str:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+        raise RubError(f"{path}: a link, or no file of at most {_LARGEST >> 20} MiB")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,243 @@
+"""What a report's pages show, as plain values: the experiments of result folders, and their provenance cell by cell."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from rub.report.drawn import Drawn
+from rub.report.folders import Claim, ResultFolder
+from rub.report.grouping import (
+    Group,
+    anchor,
+    board_of,
+    estimate,
+    extracted,
+    grouped,
+    printable,
+    row_order,
+    slug,
+)
+from rub.report.reporting import Reporting, reporting_of, reportings
+from rub.report.table import Table
+from rub.store.records import Record
+
+
+@dataclass(frozen=True)
+class Page:
+    """One suite on one data set, with one network, under one protocol.
+
+    Attributes:
+        group: what its records share; the experiment is left empty, a page may hold several.
+        slug: file name without suffix, its own in the report.
+        records: of all its experiments.
+        tables: in the order of the page, with names that differ.
+        drawn: figures and galleries.
+        media: from the page to the folder of its figures.
+        folder: what was read, or run.
+    """
+
+    group: Group
+    slug: str
+    records: Sequence[Record]
+    tables: Sequence[Table]
+    drawn: Sequence[Drawn]
+    media: str
+    folder: ResultFolder
+
+    @property
+    def reporting(self) -> Reporting:
+        """Return how its task is reported."""
+        return reporting_of(self.group.task)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Return the files of witnesses of its task."""
+        return [claim for claim in self.folder.claims if claim.task == self.group.task]
+
+    @property
+    def curves(self) -> list[Mapping[str, Any]]:
+        """Return the searches of its experiments."""
+        return [curve for curve in self.folder.curves if page_group(curve) == self.group]
+
+    @property
+    def experiments(self) -> list[Mapping[str, Any]]:
+        """Return what was asked for, of its experiments."""
+        names = {record.experiment for record in self.records}
+        asked = self.folder.suite.get("experiments") or ()
+        return [item for item in asked if item.get("task") == self.group.task and item.get("name", "") in names]
+
+
+def page_group(row: Record | Mapping[str, Any]) -> Group:
+    """Return the page that a record, or a row with the fields of `Group`, belongs to."""
+    fields = row if isinstance(row, Mapping) else row.__dict__
+    return Group(*(str(fields[name]) for name in Group._fields))._replace(experiment="")
+
+
+def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
+    """Return the records of each page, tasks in the order of the registry; unknown tasks are left out."""
+    found: dict[Group, list[Record]] = {}
+    for record in records:
+        found.setdefault(page_group(record), []).append(record)
+    known = list(reportings(group.task for group in found))
+    return {group: found[group] for task in known for group in found if group.task == task}
+
+
+def tables_of(
+    records: Sequence[Record], suite: Mapping[str, Any], taken: set[str], paper: Mapping[str, Any] | None = None
+) -> list[Table]:
+    """Return the tables of one page, numbered where their names are taken already.
+
+    Args:
+        records: of one page.
+        suite: as plain data; an experiment's ``paper`` is its key into the paper's tables.
+        taken: names that are in use; those of the tables are added.
+        paper: the paper's numbers for all experiments instead.
+
+    Raises:
+        RubError: a ``paper`` key that the paper has no table for.
+    """
+    task = records[0].task
+    experiments = [item for item in suite.get("experiments") or () if item.get("task") == task]
+    keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
+    tables = []
+    for table in reporting_of(task).tables_of(records, keys, paper):
+        number, name = 1, table.name
+        while name in taken:
+            number, name = number + 1, f"{table.name}-v{number + 1}"
+        taken.add(name)
+        tables.append(replace(table, name=name))
+    return tables
+
+
+def page_slug(group: Group, taken: set[str]) -> str:
+    """Return a file name for a page, numbered where it is taken already, and take it."""
+    base = slug("-".join((group.suite, group.dataset, group.model, group.protocol)))[:120]
+    number, name = 1, base
+    while name in taken:
+        number, name = number + 1, f"{base}-{number + 1}"
+    taken.add(name)
+    return name
+
+
+def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, list[Record]]]:
+    """Return the pages of several folders; parts of one suite, measured apart, become one page.
+
+    Two folders are parts of one page where the stages behind the cells that both have are the same, such as those of
+    the controls. Else each has its own page: nothing is averaged over two runs.
+    """
+    pages: list[tuple[Group, ResultFolder, list[Record]]] = []
+    for folder in folders:
+        for group, records in page_records(folder.records).items():
+            for index, (other, first, own) in enumerate(pages):
+                if other == group and _parts(own, records):
+                    known = {_cell(record) for record in own}
+                    own += [record for record in records if _cell(record) not in known]
+                    pages[index] = (group, _joined(first, folder), own)
+                    break
+            else:
+                pages.append((group, folder, list(records)))
+    return pages
+
+
+def _cell(record: Record) -> tuple[Any, ...]:
+    where = (record.experiment, record.method, record.metric, record.split, record.attack, record.budget)
+    return (*where, record.extractor, record.unlearn_seed, record.mia_seed)
+
+
+def _parts(own: Sequence[Record], records: Sequence[Record]) -> bool:
+    """Return whether records share a cell, and all that they share come from the same stages."""
+    known = {_cell(record): record.key for record in own}
+    shared = [known[cell] == record.key for record in records if (cell := _cell(record)) in known]
+    return bool(shared) and all(shared)
+
+
+def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
+    names = {claim.file for claim in first.claims}
+    return replace(
+        first,
+        curves=[*first.curves, *(curve for curve in other.curves if curve not in first.curves)],
+        claims=(*first.claims, *(claim for claim in other.claims if claim.file not in names)),
+    )
+
+
+def provenance(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """Yield every cell of a page with the records behind it: the chain from a number to weights, stage and code.
+
+    Args:
+        records: of one page.
+    """
+    if not records:
+        return
+    for group, found in grouped(records, records[0].task).items():
+        own = extracted(found)
+        board = board_of(own)
+        order = row_order((record.method for record in own), group.task)
+        for (method, place), behind in sorted(board.items(), key=lambda item: order.index(item[0][0])):
+            mean = estimate(behind)
+            words = (group.experiment, method, place.metric, f"on {place.split}")
+            searched = () if place.attack == "none" else (f"{place.attack} at {place.budget}",)
+            yield {
+                "id": anchor(group, method, place),
+                "title": printable(", ".join(part for part in (*words, *searched, place.extractor) if part)),
+                "mean": "no value" if mean is None else f"{mean.mean:.6g}",
+                "rows": behind,
+            }
+
+
+def run_facts(page: Page) -> Iterator[dict[str, Any]]:
+    """Yield what is said of each experiment of a page: data, network, protocol, seeds, devices, sizes."""
+    for group, records in grouped(page.records, page.group.task).items():
+        found = [item for item in page.experiments if item.get("name", "") == group.experiment]
+        experiment: dict[str, Any] = dict(found[0]) if found else {}
+        asked = experiment.pop("protocol", None)
+        protocol: dict[str, Any] = dict(asked) if isinstance(asked, dict) else {}
+        seeds = {record.unlearn_seed for record in records if record.unlearn_seed is not None}
+        mia = {record.mia_seed for record in records if record.mia_seed is not None}
+        lines = {
+            "data": group.dataset,
+            "network": group.model,
+            "protocol": group.protocol + (f": {protocol['summary']}" if protocol.get("summary") else ""),
+            "seeds": f"{len(seeds)} for unlearning" + (f", {len(mia)} for membership inference" if mia else ""),
+            "device": ", ".join(sorted({record.device for record in records if record.device})),
+            "cells": f"{len(records)}, of which {sum(record.status == 'failed' for record in records)} failed",
+        }
+        yield {
+            "name": ", ".join(dict.fromkeys(part for part in group if part)),
+            "facts": {name: text for name, text in lines.items() if text},
+            "protocol": yaml.safe_dump(protocol, sort_keys=False, width=90) if protocol else "",
+            "experiment": yaml.safe_dump(experiment, sort_keys=False, width=90) if experiment else "",
+        }
+
+
+def searches(page: Page) -> Iterator[dict[str, Any]]:
+    """Yield how many seeds of each search had stopped improving, and what it cost."""
+    fields = ("experiment", "method", "attack", "budget", "split")
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for curve in page.curves:
+        found.setdefault(tuple(str(curve[field]) for field in fields), []).append(curve)
+    order = row_order((key[1] for key in found), page.group.task)
+    for key, rows in sorted(found.items(), key=lambda item: order.index(item[0][1])):
+        finished = sum(bool(row["converged"]) for row in rows)
+        yield {
+            **dict(zip(fields, key, strict=True)),
+            "split": ", ".join(part for part in (key[4], key[0]) if part),
+            "seeds": len(rows),
+            "finished": finished,
+            "moving": finished < len(rows),
+            "evaluations": round(sum(row["evaluations"] for row in rows) / len(rows)),
+        }
+
+
+def versions(records: Iterable[Record]) -> dict[str, str]:
+    """Return the versions of RUB and of the libraries behind the records, and when they were made."""
+    found: dict[str, dict[str, None]] = {}
+    dates: list[str] = []
+    for record in records:
+        for name, version in {"rub": record.code_version, **record.library_versions}.items():
+            found.setdefault(name, {})[version] = None
+        dates.append(record.created)
+    lines = {name: ", ".join(v for v in made if v) for name, made in found.items() if any(made)}
+    known = sorted(date for date in dates if date)
+    return {**lines, **({"measured": f"{known[0]} to {known[-1]}"} if known else {})}

@@ -1,0 +1,152 @@
+"""Writing a report: of a run, into its result folder; or of several result folders, as one site."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rub.errors import RubError
+from rub.report.drawn import Drawn
+from rub.report.figures import draw_figures
+from rub.report.folders import ResultFolder, claims_of, copy_gallery, read_folder
+from rub.report.galleries import draw_galleries
+from rub.report.pages import Page, merged, page_group, page_records, page_slug, tables_of
+from rub.report.render import to_csv, to_latex, to_markdown
+from rub.report.site import write_site
+from rub.report.table import Table
+from rub.store import sealing
+from rub.store.records import Record
+
+Facts = Mapping[str, Any]
+FORMATS = ("html", "md", "tex", "csv")
+_STRANGE = "this installation does not know the task"
+_RENDER = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def write_report(
+    records: Sequence[Record],
+    curves: Sequence[Mapping[str, Any]],
+    out: Path,
+    facts: Facts,
+    paper: Mapping[str, Any] | None = None,
+    galleries: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write ``tables/``, ``figures/`` and the pages of ``report/`` into the result folder of a run.
+
+    Args:
+        records: every row of the run.
+        curves: success and loss against steps, one mapping per search (the rows of ``curves.json``).
+        out: the result folder; is made when it is not there.
+        facts: ``command``, and ``suite``: the suite as plain data with its experiments.
+        paper: the paper's numbers for all experiments; None takes each experiment's own ``paper`` key of the suite.
+        galleries: pictures of what models make, as for `rub.report.galleries.draw_galleries`.
+
+    Returns:
+        The path of the leaderboard, ``report/index.html``.
+
+    Raises:
+        RubError: an experiment's ``paper`` key that the paper has no table for, or a gallery that cannot be read.
+    """
+    suite = facts.get("suite") or {}
+    drawn = [*draw_figures(records, curves, out / "figures"), *draw_galleries(galleries, out / "figures")]
+    pictures = [{"group": list(one.group), "name": one.name, "caption": one.caption} for one in drawn if not one.vector]
+    if pictures:
+        (out / "galleries.json").write_text(json.dumps(pictures, indent=1), encoding="utf-8")
+    claims = tuple(claims_of(out / "witnesses"))
+    folder = ResultFolder(None, records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims)
+    names: set[str] = set()
+    slugs: set[str] = set()
+    pages = []
+    for group, own in page_records(records).items():
+        tables = tables_of(own, suite, names, paper)
+        mine = [one for one in drawn if page_group(one.group._asdict()) == group]
+        pages.append(Page(group, page_slug(group, slugs), own, tables, mine, "../../figures", folder))
+    _write_tables([table for page in pages for table in page.tables], out / "tables", tuple(_RENDER))
+    known = {page.group.task for page in pages}
+    strangers = {f"records of {record.task}": _STRANGE for record in records if record.task not in known}
+    title = str(suite.get("name") or ", ".join(dict.fromkeys(record.suite for record in records)) or "no records")
+    return write_site(pages, out / "report", title, strangers)
+
+
+def write_reports(folders: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS) -> tuple[Path, dict[str, str]]:
+    """Write one site, and tables, of several result folders; nothing in them is trusted.
+
+    Args:
+        folders: written by ``rub run --out``, by anyone.
+        out: the site's folder; is made when it is not there.
+        formats: of `FORMATS`.
+
+    Returns:
+        The leaderboard (without ``html``, the folder of the tables), and result folder -> why it is not shown.
+
+    Raises:
+        RubError: an unknown format, a place that cannot be written, or no folder that can be shown; the first reason.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise RubError(f"--format {','.join(formats)}: should be some of {', '.join(FORMATS)}")
+    read, refused = _read(folders)
+    parts = merged(read)
+    if not parts:
+        raise RubError(next(iter(refused.values()), "these folders hold no records of a known task"))
+    try:
+        pages = list(_pages(parts, out, formats))
+        if "html" not in formats:
+            return out / "tables", refused
+        return write_site(pages, out, "Leaderboard", refused), refused
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _read(folders: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
+    """Return the folders that can be shown, and why the others cannot."""
+    read, refused = [], {}
+    for path in (below for given in folders for below in _below(given)):
+        try:
+            read.append(read_folder(path))
+        except RubError as error:
+            refused[str(path)] = str(error)
+    return read, refused
+
+
+def _below(path: Path) -> list[Path]:
+    """Return a result folder, or the result folders in a folder of such."""
+    if not path.is_dir() or any((path / name).exists() for name in ("records.parquet", "records.json")):
+        return [path]
+    inside = [item for item in sorted(path.iterdir()) if item.is_dir() and not item.is_symlink()]
+    return [item for item in inside if any((item / name).exists() for name in sealing.OWN)] or [path]
+
+
+def _pages(
+    parts: Iterable[tuple[Any, ResultFolder, Sequence[Record]]], out: Path, formats: Sequence[str]
+) -> Iterable[Page]:
+    """Yield each page after writing its tables, and its figures where there are pages."""
+    slugs: set[str] = set()
+    for group, folder, records in parts:
+        name = page_slug(group, slugs)
+        tables = tables_of(records, folder.suite, set())
+        _write_tables(tables, out / "tables" / name, formats)
+        page = Page(group, name, records, tables, (), f"../figures/{name}", folder)
+        if "html" in formats:
+            drawn = draw_figures(records, page.curves, out / "figures" / name, ("svg",))
+            yield replace(page, drawn=[*drawn, *_copied(page, out / "figures" / name)])
+
+
+def _copied(page: Page, target: Path) -> list[Drawn]:
+    """Copy the galleries of a page's folder, those that it still has."""
+    kept = []
+    for one in page.folder.drawn:
+        source = None if page.folder.path is None else page.folder.path / "figures" / f"{one.name}.png"
+        if source is not None and source.is_file() and page_group(one.group._asdict()) == page.group:
+            copy_gallery(source, target / f"{one.name}.png")
+            kept.append(one)
+    return kept
+
+
+def _write_tables(tables: Iterable[Table], folder: Path, formats: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for suffix in formats:
+            if suffix in _RENDER:
+                (folder / f"{table.name}.{suffix}").write_text(_RENDER[suffix](table), encoding="utf-8")
