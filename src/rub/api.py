@@ -6,7 +6,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from rub.results import Result, collect, prepare, write_result
 from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
 from rub.store.witnesses import Check, Sources, checks
+
+if TYPE_CHECKING:
+    from rub.submitting import Rule
 
 ENGINES = ("inline",)
 
@@ -164,14 +167,32 @@ def verify(
     Raises:
         RubError: no witnesses in the folder, or a file that is not there.
     """
-    runtime = runtime or make_runtime()
-    place = store or default_store()
-    for role, path in (files or {}).items():
-        if not path.is_file():
-            raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
-    opened = Store(place) if place.is_dir() else None
-    sources = Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size)
-    return checks(folder, sources)
+    return checks(folder, _sources(files, store, runtime))
+
+
+def submit(
+    folder: Path,
+    out: Path,
+    *,
+    files: Mapping[str, Path] | None = None,
+    store: Path | None = None,
+    runtime: Runtime | None = None,
+) -> "list[Rule]":
+    """Check a result folder by the leaderboard's rules and, where all are kept, write a small copy to add to it.
+
+    Args:
+        folder: written by `run` with `out`.
+        out: is made; must not be there.
+        files: as for `verify`.
+        store: as for `verify`.
+        runtime: from `make_runtime`.
+
+    Raises:
+        RubError: `out` is there already or cannot be written, or a file that is not there.
+    """
+    from rub.submitting import submit as checked
+
+    return checked(folder, out, _sources(files, store, runtime))
 
 
 def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("html", "md", "tex", "csv")) -> Any:
@@ -214,6 +235,21 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None) -> Sources:
+    """Return where the models and the data of witnesses are.
+
+    Raises:
+        RubError: a file that is not there.
+    """
+    runtime = runtime or make_runtime()
+    place = store or default_store()
+    for role, path in (files or {}).items():
+        if not path.is_file():
+            raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
+    opened = Store(place) if place.is_dir() else None
+    return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size)
 
 
 def _tasks(suite: Suite) -> dict[str, Task]:

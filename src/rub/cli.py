@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from rub.cli_audit import audit_app
 from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, PROMPTS, SEEDS, SET, STORE, SUITE, TASK, console
+from rub.cli_share import add_to
 from rub.errors import RubError
 
 app = typer.Typer(
@@ -197,23 +198,7 @@ def verify(
         raise typer.Exit(1 if broken else 3)
 
 
-@app.command(epilog="Example: rub report results/mine results/yours --out site")
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Result folders of rub run --out, or a folder of such.")],
-    out: Annotated[Path, typer.Option(help="The site's folder.")],
-    formats: Annotated[str, typer.Option("--format", help="Some of html, md, tex, csv.")] = "html,md,tex,csv",
-) -> None:
-    """Write one site of several result folders: leaderboard, experiments, methods; exit 1 if one had to be refused."""
-    from rub import api
-
-    screen = console()
-    chosen = [part.strip() for part in formats.split(",") if part.strip()]
-    page, refused = api.report(folders, out, chosen)
-    for reason in refused.values():
-        screen.print(f"refused: {reason}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"Page: {page}", markup=False, highlight=False, soft_wrap=True)
-    if refused:
-        raise typer.Exit(1)
+add_to(app)
 
 
 def main() -> None:

@@ -299,3 +299,16 @@ def test_bad_suites(tiny_i2i, refused, tmp_path, change, says):
 def test_protocols_have_their_own_names():
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
     assert set(PROTOCOLS) == {"rub-paper-1", "rub-strict-1", "rub-audit-1", "rub-quick-1"}
+
+
+def test_a_reported_run_has_its_figures_and_galleries_again(tiny_i2i, tmp_path):
+    from rub.report.writing import write_reports
+
+    _, refused = write_reports([tiny_i2i.out], tmp_path / "site")
+    assert refused == {}
+    [experiment] = (tmp_path / "site" / "experiments").iterdir()
+    pictures = {path.name for path in (tmp_path / "site" / "figures").rglob("*.*")}
+    for name in pictures:
+        assert name in experiment.read_text()
+    assert {path.name for path in (tiny_i2i.out / "figures").glob("gallery-*.png")} <= pictures
+    assert any(name.startswith("robustness-") for name in pictures)

@@ -10,6 +10,7 @@ REPORTING = Reporting(
     tables=classification_tables,
     headline=headline,
     leaders=leaders,
+    exposes=("logit_auc", "test", "none"),
     robustness=Axis("ua", "forget", "UA"),
     utility=Axis("ta", "test", "TA"),
     controls={

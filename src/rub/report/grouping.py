@@ -195,10 +195,11 @@ def printable(text: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Return text fit for a file name on every system: lower case, letters, digits and dashes.
+    """Return text fit for a file name on every system: at most 100 lower case letters, digits and dashes.
 
     Example:
         >>> slug("CIFAR 10/<b>")
         'cifar-10--b'
     """
-    return "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower()).strip("-") or "unnamed"
+    name = "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower())
+    return name[:100].strip("-") or "unnamed"

@@ -71,6 +71,7 @@ class Reporting:
         success: what the success figure shows the share of.
         together: whether one table shows all experiments of a suite.
         controls: row -> what this control is, in plain words.
+        exposes: metric, split and attack by which the sham shows that it forgot nothing; None where a task has none.
         words: what else tables and figures say -> in plain words.
         captions: first part of a figure's name -> what it shows.
     """
@@ -87,6 +88,7 @@ class Reporting:
     words: Mapping[str, str]
     captions: Mapping[str, str]
     unlike: frozenset[str] = frozenset()
+    exposes: tuple[str, str, str] | None = None
     search: str = r"size of the search, $\|\delta\|_\infty$"
     success: str = "share of forget images recovered"
     together: bool = False

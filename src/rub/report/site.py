@@ -70,9 +70,9 @@ def _templates() -> "Environment":
 
     made = Environment(
         loader=PackageLoader("rub.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
-    made.filters |= {"spans": column_groups, "short": _short, "printable": printable}
+    made.filters |= {"spans": column_groups, "short": _short}
     return made
 
 
@@ -131,6 +131,13 @@ def _about(task: str, method: str) -> Any:
 
     entry = next((entry for entry in METHODS.entries(task) if entry.name == method), None)
     return None if entry is None else described("method", entry)
+
+
+def _shown(value: Any) -> Any:
+    """Return text without control characters, which no page may hold; what is escaped already stays as it is."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in value)
 
 
 def _short(key: str) -> str:

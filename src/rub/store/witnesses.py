@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rub.errors import RubError
 from rub.memo import Memo
 from rub.specs import Frozen
 from rub.store.artifacts import Store, file_sha256
-from rub.store.sealing import changed_files
+from rub.store.sealing import changed_files, read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,6 +196,12 @@ def _check_file(path: Path) -> None:
         raise RubError(f"{path.name}: a link, or no file of at most {LARGEST >> 20} MiB")
 
 
+def _drawn(folder: Path, paths: Sequence[Path], count: int) -> list[Path]:
+    """Return so many of the files, drawn by the SHA-256 of the manifest with their names."""
+    seal = str(read_manifest(folder)["seal"])
+    return sorted(sorted(paths, key=lambda path: sha256(f"{seal}/{path.name}".encode()).digest())[:count])
+
+
 def _changed(folder: Path) -> list[str]:
     """Return one line for each file of a result folder that is not as it was sealed; none for loose witnesses."""
     if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
@@ -226,8 +233,10 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
     return artifact.file(wanted.file)
 
 
-def checks(folder: Path, sources: Sources) -> Iterator[Check]:
+def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterator[Check]:
     """Yield what every witness of a folder turns out to be, by forward passes of its task.
+
+    With `sample`, only that many files are scored, drawn by the folder's own seal: nobody can choose them beforehand.
 
     A result folder is compared with its manifest first: a file of witnesses that was changed does not hold, and any
     other changed file is a check of its own that does not hold.
@@ -243,7 +252,7 @@ def checks(folder: Path, sources: Sources) -> Iterator[Check]:
     changed = _changed(folder)
     if changed:
         yield Check("the files of this folder", broken=tuple(changed))
-    for path in paths:
+    for path in paths if sample is None else _drawn(folder, paths, sample):
         if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
             continue
         try:

@@ -10,6 +10,7 @@ REPORTING = Reporting(
     tables=text_to_image_tables,
     headline=headline,
     leaders=leaders,
+    exposes=("asr_post", "forget", "uma"),
     robustness=Axis("asr_post", "forget", "post-ASR", clean="asr_pre", sampled=True),
     utility=Axis("utility_accuracy", "retain", "judged accuracy of kept concepts", sampled=True),
     search="attack steps, at most",

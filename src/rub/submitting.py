@@ -1,0 +1,218 @@
+"""From a result folder to one that can be added to a leaderboard: the rules it has to keep, and a small copy of it."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rub.errors import RubError
+from rub.registry import TASKS
+from rub.report.folders import ResultFolder, read_folder
+from rub.report.grouping import (
+    CONTROL_ROWS,
+    Group,
+    Place,
+    board_of,
+    budgets_of,
+    estimate,
+    extracted,
+    grouped,
+    printable,
+)
+from rub.report.reporting import Reporting, reportings
+from rub.report.tables import label
+from rub.store.records import Record
+from rub.store.sealing import read_manifest, seal_folder
+from rub.store.witnesses import Sources, checks
+
+SAMPLED = 24  # files of witnesses that are scored
+LARGEST = 5 << 20  # bytes of witnesses that are kept
+RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
+_REFERENCES = ("retrain", "retrained", "random_init")
+_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: of the rule.
+        asks: what it asks for.
+        problems: one line for each thing that breaks it; none where it is kept.
+    """
+
+    name: str
+    asks: str
+    problems: tuple[str, ...] = ()
+
+
+def check(folder: Path, sources: Sources) -> list[Rule]:
+    """Return the rules, each with what breaks it; after a folder that cannot be read there is only the first.
+
+    Args:
+        folder: written by ``rub run --out``, by anyone.
+        sources: where models and data are, to score a sample of its witnesses again.
+    """
+    asks = "sealed, unchanged, records of this schema"
+    try:
+        found = read_folder(folder)
+    except RubError as error:
+        return [Rule("whole", asks, (str(error),))]
+    return [
+        Rule("whole", asks),
+        Rule("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
+        Rule("measured", "methods with numbers, not only failures", tuple(_measured(found))),
+        Rule("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
+        Rule("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
+        Rule("witnesses", f"what was recovered left witnesses, and {SAMPLED} files of them hold",
+             tuple(_witnesses(folder, found, sources))),
+    ]  # fmt: skip
+
+
+def submit(folder: Path, out: Path, sources: Sources) -> list[Rule]:
+    """Check a result folder and, where every rule is kept, write a small sealed copy to add to a leaderboard.
+
+    The copy holds records, per-sample outcomes, curves, the suite, a share of the witnesses and ``submission.json``;
+    no pictures, which may show images that others own.
+
+    Args:
+        folder: written by ``rub run --out``.
+        out: is made; must not be there.
+        sources: as for `check`.
+
+    Returns:
+        The rules; nothing was written if one is broken.
+
+    Raises:
+        RubError: `out` is there already, or cannot be written.
+    """
+    if out.exists():
+        raise RubError(f"--out {out}: is there already; give a folder that is not, such as results/my-method")
+    rules = check(folder, sources)
+    if any(rule.problems for rule in rules):
+        return rules
+    manifest = read_manifest(folder)
+    try:
+        (out / "witnesses").mkdir(parents=True)
+        for name in _KEPT:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, out / name)
+        for path in _chosen(folder / "witnesses"):
+            shutil.copyfile(path, out / "witnesses" / path.name)
+        facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
+        (out / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        seal_folder(out, {name: manifest.get(name, "") for name in ("command", "code_version")})
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+    return rules
+
+
+def _protocols(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups whose protocol is not one that this installation has."""
+    for task in dict.fromkeys(record.task for record in found.records):
+        entry = next((entry for entry in TASKS.entries() if entry.name == task), None)
+        if entry is None:
+            yield f"task '{printable(task)}': not known here"
+            continue
+        known = entry.load().protocols
+        for name in dict.fromkeys(record.protocol for record in found.records if record.task == task):
+            if name not in known:
+                changed = "has changed choices" if "*" in name else "is not one of RUB's"
+                yield f"protocol '{printable(name)}' {changed}: should be one of {', '.join(known)}"
+
+
+def _groups(found: ResultFolder) -> Iterator[tuple[Reporting, Group, list[Record]]]:
+    for task, reporting in reportings(record.task for record in found.records).items():
+        for group, records in grouped(found.records, task).items():
+            yield reporting, group, extracted(records)
+
+
+def _measured(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups in which no method has a number, and the methods that have none."""
+    for _, group, records in _groups(found):
+        methods = dict.fromkeys(record.method for record in records if record.method not in CONTROL_ROWS)
+        good = {record.method for record in records if record.value is not None}
+        if not methods:
+            yield f"{label(group)}: no unlearning method"
+        for method in methods:
+            if method not in good:
+                yield f"{label(group)}: {printable(method)} has no number"
+
+
+def _present(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups without controls."""
+    for _, group, records in _groups(found):
+        rows = {record.method for record in records if record.value is not None}
+        if "original" not in rows:
+            yield f"{label(group)}: no original"
+        if not rows & set(_REFERENCES):
+            yield f"{label(group)}: none of {', '.join(_REFERENCES)}"
+
+
+def _sane(found: ResultFolder) -> Iterator[str]:
+    """Yield the controls whose numbers say that the measurement cannot be trusted."""
+    for reporting, group, records in _groups(found):
+        budgets = reporting.headline(budgets_of(records, "uma"))
+        if not budgets:
+            yield f"{label(group)}: uma was not run"
+            continue
+        original = _mean(records, "original", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        if not original >= RECOVERABLE:
+            yield (
+                f"{label(group)}: the search brings back {100 * original:.0f} % of the original, which forgot nothing;"
+                f" at least {100 * RECOVERABLE:.0f} % show that it works"
+            )
+        blank = _mean(records, "random_init", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        if blank >= RECOVERABLE:
+            yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
+        if reporting.exposes is not None:
+            whole, sham, never = (
+                _mean(records, row, reporting.exposes, budgets) for row in ("original", "sham", "retrain")
+            )
+            if abs(sham - whole) >= abs(sham - never):
+                yield (
+                    f"{label(group)}: the sham, which forgot nothing, is nearer to retrain than to the original by"
+                    f" {reporting.exposes[0]} ({sham:.3f}; {never:.3f} and {whole:.3f})"
+                )
+
+
+def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], budgets: Sequence[str]) -> float:
+    """Return a row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
+    metric, split, attack = wanted
+    at = "none" if attack == "none" else budgets[-1]
+    own = [record for record in records if record.method == method]
+    places = {place for _, place in board_of(own) if place[:4] == Place(metric, split, attack, at)[:4]}
+    interval = estimate([record for place in places for record in board_of(own).get((method, place), ())])
+    return math.nan if interval is None else interval.mean
+
+
+def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
+    """Yield what is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
+    for reporting, group, records in _groups(found):
+        axis = reporting.robustness
+        back = [
+            r for r in records if r.attack == "uma" and (r.metric, r.split) == (axis.metric, axis.split) and r.value
+        ]
+        if back and not any(claim.task == group.task for claim in found.claims):
+            yield f"{label(group)}: inputs were recovered, and left no witnesses"
+    if not found.claims:
+        return
+    for outcome in checks(folder, sources, SAMPLED):
+        if outcome.reason:
+            yield f"{outcome.name}: cannot be checked: {outcome.reason}"
+        if outcome.broken:
+            yield f"{outcome.name}: {len(outcome.broken)} do not hold: {outcome.broken[0]}"
+
+
+def _chosen(folder: Path) -> Iterator[Path]:
+    """Yield the files of witnesses to keep, claims with their probes, the smallest first up to `LARGEST` in all."""
+    room = LARGEST
+    pairs = [(path, path.with_suffix(".safetensors")) for path in folder.glob("*.json")]
+    for pair in sorted(pairs, key=lambda pair: (sum(path.stat().st_size for path in pair), pair[0].name)):
+        room -= sum(path.stat().st_size for path in pair)
+        if room < 0:
+            return
+        yield from pair
