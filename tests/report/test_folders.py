@@ -204,8 +204,8 @@ def test_hostile_names_stay_inside_the_site_and_are_text(records, tmp_path):
         text = path.read_text()
         assert "<script>alert" not in text
         assert "onload='x'" not in text.replace("&#39;", "\0")
-        assert "49" not in text.split("{{ 7")[0] or "{{ 7 * 7 }}" in text
         assert "\x1b" not in text
+    assert "{{ 7 * 7 }}" in (tmp_path / "deep" / "er" / "site" / "index.html").read_text()
 
 
 class Hostile:

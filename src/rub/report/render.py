@@ -17,6 +17,7 @@ _LATEX = {
     "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "[": "{[}",
     "*": "{*}",
 }  # fmt: skip
+_LATIN_END = "\u0180"
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "} | {c: "\\" + c for c in "\\|`*_[]#"}
 
 
@@ -140,7 +141,8 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    """Return escaped text; letters outside Latin, which plain pdflatex does not know, become question marks."""
+    return "".join(_LATEX.get(char, char if char < _LATIN_END else "?") for char in text)
 
 
 def _no_formula(text: str) -> str:
