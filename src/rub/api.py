@@ -195,13 +195,16 @@ def submit(
     return checked(folder, out, _sources(files, store, runtime))
 
 
-def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("html", "md", "tex", "csv")) -> Any:
+def report(
+    folders: Sequence[Path], out: Path, formats: Sequence[str] = ("html", "md", "tex", "csv"), workers: int = 1
+) -> tuple[Path, dict[str, str]]:
     """Write one site, and tables, of several result folders; nothing in them is trusted.
 
     Args:
         folders: written by `run` with `out`, by anyone.
         out: the site's folder.
         formats: some of ``html``, ``md``, ``tex``, ``csv``.
+        workers: processes that draw figures, as for `run`.
 
     Returns:
         The path of the leaderboard, and result folder -> why it is not shown.
@@ -211,7 +214,7 @@ def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("html",
     """
     from rub.report.writing import write_reports
 
-    return write_reports(folders, out, formats)
+    return write_reports(folders, out, formats, workers)
 
 
 def reproducible(arguments: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The commands that share results: `rub report`, `rub submit`, `rub export`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,15 @@ def report(
     folders: Annotated[list[Path], _FOLDERS],
     out: Annotated[Path, typer.Option(help="The site's folder.")],
     formats: Annotated[str, typer.Option("--format", help="Some of html, md, tex, csv.")] = "html,md,tex,csv",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that draw figures.")] = min(
+        os.cpu_count() or 1, 8
+    ),
 ) -> None:
     """Write one site of several result folders: leaderboard, experiments, methods; exit 1 if one had to be refused."""
     from rub import api
 
     chosen = [part.strip() for part in formats.split(",") if part.strip()]
-    page, refused = api.report(folders, out, chosen)
+    page, refused = api.report(folders, out, chosen, workers)
     for reason in refused.values():
         _say(f"refused: {reason}")
     _say(f"Page: {page}")

@@ -212,18 +212,19 @@ def _steps(
     figure.subplots_adjust(
         left=0.62 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.5 / height, hspace=0.36, wspace=0.12
     )
-    if field == "loss_curve" and any(max(curve[field], default=0) > 0 for curve in curves):
-        grid[0, 0].set_yscale("log")  # and of all panels; before there is data, which may be 0 throughout in one
+    scale, limits = _heights([curve[field] for curve in curves], logarithmic=field == "loss_curve")
+    span = max(max(len(curve[field]) for curve in curves) - 1, 1)
     for axes, method in zip(grid.flat, methods, strict=False):
+        # Fixed limits and titles: what matplotlib would work out for every panel anew takes most of the time.
+        axes.set(yscale=scale, xlim=(-0.04 * span, 1.04 * span), ylim=limits)
+        axes.tick_params(labelbottom=False, labelleft=axes in grid[:, 0])
         rows = [curve for curve in curves if curve["method"] == method]
         for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
             _mean_and_range(
                 axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {plain(budget)}"
             )
         name = f"[{plain(method)}]" if method in CONTROL_ROWS else plain(method)
-        axes.set_title(name if all(row["converged"] for row in rows) else f"{name} !", pad=3)
-        if field == "success_curve":
-            axes.set_ylim(-0.04, 1.04)
+        axes.set_title(name if all(row["converged"] for row in rows) else f"{name} !", pad=3, y=1.0)
     panels = list(grid.flat)
     for axes in panels[len(methods) :]:
         axes.set_visible(False)
@@ -233,6 +234,14 @@ def _steps(
     figure.text(0.5, 0.08 / height, "steps of the search", ha="center")
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
+
+
+def _heights(curves: Sequence[Sequence[float]], *, logarithmic: bool) -> tuple[str, tuple[float, float]]:
+    """Return the scale and the limits of the vertical axis: 0 to 1 for shares, else all curves if one is above 0."""
+    above = [value for curve in curves for value in curve if value > 0]
+    if not logarithmic:
+        return "linear", (-0.04, 1.04)
+    return ("log", (min(above) / 2, max(above) * 2)) if above else ("linear", (-0.04, 1.04))
 
 
 def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str, label: str) -> None:
@@ -270,7 +279,7 @@ def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tupl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat:
         axes.grid(visible=True, color="#dddddd", linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)

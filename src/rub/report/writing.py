@@ -69,13 +69,17 @@ def write_report(
     return write_site(pages, out / "report", title, strangers)
 
 
-def write_reports(folders: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS) -> tuple[Path, dict[str, str]]:
+def write_reports(
+    folders: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS, workers: int = 1
+) -> tuple[Path, dict[str, str]]:
     """Write one site, and tables, of several result folders; nothing in them is trusted.
 
     Args:
         folders: written by ``rub run --out``, by anyone.
         out: the site's folder; is made when it is not there.
         formats: of `FORMATS`.
+        workers: processes that draw figures. A script that asks for more than one needs Python's ``if __name__ ==
+            "__main__":`` around it.
 
     Returns:
         The leaderboard (without ``html``, the folder of the tables), and result folder -> why it is not shown.
@@ -91,7 +95,7 @@ def write_reports(folders: Sequence[Path], out: Path, formats: Sequence[str] = F
     if not parts:
         raise RubError(next(iter(refused.values()), "these folders hold no records of a known task"))
     try:
-        pages = list(_pages(parts, out, formats))
+        pages = _pages(parts, out, formats, workers)
         if "html" not in formats:
             return out / "tables", refused
         return write_site(pages, out, "Leaderboard", refused), refused
@@ -119,18 +123,37 @@ def _below(path: Path) -> list[Path]:
 
 
 def _pages(
-    parts: Iterable[tuple[Any, ResultFolder, Sequence[Record]]], out: Path, formats: Sequence[str]
-) -> Iterable[Page]:
-    """Yield each page after writing its tables, and its figures where there are pages."""
+    parts: Iterable[tuple[Any, ResultFolder, Sequence[Record]]], out: Path, formats: Sequence[str], workers: int
+) -> list[Page]:
+    """Return the pages after writing their tables, and their figures where there are to be pages."""
     slugs: set[str] = set()
+    pages = []
     for group, folder, records in parts:
         name = page_slug(group, slugs)
         tables = tables_of(records, folder.suite, set())
         _write_tables(tables, out / "tables" / name, formats)
-        page = Page(group, name, records, tables, (), f"../figures/{name}", folder)
-        if "html" in formats:
-            drawn = draw_figures(records, page.curves, out / "figures" / name, ("svg",))
-            yield replace(page, drawn=[*drawn, *_copied(page, out / "figures" / name)])
+        pages.append(Page(group, name, records, tables, (), f"../figures/{name}", folder))
+    if "html" not in formats:
+        return pages
+    places = [out / "figures" / page.slug for page in pages]
+    drawn = _drawn(
+        [(page.records, page.curves, place, ("svg",)) for page, place in zip(pages, places, strict=True)], workers
+    )
+    return [
+        replace(page, drawn=[*figures, *_copied(page, place)])
+        for page, figures, place in zip(pages, drawn, places, strict=True)
+    ]
+
+
+def _drawn(work: Sequence[tuple[Any, ...]], workers: int) -> list[list[Drawn]]:
+    """Draw the figures of every page, in several processes where that is worth their start."""
+    if min(workers, len(work)) < 2:
+        return [draw_figures(*one) for one in work]
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(min(workers, len(work)), get_context("spawn")) as pool:
+        return list(pool.map(draw_figures, *zip(*work, strict=True)))
 
 
 def _copied(page: Page, target: Path) -> list[Drawn]:
