@@ -3,53 +3,21 @@
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.markup import escape
 
+from rub.describing import described
 from rub.errors import unknown
-from rub.registry import KINDS, TASKS, Entry, card_of, hyperparameters
+from rub.registry import KINDS, TASKS, Entry
 
 if TYPE_CHECKING:
     from rub.metrics import Metric
     from rub.pipeline.stages import Task
     from rub.specs import Protocol
-
-
-@dataclass(frozen=True)
-class Described:
-    """What is said of a method or an attack.
-
-    Attributes:
-        name: its id.
-        kind: ``method`` or ``attack``.
-        task: whose it is.
-        summary: one line.
-        paper: where it was published.
-        equation: what it computes.
-        upstream: repository and commit.
-        parameters: name, type with limits and default, and where the default is from.
-        differences: from upstream, one line each.
-        origin: the package or file that defines it.
-        version: of its results.
-    """
-
-    name: str
-    kind: str
-    task: str
-    summary: str
-    paper: str
-    equation: str
-    upstream: str
-    parameters: tuple[tuple[str, str, str], ...]
-    differences: tuple[str, ...]
-    origin: str
-    version: str
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
@@ -151,19 +119,6 @@ def _indented(text: str) -> Iterator[str]:
     return (f"  {escape(line)}" for line in text.splitlines())
 
 
-def described(kind: str, entry: Entry[Any]) -> Described:
-    """Return what a method's or an attack's file says of it, with its hyperparameters."""
-    card = card_of(entry)
-    parameters = []
-    for name, field in hyperparameters(entry.load()).model_fields.items():
-        limits = ", ".join(_limit(part) for part in field.metadata)
-        default = "required" if field.is_required() else f"= {field.default!r}"
-        text = f"{_type(field.annotation)}{f' ({limits})' if limits else ''} {default}"
-        parameters.append((name, text, card.defaults.get(name, "")))
-    facts = (card.paper, card.equation, card.upstream, tuple(parameters), tuple(card.differences))
-    return Described(entry.name, kind, entry.task, entry.summary, *facts, entry.origin, str(card.version))
-
-
 def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
     if kind not in ("method", "attack"):
@@ -179,24 +134,6 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield "  [b]differences from upstream[/b]"
         yield from (f"    - {escape(line)}" for line in found.differences)
     yield f"  [b]defined by[/b]  {escape(found.origin)}, version {found.version}"
-
-
-def _type(hint: Any) -> str:
-    """Return a type as people write it, such as ``float | None``."""
-    if get_origin(hint) in (Union, UnionType):
-        return " | ".join(_type(part) for part in get_args(hint))
-    if get_origin(hint) is Annotated:
-        return _type(get_args(hint)[0])
-    if hint is NoneType:
-        return "None"
-    return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
-
-
-def _limit(constraint: Any) -> str:
-    """Return a pydantic constraint as ``>= 0``."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
-    found = [f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name)]
-    return found[0] if found else str(constraint)
 
 
 def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rub.describing import Described, described
 from rub.registry import METHODS, TASKS
 from rub.report.board import Board, boards
 from rub.report.grouping import grouped, printable, slug
@@ -125,10 +126,8 @@ def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
             yield name, yaml.safe_dump(known[name].model_dump(mode="json"), sort_keys=False, width=90)
 
 
-def _about(task: str, method: str) -> Any:
+def _about(task: str, method: str) -> Described | None:
     """Return what a method's file says of it; None for one that this installation does not have."""
-    from rub.showing import described
-
     entry = next((entry for entry in METHODS.entries(task) if entry.name == method), None)
     return None if entry is None else described("method", entry)
 
