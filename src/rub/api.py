@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rub.errors import RubError
-from rub.pipeline.engines import Outcome, helpers, run_inline
+from rub.pipeline.engines import helpers, run_inline
 from rub.pipeline.plan import Plan, Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
@@ -24,7 +24,7 @@ from rub.store.witnesses import Check, Sources, checks
 if TYPE_CHECKING:
     from rub.submitting import Rule
 
-ENGINES = ("inline",)
+ENGINES = ("inline", "ray")
 
 
 def default_store() -> Path:
@@ -81,6 +81,7 @@ def run(
     out: Path | None = None,
     runtime: Runtime | None = None,
     engine: str = "inline",
+    ray_address: str | None = None,
     workers: int = 1,
     plugins: Sequence[Path] = (),
     display: Display | None = None,
@@ -96,7 +97,8 @@ def run(
         out: result folder: ``records.parquet``, ``records.json``, ``samples.parquet``, ``tables/``, ``figures/``,
             ``report/index.html``, ``suite.yaml``.
         runtime: from `make_runtime`.
-        engine: ``"inline"``: stages one after the other.
+        engine: ``"inline"``: stages one after the other; ``"ray"``: as tasks of Ray, on one machine or many.
+        ray_address: a Ray cluster to join; with None, Ray is started here with `workers` cores.
         workers: processes that share the work through the store; as many as cores is fastest for small networks. A
             script that asks for more than one needs Python's ``if __name__ == "__main__":`` around it.
         plugins: files that `load_plugin` has read, for the other workers to read.
@@ -121,8 +123,15 @@ def run(
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
     tasks = _tasks(suite)
-    with display, helpers(workers - 1, stages, tasks, opened, runtime, plugins):
-        outcomes = run_inline(stages, tasks, opened, runtime, display)
+    asked = {stage.key: item.resources for item, graph in reversed(plans) for stage in in_order(graph.stages)}
+    if engine == "ray":
+        from rub.pipeline.ray_engine import cluster, run_ray
+
+        with cluster(ray_address, workers), display:
+            outcomes = run_ray(stages, tasks, opened, runtime, display, asked, plugins)
+    else:
+        with display, helpers(workers - 1, stages, tasks, opened, runtime, plugins, asked):
+            outcomes = run_inline(stages, tasks, opened, runtime, display, asked)
     result = collect(suite.name, plans, outcomes)
     if out is not None:
         write_result(result, suite, out, command)
@@ -257,13 +266,3 @@ def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runt
 
 def _tasks(suite: Suite) -> dict[str, Task]:
     return {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}
-
-
-def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return the pictures that a stage made: which row, which images, and where its tiles lie."""
-    artifact = outcome.artifact
-    if artifact is None or "gallery.json" not in artifact.manifest["files"]:
-        return []
-    made = artifact.json("gallery.json")
-    row = {name: made[name] for name in ("method", "unlearn_seed")}
-    return [{**row, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]]

@@ -40,13 +40,16 @@ def run(
     data_root: DATA = None,
     prompts: PROMPTS = None,
     device: DEVICE = "auto",
-    engine: Annotated[str, typer.Option(help="inline: stages run one after the other in this process.")] = "inline",
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the stages.")] = 1,
+    engine: Annotated[str, typer.Option(help="inline: this process and helpers; ray: tasks of Ray.")] = "inline",
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; Ray is started here otherwise.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, or Ray's cores, that share stages.")] = 1,
+    max_memory: Annotated[float | None, typer.Option(min=0.5, help="GB for a process; batches shrink to fit.")] = None,
     batch_size: BATCH = 256,
     plugin: PLUGIN = None,
 ) -> None:
     """Run a suite: everything that the store does not hold yet. The same command again resumes."""
     from rub import api
+    from rub.pipeline.attempts import limit_memory
     from rub.pipeline.progress import Display, clock
     from rub.report.render import to_rich
     from rub.report.reporting import reporting_of
@@ -54,6 +57,8 @@ def run(
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
+    if max_memory is not None:
+        limit_memory(max_memory)
     display = Display(screen)
     command = api.reproducible(sys.argv[1:])
     result = api.run(
@@ -61,6 +66,7 @@ def run(
         store=store,
         runtime=runtime,
         engine=engine,
+        ray_address=ray_address,
         workers=workers,
         plugins=plugin or (),
         out=out,

@@ -24,3 +24,7 @@ class Memo:
             self._values.popitem(last=False)
         value: T = self._values[key]
         return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._values.clear()

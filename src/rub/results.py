@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rub.errors import RubError
-from rub.pipeline.engines import Outcome
+from rub.pipeline.attempts import Outcome
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import code_version
 from rub.specs import Experiment, Suite

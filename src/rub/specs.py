@@ -99,6 +99,19 @@ class Seeds(Frozen):
     """Seed of the original model; retrained and shadow models have seeds of their own from 1000 up."""
 
 
+class Resources(Frozen):
+    """What one stage of an experiment may use. Results do not depend on it, and it is in no key."""
+
+    cpus: float = Field(1, gt=0, le=1024)
+    """Cores of one stage, for the Ray engine; as many threads."""
+    gpus: float = Field(1, ge=0, le=64)
+    """GPUs of one stage where the device is cuda, for the Ray engine; 0.25 lets four stages share one."""
+    memory_gb: float = Field(0, ge=0)
+    """Main memory that the Ray engine reserves for a stage; 0 reserves none."""
+    minutes: float | None = Field(None, gt=0)
+    """A stage that takes longer is stopped and fails; no limit when left out."""
+
+
 class Experiment(Frozen):
     """What every task's experiment has in common."""
 
@@ -110,6 +123,8 @@ class Experiment(Frozen):
     seeds: Seeds = Seeds()
     paper: str = ""
     """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
+    resources: Resources = Resources()
+    """What one stage may use, and how long it may take."""
 
     @field_validator("methods", mode="before")
     @classmethod

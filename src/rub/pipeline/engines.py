@@ -2,48 +2,47 @@
 
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
 
 from rich.console import Console
 
-from rub.errors import Diverged, RubError
+from rub.errors import RubError
 from rub.memo import Memo
+from rub.pipeline.attempts import Outcome, attempt
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Runtime, Task, compute
+from rub.pipeline.stages import Runtime, Task
 from rub.registry import load_plugin
-from rub.store.artifacts import Artifact, Store
+from rub.specs import Resources
+from rub.store.artifacts import Store
 
 POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a stage ended.
-
-    Attributes:
-        status: ``cached`` (found in the store), ``done`` (computed now), ``failed`` or ``blocked`` (an input failed).
-        artifact: its output when it has one.
-        reason: why it failed, one line.
-    """
-
-    status: Literal["cached", "done", "failed", "blocked"]
-    artifact: Artifact | None = None
-    reason: str = ""
-
-
 def run_inline(
-    stages: Sequence[Stage], tasks: Mapping[str, Task], store: Store, runtime: Runtime, display: Display
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    resources: Mapping[str, Resources] = MappingProxyType({}),
 ) -> dict[str, Outcome]:
     """Run every missing stage, one after the other; a stage that fails blocks only what needs it.
 
     A stage that another process is computing is passed over and looked at again later, so any number of processes on
     one store share the work.
+
+    Args:
+        stages: what is wanted; what they need is found through their inputs.
+        tasks: name -> task.
+        store: shared with other processes.
+        runtime: where and how.
+        display: shows progress.
+        resources: stage key -> its limits; none when left out.
 
     Returns:
         stage key -> outcome, for the stages given and all that they need.
@@ -57,7 +56,7 @@ def run_inline(
     while pending:
         postponed = []
         for stage in pending:
-            outcome = _one(stage, tasks[stage.task], outcomes, store, runtime, display)
+            outcome = _one(stage, tasks[stage.task], outcomes, store, runtime, display, resources.get(stage.key))
             if outcome is None:
                 postponed.append(stage)
             else:
@@ -78,6 +77,7 @@ def helpers(
     store: Store,
     runtime: Runtime,
     plugins: Sequence[Path],
+    resources: Mapping[str, Resources] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
 
@@ -93,7 +93,9 @@ def helpers(
     before = torch.get_num_threads()
     threads = max(1, before // (count + 1))
     spawn = multiprocessing.get_context("spawn")
-    request = (list(stages), dict(tasks), store.root, replace(runtime, memo=Memo()), list(plugins), threads)
+    request = (
+        list(stages), dict(tasks), store.root, replace(runtime, memo=Memo()), list(plugins), threads, dict(resources),
+    )  # fmt: skip
     crew = [spawn.Process(target=_assist, args=request, daemon=True) for _ in range(count)]
     torch.set_num_threads(threads)
     for process in crew:
@@ -114,6 +116,7 @@ def _assist(
     runtime: Runtime,
     plugins: Sequence[Path],
     threads: int,
+    resources: Mapping[str, Resources],
 ) -> None:
     """Run stages in a helper process; what goes wrong here, the first process meets and reports itself."""
     import torch
@@ -124,7 +127,7 @@ def _assist(
     for path in plugins:
         load_plugin(path)
     with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
-        run_inline(stages, tasks, Store(root), runtime, display)
+        run_inline(stages, tasks, Store(root), runtime, display, resources)
 
 
 def _one(
@@ -134,6 +137,7 @@ def _one(
     store: Store,
     runtime: Runtime,
     display: Display,
+    limits: Resources | None,
 ) -> Outcome | None:
     """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
     if any(need.key not in outcomes for need in stage.inputs.values()):
@@ -150,20 +154,5 @@ def _one(
         if (found := store.find(stage.kind, stage.key)) is not None:  # another process has just made it
             return Outcome("cached", found)
         display.began(stage)
-        return _attempt(stage, task, inputs, store, replace(runtime, progress=display.step))
-
-
-def _attempt(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Outcome:
-    try:
-        return Outcome("done", compute(stage, task, inputs, store, runtime))
-    except RubError:
-        raise
-    except Diverged as error:
-        return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
-    except Exception as error:
-        line = str(error).strip().split("\n")[0]
-        frames = traceback.extract_tb(error.__traceback__)
-        # The last line that is not inside a library: where its author looks first.
-        frame = next((item for item in reversed(frames) if "site-packages" not in item.filename), frames[-1])
-        where = f"{Path(frame.filename).name}:{frame.lineno}"
-        return Outcome("failed", reason=f"{stage.label}: {type(error).__name__}: {line} ({where})")
+        minutes = None if limits is None else limits.minutes
+        return attempt(stage, task, inputs, store, replace(runtime, progress=display.step), minutes)
