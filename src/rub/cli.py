@@ -190,18 +190,25 @@ def verify(
     files = {"original": original, "unlearned": unlearned}
     given = {name: path for name, path in files.items() if path is not None}
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
-    held = broken = unchecked = 0
+    held = broken = changed = unchecked = 0
     for check in api.verify(folder, files=given, store=store, runtime=runtime):
         held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
+        changed += len(check.changed)
+        for line in check.changed:
+            screen.print(f"not as it was sealed: {line}", markup=False, highlight=False, soft_wrap=True)
+        if check.changed:
+            continue
         outcome = (
             f"cannot check: {check.reason}" if check.reason else f"{check.held} held, {len(check.broken)} not held"
         )
         screen.print(f"{check.name}: {outcome}", markup=False, highlight=False, soft_wrap=True)
         for line in check.broken[:5]:
             screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked", highlight=False)
-    if broken or unchecked:
-        raise typer.Exit(1 if broken else 3)
+    more = f", {changed} files not as they were sealed" if changed else ""
+    line = f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked{more}"
+    screen.print(line, highlight=False, soft_wrap=True)
+    if broken or changed or unchecked:
+        raise typer.Exit(1 if broken or changed else 3)
 
 
 add_to(app)

@@ -203,6 +203,8 @@ def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[
     for outcome in checks(folder, sources, SAMPLED):
         if outcome.reason:
             yield f"{outcome.name}: cannot be checked: {outcome.reason}"
+        if outcome.changed:
+            yield f"not as it was sealed: {outcome.changed[0]}"
         if outcome.broken:
             yield f"{outcome.name}: {len(outcome.broken)} do not hold: {outcome.broken[0]}"
 

@@ -209,3 +209,12 @@ def test_two_groups_with_one_data_set_do_not_overwrite_each_other(records, curve
     write_report([*records, *other], curves, tmp_path, {})
     assert (tmp_path / "tables" / "table1-cifar10-v2.md").is_file()
     assert (tmp_path / "figures" / "robustness-cifar10-2.svg").is_file()
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-200, 1e-30])
+def test_distances_of_many_decades_are_cut_off_before_the_axis_gets_endless(curves, tiny):
+    wide = [{**curve, "loss_curve": [1.0, tiny]} for curve in curves]
+    figure = figures._steps(wide, "loss_curve", ["8/255", "16/255"])
+    low, high = figure.axes[0].get_ylim()
+    assert (low, high) == pytest.approx((1e-8, 2.0))
+    figure.draw_without_rendering()

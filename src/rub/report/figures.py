@@ -46,6 +46,7 @@ _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "random_init": {"color": "#777777", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "v"},
 }
 _METADATA: Mapping[str, Mapping[str, Any]] = {"svg": {"Date": None}, "png": {}}
+_DECADES = 1e8  # from the highest to the lowest distance that is drawn
 _POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
 _TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": 7.5, "svg.hashsalt": "rub"}
 
@@ -239,9 +240,10 @@ def _steps(
 def _heights(curves: Sequence[Sequence[float]], *, logarithmic: bool) -> tuple[str, tuple[float, float]]:
     """Return the scale and the limits of the vertical axis: 0 to 1 for shares, else all curves if one is above 0."""
     above = [value for curve in curves for value in curve if value > 0]
-    if not logarithmic:
+    if not logarithmic or not above:
         return "linear", (-0.04, 1.04)
-    return ("log", (min(above) / 2, max(above) * 2)) if above else ("linear", (-0.04, 1.04))
+    # A curve that starts at its target is rounding noise for many decades: they would be all that is seen.
+    return "log", (max(min(above) / 2, max(above) / _DECADES), max(above) * 2)
 
 
 def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str, label: str) -> None:

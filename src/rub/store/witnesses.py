@@ -96,6 +96,7 @@ class Check:
         witness: the claim; None when it could not be read.
         held: number of probes whose claim holds.
         broken: one line for each probe whose claim does not hold.
+        changed: one line for each file of the folder that is not as it was sealed.
         reason: why it could not be checked, or "".
     """
 
@@ -103,6 +104,7 @@ class Check:
     witness: Witness | None = None
     held: int = 0
     broken: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -238,8 +240,8 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
 
     With `sample`, only that many files are scored, drawn by the folder's own seal: nobody can choose them beforehand.
 
-    A result folder is compared with its manifest first: a file of witnesses that was changed does not hold, and any
-    other changed file is a check of its own that does not hold.
+    A result folder is compared with its manifest first: its changed files come as one check of their own, and files
+    of witnesses among them are not scored.
 
     Raises:
         RubError: no witnesses in the folder.
@@ -251,7 +253,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
     paths = witness_files(folder)
     changed = _changed(folder)
     if changed:
-        yield Check("the files of this folder", broken=tuple(changed))
+        yield Check("the folder", changed=tuple(changed))
     for path in paths if sample is None else _drawn(folder, paths, sample):
         if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
             continue
