@@ -14,6 +14,7 @@ from rich.markup import escape
 from rub.cli_audit import audit_app
 from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, PROMPTS, SEEDS, SET, STORE, SUITE, TASK, console
 from rub.cli_share import add_to
+from rub.cli_store import store_app
 from rub.errors import RubError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(audit_app, name="audit")
+app.add_typer(store_app, name="store")
 
 
 @app.command(epilog="Example: rub run quick --out rub-out")

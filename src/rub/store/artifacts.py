@@ -23,6 +23,8 @@ from rub.errors import RubError
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_KEY = re.compile(r"[0-9a-f]{64}")
+_NO_KINDS = ("locks", "damaged")
 
 
 def canonical(value: Any) -> bytes:
@@ -88,7 +90,7 @@ class Store:
 
     def place(self, kind: str, key: str) -> Path:
         """Return where the artifact of a kind and key is; refuse names that could leave the store."""
-        if not _NAME.fullmatch(kind) or not re.fullmatch(r"[0-9a-f]{64}", key):
+        if not _NAME.fullmatch(kind) or not _KEY.fullmatch(key):
             raise RubError(f"store: '{kind}/{key}' is not a stage kind and a key of 64 hex digits")
         return self.root / kind / key
 
@@ -102,7 +104,7 @@ class Store:
         path = self.place(kind, key)
         if not path.is_dir():
             return None
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         if manifest is None or manifest.get("key") != key or damaged_files(path, manifest):
             self._set_aside(path)
             return None
@@ -113,6 +115,24 @@ class Store:
     def has(self, kind: str, key: str) -> bool:
         """Return whether the artifact is there, without reading its files (for plans)."""
         return (self.place(kind, key) / MANIFEST).is_file()
+
+    def places(self) -> Iterator[tuple[str, str, Path]]:
+        """Yield kind, key and folder of what lies where artifacts do; links and other names are passed over."""
+        for kind in sorted(self.root.iterdir()):
+            if kind.is_symlink() or not kind.is_dir() or kind.name in _NO_KINDS or not _NAME.fullmatch(kind.name):
+                continue
+            for item in sorted(kind.iterdir()):
+                if item.is_dir() and not item.is_symlink() and _KEY.fullmatch(item.name):
+                    yield kind.name, item.name, item
+
+    def remove(self, kind: str, key: str) -> None:
+        """Delete an artifact: first renamed, so that a crash leaves nothing half."""
+        path = self.place(kind, key)
+        with _disk_errors(self.root):
+            gone = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=path.parent))
+            path.replace(gone / key)
+            shutil.rmtree(gone, ignore_errors=True)
+        self._verified.pop(key, None)
 
     def write(self, kind: str, key: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Artifact:
         """Run `fill` on an empty temporary directory, then checksum, sync and rename it into place.
@@ -187,7 +207,7 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return sha256(canonical({name: value for name, value in manifest.items() if name != "seal"})).hexdigest()
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """Return the manifest, or None where it is missing, no manifest, or changed since it was sealed."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))

@@ -1,0 +1,52 @@
+"""Looking after a store: what is in it, whether it is whole, and what no suite needs."""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rub.store.artifacts import Store, damaged_files, read_manifest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store holds of one kind of stage.
+
+    Attributes:
+        kind: of the stages.
+        count: number of artifacts.
+        size: bytes of their files.
+    """
+
+    kind: str
+    count: int
+    size: int
+
+
+def held(store: Store) -> list[Kept]:
+    """Return what a store holds, by kind, the largest first."""
+    sizes: dict[str, list[int]] = {}
+    for kind, _, place in store.places():
+        sizes.setdefault(kind, []).append(_size(place))
+    kept = [Kept(kind, len(found), sum(found)) for kind, found in sizes.items()]
+    return sorted(kept, key=lambda one: -one.size)
+
+
+def damaged(store: Store) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, key and what is wrong of each artifact that is not as it was written; nothing is moved or deleted."""
+    for kind, key, place in store.places():
+        manifest = read_manifest(place)
+        if manifest is None or manifest.get("key") != key:
+            yield kind, key, "its manifest is missing or was changed"
+        elif bad := damaged_files(place, manifest):
+            yield kind, key, f"missing, changed or not listed: {', '.join(bad)}"
+
+
+def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield kind, key and bytes of each artifact whose key is not among those needed."""
+    for kind, key, place in store.places():
+        if key not in needed:
+            yield kind, key, _size(place)
+
+
+def _size(place: Path) -> int:
+    return sum(item.lstat().st_size for item in place.iterdir())
