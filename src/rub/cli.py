@@ -238,7 +238,11 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    Console(stderr=True).print(f"rub: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
+    from rub.report.grouping import printable  # a message may quote what a file of others holds
+
+    Console(stderr=True).print(
+        f"rub: {' '.join(printable(message).split())}", markup=False, highlight=False, soft_wrap=True
+    )
     return 2
 
 

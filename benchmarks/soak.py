@@ -1,0 +1,243 @@
+"""Kill, damage and crowd runs, and count what is lost: the figures of the README's table of reliability.
+
+    python benchmarks/soak.py --kills 50 --fuzz 10000
+
+A small suite is killed (SIGKILL, the whole process group) at random moments, under both engines, and started again
+until it ends; its records must equal those of an undisturbed run. Four processes start it on one store at once. Readers
+get made-up and mutated files and must answer with one line. Under 30 minutes on two cores with these numbers.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from safetensors.numpy import save
+
+from rub import load_suite, read_records
+from rub.errors import RubError
+from rub.images.readers import read_cifar10, read_npz
+from rub.report.folders import read_folder
+from rub.store.records import identity
+from rub.store.witnesses import read_witness
+from rub.weights import read_state
+
+SUITE = {
+    "name": "soak",
+    "summary": "a run of a few seconds",
+    "experiments": [{
+        "task": "classification", "dataset": "digits", "model": {"arch": "resnet10", "stem": "cifar", "width": 2},
+        "training": {"epochs": 1, "lr": 0.1, "schedule": "onecycle", "batch_size": 64, "padding": 1},
+        "forget": {"classes": [0]}, "evaluation": {"attack_samples": 8, "control_samples": 4, "retain_samples": 200},
+        "protocol": {"name": "rub-paper-1", "attacks": {
+            "uma": {"runs": [{"name": "uma", "steps": 3}], "budgets": [32], "splits": ["forget", "retain"]},
+            "noise": {"runs": [{"name": "noise", "steps": 2}], "budgets": [0]},
+        }},
+        "methods": {"ft": {"epochs": 1}, "rl": {"epochs": 1}},
+    }],
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run every part and print its row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--fuzz", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    draw = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as place:
+        suite = Path(place) / "soak.yaml"
+        suite.write_text(yaml.safe_dump(SUITE))
+        whole = started(suite, Path(place) / "whole", "inline")
+        assert whole.wait() == 0
+        expected = records_of(Path(place) / "whole")
+        for engine in ("inline", "ray"):
+            print(killed(suite, Path(place) / engine, engine, given.kills // 2, expected, draw), flush=True)
+        print(crowded(suite, Path(place) / "crowd", expected), flush=True)
+        for line in fuzzed(Path(place), given.fuzz, draw):
+            print(line, flush=True)
+
+
+def started(suite: Path, folder: Path, engine: str) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own."""
+    command = [sys.executable, "-m", "rub.cli", "run", suite, "--store", folder / "store", "--out", folder / "out"]
+    command += ["--device", "cpu", "--engine", engine, *(["--workers", "2"] if engine == "ray" else [])]
+    return subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def records_of(folder: Path) -> list[dict[str, object]]:
+    """Return the records of a run without what may differ between two equal ones."""
+    return [identity(record) for record in read_records(folder / "out")]
+
+
+def killed(suite: Path, folder: Path, engine: str, kills: int, expected: object, draw: random.Random) -> str:
+    """Kill runs until there were enough kills; return the row."""
+    done = equal = whole = 0
+    longest = 12.0 if engine == "inline" else 25.0
+    while done < kills:
+        place = folder / str(whole)
+        while True:
+            process = started(suite, place, engine)
+            deadline = time.monotonic() + draw.uniform(1.0, longest)
+            while process.poll() is None and time.monotonic() < deadline and done < kills:
+                time.sleep(0.02)
+            if process.poll() is None and done < kills:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                done += 1
+                continue
+            assert process.wait() == 0
+            break
+        whole += 1
+        equal += records_of(place) == expected
+    return f"kills ({engine}): {done} SIGKILLs in {whole} runs; records equal an undisturbed run's: {equal} of {whole}"
+
+
+def crowded(suite: Path, folder: Path, expected: object) -> str:
+    """Start four processes on one store at once; return the row."""
+    crew = []
+    for number in range(4):
+        process = started(suite, folder / str(number), "inline") if number == 0 else None
+        if process is None:
+            (folder / str(number)).mkdir(parents=True)
+            (folder / str(number) / "store").symlink_to(folder / "0" / "store")
+            process = started(suite, folder / str(number), "inline")
+        crew.append(process)
+        (folder / "0" / "store").mkdir(parents=True, exist_ok=True)
+    codes = [process.wait() for process in crew]
+    same = sum(records_of(folder / str(number)) == expected for number in range(4))
+    stages = list((folder / "0" / "store").glob("*/*/manifest.json"))
+    made = [json.loads(path.read_text())["created"] for path in stages]
+    return f"four processes on one store: exit codes {codes}, {len(made)} stages kept, equal records {same} of 4"
+
+
+def fuzzed(place: Path, count: int, draw: random.Random) -> Iterator[str]:
+    """Yield a row for each reader: how many made-up and mutated inputs, and how many of them ended in a traceback."""
+    for name, (seeds, suffix, read) in readers(place).items():
+        (place / f"fuzz{suffix}").write_bytes(seeds[0])
+        read(place / f"fuzz{suffix}")  # what is mutated was valid
+        wrong, refused = [], 0
+        for number in range(count):
+            path = place / f"fuzz{suffix}"
+            path.write_bytes(mutated(draw.choice(seeds), draw))
+            try:
+                read(path)
+            except RubError:
+                refused += 1
+            except Exception as error:  # what this looks for
+                wrong.append(f"{number}: {type(error).__name__}: {error}")
+        yield f"fuzz {name}: {count} inputs, {refused} refused, {len(wrong)} tracebacks {wrong[:2] or ''}"
+
+
+def readers(place: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], object]]]:
+    """Return each reader with valid files to mutate, the suffix it goes by, and how it is called."""
+    import io
+
+    import torch
+
+    whole = place / "whole" / "out"
+    tensors = save({"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)})
+    checkpoint, arrays, picture = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({"fc.weight": torch.zeros(2, 3)}, checkpoint)
+    np.savez(arrays, x_train=np.zeros((4, 4, 4), np.uint8), y_train=np.zeros(4, np.int64),
+             x_test=np.zeros((4, 4, 4), np.uint8), y_test=np.zeros(4, np.int64))  # fmt: skip
+    Image.new("L", (8, 8)).save(picture, "PNG")
+    claim = next(iter(sorted((whole / "witnesses").glob("*.json"))))
+    rows = json.dumps(json.loads((whole / "records.json").read_text())[:3])
+    probes = claim.with_suffix(".safetensors").read_bytes()
+
+    def witness(path: Path) -> object:
+        path.with_suffix(".safetensors").write_bytes(probes)
+        return read_witness(path)
+
+    def cifar(path: Path) -> object:
+        folder = place / "cifar-10-batches-py"
+        folder.mkdir(exist_ok=True)
+        (folder / "batches.meta").write_bytes(pickled({b"label_names": [f"c{k}".encode() for k in range(10)]}))
+        for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+            (folder / name).write_bytes(path.read_bytes())
+        return read_cifar10(folder)
+
+    def image(path: Path) -> object:
+        from rub.images.folders import Selection
+        from rub.images.sources import load_images
+
+        for part in ("train/a", "train/b", "val/a", "val/b"):
+            (place / "pictures" / part).mkdir(parents=True, exist_ok=True)
+            (place / "pictures" / part / "0.png").write_bytes(path.read_bytes())
+        return load_images("folder", None, path=place / "pictures", size=8, selection=Selection())
+
+    return {
+        "suite YAML": ([yaml.safe_dump(SUITE).encode()], ".yaml", lambda path: load_suite(str(path))),
+        "--set strings": (
+            [b"classification.training.epochs=3", b"methods.ft.lr=0.1", b"evaluation.attack_samples=[1, {a: 2}]"], ".txt",
+            lambda path: load_suite("quick", overrides=[path.read_bytes().decode("utf-8", "replace")]),
+        ),
+        "records JSON": ([rows.encode(), b"[{}]"], ".json", read_records),
+        "records parquet": ([(whole / "records.parquet").read_bytes()], ".parquet", read_records),
+        "witness claim": ([claim.read_bytes()], ".json", witness),
+        "safetensors": ([tensors], ".safetensors", read_state),
+        "torch checkpoint": ([checkpoint.getvalue()], ".pt", read_state),
+        "npz": ([arrays.getvalue()], ".npz", read_npz),
+        "image file": ([picture.getvalue()], ".bin", image),
+        "CIFAR batches": ([pickled({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]})], ".bin", cifar),
+        "result folder": ([(whole / "manifest.json").read_bytes()], ".json", lambda path: folder_of(path, whole)),
+    }  # fmt: skip
+
+
+def pickled(value: object) -> bytes:
+    """Return a value as CIFAR's archives hold it."""
+    import pickle
+
+    return pickle.dumps(value, protocol=2)
+
+
+def folder_of(path: Path, whole: Path) -> object:
+    """Read a result folder under another manifest."""
+    before = (whole / "manifest.json").read_bytes()
+    try:
+        (whole / "manifest.json").write_bytes(path.read_bytes())
+        return read_folder(whole)
+    finally:
+        (whole / "manifest.json").write_bytes(before)
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Return the content with some bytes changed, cut out, doubled or made up."""
+    made = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2, 5, 20))):
+        place = draw.randrange(len(made) + 1)
+        length = min(draw.choice((1, 1, 2, 8, 64)), len(made) - place)
+        kind = draw.randrange(5)
+        if kind == 0:
+            made[place : place + length] = draw.randbytes(length)
+        elif kind == 1:
+            del made[place : place + length]
+        elif kind == 2:
+            made[place:place] = made[place : place + length] * draw.randrange(1, 4)
+        elif kind == 3:
+            made[place:place] = draw.choice(
+                (b"\0", b"[", b"{", b"'", b"-1", b"1e999", b"&a *a", b"!!python/name:os.system")
+            )
+        elif made:
+            place = min(place, len(made) - 1)
+            made[place] ^= 1 << draw.randrange(8)
+    return bytes(made)
+
+
+if __name__ == "__main__":
+    main()
