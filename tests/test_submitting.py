@@ -20,7 +20,9 @@ def quick(tmp_path_factory):
     from rub.api import make_runtime
 
     folder = tmp_path_factory.mktemp("quick")
-    changes = ["evaluation.attack_samples=10", "evaluation.control_samples=4"]
+    changes = [
+        "evaluation.attack_samples=10", "evaluation.control_samples=4", "protocol=rub-paper-1", "seeds.unlearn=1",
+    ]  # fmt: skip
     suite = load_suite("quick", task="classification", methods=["ft"], overrides=changes)
     run(suite, store=folder / "store", out=folder / "out", runtime=make_runtime(device="cpu"), command="rub run quick")
     return folder
@@ -77,12 +79,16 @@ def test_recoveries_without_witnesses_are_rejected(quick, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "rule", "says"),
     [
-        (lambda r: r.model_copy(update={"protocol": "rub-quick-1*abc"}), "protocol", "has changed choices"),
+        (lambda r: r.model_copy(update={"protocol": "rub-paper-1*abc"}), "protocol", "has changed choices"),
         (lambda r: r.model_copy(update={"protocol": "mine"}), "protocol", "is not one of RUB's"),
         (lambda r: r.model_copy(update={"task": "cooking"}), "protocol", "task 'cooking': not known here"),
         (lambda r: None if r.method == "ft" else r, "measured", "no unlearning method"),
         (lambda r: r.model_copy(update={"value": None, "status": "failed"} if r.method == "ft" else {}), "measured",
-         "ft has no number"),
+         "ft has no number after uma"),
+        (lambda r: r.model_copy(update={"n": 9} if (r.method, r.attack) == ("ft", "uma") else {}), "measured",
+         "attacked on 9 samples"),
+        (lambda r: r.model_copy(update={"protocol": "rub-quick-1"}), "protocol", "is a tour"),
+        (lambda r: None if r.method == "sham" else r, "sane", "are not all there"),
         (lambda r: None if r.method == "original" else r, "controls", "no original"),
         (lambda r: None if r.method == "retrain" else r, "controls", "none of retrain"),
         (lambda r: r.model_copy(update={"value": 0.3} if (r.method, r.attack) == ("original", "uma") else {}), "sane",

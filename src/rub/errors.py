@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST, _MOST = 60, 40  # characters of a name, and names, that an error shows
+
 
 class RubError(Exception):
     """A request that cannot be carried out as it stands (exit code 2); the message is one line."""
@@ -25,6 +27,12 @@ def unknown(what: str, asked: str, known: Iterable[str]) -> RubError:
         "unknown method 'saluun': did you mean 'salun'? known: ft, salun"
     """
     names = sorted(known)
-    near = get_close_matches(asked, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return RubError(f"unknown {what} '{asked}': {hint}known: {', '.join(names) or 'none'}")
+    near = get_close_matches(asked[:_LONGEST], names, n=1, cutoff=0.5)
+    hint = f"did you mean '{_short(near[0])}'? " if near else ""
+    shown = ", ".join(map(_short, names[:_MOST])) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+    return RubError(f"unknown {what} '{_short(asked)}': {hint}known: {shown or 'none'}")
+
+
+def _short(name: str) -> str:
+    """Return a name short enough for a line; names may come from others."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

@@ -1,5 +1,6 @@
 """What a run gives, and the folder that it is written to."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,11 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
     """Copy every file of witnesses with its claim, under a name that says what it is about."""
     if places:
         folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
     for experiment, place in places:
-        stem = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")), experiment)
+        named = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")), experiment)
+        stem = next(name for k in itertools.count(1) if (name := named if k == 1 else f"{named}-{k}") not in taken)
+        taken.add(stem)
         shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
 

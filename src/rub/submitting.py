@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rub.errors import RubError
 from rub.registry import TASKS
-from rub.report.folders import ResultFolder, read_folder
+from rub.report.folders import ResultFolder, outside, read_folder
 from rub.report.grouping import (
     CONTROL_ROWS,
     Group,
@@ -25,8 +26,9 @@ from rub.report.reporting import Reporting, reportings
 from rub.report.tables import label
 from rub.store.records import Record
 from rub.store.sealing import read_manifest, seal_folder
-from rub.store.witnesses import Sources, checks
+from rub.store.witnesses import Sources, checks, witness_files
 
+LEAST = 10  # samples behind a number after the attack
 SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
@@ -64,10 +66,10 @@ def check(folder: Path, sources: Sources) -> list[Rule]:
     return [
         Rule("whole", asks),
         Rule("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
-        Rule("measured", "methods with numbers, not only failures", tuple(_measured(found))),
+        Rule("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
         Rule("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
         Rule("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
-        Rule("witnesses", f"what was recovered left witnesses, and {SAMPLED} files of them hold",
+        Rule("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
              tuple(_witnesses(folder, found, sources))),
     ]  # fmt: skip
 
@@ -91,20 +93,25 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[Rule]:
     """
     if out.exists():
         raise RubError(f"--out {out}: is there already; give a folder that is not, such as results/my-method")
+    outside(out, [folder])
     rules = check(folder, sources)
     if any(rule.problems for rule in rules):
         return rules
     manifest = read_manifest(folder)
     try:
-        (out / "witnesses").mkdir(parents=True)
-        for name in _KEPT:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, out / name)
-        for path in _chosen(folder / "witnesses"):
-            shutil.copyfile(path, out / "witnesses" / path.name)
-        facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
-        (out / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        seal_folder(out, {name: manifest.get(name, "") for name in ("command", "code_version")})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".submit-", dir=out.parent) as place:
+            made = Path(place) / "made"
+            (made / "witnesses").mkdir(parents=True)
+            for name in _KEPT:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, made / name)
+            for path in _chosen(folder / "witnesses"):
+                shutil.copyfile(path, made / "witnesses" / path.name)
+            facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
+            (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            seal_folder(made, {name: manifest.get(name, "") for name in ("command", "code_version")})
+            made.replace(out)
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     return rules
@@ -119,7 +126,9 @@ def _protocols(found: ResultFolder) -> Iterator[str]:
             continue
         known = entry.load().protocols
         for name in dict.fromkeys(record.protocol for record in found.records if record.task == task):
-            if name not in known:
+            if name.startswith("rub-quick"):
+                yield f"protocol '{printable(name)}' is a tour: its numbers are not for comparison"
+            elif name not in known:
                 changed = "has changed choices" if "*" in name else "is not one of RUB's"
                 yield f"protocol '{printable(name)}' {changed}: should be one of {', '.join(known)}"
 
@@ -132,14 +141,18 @@ def _groups(found: ResultFolder) -> Iterator[tuple[Reporting, Group, list[Record
 
 def _measured(found: ResultFolder) -> Iterator[str]:
     """Yield the groups in which no method has a number, and the methods that have none."""
-    for _, group, records in _groups(found):
+    for reporting, group, records in _groups(found):
         methods = dict.fromkeys(record.method for record in records if record.method not in CONTROL_ROWS)
-        good = {record.method for record in records if record.value is not None}
         if not methods:
             yield f"{label(group)}: no unlearning method"
+        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
         for method in methods:
-            if method not in good:
-                yield f"{label(group)}: {printable(method)} has no number"
+            own = [row for row in records if row.method == method and (row.metric, row.split, row.attack) == wanted]
+            least = min((row.n for row in own if row.value is not None), default=0)
+            if not least:
+                yield f"{label(group)}: {printable(method)} has no number after uma"
+            elif least < LEAST:
+                yield f"{label(group)}: {printable(method)} was attacked on {least} samples, not on {LEAST} or more"
 
 
 def _present(found: ResultFolder) -> Iterator[str]:
@@ -172,7 +185,9 @@ def _sane(found: ResultFolder) -> Iterator[str]:
             whole, sham, never = (
                 _mean(records, row, reporting.exposes, budgets) for row in ("original", "sham", "retrain")
             )
-            if abs(sham - whole) >= abs(sham - never):
+            if math.isnan(sham + whole + never):
+                yield f"{label(group)}: {reporting.exposes[0]} of original, sham and retrain are not all there"
+            elif abs(sham - whole) >= abs(sham - never):
                 yield (
                     f"{label(group)}: the sham, which forgot nothing, is nearer to retrain than to the original by"
                     f" {reporting.exposes[0]} ({sham:.3f}; {never:.3f} and {whole:.3f})"
@@ -192,15 +207,20 @@ def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], 
 def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
     """Yield what is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
     for reporting, group, records in _groups(found):
-        axis = reporting.robustness
-        back = [
-            r for r in records if r.attack == "uma" and (r.metric, r.split) == (axis.metric, axis.split) and r.value
-        ]
-        if back and not any(claim.task == group.task for claim in found.claims):
-            yield f"{label(group)}: inputs were recovered, and left no witnesses"
+        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
+        back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
+        shown = {claim.method for claim in found.claims if claim.task == group.task}
+        for method in sorted(map(printable, back)):
+            if method not in shown:
+                yield f"{label(group)}: {method}'s inputs were recovered, and left no witnesses"
     if not found.claims:
         return
-    for outcome in checks(folder, sources, SAMPLED):
+    try:
+        outcomes = list(checks(folder, sources, SAMPLED))
+    except RubError as error:
+        yield str(error)
+        return
+    for outcome in outcomes:
         if outcome.reason:
             yield f"{outcome.name}: cannot be checked: {outcome.reason}"
         if outcome.changed:
@@ -212,7 +232,7 @@ def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[
 def _chosen(folder: Path) -> Iterator[Path]:
     """Yield the files of witnesses to keep, claims with their probes, the smallest first up to `LARGEST` in all."""
     room = LARGEST
-    pairs = [(path, path.with_suffix(".safetensors")) for path in folder.glob("*.json")]
+    pairs = [(path, path.with_suffix(".safetensors")) for path in witness_files(folder)] if folder.is_dir() else []
     for pair in sorted(pairs, key=lambda pair: (sum(path.stat().st_size for path in pair), pair[0].name)):
         room -= sum(path.stat().st_size for path in pair)
         if room < 0:

@@ -110,6 +110,10 @@ def test_clean_images_are_no_witnesses_where_they_are_not_recognised(tiny, forge
         (lambda claim, _: claim["settings"]["model"].update(width=10**9), "less than or equal to 1024"),
         (lambda claim, _: claim["settings"].update(classes=10**9), "how many classes"),
         (lambda claim, _: claim["settings"].update(model=3), "the claim's network"),
+        (lambda claim, _: claim["settings"]["model"].update(arch="resnet50", width=1024), "far more than its weights"),
+        (lambda claim, _: claim.update(at_most=1e30), "every claim is at most 0"),
+        (lambda claim, _: claim.update(samples=[]), "no witness"),
+        (lambda claim, _: claim["data"].update(key="0" * 64, spec={"name": "digits", "size": 1024}), "of 1024 px"),
         (lambda claim, _: claim["data"].update(key="0" * 64, spec={"name": "/etc"}), "/etc"),
         (lambda claim, _: claim["samples"][0].update(id=10**9), "has no train image"),
         (lambda claim, _: claim["samples"][0].update(sha256="0" * 64), "another SHA-256"),
@@ -128,3 +132,19 @@ def test_hostile_claims_cannot_be_checked_and_say_why(tiny, forged, rub, change,
 def test_the_gap_is_worked_out_by_hand():
     logits = torch.tensor([[2.0, 5.0, 1.0], [2.0, 5.0, 1.0]])
     assert gap(logits, torch.tensor([1, 0])).tolist() == [-3.0, 3.0]
+
+
+def test_a_claim_about_weights_that_no_record_names_cannot_be_checked(tiny, tiny_out, rub, tmp_path):
+    """The original's probes, passed off as those of ft: they hold, but nothing in the folder is about them."""
+    from rub.store.sealing import seal_folder
+
+    copy = shutil.copytree(tiny_out, tmp_path / "copy")
+    name = "classification-{}-0-uma-32-255-forget"
+    claim = json.loads((copy / "witnesses" / f"{name.format('original')}.json").read_text()) | {"method": "ft"}
+    (copy / "witnesses" / f"{name.format('ft')}.json").write_text(json.dumps(claim))
+    probes = copy / "witnesses" / f"{name.format('original')}.safetensors"
+    shutil.copy(probes, copy / "witnesses" / f"{name.format('ft')}.safetensors")
+    seal_folder(copy, {})
+    said = rub("verify", copy, "--store", tiny.store)
+    assert said.code == 3
+    assert "no record of this folder is about its method" in said.out

@@ -176,6 +176,59 @@ def test_formats(tiny_out, rub, tmp_path):
     assert {path.suffix for path in (tmp_path / "tables-only").rglob("*.*")} == {".tex", ".csv"}
 
 
+def test_where_two_folders_disagree_neither_wins(records, tmp_path):
+    lie = [r.model_copy(update={"value": 0.99} if (r.method, r.metric) == ("salun", "ua") else {}) for r in records]
+    first, second = made(tmp_path / "a", lie), made(tmp_path / "b", records)
+    assert len(merged([read_folder(first), read_folder(second)])) == 2
+
+
+def test_what_was_measured_takes_the_place_of_what_failed_in_any_order(records, tmp_path):
+    lost = {"value": None, "status": "failed", "n": 0, "reason": "out of memory"}
+    broken = [r.model_copy(update=lost if r.method == "salun" else {}) for r in records]
+    first, second = read_folder(made(tmp_path / "a", broken)), read_folder(made(tmp_path / "b", records))
+    for order in ((first, second), (second, first)):
+        [(_, folder, together)] = merged(order)
+        assert {r.status for r in together if r.method == "salun"} == {"ok"}
+        assert len(together) == len(records)
+        assert len(folder.places) == 2
+
+
+def test_numbers_that_cannot_be_reported_do_not_harm_the_others(records, tmp_path):
+    wild = [r.model_copy(update={"value": 2.0, "unlearn_seed": 0, "suite": "wild"}) for r in records]
+    page, refused = write_reports([made(tmp_path / "wild", wild), made(tmp_path / "good", records)], tmp_path / "site")
+    [reason] = refused.values()
+    assert "ta of original is 2; it lies from -1e-06 to 1" in reason
+    assert "\n" not in reason
+    assert "classification-ft.html" in page.read_text()
+
+
+def test_a_report_inside_a_result_folder_is_refused(copied, refused):
+    for place in (copied, copied / "report", copied / "new"):
+        refused("report", copied, "--out", place, says="lies in the result folder")
+    assert sealing.changed_files(copied) == []
+
+
+def test_pages_of_a_report_before_do_not_stay(records, tmp_path):
+    one, two = made(tmp_path / "one", records), made(tmp_path / "two", [r for r in records if r.method != "salun"])
+    write_reports([one], tmp_path / "site")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious.html").write_text("x")
+    write_reports([two], tmp_path / "site")
+    assert not (tmp_path / "site" / "methods" / "classification-salun.html").exists()
+    shutil.rmtree(tmp_path / "site" / "methods")
+    (tmp_path / "site" / "methods").symlink_to(tmp_path / "elsewhere")
+    write_reports([two], tmp_path / "site")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious.html"]
+
+
+def test_a_small_file_that_stands_for_millions_of_records_is_refused(records, refused, tmp_path, monkeypatch):
+    from rub.store import records as known
+
+    folder = made(tmp_path / "bomb", records)
+    monkeypatch.setattr(known, "MOST_RECORDS", 100)
+    refused("report", folder, "--out", tmp_path / "site", says="at most 100 are read")
+
+
 # Hostile folders.
 
 NAMES = (
@@ -245,12 +298,14 @@ def test_a_hostile_submission_does_nothing(copied, rub, tiny, tmp_path):
         ("suite.yaml", "!!python/object/apply:os.system [true]", "cannot be read (ConstructorError)"),
         ("suite.yaml", "[1, 2]", "should be a mapping"),
         ("suite.yaml", "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-            f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "bcdefghi"), "should be a mapping"),
+            f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "bcdefghi"), "more than 200000 values"),
         ("suite.yaml", "experiments: 3", "should be a mapping"),
         ("curves.json", "[{\"task\": 3}]", "curves.json: 0.task"),
         ("curves.json", "[" * 100_000, "cannot be read"),
         ("curves.json", "[NaN]", "curves.json: 0"),
         ("galleries.json", "{}", "galleries.json"),
+        ("suite.yaml", "experiments: [{task: classification, name: [a]}]", "should be a mapping"),
+        ("suite.yaml", "a: [" + "1, " * 250_000 + "1]", "more than 200000 values"),
     ],
 )  # fmt: skip
 def test_hostile_files_are_refused_in_one_line(copied, refused, tmp_path, name, text, says):

@@ -24,6 +24,7 @@ from rub.store.witnesses import Sources, Witness, model_file, write_witness
 
 CLAIM = "largest other logit minus that of the image's own class, of f_u(x + delta): below 0, it is recognised"
 SLACK = 1e-3  # of a logit: float32 sums differ between machines by far less
+SPARE = 1 << 20  # bytes: a file in half precision has half the size, and a small one is no matter
 MOST_CLASSES = 100_000  # a claim of more would only fill the checker's memory
 
 
@@ -90,12 +91,16 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
         RubError: the model or the data are not there, or the claim is not one of this task.
     """
     samples = claimed_images(witness, sources)
+    if witness.at_most != 0:
+        raise RubError(f"the claim allows {witness.at_most:g}; of this task every claim is at most 0")
     delta, labels = tensors.get("delta"), tensors.get("labels")
     whole = delta is not None and delta.shape == samples.images.shape and not delta.dtype.is_floating_point
     if delta is None or labels is None or not whole or labels.shape != samples.labels.shape:
         raise RubError(f"the claim's delta and labels do not fit {len(samples)} images of its data")
     path = model_file(witness, "unlearned", sources)
-    model = sources.memo.get(("network", path), lambda: _network(witness, path, samples)).to(sources.device)
+    model = sources.memo.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
+        sources.device
+    )
     probes = samples.images.to(torch.int16) + delta.to(torch.int16)
     logits = predict(model, probes.clamp(0, 255).to(torch.uint8), batch_size=sources.batch_size, device=sources.device)
     broken = list(_broken(witness, samples, labels, delta, probes, logits))
@@ -131,7 +136,7 @@ def _broken(
             yield f"image {identity}: its probe is outside the budget {witness.budget}"
         elif not 0 <= int(probes[row].min()) <= int(probes[row].max()) <= 255:
             yield f"image {identity}: its probe is no image: pixels outside 0 to 255"
-        elif not value[row] <= witness.at_most + SLACK:
+        elif not value[row] <= SLACK:
             yield f"image {identity}: not recognised, another class leads by {float(value[row]):.3f}"
 
 
@@ -148,13 +153,22 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
         spec = ModelSpec.model_validate(witness.settings.get("model", {}))
     except ValidationError as error:
         raise RubError(first_error(error, "the claim's network", ModelSpec.model_fields)) from None
-    if spec.mean is None or spec.std is None:
+    mean, std = spec.mean, spec.std
+    if mean is None or std is None:
         raise RubError("the claim's network lacks its normalisation")
     if int(samples.labels.max()) >= classes:
         raise RubError(f"the claim's network has {classes} classes; its images have more")
-    model = build_network(
-        spec.arch, num_classes=classes, channels=samples.images.shape[1], stem=spec.stem, width=spec.width,
-        mean=spec.mean, std=spec.std,
-    )  # fmt: skip
+
+    def build() -> nn.Module:
+        return build_network(
+            spec.arch, num_classes=classes, channels=samples.images.shape[1], stem=spec.stem, width=spec.width,
+            mean=mean, std=std,
+        )  # fmt: skip
+
+    with torch.device("meta"):  # nothing is allocated
+        asked = sum(parameter.numel() for parameter in build().parameters())
+    if asked * 4 > 2 * path.stat().st_size + SPARE:
+        raise RubError(f"the claim's network has {asked} parameters, far more than its weights' file")
+    model = build()
     load_weights(path, model)
     return model.eval()

@@ -10,6 +10,7 @@ from rub.errors import RubError
 from rub.pipeline.plan import Stage
 from rub.specs import Frozen, located
 
+_NAMED = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "none")  # not to be taken for these
 DATA_VERSION = 1  # raised when the data stage's results change
 
 
@@ -45,7 +46,10 @@ class DatasetSpec(Frozen):
             >>> DatasetSpec(name="folder", path="data/imagenette2-64").title, DatasetSpec(name="cifar10").title
             ('imagenette2-64', 'cifar10')
         """
-        return Path(self.path).stem if self.path is not None else self.name
+        if self.path is None:
+            return self.name
+        own = Path(self.path).stem
+        return f"{own} ({self.name})" if own in _NAMED else own
 
 
 class TrainingSpec(Frozen):

@@ -17,6 +17,7 @@ from rub.registry import first_error
 from rub.store.artifacts import Artifact
 from rub.store.witnesses import Sources, Witness
 
+LARGEST_SIDE = 256
 _BY_PATH = ("folder", "npz")  # data that has a place instead of a name
 
 
@@ -76,6 +77,8 @@ def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
         bundle = load_bundle(artifact)
         return bundle.test if images == "test" else bundle.train
     spec = _dataset(witness.data.get("spec"))
+    if spec.size is not None and spec.size > LARGEST_SIDE:
+        raise RubError(f"the claim asks for images of {spec.size} px; at most {LARGEST_SIDE} are made for a check")
     selection = Selection.of(spec.model_dump(exclude_defaults=True))
     path = sources.data_root if spec.name in _BY_PATH else None
     if spec.name in _BY_PATH and path is None:

@@ -23,6 +23,7 @@ from rub.store.artifacts import Artifact
 from rub.store.witnesses import Sources, Witness, model_file, write_witness
 
 CLAIM = "mean squared error, on masked patches in [0, 1] pixels, of f_u(x + delta; m) to f(x; m)"
+WEAKEST = 0.02  # mean squared error (17 dB) up to which a protocol may call an image recovered
 SLACK = 1.01  # float32 sums differ between machines by far less; a probe at the threshold still holds
 
 
@@ -84,6 +85,8 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     Raises:
         RubError: the models or the data are not there, or the claim is not one of this task.
     """
+    if not witness.at_most <= WEAKEST:
+        raise RubError(f"the claim allows a distance of {witness.at_most:g}; beyond {WEAKEST:g} outputs are not alike")
     original, unlearned = (_model(witness, role, sources) for role in ("original", "unlearned"))
     samples = claimed_images(witness, sources)
     delta, ratio = tensors.get("delta"), witness.settings.get("mask_ratio")

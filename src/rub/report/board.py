@@ -23,6 +23,7 @@ class BoardRow:
         control: whether it is no unlearning method.
         cells: one for each column of the board.
         seeds: unlearning seeds behind it.
+        n: samples behind its numbers after the attack.
     """
 
     page: str
@@ -31,6 +32,7 @@ class BoardRow:
     control: bool
     cells: tuple[Cell, ...]
     seeds: int
+    n: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Board:
         dataset: of all rows.
         protocol: of all rows: two protocols never share a column.
         columns: the task's leading metrics that have numbers.
-        rows: controls first, then the most robust.
+        rows: of each experiment its controls, then its methods, the most robust first.
     """
 
     task: str
@@ -90,9 +92,9 @@ def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Boa
         if column.place is not None and column.place[:2] == wanted and math.isfinite(level(column.place.budget))
     ]
 
-    def rank(row: BoardRow) -> tuple[bool, float]:
-        value = row.cells[robust[-1]].value if robust else None
-        return not row.control, float("inf") if value is None else value if not row.control else 0.0
+    def rank(row: BoardRow) -> tuple[str, str, str, bool, float]:
+        value = row.cells[robust[-1]].value if robust and not row.control else 0.0 if row.control else None
+        return row.group.model, row.page, row.group.experiment, not row.control, math.inf if value is None else value
 
     return Board(task, dataset, protocol, tuple(columns), tuple(sorted(rows, key=rank)))
 
@@ -103,9 +105,14 @@ def _rows(part: Part, columns: Sequence[Column]) -> Iterator[BoardRow]:
     table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
     place = {column.place: k for k, column in enumerate(table.columns)}
     seeds: dict[str, set[int]] = {}
+    counts: dict[str, int] = {}
     for record in records:
         if record.status == "ok":
-            seeds.setdefault(printable(record.method), set()).add(record.unlearn_seed or 0)
+            name = printable(record.method)
+            seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
+            if record.attack == "uma":
+                counts[name] = max(counts.get(name, 0), record.n)
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
-        yield BoardRow(page, group, row.label, row.label in CONTROL_ROWS, cells, len(seeds.get(row.label, ())))
+        own = (len(seeds.get(row.label, ())), counts.get(row.label, 0))
+        yield BoardRow(page, group, row.label, row.label in CONTROL_ROWS, cells, *own)

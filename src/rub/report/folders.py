@@ -1,24 +1,28 @@
 """A result folder as a report reads it. It may come from anyone: nothing in it is trusted, or run, or followed."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from rub.errors import RubError
+from rub.registry import TASKS
 from rub.report.drawn import Drawn
 from rub.report.grouping import Group, printable
 from rub.specs import Frozen
-from rub.store.records import Record, read_records
+from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.store.sealing import changed_files, read_manifest
 from rub.store.witnesses import read_claim
 
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
+_LARGEST_SUITE = 1 << 20
 _NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
+_ROUNDING = 1e-6
 _PIXELS = 1 << 26  # of a gallery
 
 
@@ -38,9 +42,9 @@ class Curve(Frozen):
     attack: str
     budget: str
     split: str
-    success_curve: tuple[FiniteFloat, ...]
-    loss_curve: tuple[FiniteFloat, ...]
-    evaluations: int
+    success_curve: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+    loss_curve: tuple[Annotated[FiniteFloat, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE)], ...]
+    evaluations: int = Field(ge=0, lt=1 << 62)
     converged: bool
 
 
@@ -76,7 +80,7 @@ class ResultFolder:
     """What a result folder holds.
 
     Attributes:
-        path: the folder; None for a run that is being written.
+        places: the folders that it was read from; none for a run that is being written.
         records: every row.
         curves: as in ``curves.json``.
         suite: what was asked for, as plain data.
@@ -85,7 +89,7 @@ class ResultFolder:
         claims: its files of witnesses.
     """
 
-    path: Path | None
+    places: tuple[Path, ...]
     records: Sequence[Record]
     curves: Sequence[Mapping[str, Any]]
     suite: Mapping[str, Any]
@@ -104,13 +108,18 @@ def read_folder(path: Path) -> ResultFolder:
         raise RubError(f"{path}: no such folder; give a folder written by rub run --out")
     if not any((path / name).is_file() for name in ("records.parquet", "records.json")):
         raise RubError(f"{path}: no records here; give a folder written by rub run --out")
-    changed = changed_files(path)
+    try:
+        changed = changed_files(path)
+    except OSError as error:
+        raise RubError(f"{path}: cannot be read ({error.strerror})") from None
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise RubError(f"{path}: {printable(changed[0])}{more}")
+    records = read_records(path)
+    _check_ranges(path, records)
     return ResultFolder(
-        path,
-        read_records(path),
+        (path,),
+        records,
         [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
         _suite(path / "suite.yaml"),
         str(read_manifest(path).get("command", "")),
@@ -120,6 +129,36 @@ def read_folder(path: Path) -> ResultFolder:
         ),
         tuple(claims_of(path / "witnesses")),
     )
+
+
+def _check_ranges(path: Path, records: Iterable[Record]) -> None:
+    """Make sure that every value is one that its metric can take.
+
+    Raises:
+        RubError: the first that is not.
+    """
+    ranges = {
+        (entry.name, metric.name): (metric.low - _ROUNDING, metric.high + _ROUNDING)
+        for entry in TASKS.entries()
+        for metric in entry.load().metrics
+    }
+    for record in records:
+        low, high = ranges.get((record.task, record.metric), (-math.inf, math.inf))
+        if record.value is not None and not low <= record.value <= high:
+            name = printable(f"{record.metric} of {record.method}")[:120]
+            raise RubError(f"{path}: {name} is {record.value:g}; it lies from {low:g} to {high:g}")
+
+
+def outside(out: Path, folders: Iterable[Path]) -> None:
+    """Make sure that nothing is written into a result folder, which would break its seal.
+
+    Raises:
+        RubError: `out` is one of the folders, or lies in one.
+    """
+    place = out.resolve()
+    for folder in folders:
+        if place.is_relative_to(folder.resolve()):
+            raise RubError(f"--out {out}: lies in the result folder {folder}; give a place outside")
 
 
 def claims_of(folder: Path) -> Iterator[Claim]:
@@ -172,14 +211,20 @@ def _suite(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        suite = yaml.safe_load(_text(path))
+        suite = yaml.safe_load(_text(path, _LARGEST_SUITE))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
+    if not _small(suite):
+        raise RubError(f"{path}: more than {_NODES} values")
     experiments = suite.get("experiments", []) if isinstance(suite, dict) else None
-    whole = isinstance(experiments, list) and all(isinstance(item, dict) for item in experiments)
-    if not isinstance(suite, dict) or not whole or not _small(suite):
+    if not isinstance(suite, dict) or not isinstance(experiments, list) or not all(map(_experiment, experiments)):
         raise RubError(f"{path}: should be a mapping with a list of experiments")
     return suite
+
+
+def _experiment(item: Any) -> bool:
+    """Return whether a value can stand for an experiment: a mapping whose name, task and key are text."""
+    return isinstance(item, dict) and all(isinstance(item.get(name, ""), str) for name in ("name", "task", "paper"))
 
 
 def _small(value: Any) -> bool:
@@ -191,7 +236,7 @@ def _small(value: Any) -> bool:
     return not waiting
 
 
-def _text(path: Path) -> str:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-        raise RubError(f"{path}: a link, or no file of at most {_LARGEST >> 20} MiB")
+def _text(path: Path, largest: int = _LARGEST) -> str:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > largest:
+        raise RubError(f"{path}: a link, or no file of at most {largest >> 20} MiB")
     return path.read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ def tables_of(
     task = records[0].task
     experiments = [item for item in suite.get("experiments") or () if item.get("task") == task]
     keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
-    tables = []
+    tables: list[Table] = []
     for table in reporting_of(task).tables_of(records, keys, paper):
         number, name = 1, table.name
         while name in taken:
@@ -124,17 +124,16 @@ def page_slug(group: Group, taken: set[str]) -> str:
 def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, list[Record]]]:
     """Return the pages of several folders; parts of one suite, measured apart, become one page.
 
-    Two folders are parts of one page where the stages behind the cells that both have are the same, such as those of
-    the controls. Else each has its own page: nothing is averaged over two runs.
+    Two folders are parts of one page where they share cells, such as those of the controls, and all that both measured
+    came from the same stages with the same values; a cell that failed in one is taken from the other. Else each has
+    its own page: nothing is averaged over two runs.
     """
     pages: list[tuple[Group, ResultFolder, list[Record]]] = []
     for folder in folders:
         for group, records in page_records(folder.records).items():
             for index, (other, first, own) in enumerate(pages):
                 if other == group and _parts(own, records):
-                    known = {_cell(record) for record in own}
-                    own += [record for record in records if _cell(record) not in known]
-                    pages[index] = (group, _joined(first, folder), own)
+                    pages[index] = (group, _joined(first, folder), _together(own, records))
                     break
             else:
                 pages.append((group, folder, list(records)))
@@ -142,22 +141,47 @@ def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, l
 
 
 def _cell(record: Record) -> tuple[Any, ...]:
+    """Return which cell a record fills; a failed one names no extractor, and stands for all of its metric."""
     where = (record.experiment, record.method, record.metric, record.split, record.attack, record.budget)
-    return (*where, record.extractor, record.unlearn_seed, record.mia_seed)
+    return (*where, record.unlearn_seed, record.mia_seed)
+
+
+def _said(records: Iterable[Record]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what was measured, and by which stage, cell by cell and extractor by extractor."""
+    measured = (record for record in records if record.status == "ok")
+    return {(*_cell(r), r.extractor): (r.key, r.value, r.n) for r in measured}
 
 
 def _parts(own: Sequence[Record], records: Sequence[Record]) -> bool:
-    """Return whether records share a cell, and all that they share come from the same stages."""
-    known = {_cell(record): record.key for record in own}
-    shared = [known[cell] == record.key for record in records if (cell := _cell(record)) in known]
-    return bool(shared) and all(shared)
+    """Return whether records share a measured cell, and agree in all that they share."""
+    one, other = _said(own), _said(records)
+    return bool(one.keys() & other) and all(one[cell] == other[cell] for cell in one.keys() & other)
+
+
+def _together(own: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+    """Return the records of both, each cell once; what was measured takes the place of what failed."""
+    both = [*own, *records]
+    measured = {_cell(record) for record in both if record.status == "ok"}
+    kept: dict[tuple[Any, ...], Record] = {}
+    for record in both:
+        if record.status == "ok" or _cell(record) not in measured:
+            kept.setdefault((*_cell(record), record.extractor), record)
+    return list(kept.values())
 
 
 def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
+    """Return two folders as one: searches, claims, pictures and commands of both."""
     names = {claim.file for claim in first.claims}
+    pictures = {one.name for one in first.drawn}
+    asked = [*(first.suite.get("experiments") or ())]
+    asked += [item for item in other.suite.get("experiments") or () if item not in asked]
     return replace(
         first,
+        places=(*first.places, *other.places),
+        suite={**first.suite, "experiments": asked},
+        command="\n".join(dict.fromkeys(line for line in (first.command, other.command) if line)),
         curves=[*first.curves, *(curve for curve in other.curves if curve not in first.curves)],
+        drawn=(*first.drawn, *(one for one in other.drawn if one.name not in pictures)),
         claims=(*first.claims, *(claim for claim in other.claims if claim.file not in names)),
     )
 

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rub.errors import RubError
+from rub.pipeline.attempts import told
 from rub.report.drawn import Drawn
 from rub.report.figures import draw_figures
-from rub.report.folders import ResultFolder, claims_of, copy_gallery, read_folder
+from rub.report.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
 from rub.report.galleries import draw_galleries
+from rub.report.grouping import Group
 from rub.report.pages import Page, merged, page_group, page_records, page_slug, tables_of
 from rub.report.render import to_csv, to_latex, to_markdown
 from rub.report.site import write_site
@@ -21,6 +24,8 @@ from rub.store.records import Record
 Facts = Mapping[str, Any]
 FORMATS = ("html", "md", "tex", "csv")
 _STRANGE = "this installation does not know the task"
+_UNREPORTED = (RubError, ValueError, TypeError, IndexError, KeyError, ArithmeticError)
+"""What numbers of others may bring about on their way into a table."""
 _RENDER = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 
@@ -54,7 +59,7 @@ def write_report(
     if pictures:
         (out / "galleries.json").write_text(json.dumps(pictures, indent=1), encoding="utf-8")
     claims = tuple(claims_of(out / "witnesses"))
-    folder = ResultFolder(None, records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims)
+    folder = ResultFolder((), records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims)
     names: set[str] = set()
     slugs: set[str] = set()
     pages = []
@@ -90,17 +95,29 @@ def write_reports(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise RubError(f"--format {','.join(formats)}: should be some of {', '.join(FORMATS)}")
+    outside(out, (below for given in folders for below in _below(given)))
     read, refused = _read(folders)
     parts = merged(read)
-    if not parts:
-        raise RubError(next(iter(refused.values()), "these folders hold no records of a known task"))
     try:
-        pages = _pages(parts, out, formats, workers)
+        _clear(out)
+        pages = _pages(parts, out, formats, workers, refused)
+        if not pages:
+            raise RubError(next(iter(refused.values()), "these folders hold no records of a known task"))
         if "html" not in formats:
             return out / "tables", refused
         return write_site(pages, out, "Leaderboard", refused), refused
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _clear(out: Path) -> None:
+    """Take away the pages of a report before: what is withdrawn must not stay."""
+    for name in ("experiments", "methods", "figures", "tables"):
+        if (out / name).is_symlink():
+            (out / name).unlink()
+        for path in (out / name).rglob("*.*") if (out / name).is_dir() else ():
+            if path.is_symlink() or path.is_file():
+                path.unlink()
 
 
 def _read(folders: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
@@ -123,25 +140,33 @@ def _below(path: Path) -> list[Path]:
 
 
 def _pages(
-    parts: Iterable[tuple[Any, ResultFolder, Sequence[Record]]], out: Path, formats: Sequence[str], workers: int
+    parts: Iterable[tuple[Group, ResultFolder, Sequence[Record]]],
+    out: Path,
+    formats: Sequence[str],
+    workers: int,
+    refused: dict[str, str],
 ) -> list[Page]:
-    """Return the pages after writing their tables, and their figures where there are to be pages."""
+    """Return the pages after writing their tables, and their figures where there are to be pages.
+
+    One whose records cannot be reported is added to `refused` instead: the others must not suffer from it.
+    """
     slugs: set[str] = set()
     pages = []
     for group, folder, records in parts:
         name = page_slug(group, slugs)
-        tables = tables_of(records, folder.suite, set())
+        try:
+            tables = tables_of(records, folder.suite, set())
+        except _UNREPORTED as error:
+            refused.update({str(place): f"{place}: cannot be reported ({told(error)})" for place in folder.places})
+            continue
         _write_tables(tables, out / "tables" / name, formats)
         pages.append(Page(group, name, records, tables, (), f"../figures/{name}", folder))
     if "html" not in formats:
         return pages
-    places = [out / "figures" / page.slug for page in pages]
-    drawn = _drawn(
-        [(page.records, page.curves, place, ("svg",)) for page, place in zip(pages, places, strict=True)], workers
-    )
+    work = [(page.records, page.curves, out / "figures" / page.slug, ("svg",)) for page in pages]
     return [
-        replace(page, drawn=[*figures, *_copied(page, place)])
-        for page, figures, place in zip(pages, drawn, places, strict=True)
+        replace(page, drawn=[*figures, *_copied(page, out / "figures" / page.slug)])
+        for page, figures in zip(pages, _drawn(work, workers), strict=True)
     ]
 
 
@@ -157,13 +182,15 @@ def _drawn(work: Sequence[tuple[Any, ...]], workers: int) -> list[list[Drawn]]:
 
 
 def _copied(page: Page, target: Path) -> list[Drawn]:
-    """Copy the galleries of a page's folder, those that it still has."""
+    """Copy the galleries of a page's folders, those that they still have; one that is no picture is left out."""
     kept = []
     for one in page.folder.drawn:
-        source = None if page.folder.path is None else page.folder.path / "figures" / f"{one.name}.png"
-        if source is not None and source.is_file() and page_group(one.group._asdict()) == page.group:
-            copy_gallery(source, target / f"{one.name}.png")
-            kept.append(one)
+        sources = (place / "figures" / f"{one.name}.png" for place in page.folder.places)
+        source = next((path for path in sources if path.is_file()), None)
+        if source is not None and page_group(one.group._asdict()) == page.group:
+            with suppress(RubError):
+                copy_gallery(source, target / f"{one.name}.png")
+                kept.append(one)
     return kept
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import duckdb
 
 SCHEMA_VERSION = 1
+LARGEST_VALUE = 1e12  # of any metric, either way
+MOST_RECORDS = 1_000_000  # of one folder; a small compressed file can stand for far more
+LARGEST_FILE = 1 << 30  # bytes
 
 
 class Record(Frozen):
@@ -34,7 +37,7 @@ class Record(Frozen):
     """``none``, ``8/255``, ``unbounded`` or a step cap."""
     metric: str
     split: str
-    value: FiniteFloat | None
+    value: FiniteFloat | None = Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE)
     n: int = Field(ge=0)
     """Number of samples behind the value."""
     unlearn_seed: int | None
@@ -96,13 +99,20 @@ def read_records(path: Path) -> list[Record]:
     if path.is_dir():
         path = path / ("records.parquet" if (path / "records.parquet").is_file() else "records.json")
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise RubError(f"{path}: more than {LARGEST_FILE >> 20} MiB")
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
+            count = pyarrow.parquet.ParquetFile(path).metadata.num_rows
+            if count > MOST_RECORDS:
+                raise RubError(f"{path}: {count} records; at most {MOST_RECORDS} are read")
             rows = pyarrow.parquet.read_table(path).to_pylist()
             rows = [row | {"library_versions": dict(p.split("==") for p in row["library_versions"])} for row in rows]
         else:
             rows = json.loads(path.read_text(encoding="utf-8"))
+    except RubError:
+        raise
     except FileNotFoundError:
         raise RubError(f"{path}: no records here; give a folder written by rub run --out") from None
     except Exception as error:

@@ -14,6 +14,7 @@ from rub.errors import RubError
 from rub.memo import Memo
 from rub.specs import Frozen
 from rub.store.artifacts import Store, file_sha256
+from rub.store.records import read_records
 from rub.store.sealing import changed_files, read_manifest
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST, TENSORS = "witness.json", "witness.safetensors"
-LARGEST = 1 << 30  # bytes of a witness file; a larger one is not read
+LARGEST = 1 << 30  # bytes of a file of probes; a larger one is not read
+LARGEST_CLAIM = 1 << 25  # bytes of a claim
 HEX = r"^[0-9a-f]{64}$"
 
 
@@ -62,7 +64,7 @@ class Witness(Frozen):
     """Key of the data stage, and the data set as a spec names it."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What else the task needs, such as the masks' seed and ratio."""
-    samples: tuple[SampleRef, ...]
+    samples: tuple[SampleRef, ...] = Field(min_length=1, max_length=100_000)
     tensors_sha256: str = Field(pattern=HEX)
 
 
@@ -183,7 +185,7 @@ def read_claim(path: Path) -> Witness:
     Raises:
         RubError: a link, a file that is too large, damaged, or no witness.
     """
-    _check_file(path)
+    _check_file(path, LARGEST_CLAIM)
     try:
         return Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -193,9 +195,26 @@ def read_claim(path: Path) -> Witness:
         raise RubError(f"{path.name}: cannot be read ({type(error).__name__})") from None
 
 
-def _check_file(path: Path) -> None:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
-        raise RubError(f"{path.name}: a link, or no file of at most {LARGEST >> 20} MiB")
+def _check_file(path: Path, largest: int = LARGEST) -> None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > largest:
+        raise RubError(f"{path.name}: a link, or no file of at most {largest >> 20} MiB")
+
+
+def _rows(folder: Path) -> set[tuple[Any, ...]] | None:
+    """Return which rows a result folder has, with the weights that they name; None for loose witnesses."""
+    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
+        return None
+    return {
+        (row.task, row.method, row.unlearn_seed, row.attack, row.budget, row.weights_sha256)
+        for row in read_records(folder)
+    }
+
+
+def _row(witness: Witness) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows that a claim may be about: with the weights of its unlearned model, by file or by source."""
+    unlearned = witness.models.get("unlearned")
+    for weights in () if unlearned is None else (unlearned.sha256, *unlearned.sources):
+        yield witness.task, witness.method, witness.unlearn_seed, witness.attack, witness.budget, weights
 
 
 def _drawn(folder: Path, paths: Sequence[Path], count: int) -> list[Path]:
@@ -238,7 +257,7 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
 def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterator[Check]:
     """Yield what every witness of a folder turns out to be, by forward passes of its task.
 
-    With `sample`, only that many files are scored, drawn by the folder's own seal: nobody can choose them beforehand.
+    With `sample`, only that many files are scored, drawn by the folder's own seal.
 
     A result folder is compared with its manifest first: its changed files come as one check of their own, and files
     of witnesses among them are not scored.
@@ -252,6 +271,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
 
     paths = witness_files(folder)
     changed = _changed(folder)
+    rows = None if changed else _rows(folder)
     if changed:
         yield Check("the folder", changed=tuple(changed))
     for path in paths if sample is None else _drawn(folder, paths, sample):
@@ -259,6 +279,8 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
             continue
         try:
             witness, tensors = read_witness(path)
+            if rows is not None and not rows & set(_row(witness)):
+                raise RubError("no record of this folder is about its method, seed, attack, budget and weights")
             task = TASKS.get(witness.task, witness.task).load()
             if not getattr(task, "verify", None):
                 raise RubError(f"task {witness.task}: its witnesses cannot be checked by this version")
@@ -266,5 +288,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
             held, broken = getattr(importlib.import_module(module), attribute)(witness, tensors, sources)
         except RubError as error:
             yield Check(path.stem, reason=str(error))
+        except (RuntimeError, MemoryError) as error:  # a claim that asks for more than there is
+            yield Check(path.stem, reason=f"cannot be scored ({type(error).__name__}: {str(error)[:100]})")
         else:
             yield Check(path.stem, witness, held, tuple(broken))

@@ -99,13 +99,13 @@ if (form) {
   window.addEventListener("hashchange", () => { if (!document.getElementById(location.hash.slice(1))) recall(); });
 }
 
-function open() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+function reveal() {
+  const target = document.getElementById(location.hash.slice(1));
   const details = target && target.closest("details");
   if (!details) return;
   details.open = true;
   details.scrollIntoView();
   target.focus({ preventScroll: true });
 }
-window.addEventListener("hashchange", open);
-open();
+window.addEventListener("hashchange", reveal);
+reveal();
