@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= rub-out
 
-.PHONY: run test lint clean
+.PHONY: run test soak clean
 
 run: $(VENV)/.installed
 	$(BIN)/rub run quick --workers 2 --out $(OUT)
@@ -15,6 +15,9 @@ test: $(VENV)/.tested
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 GIT_PYTHON_REFRESH=quiet $(BIN)/pytest -n 2
+
+soak: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("RUB needs Python 3.11 or newer: make run PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
