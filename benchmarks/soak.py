@@ -184,7 +184,7 @@ def readers(place: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], o
     return {
         "suite YAML": ([yaml.safe_dump(SUITE).encode()], ".yaml", lambda path: load_suite(str(path))),
         "--set strings": (
-            [b"classification.training.epochs=3", b"methods.ft.lr=0.1", b"evaluation.attack_samples=[1, {a: 2}]"], ".txt",
+            [b"classification.training.epochs=3", b"methods.ft.lr=0.1", b"evaluation.samples=[1, {a: 2}]"], ".txt",
             lambda path: load_suite("quick", overrides=[path.read_bytes().decode("utf-8", "replace")]),
         ),
         "records JSON": ([rows.encode(), b"[{}]"], ".json", read_records),
