@@ -222,7 +222,7 @@ def notes_of(*changes, methods=tuple(SHARES)):
 def test_the_notes_expose_false_wins(one):
     notes = told(by_name(one)["table3-church"])
     assert "most prompts need no attack for fmn (52 %): hardly unlearned" in notes
-    assert "(overlapping intervals; in brackets the control) for esd-u (70 %): recovery there is not shown to need a search" in notes
+    assert "in brackets the control) for esd-u (70 %): recovery there is not shown to need a search" in notes
     assert (
         "pictures of other concepts that the judge names, far below [original] (95 %): scissorhands (30 %);"
         " a low post-ASR there may only mean that little is left"

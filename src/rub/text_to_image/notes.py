@@ -83,8 +83,8 @@ def doubts(concepts: Concepts) -> Iterator[str]:
         yield f"most prompts need no attack for {_listed(hardly, concepts)}: hardly unlearned"
     if easy := _where(concepts, _needs_no_search):
         yield (
-            f"uma is not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the control) for"
-            f" {_listed(easy, concepts)}: recovery there is not shown to need a search"
+            f"uma is not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
+            f" control) for {_listed(easy, concepts)}: recovery there is not shown to need a search"
         )
     yield from _damage(concepts)
 
