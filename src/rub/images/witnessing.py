@@ -58,8 +58,7 @@ def claimed_images(witness: Witness, sources: Sources) -> Samples:
     """
     images = "test" if witness.data.get("images") == "test" else "train"
     key = str(witness.data.get("key", ""))
-    pool = sources.memo.get(("images", key, images), lambda: _pool(witness, key, images, sources))
-    place = {int(identity): row for row, identity in enumerate(pool.ids)}
+    pool, place = sources.memo.get(("images", key, images), lambda: _numbered(_pool(witness, key, images, sources)))
     missing = [sample.id for sample in witness.samples if sample.id not in place]
     if missing:
         raise RubError(f"the data has no {images} image {missing[0]}: another data set, or another version of it")
@@ -68,6 +67,11 @@ def claimed_images(witness: Witness, sources: Sources) -> Samples:
         if image_sha256(image) != sample.sha256:
             raise RubError(f"image {sample.id} is not the one of the claim (another SHA-256): another data set?")
     return samples
+
+
+def _numbered(pool: Samples) -> tuple[Samples, dict[int, int]]:
+    """Return images with the row of each id."""
+    return pool, {identity: row for row, identity in enumerate(pool.ids.tolist())}
 
 
 def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
