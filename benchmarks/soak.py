@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -73,10 +74,12 @@ def started(suite: Path, folder: Path, engine: str) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own."""
     command = [sys.executable, "-m", "rub.cli", "run", suite, "--store", folder / "store", "--out", folder / "out"]
     command += ["--device", "cpu", "--engine", engine, *(["--workers", "2"] if engine == "ray" else [])]
-    return subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "said.txt").open("ab") as said:
+        return subprocess.Popen(
+            [str(word) for word in command], stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
 
 
 def records_of(folder: Path) -> list[dict[str, object]]:
@@ -109,20 +112,19 @@ def killed(suite: Path, folder: Path, engine: str, kills: int, expected: object,
 
 def crowded(suite: Path, folder: Path, expected: object) -> str:
     """Start four processes on one store at once; return the row."""
-    crew = []
+    (folder / "store").mkdir(parents=True)
     for number in range(4):
-        process = started(suite, folder / str(number), "inline") if number == 0 else None
-        if process is None:
-            (folder / str(number)).mkdir(parents=True)
-            (folder / str(number) / "store").symlink_to(folder / "0" / "store")
-            process = started(suite, folder / str(number), "inline")
-        crew.append(process)
-        (folder / "0" / "store").mkdir(parents=True, exist_ok=True)
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "store").symlink_to(folder / "store")
+    crew = [started(suite, folder / str(number), "inline") for number in range(4)]
     codes = [process.wait() for process in crew]
     same = sum(records_of(folder / str(number)) == expected for number in range(4))
-    stages = list((folder / "0" / "store").glob("*/*/manifest.json"))
-    made = [json.loads(path.read_text())["created"] for path in stages]
-    return f"four processes on one store: exit codes {codes}, {len(made)} stages kept, equal records {same} of 4"
+    kept = len(list((folder / "store").glob("*/*/manifest.json")))
+    said = [(folder / str(number) / "said.txt").read_text() for number in range(4)]
+    made = sum(int(found[1]) for text in said if (found := re.search(r"(\d+) stages run", text)))
+    return (
+        f"four processes on one store: exit codes {codes}, {made} stages run for {kept} kept, equal records {same} of 4"
+    )
 
 
 def fuzzed(place: Path, count: int, draw: random.Random) -> Iterator[str]:

@@ -1,24 +1,30 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
-The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`,
-`read_records`, and the decorators `method`, `attack` and `judge` with `Card`.
+The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
+`report`, `submit`, `read_records`, and the decorators `method`, `attack` and `judge` with `Card`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rub.api import audit, plan, run
+    from rub.api import audit, plan, report, run, submit, verify
     from rub.registry import Card, attack, judge, method
     from rub.specs import load_suite
     from rub.store.records import read_records
 
-__all__ = ["Card", "attack", "audit", "judge", "load_suite", "method", "plan", "read_records", "run"]
+__all__ = [
+    "Card", "attack", "audit", "judge", "load_suite", "method", "plan", "read_records", "report", "run", "submit",
+    "verify",
+]  # fmt: skip
 
 _WHERE = {
     "audit": "rub.api",
     "plan": "rub.api",
+    "report": "rub.api",
     "run": "rub.api",
+    "submit": "rub.api",
+    "verify": "rub.api",
     "load_suite": "rub.specs",
     "read_records": "rub.store.records",
     "Card": "rub.registry",
