@@ -613,3 +613,30 @@ def test_an_unreachable_hub_ends_in_one_line_soon(tmp_path, monkeypatch):
         lambda: load_images("cifar10", tmp_path), "cifar-10-batches-py/", "--data-root", "nobody-at-all", "reachable"
     )
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_arrays_of_every_pickle_protocol_are_read_as_they_are(tmp_path, protocol):
+    from rub.images.unpickle import load_arrays
+
+    counted = np.arange(12, dtype=np.int64).reshape(3, 4)
+    path = tmp_path / "arrays"
+    path.write_bytes(pickle.dumps({"a": counted, "b": np.asfortranarray(counted).astype(np.uint8)}, protocol=protocol))
+    read = load_arrays(path)
+    assert np.array_equal(read["a"], counted)
+    assert np.array_equal(read["b"], counted)
+    assert read["a"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array([{}], dtype=object), np.array(["x"]), np.array([(1, 2)], dtype=[("a", "i4"), ("b", "i4")])],
+    ids=["objects", "text", "records"],
+)
+def test_arrays_of_anything_but_plain_numbers_are_refused(tmp_path, value):
+    from rub.images.unpickle import load_arrays
+
+    path = tmp_path / "arrays"
+    path.write_bytes(pickle.dumps({"a": value}, protocol=2))
+    with pytest.raises(RubError, match=r"damaged|refused"):
+        load_arrays(path)
