@@ -113,7 +113,12 @@ def test_sorting_by_mouse_and_keyboard_and_the_address_keeps_it(visit):
     assert column(page, "TA ↑") == before
 
 
+# Waiting is left to `expect`: a function that the page itself evaluates again and again, its own policy forbids.
+
+
 def test_filters_and_a_link_to_the_view(visit):
+    from playwright.sync_api import expect
+
     page = visit()
 
     def shown():
@@ -129,7 +134,7 @@ def test_filters_and_a_link_to_the_view(visit):
     assert again.locator("table.board tbody tr:visible th").all_text_contents() == ["salun"]
     assert not again.get_by_label("controls").is_checked()
     page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.querySelector('output').textContent !== '1 row'")
+    expect(page.locator("output")).not_to_have_text("1 row")
     assert shown() == everything
     page.get_by_label("Data").select_option("digits")
     assert page.locator("section.boards:visible").count() == 1
@@ -150,12 +155,15 @@ def test_a_number_leads_to_its_records(visit):
 
 
 def test_pictures_render_and_cells_stay_on_the_page(visit, site):
+    from playwright.sync_api import expect
+
     [page] = [visit(f"experiments/{path.name}") for path in (site / "experiments").glob("demo-*")]
     pictures = page.locator("img")
     assert pictures.count() == 5
     for index in range(5):
         pictures.nth(index).scroll_into_view_if_needed()
-        page.wait_for_function("i => document.images[i].complete && document.images[i].naturalWidth > 50", arg=index)
+        expect(pictures.nth(index)).to_have_js_property("complete", True)
+        assert pictures.nth(index).evaluate("image => image.naturalWidth") > 50
     page.locator("table.sortable td a").first.click()
     page.locator("details.cell[open]").wait_for()
     assert page.locator("details.cell[open]").count() == 1
