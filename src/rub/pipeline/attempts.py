@@ -34,6 +34,27 @@ class Outcome:
     reason: str = ""
 
 
+def settled(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) -> Outcome | None:
+    """Return how a stage ended that need not run: an input failed, or the store has it; else None.
+
+    Args:
+        stage: whose inputs have all ended.
+        outcomes: stage key -> outcome.
+        store: where its artifact may be.
+    """
+    needs = (outcomes[need.key] for need in stage.inputs.values())
+    if (lost := next((need for need in needs if need.artifact is None), None)) is not None:
+        return Outcome("blocked", reason=lost.reason)
+    found = store.find(stage.kind, stage.key)
+    return None if found is None else Outcome("cached", found)
+
+
+def inputs_of(stage: Stage, outcomes: Mapping[str, Outcome]) -> dict[str, Artifact]:
+    """Return role -> artifact of a stage whose inputs have all ended well."""
+    found = {role: outcomes[need.key].artifact for role, need in stage.inputs.items()}
+    return {role: artifact for role, artifact in found.items() if artifact is not None}
+
+
 class TimedOut(BaseException):
     """The stage's time is up; no `Exception`, so that no method can catch it by accident."""
 

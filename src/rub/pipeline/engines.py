@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rub.errors import RubError
 from rub.memo import Memo
-from rub.pipeline.attempts import Outcome, attempt
+from rub.pipeline.attempts import Outcome, attempt, inputs_of, settled
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
@@ -142,12 +142,8 @@ def _one(
     """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
     if any(need.key not in outcomes for need in stage.inputs.values()):
         return None
-    needs = {role: outcomes[need.key] for role, need in stage.inputs.items()}
-    inputs = {role: outcome.artifact for role, outcome in needs.items() if outcome.artifact is not None}
-    if len(inputs) < len(needs):
-        return Outcome("blocked", reason=next(outcome.reason for outcome in needs.values() if outcome.artifact is None))
-    if (found := store.find(stage.kind, stage.key)) is not None:
-        return Outcome("cached", found)
+    if (ended := settled(stage, outcomes, store)) is not None:
+        return ended
     with store.try_lock(stage.key) as ours:
         if not ours:
             return None
@@ -155,4 +151,4 @@ def _one(
             return Outcome("cached", found)
         display.began(stage)
         minutes = None if limits is None else limits.minutes
-        return attempt(stage, task, inputs, store, replace(runtime, progress=display.step), minutes)
+        return attempt(stage, task, inputs_of(stage, outcomes), store, replace(runtime, progress=display.step), minutes)

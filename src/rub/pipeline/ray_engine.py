@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from rub.errors import RubError
 from rub.memo import Memo
-from rub.pipeline.attempts import Outcome, attempt
+from rub.pipeline.attempts import Outcome, attempt, inputs_of, settled
 from rub.pipeline.plan import Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
@@ -153,15 +153,14 @@ def run_ray(
         while pending or running:
             waiting = []
             for stage in pending:
-                outcome = driver.known(stage, outcomes)
-                if outcome is not None:
-                    outcomes[stage.key] = outcome
-                    display.ended(stage, outcome.status, outcome.reason)
-                elif all(need.key in outcomes for need in stage.inputs.values()):
+                if any(need.key not in outcomes for need in stage.inputs.values()):
+                    waiting.append(stage)
+                elif (ended := settled(stage, outcomes, store)) is not None:
+                    outcomes[stage.key] = ended
+                    display.ended(stage, ended.status, ended.reason)
+                else:
                     running[driver.submit(stage, outcomes)] = stage
                     display.began(stage)
-                else:
-                    waiting.append(stage)
             pending = waiting
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS) if running else ([], [])
             for reference in ready:
@@ -202,17 +201,6 @@ class _Driver:
         self.parcels: dict[str, Any] = {}
         self.homes: dict[str, str] = {}
 
-    def known(self, stage: Stage, outcomes: Mapping[str, Outcome]) -> Outcome | None:
-        """Return how a stage ended without running it: an input failed, or the store has it."""
-        needs = [outcomes[need.key] for need in stage.inputs.values() if need.key in outcomes]
-        lost = next((outcome.reason for outcome in needs if outcome.artifact is None), None)
-        if lost is not None:
-            return Outcome("blocked", reason=lost)
-        if len(needs) < len(stage.inputs):
-            return None
-        found = self.store.find(stage.kind, stage.key)
-        return None if found is None else Outcome("cached", found)
-
     def submit(self, stage: Stage, outcomes: Mapping[str, Outcome]) -> Any:
         """Hand a stage to Ray with its requests, near the node that has its largest input in memory."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -235,8 +223,7 @@ class _Driver:
             stage, self.tasks[stage.task], self.store.root if self.shared else None, self.runtime,
             max(int(asked.cpus), 1), asked.minutes, self.plugins,
         )  # fmt: skip
-        inputs = {role: outcomes[need.key].artifact for role, need in stage.inputs.items()}
-        sent = {role: self._sent(artifact) for role, artifact in inputs.items() if artifact is not None}
+        sent = {role: self._sent(artifact) for role, artifact in inputs_of(stage, outcomes).items()}
         return self.remote.options(**options).remote(work, list(sent), *sent.values())
 
     def received(self, stage: Stage, reference: Any) -> Outcome | None:
