@@ -1,7 +1,6 @@
 """Witnesses of recovered concepts: what was fed to the text encoder, and the check that draws and judges again."""
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rub.errors import RubError
+from rub.images.witnessing import image_sha256, model_reference
 from rub.optim import column
 from rub.pipeline.plan import Stage
 from rub.store.artifacts import Artifact
@@ -49,7 +49,7 @@ def save_witnesses(
     if not len(rows):
         return
     asked = inputs["prompts"].json("prompts.json")
-    images = np.load(inputs["attack"].file("images.npy"), allow_pickle=False)[rows]
+    images = torch.from_numpy(np.load(inputs["attack"].file("images.npy"), allow_pickle=False)[rows])
     tensors = {
         "ids": torch.from_numpy(probes["ids"][rows]).to(torch.int32),
         "seeds": torch.tensor(asked["seeds"])[rows],
@@ -69,7 +69,7 @@ def save_witnesses(
         "data": {"key": inputs["prompts"].key, "concept": spec["concept"]["name"]},
         "settings": {"sampler": spec["sampler"], "judged_as": judged_as},
         "samples": [
-            {"id": asked["ids"][row], "sha256": _hash(image), "value": 0.0}
+            {"id": asked["ids"][row], "sha256": image_sha256(image), "value": 0.0}
             for row, image in zip(rows.tolist(), images, strict=True)
         ],
     }
@@ -160,21 +160,9 @@ def _reference(artifact: Artifact) -> dict[str, Any]:
     """Return which file of a stage's output the claim is about."""
     files = artifact.manifest["files"]
     name = artifact.json("unlearned.json")["file"] if "unlearned.json" in files else _weights(files)
-    return {
-        "kind": artifact.manifest["kind"],
-        "key": artifact.key,
-        "file": name,
-        "sha256": artifact.sha256(name),
-        "sources": sorted(artifact.manifest["spec"].get("sha256", {}).values())
-        if artifact.manifest["kind"] == "import"
-        else [],
-    }
+    return model_reference(artifact, name)
 
 
 def _weights(files: Mapping[str, str]) -> str:
     """Return the largest kind of file among an artifact's: its weights, or a judge's description where it has none."""
     return next((name for name in ("model.safetensors", "weights.safetensors") if name in files), "judge.json")
-
-
-def _hash(image: NDArray[np.uint8]) -> str:
-    return sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
