@@ -12,7 +12,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from rub.cli_audit import audit_app
-from rub.cli_options import BATCH, DATA, DEVICE, JSON, METHODS, PLUGIN, PROMPTS, SEEDS, SET, STORE, SUITE, TASK, console
+from rub.cli_options import (
+    BATCH,
+    DATA,
+    DEVICE,
+    JSON,
+    METHODS,
+    ORIGINAL,
+    PLUGIN,
+    PROMPTS,
+    SEEDS,
+    SET,
+    STORE,
+    SUITE,
+    TASK,
+    UNLEARNED,
+    console,
+    given_weights,
+)
 from rub.cli_share import add_to
 from rub.cli_store import store_app
 from rub.errors import RubError
@@ -178,8 +195,8 @@ def doctor(data_root: DATA = None, store: STORE = None) -> None:
 @app.command(epilog="Example: rub verify rub-out --store DIR")
 def verify(
     folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out, or its witnesses/.")],
-    original: Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")] = None,
-    unlearned: Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")] = None,
+    original: ORIGINAL = None,
+    unlearned: UNLEARNED = None,
     store: STORE = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
@@ -189,11 +206,9 @@ def verify(
     from rub import api
 
     screen = console()
-    files = {"original": original, "unlearned": unlearned}
-    given = {name: path for name, path in files.items() if path is not None}
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     held = broken = changed = unchecked = 0
-    for check in api.verify(folder, files=given, store=store, runtime=runtime):
+    for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime):
         held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
         changed += len(check.changed)
         for line in check.changed:
@@ -238,7 +253,7 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    from rub.report.grouping import printable  # a message may quote what a file of others holds
+    from rub.naming import printable  # a message may quote what a file of others holds
 
     Console(stderr=True).print(
         f"rub: {' '.join(printable(message).split())}", markup=False, highlight=False, soft_wrap=True

@@ -19,7 +19,14 @@ PROMPTS = Annotated[
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
 PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
+ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
+UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def given_weights(original: Path | None, unlearned: Path | None) -> dict[str, Path]:
+    """Return the weights that were given, by role."""
+    return {name: path for name, path in {"original": original, "unlearned": unlearned}.items() if path is not None}
 
 
 def console() -> Console:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rub.cli_options import BATCH, DATA, DEVICE, STORE, console
+from rub.cli_options import BATCH, DATA, DEVICE, ORIGINAL, STORE, UNLEARNED, console, given_weights
 from rub.errors import RubError
 
 _FOLDERS = typer.Argument(help="Result folders of rub run --out, or a folder of such.")
@@ -35,8 +35,8 @@ def report(
 def submit(
     folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out.")],
     out: Annotated[Path, typer.Option(help="Folder to write, to be added to results/ by a pull request.")],
-    original: Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")] = None,
-    unlearned: Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")] = None,
+    original: ORIGINAL = None,
+    unlearned: UNLEARNED = None,
     store: STORE = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
@@ -45,8 +45,7 @@ def submit(
     """Check a result folder by the leaderboard's rules and write a small copy to add to it; exit 1 if one is broken."""
     from rub import api
 
-    given = {"original": original, "unlearned": unlearned}
-    files = {name: path for name, path in given.items() if path is not None}
+    files = given_weights(original, unlearned)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     rules = api.submit(folder, out, files=files, store=store, runtime=runtime)
     for rule in rules:

@@ -1,6 +1,5 @@
 """What a run gives, and the folder that it is written to."""
 
-import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from rub.errors import RubError
+from rub.naming import free_name
 from rub.pipeline.attempts import Outcome
 from rub.pipeline.plan import Plan, Stage
 from rub.pipeline.stages import code_version
@@ -114,7 +114,7 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
     taken: set[str] = set()
     for experiment, place in places:
         named = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")), experiment)
-        stem = next(name for k in itertools.count(1) if (name := named if k == 1 else f"{named}-{k}") not in taken)
+        stem = free_name(named, taken)
         taken.add(stem)
         shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")

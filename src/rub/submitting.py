@@ -9,19 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rub.errors import RubError
+from rub.naming import printable
 from rub.registry import TASKS
 from rub.report.folders import ResultFolder, outside, read_folder
-from rub.report.grouping import (
-    CONTROL_ROWS,
-    Group,
-    Place,
-    board_of,
-    budgets_of,
-    estimate,
-    extracted,
-    grouped,
-    printable,
-)
+from rub.report.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
 from rub.report.reporting import Reporting, reportings
 from rub.report.tables import label
 from rub.store.records import Record
@@ -198,9 +189,8 @@ def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], 
     """Return a row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
     metric, split, attack = wanted
     at = "none" if attack == "none" else budgets[-1]
-    own = [record for record in records if record.method == method]
-    places = {place for _, place in board_of(own) if place[:4] == Place(metric, split, attack, at)[:4]}
-    interval = estimate([record for place in places for record in board_of(own).get((method, place), ())])
+    wanted_at = (metric, split, attack, at)
+    interval = estimate([row for row in records if row.method == method and place_of(row)[:4] == wanted_at])
     return math.nan if interval is None else interval.mean
 
 

@@ -5,16 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from rub.classification.metrics import METRICS_DECLARED
-from rub.report.grouping import (
-    CONTROL_ROWS,
-    Place,
-    board_of,
-    budgets_of,
-    grouped,
-    printable,
-    row_order,
-    seed_means,
-)
+from rub.naming import printable
+from rub.report.grouping import CONTROL_ROWS, Place, board_of, budgets_of, grouped, row_order, seed_means
 from rub.report.table import Cell, Column, Table, fitting
 from rub.report.tables import Source, failures, seeds_note
 from rub.statistics import tie_groups

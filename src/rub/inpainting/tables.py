@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rub.inpainting.metrics import METRICS_DECLARED, cell
+from rub.naming import printable
 from rub.report.grouping import (
     CONTROL_ROWS,
     Place,
@@ -17,7 +18,6 @@ from rub.report.grouping import (
     grouped,
     level,
     place_of,
-    printable,
     row_order,
     share,
 )

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rub.errors import RubError, unknown
+from rub.naming import printable, slug
 from rub.registry import TASKS
-from rub.report.grouping import CONTROL_ROWS, Group, board_of, estimate, extracted, grouped, printable, slug
+from rub.report.grouping import CONTROL_ROWS, Group, board_of, estimate, extracted, grouped
 from rub.report.render import to_markdown
 from rub.report.reporting import Reporting, reportings
 from rub.report.table import Table

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.catalog import CATALOG
-from rub.report.drawn import Drawn, free_name, plain
+from rub.naming import free_name, slug
+from rub.report.drawn import Drawn, plain
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -23,7 +24,6 @@ from rub.report.grouping import (
     records_at,
     row_order,
     share,
-    slug,
 )
 from rub.report.reporting import Axis, Reporting, reportings
 from rub.report.tables import label
@@ -83,7 +83,7 @@ def draw_figures(
                 mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
                 end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
                 for kind, figure in _figures(own, mine, reporting).items():
-                    name = free_name(f"{kind}-{end}", drawn)
+                    name = free_name(f"{kind}-{end}", {one.name for one in drawn})
                     for suffix in suffixes:
                         figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=_METADATA[suffix])
                     head = f"{label(group)}: " if len(groups) > 1 else ""

@@ -11,9 +11,10 @@ import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from rub.errors import RubError
+from rub.naming import printable
 from rub.registry import TASKS
 from rub.report.drawn import Drawn
-from rub.report.grouping import Group, printable
+from rub.report.grouping import Group
 from rub.specs import Frozen
 from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.store.sealing import changed_files, read_manifest

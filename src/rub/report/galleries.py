@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rub.errors import RubError
-from rub.report.drawn import Drawn, free_name, plain
-from rub.report.grouping import CONTROL_ROWS, Group, printable, slug
+from rub.naming import free_name, printable, slug
+from rub.report.drawn import Drawn, plain
+from rub.report.grouping import CONTROL_ROWS, Group
 from rub.report.reporting import reportings
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
         for row in (row for row in rows if row["task"] == task):
             tiles = read_tiles(Path(row["path"]))
             method, split, data = str(row["method"]), str(row["split"]), row["experiment"] or row["dataset"]
-            name = free_name("-".join(("gallery", slug(method), slug(split), slug(data))), drawn)
+            name = free_name("-".join(("gallery", slug(method), slug(split), slug(data))), {one.name for one in drawn})
             shown = f"[{method}]" if method in CONTROL_ROWS else method
             title = printable(
                 f"{shown}, seed {row['unlearn_seed']}: {_SPLITS.get(split, split)} ({data}, {row['model']})"

@@ -182,24 +182,3 @@ def seed_means(records: Iterable[Record]) -> dict[int, float]:
         if record.value is not None:
             values[record.unlearn_seed or 0].append(record.value)
     return {seed: sum(found) / len(found) for seed, found in values.items()}
-
-
-def printable(text: str) -> str:
-    """Return text without control characters, which could drive a terminal; records may come from others.
-
-    Example:
-        >>> printable("a" + chr(27) + "[2Jb")
-        'a?[2Jb'
-    """
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
-
-
-def slug(text: str) -> str:
-    """Return text fit for a file name on every system: at most 100 lower case letters, digits and dashes.
-
-    Example:
-        >>> slug("CIFAR 10/<b>")
-        'cifar-10--b'
-    """
-    name = "".join(char if char.isascii() and char.isalnum() else "-" for char in text.lower())
-    return name[:100].strip("-") or "unnamed"

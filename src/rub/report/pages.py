@@ -6,19 +6,10 @@ from typing import Any
 
 import yaml
 
+from rub.naming import free_name, printable, slug
 from rub.report.drawn import Drawn
 from rub.report.folders import Claim, ResultFolder
-from rub.report.grouping import (
-    Group,
-    anchor,
-    board_of,
-    estimate,
-    extracted,
-    grouped,
-    printable,
-    row_order,
-    slug,
-)
+from rub.report.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
 from rub.report.reporting import Reporting, reporting_of, reportings
 from rub.report.table import Table
 from rub.store.records import Record
@@ -103,9 +94,7 @@ def tables_of(
     keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
     tables: list[Table] = []
     for table in reporting_of(task).tables_of(records, keys, paper):
-        number, name = 1, table.name
-        while name in taken:
-            number, name = number + 1, f"{table.name}-v{number + 1}"
+        name = free_name(table.name, taken, "-v")
         taken.add(name)
         tables.append(replace(table, name=name))
     return tables
@@ -113,10 +102,7 @@ def tables_of(
 
 def page_slug(group: Group, taken: set[str]) -> str:
     """Return a file name for a page, numbered where it is taken already, and take it."""
-    base = slug("-".join((group.suite, group.dataset, group.model, group.protocol)))[:120]
-    number, name = 1, base
-    while name in taken:
-        number, name = number + 1, f"{base}-{number + 1}"
+    name = free_name(slug("-".join((group.suite, group.dataset, group.model, group.protocol))), taken)
     taken.add(name)
     return name
 

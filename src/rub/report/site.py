@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.describing import Described, described
+from rub.naming import free_name, printable, slug
 from rub.registry import METHODS, TASKS
 from rub.report.board import Board, boards
-from rub.report.grouping import grouped, printable, slug
+from rub.report.grouping import grouped
 from rub.report.pages import Page, provenance, run_facts, searches, versions
 from rub.report.reporting import reporting_of
 from rub.report.table import column_groups
@@ -45,7 +46,6 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
     shared = {"title": title, "pages": pages, "tasks": _tasks(pages), "method_files": names}
     _write(templates, out / "index.html", "index.html.j2", "", {
         **shared, "boards": made, "refused": dict(refused or {}),
-        "records": sum(len(page.records) for page in pages),
     })  # fmt: skip
     for page in pages:
         _write(templates, out / "experiments" / f"{page.slug}.html", "experiment.html.j2", "../", {
@@ -95,11 +95,9 @@ def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
     names: dict[tuple[str, str], str] = {}
     for page in pages:
         for method in dict.fromkeys(printable(record.method) for record in page.records):
-            base = f"{slug(page.group.task)}-{slug(method)}"[:120]
-            number, name = 1, base
-            while name in names.values() and (page.group.task, method) not in names:
-                number, name = number + 1, f"{base}-{number + 1}"
-            names.setdefault((page.group.task, method), name)
+            if (page.group.task, method) not in names:
+                name = f"{slug(page.group.task)}-{slug(method)}"
+                names[page.group.task, method] = free_name(name, names.values())
     return names
 
 

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
+from rub.naming import printable, slug
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -20,10 +21,8 @@ from rub.report.grouping import (
     board_of,
     estimate,
     place_of,
-    printable,
     row_order,
     share,
-    slug,
 )
 from rub.report.table import Cell, Column, Row, Table
 from rub.store.records import Record

@@ -14,7 +14,7 @@ from rub.report.figures import draw_figures
 from rub.report.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
 from rub.report.galleries import draw_galleries
 from rub.report.grouping import Group
-from rub.report.pages import Page, merged, page_group, page_records, page_slug, tables_of
+from rub.report.pages import Page, merged, page_records, page_slug, tables_of
 from rub.report.render import to_csv, to_latex, to_markdown
 from rub.report.site import write_site
 from rub.report.table import Table
@@ -65,7 +65,7 @@ def write_report(
     pages = []
     for group, own in page_records(records).items():
         tables = tables_of(own, suite, names, paper)
-        mine = [one for one in drawn if page_group(one.group._asdict()) == group]
+        mine = [one for one in drawn if one.group._replace(experiment="") == group]
         pages.append(Page(group, page_slug(group, slugs), own, tables, mine, "../../figures", folder))
     _write_tables([table for page in pages for table in page.tables], out / "tables", tuple(_RENDER))
     known = {page.group.task for page in pages}
@@ -95,8 +95,9 @@ def write_reports(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise RubError(f"--format {','.join(formats)}: should be some of {', '.join(FORMATS)}")
-    outside(out, (below for given in folders for below in _below(given)))
-    read, refused = _read(folders)
+    places = [place for given in folders for place in _below(given)]
+    outside(out, places)
+    read, refused = _read(places)
     parts = merged(read)
     try:
         _clear(out)
@@ -120,10 +121,10 @@ def _clear(out: Path) -> None:
                 path.unlink()
 
 
-def _read(folders: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
+def _read(places: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
     """Return the folders that can be shown, and why the others cannot."""
     read, refused = [], {}
-    for path in (below for given in folders for below in _below(given)):
+    for path in places:
         try:
             read.append(read_folder(path))
         except RubError as error:
@@ -187,7 +188,7 @@ def _copied(page: Page, target: Path) -> list[Drawn]:
     for one in page.folder.drawn:
         sources = (place / "figures" / f"{one.name}.png" for place in page.folder.places)
         source = next((path for path in sources if path.is_file()), None)
-        if source is not None and page_group(one.group._asdict()) == page.group:
+        if source is not None and one.group._replace(experiment="") == page.group:
             with suppress(RubError):
                 copy_gallery(source, target / f"{one.name}.png")
                 kept.append(one)

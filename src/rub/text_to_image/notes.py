@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rub.report.grouping import CONTROL_ROWS, Board, Place, board_of, printable, records_at, row_order, share
+from rub.naming import printable
+from rub.report.grouping import CONTROL_ROWS, Board, Place, board_of, records_at, row_order, share
 from rub.statistics import Interval
 from rub.store.records import Record
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rub.naming import printable, slug
 from rub.report.grouping import (
     CONTROL_ROWS,
     Group,
@@ -12,9 +13,7 @@ from rub.report.grouping import (
     extracted,
     grouped,
     place_of,
-    printable,
     row_order,
-    slug,
     tie_letters,
 )
 from rub.report.table import Cell, Column, Row, Table, beside, fitting
