@@ -3,8 +3,10 @@
     python benchmarks/soak.py --kills 50 --fuzz 10000
 
 A small suite is killed (SIGKILL, the whole process group) at random moments, under both engines, and started again
-until it ends; its records must equal those of an undisturbed run. Four processes start it on one store at once. Readers
-get made-up and mutated files and must answer with one line. Under 30 minutes on two cores with these numbers.
+until it ends; its records must equal those of an undisturbed run. It keeps a checkpoint after every step. Four
+processes start it on one store at once. A disk that is too small grows by a little whenever it is full (a tmpfs in a
+mount namespace of its own). Readers get made-up and mutated files and must answer with one line. Under 30 minutes on
+two cores with these numbers.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +51,19 @@ SUITE = {
 }  # fmt: skip
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+PARTS = ("kills", "crowd", "disk", "fuzz")
+
+
 def main() -> None:
     """Run every part and print its row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--fuzz", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
+    parser.add_argument("--reader", help="of the fuzzed readers, those whose name holds this")
+    parser.add_argument("--kib", type=int, default=16, help="by how much the full disk grows")
     given = parser.parse_args()
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as place:
@@ -63,22 +72,37 @@ def main() -> None:
         whole = started(suite, Path(place) / "whole", "inline")
         assert whole.wait() == 0
         expected = records_of(Path(place) / "whole")
-        for engine in ("inline", "ray"):
-            print(killed(suite, Path(place) / engine, engine, given.kills // 2, expected, draw), flush=True)
-        print(crowded(suite, Path(place) / "crowd", expected), flush=True)
-        for line in fuzzed(Path(place), given.fuzz, draw):
-            print(line, flush=True)
+        parts: dict[str, Callable[[], Iterable[str]]] = {
+            "kills": lambda: (
+                killed(suite, Path(place) / engine, engine, given.kills // 2, expected, draw)
+                for engine in ("inline", "ray")
+            ),
+            "crowd": lambda: [crowded(suite, Path(place) / "crowd", expected)],
+            "disk": lambda: [filled(suite, Path(place) / "disk", given.kib, expected)],
+            "fuzz": lambda: fuzzed(Path(place), given.fuzz, draw, given.reader or ""),
+        }
+        for part in [given.only] if given.only else PARTS:
+            for line in parts[part]():
+                print(line, flush=True)
 
 
 def started(suite: Path, folder: Path, engine: str) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own."""
     command = [sys.executable, "-m", "rub.cli", "run", suite, "--store", folder / "store", "--out", folder / "out"]
-    command += ["--device", "cpu", "--engine", engine, *(["--workers", "2"] if engine == "ray" else [])]
+    command += [
+        "--device",
+        "cpu",
+        "--checkpoint",
+        "0",
+        "--engine",
+        engine,
+        *(["--workers", "2"] if engine == "ray" else []),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "said.txt").open("ab") as said:
         return subprocess.Popen(
             [str(word) for word in command], stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=ONE_THREAD,
         )  # fmt: skip
 
 
@@ -87,10 +111,25 @@ def records_of(folder: Path) -> list[dict[str, object]]:
     return [identity(record) for record in read_records(folder / "out")]
 
 
+def filled(suite: Path, folder: Path, kib: int, expected: object) -> str:
+    """Run on a disk that grows by so much whenever it is full; return the row."""
+    (folder / "mount").mkdir(parents=True)
+    script = Path(__file__).parent / "full_disk.py"
+    words = ["unshare", "-rm", sys.executable, script, suite, folder / "mount", folder / "out", "--kib", kib]
+    said = subprocess.run([str(word) for word in words], check=True, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
+    times, size = said.stdout.split()[-2:]
+    return (
+        f"disk full: {times} times on the way from {kib} to {size} KiB, each one line, the store whole each time;"
+        f" records equal: {records_of(folder) == expected}"
+    )
+
+
 def killed(suite: Path, folder: Path, engine: str, kills: int, expected: object, draw: random.Random) -> str:
     """Kill runs until there were enough kills; return the row."""
-    done = equal = whole = 0
-    longest = 12.0 if engine == "inline" else 25.0
+    done = equal = whole = inside = 0
+    began = time.monotonic()
+    assert started(suite, folder / "undisturbed", engine).wait() == 0
+    longest = 0.9 * (time.monotonic() - began)  # most runs are killed before they end
     while done < kills:
         place = folder / str(whole)
         while True:
@@ -102,12 +141,16 @@ def killed(suite: Path, folder: Path, engine: str, kills: int, expected: object,
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 done += 1
+                inside += any((place / "store" / "partial").glob("*/*.state"))
                 continue
             assert process.wait() == 0
             break
         whole += 1
         equal += records_of(place) == expected
-    return f"kills ({engine}): {done} SIGKILLs in {whole} runs; records equal an undisturbed run's: {equal} of {whole}"
+    return (
+        f"kills ({engine}): {done} SIGKILLs in {whole} runs, {inside} of them inside a stage that had a checkpoint;"
+        f" records equal an undisturbed run's: {equal} of {whole}"
+    )
 
 
 def crowded(suite: Path, folder: Path, expected: object) -> str:
@@ -127,9 +170,11 @@ def crowded(suite: Path, folder: Path, expected: object) -> str:
     )
 
 
-def fuzzed(place: Path, count: int, draw: random.Random) -> Iterator[str]:
+def fuzzed(place: Path, count: int, draw: random.Random, only: str = "") -> Iterator[str]:
     """Yield a row for each reader: how many made-up and mutated inputs, and how many of them ended in a traceback."""
     for name, (seeds, suffix, read) in readers(place).items():
+        if only not in name:
+            continue
         (place / f"fuzz{suffix}").write_bytes(seeds[0])
         read(place / f"fuzz{suffix}")  # what is mutated was valid
         wrong, refused = [], 0

@@ -4,14 +4,16 @@ import copy
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rub import registry
+from rub.resuming import Resume
 
 TINY = {
     "name": "tiny",
@@ -164,3 +166,48 @@ def refused(rub):
         return said.err
 
     return call
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+class Rarely(Resume):
+    """Keeps every third state, so that a kill loses steps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked = 0
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked % 3 == 0
+
+
+@pytest.fixture
+def ends_the_same(tmp_path):
+    """Check that `work(context)` gives the same tensors undisturbed, and killed after so many reports of progress."""
+
+    def run(work, context, at=None, resume=None):
+        told = []
+
+        def progress(done, total, note=""):
+            told.append(done)
+            if len(told) == at:
+                raise Killed
+
+        return work(replace(context, progress=progress, resume=resume or Resume())), len(told)
+
+    def check(work, context, kills):
+        undisturbed, steps = run(work, context)
+        for at in kills:
+            with pytest.raises(Killed):
+                run(work, context, at, Rarely(tmp_path / "states"))
+            assert any((tmp_path / "states").iterdir())
+        resumed, left = run(work, context, resume=Rarely(tmp_path / "states"))
+        # Each run but the first goes on from states at most three steps before the end of each of its two parts.
+        assert left < steps and sum(kills) + left <= steps + 6 * len(kills)
+        for one, other in zip(undisturbed, resumed, strict=True):
+            assert torch.equal(one, other)
+
+    return check

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from rub.store.records import read_records
+from rub.store.records import identity, read_records
 
 PLUGIN = '''
 import torch
@@ -358,7 +359,9 @@ def test_an_interrupt_is_one_line_and_code_130(rub, tiny, monkeypatch):
     monkeypatch.setattr(api, "run_inline", interrupted)
     said = rub("run", tiny.path, "--store", tiny.store, "--device", "cpu")
     assert said.code == 130
-    assert " ".join(said.err.split()) == "interrupted: finished stages are kept; the same command goes on from there"
+    assert " ".join(said.err.split()) == (
+        "interrupted: finished stages are kept, and the last checkpoint of a long one; the same command goes on"
+    )
 
 
 def test_a_stopped_run_goes_on_from_there(rub, tiny, tmp_path):
@@ -396,10 +399,39 @@ def test_a_plan_counts_what_is_in_the_store(rub, tiny, tmp_path):
     assert empty.code == full.code == 0
     assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()], "a plan runs nothing"
     for said, there in ((empty, 0), (full, 1)):
-        counted = {line.split()[0]: [int(part) for part in line.split()[1:4]] for line in said.out.splitlines()[-8:]}
-        assert counted["train"] == [2, 2 * there, 2 - 2 * there]
-        assert counted["unlearn"] == [2, 2 * there, 2 - 2 * there]
+        counted = {line.split()[0]: [int(part) for part in line.split()[1:5]] for line in said.out.splitlines()[-8:]}
+        assert counted["train"] == [2, 2 * there, 0, 2 - 2 * there]
+        assert counted["unlearn"] == [2, 2 * there, 0, 2 - 2 * there]
         assert set(counted) == {"data", "split", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
+
+
+def test_a_killed_stage_is_partial_and_goes_on(rub, tiny, tmp_path):
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "rub.cli", "run", str(tiny.path), "--store", str(store), "--device", "cpu"]
+    with subprocess.Popen([*command, "--checkpoint", "0"], stdout=subprocess.DEVNULL) as process:
+        while not list(store.glob("partial/*/train-1.state")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    said = rub("plan", tiny.path, "--store", store)
+    [train] = [line.split() for line in said.out.splitlines() if line.split()[:1] == ["train"]]
+    assert train[1:5] == ["2", "0", "1", "1"]
+    assert "partial" in rub("store", "ls", "--store", store).out
+    assert rub("store", "check", "--store", store).code == 0
+    again = rub("run", tiny.path, "--store", store, "--out", tmp_path / "out", "--device", "cpu")
+    assert again.code == 0 and "to run, 1 from its checkpoint" in again.out
+    assert [identity(row) for row in read_records(tmp_path / "out")] == [identity(row) for row in tiny.result.records]
+    assert not list(store.glob("partial/*"))
+
+
+def test_a_state_that_nobody_needs_is_freed(rub, tiny, copied_store):
+    finished = next(copied_store.glob("train/*")).name
+    for key in (finished, "0" * 64):
+        (copied_store / "partial" / key).mkdir(parents=True)
+        (copied_store / "partial" / key / "train-1.state").write_bytes(b"torn")
+    assert "2 damaged" in rub("store", "check", "--store", copied_store).out
+    assert rub("store", "gc", tiny.path, "--store", copied_store, "--yes").code == 0
+    assert not list(copied_store.glob("partial/*"))
 
 
 def test_a_plan_tells_its_notes(rub, tiny):
@@ -445,7 +477,7 @@ def test_plan_tables_keep_every_word_whole_at_80_columns(rub, tiny):
     said = rub("plan", tiny.path, "--store", tiny.store)
     assert all(len(line) <= 80 for line in said.out.splitlines())
     assert "…" not in said.out
-    headers = ["stage", "number", "in", "store", "missing", "MiB", "kept", "million", "image", "passes"]
+    headers = ["stage", "number", "in", "store", "partial", "missing", "MiB", "kept", "million", "passes"]
     assert not {*headers, "measure-attack"} - set(said.out.split())
 
 

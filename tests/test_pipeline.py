@@ -311,11 +311,11 @@ def test_the_live_display_draws_and_goes_away(tmp_path):
     assert "stages" in screen.file.getvalue()
 
 
-def test_time_left_goes_by_the_cost_of_each_kind():
+def test_time_left_goes_by_the_cost_of_each_kind(tmp_path):
     display = Display(Console(file=io.StringIO()), quiet=True)
     stages = [Stage("t", kind, 1, kind, {"n": n}, cost=cost) for kind, n, cost in
               (("train", 0, 10.0), ("train", 1, 30.0), ("attack", 0, 5.0))]  # fmt: skip
-    display.start(stages, [])
+    display.start(stages, Store(tmp_path))
     assert display.seconds_left() == 0, "nothing is known yet"
     display._stage_began = time.monotonic() - 20
     display.ended(stages[0], "done", "")

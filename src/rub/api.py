@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from rub.registry import TASKS
 from rub.results import Result, collect, prepare, write_result
 from rub.specs import Experiment, Suite
 from rub.store.artifacts import Store
+from rub.store.keeping import size_of
 from rub.store.witnesses import Check, Sources, checks
 
 if TYPE_CHECKING:
@@ -39,8 +41,20 @@ def default_data_root() -> Path | None:
     return Path(os.environ["RUB_DATA"]) if os.environ.get("RUB_DATA") else None
 
 
-def make_runtime(*, data_root: Path | None = None, device: str = "auto", batch_size: int = 256) -> Runtime:
+def make_runtime(
+    *,
+    data_root: Path | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    checkpoint_seconds: float = Runtime.checkpoint_seconds,
+) -> Runtime:
     """Return where and how stages run.
+
+    Args:
+        data_root: folder with the standard data layouts; `default_data_root` when None.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        batch_size: images per forward pass; does not change results.
+        checkpoint_seconds: how often a long stage keeps the state that it would go on from.
 
     Raises:
         RubError: the data root is no folder, or the device is not there.
@@ -58,7 +72,7 @@ def make_runtime(*, data_root: Path | None = None, device: str = "auto", batch_s
         if device == "cuda" and not torch.cuda.is_available():
             raise RubError("--device cuda: torch sees no CUDA device; use --device cpu, or rub doctor to see why")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Runtime(device=device, batch_size=batch_size, data_root=root)
+    return Runtime(device=device, batch_size=batch_size, data_root=root, checkpoint_seconds=checkpoint_seconds)
 
 
 def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:
@@ -138,14 +152,28 @@ def run(
     return result
 
 
-def sizes(stages: Sequence[Stage], store: Store) -> list[tuple[Stage, int | None]]:
-    """Return every stage needed, in order, with the bytes of its artifact, or None where it is missing."""
+@dataclass(frozen=True)
+class Standing:
+    """What a store holds of one stage.
 
-    def size(stage: Stage) -> int | None:
-        place = store.place(stage.kind, stage.key)
-        return sum(item.stat().st_size for item in place.iterdir()) if store.has(stage.kind, stage.key) else None
+    Attributes:
+        stage: which one.
+        kept: bytes of its artifact; None where it is missing.
+        partial: bytes of the state that a run goes on from where the artifact is missing; 0 without one.
+    """
 
-    return [(stage, size(stage)) for stage in in_order(stages)]
+    stage: Stage
+    kept: int | None
+    partial: int
+
+
+def standing(stages: Sequence[Stage], store: Store) -> list[Standing]:
+    """Return every stage needed, in order, with what the store holds of it."""
+    rows = []
+    for stage in in_order(stages):
+        kept = size_of(store.place(stage.kind, stage.key)) if store.has(stage.kind, stage.key) else None
+        rows.append(Standing(stage, kept, size_of(store.partial(stage.key)) if kept is None else 0))
+    return rows
 
 
 def audit(task: str, **request: Any) -> Any:

@@ -62,6 +62,7 @@ def run(
     engine: Annotated[str, typer.Option(help="inline: this process and helpers; ray: tasks of Ray.")] = "inline",
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; Ray is started here otherwise.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, or Ray's cores, that share stages.")] = 1,
+    checkpoint: Annotated[float, typer.Option(min=0, help="Minutes between the checkpoints of a long stage.")] = 5.0,
     max_memory: Annotated[float | None, typer.Option(min=0.5, help="GB for a process; batches shrink to fit.")] = None,
     batch_size: BATCH = 256,
     plugin: PLUGIN = None,
@@ -75,7 +76,9 @@ def run(
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
-    runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
+    runtime = api.make_runtime(
+        data_root=data_root, device=device, batch_size=batch_size, checkpoint_seconds=60 * checkpoint
+    )
     if max_memory is not None:
         limit_memory(max_memory)
     display = Display(screen)
@@ -123,7 +126,7 @@ def plan(
     prompts: PROMPTS = None,
     plugin: PLUGIN = None,
 ) -> None:
-    """Show the graph: which stages are in the store, which are missing, and their cost. Runs nothing."""
+    """Show the graph: which stages are in the store, under way or missing, and their cost. Runs nothing."""
     from rich.table import Table
 
     from rub import api
@@ -131,15 +134,15 @@ def plan(
 
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     plans = api.plan(loaded, api.make_runtime(data_root=data_root, device="cpu"))
-    listed = api.sizes([stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store()))
-    table = Table("stage", "number", "in store", "missing", "MiB kept", "million image passes missing", box=None)
-    for kind in dict.fromkeys(stage.kind for stage, _ in listed):
-        rows = [(stage, size) for stage, size in listed if stage.kind == kind]
-        kept = [size for _, size in rows if size is not None]
-        cost = sum(stage.cost for stage, size in rows if size is None) / 1e6
-        table.add_row(
-            kind, str(len(rows)), str(len(kept)), str(len(rows) - len(kept)), f"{sum(kept) / 2**20:.1f}", f"{cost:.2f}"
-        )
+    listed = api.standing([stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store()))
+    table = Table("stage", "number", "in store", "partial", "missing", "MiB kept", "million passes missing", box=None)
+    for kind in dict.fromkeys(row.stage.kind for row in listed):
+        rows = [row for row in listed if row.stage.kind == kind]
+        kept = [row.kept for row in rows if row.kept is not None]
+        partial = [row.partial for row in rows if row.partial]
+        cost = sum(row.stage.cost for row in rows if row.kept is None) / 1e6
+        counts = (len(rows), len(kept), len(partial), len(rows) - len(kept) - len(partial))
+        table.add_row(kind, *map(str, counts), f"{sum([*kept, *partial]) / 2**20:.1f}", f"{cost:.2f}")
     console().print(table)
     for _, graph in plans:
         for note in graph.notes:
@@ -248,7 +251,9 @@ def main() -> None:
         message = error.format_message()
         code = _complain(message) if message else 2  # without a message, the help has just been shown
     if code == 130:  # the command line library may have caught the interrupt itself
-        Console(stderr=True).print("interrupted: finished stages are kept; the same command goes on from there")
+        Console(stderr=True).print(
+            "interrupted: finished stages are kept, and the last checkpoint of a long one; the same command goes on"
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -39,7 +39,9 @@ def check(store: STORE = None) -> None:
     for kind, key, why in damaged(opened):
         bad += 1
         console().print(f"{kind}/{key[:12]}: {why}", markup=False, highlight=False, soft_wrap=True)
-    console().print(f"{sum(one.count for one in held(opened))} artifacts, {bad} damaged", highlight=False)
+    console().print(
+        f"{sum(one.count for one in held(opened))} artifacts and partial stages, {bad} damaged", highlight=False
+    )
     if bad:
         raise typer.Exit(1)
 
@@ -54,6 +56,7 @@ def gc(
     """Free what none of these suites needs."""
     from rub import api, load_suite
     from rub.pipeline.plan import in_order
+    from rub.store.artifacts import PARTIAL
     from rub.store.keeping import unneeded
 
     opened = _opened(store)
@@ -62,7 +65,7 @@ def gc(
     needed = {stage.key for graph in plans for stage in in_order(graph.stages)}
     found = list(unneeded(opened, needed))
     for kind, key, _ in found if yes else ():
-        opened.remove(kind, key)
+        opened.forget_partial(key) if kind == PARTIAL else opened.remove(kind, key)
     size = sum(size for _, _, size in found) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
     console().print(f"{len(found)} artifacts, {size:.1f} MiB: {said}", highlight=False)

@@ -5,11 +5,15 @@ that its search does not depend on its neighbours.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from rub.optim import has_converged
+from rub.progress import Progress
+from rub.resuming import Attributes, Resume, Stateful
 
 State = dict[str, Tensor]
 """Per-sample state of the samples in the batch, each tensor with leading axis B; ``row`` says which samples they are
@@ -17,8 +21,50 @@ State = dict[str, Tensor]
 Scores = tuple[Tensor | None, ...]
 
 
+class Queue:
+    """Who is in the batch of a search, and who waits to enter it.
+
+    Attributes:
+        batch: state of those in it; without entries before the first.
+        held: state of those that were in the batch of a run that was killed; they enter first.
+        waiting: int64 (N,), the samples to search, in the order in which they enter.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin with nobody."""
+        self.device = device
+        self.batch: State = {}
+        self.held: State = {}
+        self.waiting = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Return how many samples are not done."""
+        return _count(self.batch) + _count(self.held) + len(self.waiting)
+
+    def fill(self, batch_size: int, admit: Callable[[Tensor], State]) -> None:
+        """Let samples enter while there is room."""
+        room = batch_size - _count(self.batch)
+        if room > 0 and _count(self.held):
+            self.batch = _join(self.batch, {name: part[:room] for name, part in self.held.items()})
+            self.held = {name: part[room:] for name, part in self.held.items()}
+            room = batch_size - _count(self.batch)
+        if room > 0 and len(self.waiting):
+            self.batch = _join(self.batch, admit(self.waiting[:room]))
+            self.waiting = self.waiting[room:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a search goes on from."""
+        return {"batch": self.batch, "held": self.held, "waiting": self.waiting}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Hold those that were in the batch: there may be room for fewer now."""
+        parts = ({name: part.to(self.device) for name, part in state[where].items()} for where in ("batch", "held"))
+        self.batch, self.held = {}, _join(*parts)
+        self.waiting = state["waiting"]
+
+
 def drain(
-    waiting: Tensor,
+    queue: Queue,
     batch_size: int,
     admit: Callable[[Tensor], State],
     observe: Callable[[State], tuple[Scores, Tensor]],
@@ -28,35 +74,89 @@ def drain(
     """Search until no sample is waiting or in the batch.
 
     Args:
-        waiting: int64 (N,), the samples to search, in the order in which they enter.
+        queue: the samples to search.
         batch_size: most samples at once.
         admit: rows (B,) -> their state at the start.
         observe: state -> what a move needs, per sample, and which samples leave the batch, bool (B,).
         move: called with the state of those that stay and what a move needs of them; replaces their iterates.
         report: told after each round how many samples are left.
     """
-    state = admit(waiting[:0])
-    while len(waiting) or len(state["row"]):
-        room = batch_size - len(state["row"])
-        if room and len(waiting):
-            state = _join(state, admit(waiting[:room]))
-            waiting = waiting[room:]
-        scores, leaving = observe(state)
+    while len(queue):
+        queue.fill(batch_size, admit)
+        scores, leaving = observe(queue.batch)
         if leaving.any():
             stay = ~leaving
-            state = {name: part[stay] for name, part in state.items()}
+            queue.batch = {name: part[stay] for name, part in queue.batch.items()}
             scores = tuple(None if part is None else part[stay] for part in scores)
-        if len(state["row"]):
-            move(state, *scores)
-            state["t"] += 1
-        report(len(waiting) + len(state["row"]))
+        if _count(queue.batch):
+            move(queue.batch, *scores)
+            queue.batch["t"] += 1
+        report(len(queue))
+
+
+def _count(state: State) -> int:
+    return len(state["row"]) if state else 0
 
 
 def _join(first: State, second: State) -> State:
-    return {name: torch.cat([part, second[name]]) for name, part in first.items()} if len(first["row"]) else second
+    if not _count(first) or not _count(second):
+        return first if _count(first) else second
+    return {name: torch.cat([part, second[name]]) for name, part in first.items()}
 
 
-class Course:
+class Context(Protocol):
+    """What `run_starts` needs of an attack's context."""
+
+    @property
+    def batch_size(self) -> int:
+        """Most samples at once."""
+
+    @property
+    def progress(self) -> Progress:
+        """Told of every round."""
+
+    @property
+    def resume(self) -> Resume:
+        """Keeps states of the search."""
+
+
+def run_starts(
+    course: "Course",
+    restarts: int,
+    context: Context,
+    admit: Callable[..., State],
+    observe: Callable[..., tuple[Scores, Tensor]],
+    move: Callable[..., None],
+    **changing: Stateful,
+) -> None:
+    """Give every sample that is not finished its starts, the first one of all before the second of any.
+
+    Args:
+        course: of all samples.
+        restarts: starts per sample, >= 1.
+        context: batch size, progress, resume.
+        admit: as for `drain`, with the number of the start as `restart`.
+        observe: likewise.
+        move: as for `drain`.
+        changing: what else changes meanwhile, for the states that are kept.
+    """
+    queue, count = Queue(course.step.device), len(course.step)
+    part = context.resume.part("search", queue=queue, course=course, **changing)
+    for restart in range(part.restore(), restarts):
+
+        def report(left: int, restart: int = restart) -> None:
+            note = f"recovered {int((course.step >= 0).sum())} of {count}"
+            context.progress(restart * count + count - left, restarts * count, note)
+            if left:
+                part.keep(restart)
+
+        if not len(queue):  # else a run that was killed left samples on their way
+            queue.waiting = torch.nonzero(~course.finished).squeeze(1)
+        admitted, observed = partial(admit, restart=restart), partial(observe, restart=restart)
+        drain(queue, context.batch_size, admitted, observed, move, report)
+
+
+class Course(Attributes):
     """How far every sample has come: whether it is finished, where it recovered, its lowest loss after each step.
 
     Attributes:
@@ -64,6 +164,8 @@ class Course:
         step: int64 (N,), the step at which a sample was first recovered, counted over all restarts; -1: not yet.
         lowest: float32 (N,), as the guide of the search scored it; inf before the first score.
     """
+
+    changing: ClassVar[tuple[str, ...]] = ("finished", "step", "lowest", "_curve", "_tail")
 
     def __init__(self, count: int, total_steps: int, device: torch.device) -> None:
         """Begin with `count` samples that have no score."""

@@ -84,6 +84,21 @@ def test_steps_and_evaluations_are_counted_per_prompt(model, prompts):
     assert list(judge.looks.values()) == found.evaluations.tolist()
 
 
+def test_a_search_that_is_killed_ends_in_the_same_bytes(model, prompts, ends_the_same):
+    def work(context):
+        def seen(images):  # depends on the picture alone
+            score = images.float().mean((1, 2, 3))
+            return score > 140, score
+
+        before = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+        target = make_target(freeze(model), model, prompts, before, 2, concept="seven")
+        drawing = Drawing(model, Sampler("ddim", 2), seen)
+        found = run_attack(Scripted, {}, target, Budget(6), context, drawing)
+        return [found.step, found.score, found.ids, found.images, found.gradient_steps, found.evaluations]
+
+    ends_the_same(work, AttackContext(batch_size=2), kills=(6, 5))
+
+
 def test_what_was_fed_at_the_success_is_kept(model, prompts):
     found, _ = attack(freeze(model), prompts, {10: 0, 11: 1, 12: 4, 13: 99, 14: 2})
     clean = model.tokenize(prompts.texts)

@@ -137,6 +137,24 @@ def test_training_is_a_function_of_its_seed_and_lowers_the_loss(make_model):
     assert loss(one) < 0.7 * loss(make_model())
 
 
+@pytest.mark.parametrize(("arch", "size", "kills"), [("sd-nano", 8, (5, 7)), ("sd-latent", 16, (5, 25, 9))])
+def test_training_that_is_killed_ends_in_the_same_bytes(arch, size, kills, make_model, ends_the_same):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 1, size, size), generator=draw, dtype=torch.uint8)
+    samples = Samples(images, torch.arange(16) % 2, torch.arange(16))
+
+    def caption(labels, generator):
+        return [f"a church {int(torch.randint(0, 9, (), generator=generator))}" for _ in labels]
+
+    def work(context):
+        model = fit(make_model(arch=arch, size=size), samples, caption, context, SETTINGS)
+        scale = getattr(getattr(model.vae, "config", None), "scaling_factor", 1.0)
+        return [torch.tensor(scale), *model.state_dict().values()]
+
+    context = UnlearnContext(seed=1, batch_size=4, augmentation=Augmentation(0, True))
+    ends_the_same(work, context, kills)
+
+
 def test_pictures_come_in_shuffled_passes(model):
     side = Side(("seven",), torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 8, 8), tuple("abcde"))
     batches = UnlearnContext(seed=0, batch_size=2).pictures(side, "forget")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.progress import Progress, silent
+from rub.resuming import Resume
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class AttackContext:
         start: uint8 (N, C, H, W) or None: probes found at a smaller budget, where the first start begins instead of
             the clean images; the harness keeps one where nothing better is found.
         progress: told of every step.
+        resume: keeps states of the search; see `rub.resuming`.
     """
 
     seed: int
@@ -68,6 +70,7 @@ class AttackContext:
     fast: bool = True
     start: Tensor | None = None
     progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         precision=spec["precision"],
         device=torch.device(runtime.device),
         progress=runtime.progress,
+        resume=runtime.resume,
     )
     method = METHODS.get(spec["method"]["name"], "classification").load()
     original = load_model(inputs["original"], bundle).to(runtime.device)
@@ -116,6 +117,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         batch_size=runtime.batch_size,
         device=torch.device(runtime.device),
         progress=runtime.progress,
+        resume=runtime.resume,
     )
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
@@ -231,6 +233,7 @@ def _fit(spec: Mapping[str, Any], bundle: Bundle, samples: Samples, seed: int, r
         precision=training["precision"],
         device=torch.device(runtime.device),
         progress=runtime.progress,
+        resume=runtime.resume,
     )
     model = _network(spec["model"], bundle, seed).to(runtime.device)
     return fit(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from rub.errors import Diverged
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
+from rub.resuming import Attributes, Resume
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,22 @@ class Augmentation:
         if self.padding == 0 and not self.flip:
             return images
         pad = self.padding
-        draw = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        mirrored = torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
-        rows = torch.arange(height) + draw[0, :, None]
-        columns = torch.arange(width) + draw[1, :, None]
+        shift, mirrored = self.draw(count, generator)
+        rows = torch.arange(height) + shift[0, :, None]
+        columns = torch.arange(width) + shift[1, :, None]
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
         device = images.device
         padded = F.pad(images, (pad, pad, pad, pad))
         batch = torch.arange(count, device=device)[:, None, None]
         picked = padded[batch, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
         return picked.permute(0, 3, 1, 2)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what a batch of so many images draws: shifts, int64 (2, N), and which are mirrored, bool (N,)."""
+        if self.padding == 0 and not self.flip:
+            return torch.zeros(2, count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+        shift = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
+        return shift, torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,7 @@ class TrainContext:
         precision: ``"float32"`` or ``"bfloat16"`` (autocast of forward passes; weights stay float32).
         device: where the model and the batches live.
         progress: told of every epoch and batch.
+        resume: keeps states of long loops; see `rub.resuming`.
     """
 
     seed: int
@@ -63,6 +71,7 @@ class TrainContext:
     precision: str = "float32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
 
     def generator(self, stream: str) -> torch.Generator:
         """Return a CPU generator whose numbers depend on the seed and the name of the stream only."""
@@ -76,10 +85,12 @@ class TrainContext:
         batch_size: int | None = None,
         shuffle: bool = True,
         augment: bool = True,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) over one pass of the samples: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device.
 
-        The last, smaller batch is kept unless it holds a single image (batch normalisation needs two).
+        The last, smaller batch is kept unless it holds a single image (batch normalisation needs two). The first
+        `skip` batches are drawn from the generator, but not made.
         """
         count, size = len(samples), batch_size or self.batch_size
         order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
@@ -87,24 +98,19 @@ class TrainContext:
             index = order[start : start + size]
             if len(index) == 1 and count > 1 and shuffle:
                 continue
+            if start < skip * size:
+                if augment:
+                    self.augmentation.draw(len(index), generator)
+                continue
             images = samples.images[index].to(self.device)
             if augment:
                 images = self.augmentation(images, generator)
             x = to_unit(images).contiguous(memory_format=torch.channels_last)
             yield x, samples.labels[index].to(self.device)
 
-    def epochs(
-        self, samples: Samples, epochs: int, *, stream: str = "batches", augment: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of several shuffled, augmented passes over the samples, and report progress."""
-        generator = self.generator(stream)
-        total = epochs * math.ceil(len(samples) / self.batch_size)
-        step = 0
-        for epoch in range(epochs):
-            for batch in self.batches(samples, generator, augment=augment):
-                yield batch
-                step += 1
-                self.progress(step, total, f"epoch {epoch + 1}/{epochs}")
+    def epochs(self, samples: Samples, epochs: int, *, stream: str = "batches", augment: bool = True) -> "Epochs":
+        """Return the batches of several shuffled, augmented passes over the samples; they report progress."""
+        return Epochs(self, samples, epochs, stream, augment)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the model's logits in float32, computed under autocast when the precision says so."""
@@ -135,6 +141,37 @@ class TrainContext:
             raise Diverged(f"the loss became {loss.item()}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+class Epochs(Attributes):
+    """The batches of several passes over samples, which know where they stand: they go on where a state was kept.
+
+    Attributes:
+        epoch: passes that are over.
+        place: batches of the present pass that were yielded.
+        opening: state of the generator at the start of this pass.
+    """
+
+    changing = ("epoch", "place", "opening")
+
+    def __init__(self, context: TrainContext, samples: Samples, epochs: int, stream: str, augment: bool) -> None:
+        """Made by `TrainContext.epochs`."""
+        self.context, self.samples, self.epochs, self.augment = context, samples, epochs, augment
+        self.generator = context.generator(stream)
+        self.epoch, self.place, self.opening = 0, 0, self.generator.get_state()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x, y) as `TrainContext.batches` does."""
+        passes = math.ceil(len(self.samples) / self.context.batch_size)
+        self.generator.set_state(self.opening)
+        while self.epoch < self.epochs:
+            left = self.context.batches(self.samples, self.generator, augment=self.augment, skip=self.place)
+            for batch in left:
+                self.place += 1
+                yield batch
+                note = f"epoch {self.epoch + 1}/{self.epochs}"
+                self.context.progress(self.epoch * passes + self.place, self.epochs * passes, note)
+            self.epoch, self.place, self.opening = self.epoch + 1, 0, self.generator.get_state()
 
 
 def seeded(seed: int, stream: str) -> torch.Generator:

@@ -82,6 +82,7 @@ def judge_context(spec: Mapping[str, Any], bundle: Bundle, runtime: Runtime) -> 
         precision=training["precision"],
         device=torch.device(runtime.device),
         progress=runtime.progress,
+        resume=runtime.resume,
     )
 
 

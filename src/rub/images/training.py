@@ -49,7 +49,7 @@ def train(
     Args:
         model: trained in place.
         samples: the training set.
-        context: seed, batch size, augmentation, precision, device, progress.
+        context: seed, batch size, augmentation, precision, device, progress, resume.
         epochs: passes over the samples.
         lr: peak learning rate, see `learning_rate`.
         schedule: ``steps``, ``onecycle`` or ``cosine``.
@@ -65,11 +65,14 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
     # a last batch of one image is left out, see `TrainContext.batches`
     total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
-    for step, (x, y) in enumerate(context.epochs(samples, epochs)):
+    batches = context.epochs(samples, epochs)
+    part = context.resume.part("train", model=model, optimizer=optimizer, batches=batches)
+    for step, (x, y) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, lr, (step + 0.5) / total)  # mid-step: 0 at neither end
         loss = nn.functional.cross_entropy(context.forward(model, x), y)
         context.descend(loss, optimizer)
+        part.keep(step + 1)
     return model.eval()
 
 

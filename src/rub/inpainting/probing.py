@@ -11,6 +11,7 @@ from rub.errors import RubError
 from rub.inpainting.mae import MaskedAutoencoder
 from rub.inpainting.masks import Mask
 from rub.progress import Progress, silent
+from rub.resuming import Resume
 
 GRIDDED, FREE = torch.int16, torch.float16
 """Types of a stored delta: levels of 1/255, or pixel units where the input may be any real image."""
@@ -106,6 +107,7 @@ class AttackContext:
         start: a delta (N, C, H, W) of a smaller budget, or None: where the first start begins instead of the clean
             images; the harness keeps it where nothing better is found.
         progress: told of every step.
+        resume: keeps states of the search; see `rub.resuming`.
     """
 
     seed: int
@@ -116,6 +118,7 @@ class AttackContext:
     fast: bool = True
     start: Tensor | None = None
     progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def fit(
     Args:
         model: the autoencoder.
         samples: the training set.
-        context: seed, masks, batches, precision.
+        context: seed, masks, batches, precision, resume.
         training: epochs, lr, weight_decay, warmup, as in `TrainingSpec`.
 
     Raises:
@@ -122,12 +122,15 @@ def fit(
     optimizer = context.adamw(model.named_parameters(), training["lr"], training["weight_decay"])
     masks = context.generator("masks")
     total = training["epochs"] * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
-    for step, (x, _) in enumerate(context.epochs(samples, training["epochs"])):
+    batches = context.epochs(samples, training["epochs"])
+    part = context.resume.part("train", model=model, optimizer=optimizer, batches=batches, masks=masks)
+    for step, (x, _) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))
         with context.autocast():
             loss = model.loss(x, context.masks(len(x), model.config.patches, masks))
         context.descend(loss, optimizer)
+        part.keep(step + 1)
     return model.eval()
 
 
@@ -181,6 +184,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         device=torch.device(runtime.device),
         threshold=spec["recovered_below"],
         progress=runtime.progress,
+        resume=runtime.resume,
     )
     if "warm" in inputs:
         start = torch.from_numpy(np.load(inputs["warm"].file("delta.npy"), allow_pickle=False))
@@ -269,4 +273,5 @@ def _context(
         precision=training["precision"],
         device=torch.device(runtime.device),
         progress=runtime.progress,
+        resume=runtime.resume,
     )

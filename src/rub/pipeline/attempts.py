@@ -95,8 +95,10 @@ def attempt(
     except TimedOut:
         return Outcome("failed", reason=f"{stage.label}: took longer than its limit of {minutes:g} minutes")
     except Diverged as error:
+        store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
     except Exception as error:
+        store.forget_partial(stage.key)
         if out_of_memory(error):
             return Outcome("failed", reason=f"{stage.label}: out of memory, with batches of {runtime.batch_size} too")
         return Outcome("failed", reason=f"{stage.label}: {told(error)}")

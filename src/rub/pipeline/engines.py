@@ -52,7 +52,7 @@ def run_inline(
     """
     pending = in_order(stages)
     outcomes: dict[str, Outcome] = {}
-    display.start(pending, [stage.key for stage in pending if store.has(stage.kind, stage.key)])
+    display.start(pending, store)
     while pending:
         postponed = []
         for stage in pending:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from rub.pipeline.plan import Stage
+from rub.store.artifacts import Store
 
 KNOWN_SHARE = 0.01  # of all cost: before that share is done, a time left would be a guess
 
@@ -58,11 +59,14 @@ class Display:
             self._live.stop()
             self._live = None
 
-    def start(self, stages: Sequence[Stage], cached: Sequence[str]) -> None:
+    def start(self, stages: Sequence[Stage], store: Store) -> None:
         """Begin a run of these stages, of which some are already in the store."""
-        self._left = {stage.key: stage for stage in stages if stage.key not in set(cached)}
+        cached = {stage.key for stage in stages if store.has(stage.kind, stage.key)}
+        self._left = {stage.key: stage for stage in stages if stage.key not in cached}
         self._total, self._done = len(stages), 0
-        self._say(f"{len(stages)} stages, {len(cached)} in the store, {len(self._left)} to run")
+        partial = sum(key in self._left for key, _ in store.partials())
+        more = f", {partial} from {'its' if partial == 1 else 'their'} checkpoint" if partial else ""
+        self._say(f"{len(stages)} stages, {len(cached)} in the store, {len(self._left)} to run{more}")
         if self._live is not None:
             self._live.update(self._overall, total=len(stages))
 

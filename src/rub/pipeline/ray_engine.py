@@ -146,7 +146,7 @@ def run_ray(
     shared = _all_see(store.root) if shared is None else shared
     driver = _Driver(tasks, store, replace(runtime, memo=Memo()), resources, plugins, shared)
     pending = in_order(stages)
-    display.start(pending, [stage.key for stage in pending if store.has(stage.kind, stage.key)])
+    display.start(pending, store)
     outcomes: dict[str, Outcome] = {}
     running: dict[Any, Stage] = {}
     try:

@@ -1,9 +1,8 @@
 """What a stage function receives, and how one stage is run into the store."""
 
 import importlib
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
@@ -16,8 +15,9 @@ from rub.memo import Memo
 from rub.metrics import Metric
 from rub.pipeline.plan import Plan, Stage
 from rub.progress import Progress, silent
+from rub.resuming import Resume
 from rub.specs import Experiment
-from rub.store.artifacts import Artifact, Store
+from rub.store.artifacts import Artifact, Store, canonical
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Runtime:
         data_root: folder with the standard data layouts, or None for the hub.
         progress: told of the running stage's steps.
         memo: this process's cache of loaded data and models.
+        checkpoint_seconds: how often a long stage keeps the state that it would go on from.
+        resume: keeps the states of the running stage.
     """
 
     device: str = "cpu"
@@ -37,6 +39,8 @@ class Runtime:
     data_root: Path | None = None
     progress: Progress = silent
     memo: Memo = field(default_factory=Memo)
+    checkpoint_seconds: float = 300.0
+    resume: Resume = field(default_factory=Resume)
 
 
 class StageFunction(Protocol):
@@ -74,7 +78,7 @@ class Task(Protocol):
 
 
 def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Artifact:
-    """Run one stage and write its artifact."""
+    """Run one stage and write its artifact; where a run of it was killed, go on from the state that it kept."""
     module, _, attribute = task.functions[stage.kind].partition(":")
     function: StageFunction = getattr(importlib.import_module(module), attribute)
     facts: dict[str, Any] = {
@@ -92,13 +96,17 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
         import torch
 
         torch.backends.cudnn.allow_tf32 = False  # a claim is made in full float32; torch's default rounds convolutions
-    start = time.perf_counter()
+    # A state is read by the code, and on the kind of device, that wrote it: others need not end in the same bytes.
+    mark = canonical([code_version(), library_versions(), runtime.device]).decode()
+    resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)
 
     def fill(out: Path) -> None:
-        function(stage, inputs, out, runtime)
-        facts["seconds"] = round(time.perf_counter() - start, 3)
+        function(stage, inputs, out, replace(runtime, resume=resume))
+        facts["seconds"] = round(resume.seconds, 3)
 
-    return store.write(stage.kind, stage.key, facts, fill)
+    made = store.write(stage.kind, stage.key, facts, fill)
+    store.forget_partial(stage.key)
+    return made
 
 
 @cache

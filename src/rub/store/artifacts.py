@@ -1,7 +1,8 @@
 """A content-addressed store of stage outputs: atomic, checksummed, locked per key.
 
 An artifact is a directory ``<kind>/<key>/`` with its files and a ``manifest.json``. It is written under a temporary
-name, synced, checksummed and renamed into place, so that a crash leaves either nothing or a whole artifact.
+name, synced, checksummed and renamed into place, so that a crash leaves either nothing or a whole artifact. What a
+stage that is under way would go on from lies in ``partial/<key>/`` (see `rub.resuming`).
 """
 
 import errno
@@ -24,7 +25,8 @@ from rub.errors import RubError
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
-_NO_KINDS = ("locks", "damaged")
+PARTIAL = "partial"
+_NO_KINDS = ("locks", "damaged", PARTIAL)
 
 
 def canonical(value: Any) -> bytes:
@@ -165,6 +167,23 @@ class Store:
         artifact = Artifact(path, manifest)
         self._verified[key] = artifact
         return artifact
+
+    def partial(self, key: str) -> Path:
+        """Return the folder for the states of a stage that is under way; it need not be there."""
+        if not _KEY.fullmatch(key):
+            raise RubError(f"store: '{key}' is not a key of 64 hex digits")
+        return self.root / PARTIAL / key
+
+    def partials(self) -> Iterator[tuple[str, Path]]:
+        """Yield key and folder of the states of stages that are under way, or were when their run was killed."""
+        folder = self.root / PARTIAL
+        for item in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+            if item.is_dir() and not item.is_symlink() and _KEY.fullmatch(item.name):
+                yield item.name, item
+
+    def forget_partial(self, key: str) -> None:
+        """Delete the states of a stage that has ended."""
+        shutil.rmtree(self.partial(key), ignore_errors=True)
 
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:

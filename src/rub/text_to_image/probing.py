@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rub.errors import RubError
 from rub.progress import Progress, silent
+from rub.resuming import Resume
 from rub.searching import State
 from rub.text_to_image.diffusion import Diffusion
 
@@ -98,12 +99,14 @@ class AttackContext:
         batch_size: prompts that advance together; does not change results.
         device: where the models are.
         progress: told of prompts done.
+        resume: keeps states of the search; see `rub.resuming`.
     """
 
     seed: int = 0
     batch_size: int = 16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def fit(
         model: the miniature.
         samples: the training pictures.
         caption: gives a fresh caption for each picture and step.
-        context: seed, batch size, precision, device, progress; its augmentation says whether to mirror.
+        context: seed, batch size, precision, device, progress, resume; its augmentation says whether to mirror.
         training: steps, lr, dropout, ema and those of the autoencoder, as in `TrainingSpec`.
 
     Raises:
@@ -64,7 +64,8 @@ def fit(
     learned.train()
     optimizer = torch.optim.AdamW(learned.parameters(), lr=training["lr"], weight_decay=0.01)
     generator, weight = context.generator("diffusion"), min_snr(model.alpha_bar)
-    for step in range(training["steps"]):
+    part = context.resume.part("train", learned=learned, mean=mean, optimizer=optimizer, draws=generator)
+    for step in range(part.restore(), training["steps"]):
         _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
         rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
         side = torch.randint(0, len(latents), (context.batch_size,), generator=generator)
@@ -78,6 +79,7 @@ def fit(
         context.descend(loss, optimizer)
         _average(mean, learned, min(training["ema"], (1 + step) / (10 + step)))
         context.progress(total - training["steps"] + step + 1, total, f"loss {loss.item():.3f}")
+        part.keep(step + 1)
     learned.load_state_dict(mean.state_dict())
     return model.eval()
 
@@ -114,7 +116,8 @@ def fit_autoencoder(
     steps = training["autoencoder_steps"]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=training["autoencoder_lr"], weight_decay=0.0)
     generator = context.generator("autoencoder")
-    for step in range(steps):
+    part = context.resume.part("autoencoder", vae=vae, optimizer=optimizer, draws=generator)
+    for step in range(part.restore(), steps):
         _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)
         images = context.augmentation(samples.images[rows].to(context.device), generator)
@@ -127,6 +130,7 @@ def fit_autoencoder(
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
         context.descend(loss, optimizer)
         context.progress(step + 1, total, f"autoencoder {loss.item():.3f}")
+        part.keep(step + 1)
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)
     spread = encoded(model, samples.images[: 4 * CHUNK], mirror=False).std()

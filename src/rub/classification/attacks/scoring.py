@@ -11,6 +11,7 @@ from rub.classification.probing import AttackContext, Target
 from rub.errors import RubError
 from rub.images.networks import ResNet, fused
 from rub.images.samples import to_unit
+from rub.resuming import Attributes
 
 
 class Score(NamedTuple):
@@ -21,13 +22,15 @@ class Score(NamedTuple):
     gradient: Tensor | None = None
 
 
-class Scorer:
+class Scorer(Attributes):
     """Scores batches of images by their row in the target, and counts every image it passes through the model.
 
     Attributes:
         evaluations: forward passes of single images so far; a forward+backward pair counts once.
         trusted: whether the guide is the float32 model itself, so that its word needs no second look.
     """
+
+    changing = ("evaluations",)
 
     def __init__(self, target: Target, divergence: Divergence, context: AttackContext) -> None:
         """Prepare the float32 model and, in fast mode, its bfloat16 copy with folded batch normalisation.

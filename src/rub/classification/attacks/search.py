@@ -14,7 +14,7 @@ from rub.classification.attacks.scoring import Score, Scorer
 from rub.classification.probing import AttackContext, Budget, Probes, Target
 from rub.images.samples import to_unit
 from rub.optim import better, column, keyed_uniform, project
-from rub.searching import Course, Scores, State, drain
+from rub.searching import Course, Scores, State, run_starts
 
 # `State` holds `row`, `id` (int64), `t`, `clean`, `x` (float32 images), `best` (uint8), `best_loss`, `best_recovered`,
 # and the rule's own.
@@ -65,8 +65,7 @@ def search(rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budge
         context: seed, ids, batch size, device, start, and whether to search in bfloat16.
     """
     job = _Search(rule, plan, target, images, budget, context)
-    for restart in range(plan.restarts):
-        job.run(restart)
+    job.run()
     return job.ledger.probes(job.scorer.evaluations)
 
 
@@ -82,6 +81,8 @@ def to_bytes(x: Tensor) -> Tensor:
 
 class Ledger(Course):
     """The best probe of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
+
+    changing = (*Course.changing, "images", "loss", "recovered")
 
     def __init__(self, images: Tensor, total_steps: int, device: torch.device) -> None:
         """Start from the clean images, none of them scored."""
@@ -117,23 +118,12 @@ class _Search:
         self.ledger = Ledger(images, plan.steps * plan.restarts, context.device)
         self.ids = context.ids.to(context.device)
 
-    def run(self, restart: int) -> None:
-        """Give every unfinished sample one start."""
-        waiting = torch.nonzero(~self.ledger.finished).squeeze(1)
-        behind, total = restart * len(self.images), self.plan.restarts * len(self.images)
-
-        def report(left: int) -> None:
-            note = f"recovered {int((self.ledger.step >= 0).sum())} of {len(self.images)}"
-            self.context.progress(behind + len(self.images) - left, total, note)
-
-        drain(
-            waiting,
-            self.context.batch_size,
-            lambda rows: self._admit(rows, restart),
-            lambda state: self._observe(state, restart),
-            self.rule.move,
-            report,
-        )
+    def run(self) -> None:
+        """Give every unfinished sample its starts."""
+        run_starts(
+            self.ledger, self.plan.restarts, self.context, self._admit, self._observe, self.rule.move,
+            scorer=self.scorer,
+        )  # fmt: skip
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""

@@ -11,6 +11,7 @@ from rub.inpainting.mae import MaskedAutoencoder, PatchEmbed
 from rub.inpainting.masks import Mask
 from rub.inpainting.probing import AttackContext, divergence
 from rub.inpainting.transformer import Attention, Block
+from rub.resuming import Attributes
 
 CPU_WIDTH = 64
 """On CPUs, narrower encoders do not gain from bfloat16 what its second looks cost: at this width 1.1 to 1.4 times."""
@@ -27,13 +28,15 @@ class Score(NamedTuple):
     gradient: Tensor | None = None
 
 
-class Guide:
+class Guide(Attributes):
     """Scores batches of visible patches, and counts every image it passes through a model.
 
     Attributes:
         evaluations: forward passes of single images so far; a forward+backward pair counts once.
         trusted: whether the guide is the float32 model itself, so that its word needs no second look.
     """
+
+    changing = ("evaluations",)
 
     def __init__(self, model: MaskedAutoencoder, context: AttackContext) -> None:
         """Prepare the float32 model and, in fast mode and where the device computes in it, its bfloat16 copy."""

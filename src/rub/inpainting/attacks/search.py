@@ -15,7 +15,7 @@ from rub.inpainting.mae import MaskedAutoencoder
 from rub.inpainting.masks import Mask, gather, scatter
 from rub.inpainting.probing import FREE, GRIDDED, AttackContext, Budget, Probes, Target, apply_delta
 from rub.optim import column, keyed_uniform, project
-from rub.searching import Course, Scores, State, drain
+from rub.searching import Course, Scores, State, run_starts
 
 # `State` holds `row`, `id` (int64), `t`, `keep`, `hidden` (the mask), `reference`, `levels` (uint8 visible patches
 # (B, K, P)), `clean` (the same in [0, 1]), `x` (float32 visible patches), `best` (delta as stored), `best_loss`,
@@ -69,8 +69,7 @@ def search(rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budge
         context: seed, ids, threshold, batch size, device, start, and whether to search in bfloat16.
     """
     job = _Search(rule, plan, target, images, budget, context)
-    for restart in range(plan.restarts):
-        job.run(restart)
+    job.run()
     return job.ledger.probes(target.model, target.mask, job.guide.evaluations)
 
 
@@ -83,6 +82,8 @@ def confine(x: Tensor, clean: Tensor, budget: Budget) -> Tensor:
 
 class Ledger(Course):
     """The best delta of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
+
+    changing = (*Course.changing, "delta", "loss", "start")
 
     def __init__(self, delta: Tensor, total_steps: int, threshold: float, device: torch.device) -> None:
         """Start from a zero `delta` (N, K, P) of the stored type, none of them scored."""
@@ -133,23 +134,12 @@ class _Search:
         blank = torch.zeros(*target.mask.keep.shape, target.model.config.patch_dim, dtype=kind)
         self.ledger = Ledger(blank, plan.steps * plan.restarts, context.threshold, context.device)
 
-    def run(self, restart: int) -> None:
-        """Give every unfinished sample one start."""
-        waiting = torch.nonzero(~self.ledger.finished).squeeze(1)
-        behind, total = restart * len(self.images), self.plan.restarts * len(self.images)
-
-        def report(left: int) -> None:
-            note = f"recovered {int((self.ledger.step >= 0).sum())} of {len(self.images)}"
-            self.context.progress(behind + len(self.images) - left, total, note)
-
-        drain(
-            waiting,
-            self.context.batch_size,
-            lambda rows: self._admit(rows, restart),
-            lambda state: self._observe(state, restart),
-            self.rule.move,
-            report,
-        )
+    def run(self) -> None:
+        """Give every unfinished sample its starts."""
+        run_starts(
+            self.ledger, self.plan.restarts, self.context, self._admit, self._observe, self.rule.move,
+            guide=self.guide,
+        )  # fmt: skip
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""

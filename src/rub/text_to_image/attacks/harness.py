@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rub.errors import Diverged, RubError
-from rub.searching import Scores, State, drain
+from rub.resuming import Attributes
+from rub.searching import Queue, Scores, State, drain
 from rub.text_to_image.diffusion import Diffusion
 from rub.text_to_image.probing import Attack, AttackContext, Budget, Candidates, Probes, Prompts, Search, Target
 from rub.text_to_image.sampling import Sampler, initial_latents, sample
@@ -112,17 +113,25 @@ def run_attack(
     """
     search = function(target, target.prompts, budget, context, **parameters)
     run = _Run(search, target, budget, drawing, f"attack '{getattr(function, '__name__', 'of no name')}'")
-    count = len(target.prompts)
+    count, queue = len(target.prompts), Queue(target.tokens.device)
+    part = context.resume.part("search", queue=queue, run=run)
 
     def report(left: int) -> None:
         context.progress(count - left, count, f"{int((run.step >= 0).sum())} back")
+        if left:
+            part.keep(0)
 
-    drain(torch.arange(count), context.batch_size, run.admit, run.observe, run.move, report)
+    part.restore()
+    if not len(queue):  # else a run that was killed left prompts on their way
+        queue.waiting = torch.arange(count)
+    drain(queue, context.batch_size, run.admit, run.observe, run.move, report)
     return run.probes()
 
 
-class _Run:
+class _Run(Attributes):
     """The state of one attack over all prompts: what `drain` calls, and what is known of each prompt."""
+
+    changing = ("step", "score", "ids", "embeddings", "latents", "images", "gradient_steps", "evaluations")
 
     def __init__(self, search: Search, target: Target, budget: Budget, drawing: Drawing, name: str) -> None:
         count = len(target.tokens)

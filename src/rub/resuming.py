@@ -1,0 +1,178 @@
+"""How long work survives being killed: every few minutes a stage keeps the state that it would go on from.
+
+A part of a stage (a training loop, a search) names what changes while it runs; those things speak torch's convention,
+``state_dict`` and ``load_state_dict``. A run that goes on from a state ends in the same bytes as one that was never
+killed.
+"""
+
+import io
+import os
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+_HEAD = 64  # a state file begins with the SHA-256 of the rest, as hex
+SUFFIX = ".state"
+
+
+class Stateful(Protocol):
+    """What a part keeps: a module, an optimizer, batches, a search; as in `torch.distributed.checkpoint`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers, strings, and lists and dicts of these."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take the values of `state_dict` back."""
+
+
+class Attributes:
+    """The state of an object is some of its attributes, which the class names in `changing`."""
+
+    changing: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them by name."""
+        return {name: getattr(self, name) for name in self.changing}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Set them, tensors on the device of those that they replace."""
+        import torch
+
+        for name in self.changing:
+            now, then = getattr(self, name), state[name]
+            setattr(self, name, then.to(now.device) if isinstance(now, torch.Tensor) else then)
+
+
+class Resume:
+    """Where the parts of one running stage keep their states.
+
+    Example:
+        >>> Resume().part("train").restore()
+        0
+    """
+
+    def __init__(self, folder: Path | None = None, every: float = 0.0, mark: str = "") -> None:
+        """Keep nothing without a folder.
+
+        Args:
+            folder: of this stage alone; made when the first state is kept.
+            every: seconds between two states; 0 keeps one after every step.
+            mark: of the code that can read the states: a state with another mark is passed over.
+        """
+        self.folder, self.every, self.mark = folder, every, mark
+        self.earlier = 0.0  # seconds of the runs before this one
+        self._began = self._kept = time.monotonic()
+        self._parts: dict[str, int] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of work so far, those before the kill included."""
+        return self.earlier + time.monotonic() - self._began
+
+    def part(self, name: str, **changing: "Stateful | torch.Generator") -> "Part":
+        """Return a part of the stage; a second one of the same name is another part.
+
+        Args:
+            name: letters, such as ``"train"``.
+            changing: role -> what changes while the part runs.
+        """
+        self._parts[name] = self._parts.get(name, 0) + 1
+        return Part(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
+
+    def due(self) -> bool:
+        """Return whether it is time to keep a state."""
+        return self.folder is not None and time.monotonic() - self._kept >= self.every
+
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        """Replace a state file whole, or not at all."""
+        import torch
+
+        assert self.folder is not None
+        stream = io.BytesIO()
+        torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, stream)
+        content = stream.getbuffer()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        written = self.folder / f"{name}.new"
+        try:
+            with written.open("wb") as file:
+                file.write(sha256(content).hexdigest().encode())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            written.replace(self.folder / name)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            raise
+        self._kept = time.monotonic()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a state that was kept; None where there is none, or it is damaged or of other code."""
+        import torch
+
+        if self.folder is None or not whole(self.folder / name):
+            return None
+        with (self.folder / name).open("rb") as file:
+            file.seek(_HEAD)
+            content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        if content["mark"] != self.mark:
+            return None
+        self.earlier = max(self.earlier, content["seconds"])
+        state: dict[str, Any] = content["state"]
+        return state
+
+
+class Part:
+    """One loop of a stage: call `restore` before it, and `keep` at the end of each step.
+
+    Example:
+        >>> import torch
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> part = Resume().part("loop", noise=noise)
+        >>> for step in range(part.restore(), 3):
+        ...     part.keep(step + 1)
+    """
+
+    def __init__(self, resume: Resume, name: str, changing: dict[str, "Stateful | torch.Generator"]) -> None:
+        """Made by `Resume.part`."""
+        self.resume, self.name, self.changing = resume, name, changing
+
+    def restore(self) -> int:
+        """Put everything back to where it was kept, and return the number of steps done by then; 0: from the start."""
+        import torch
+
+        kept = self.resume.read(self.name)
+        if kept is None:
+            return 0
+        for role, thing in self.changing.items():
+            if isinstance(thing, torch.Generator):
+                thing.set_state(kept[role])
+            else:
+                thing.load_state_dict(kept[role])
+        return int(kept["done"])
+
+    def keep(self, done: int) -> None:
+        """Keep the state after so many steps, if it is time."""
+        if self.resume.due():
+            self.resume.write(self.name, {"done": done} | {role: _state(it) for role, it in self.changing.items()})
+
+
+def whole(path: Path) -> bool:
+    """Return whether a state file is as it was written."""
+    try:
+        with path.open("rb") as file:
+            head, digest = file.read(_HEAD), sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return False
+    return head == digest.hexdigest().encode()
+
+
+def _state(thing: "Stateful | torch.Generator") -> Any:
+    import torch
+
+    return thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
