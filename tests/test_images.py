@@ -640,3 +640,70 @@ def test_arrays_of_anything_but_plain_numbers_are_refused(tmp_path, value):
     path.write_bytes(pickle.dumps({"a": value}, protocol=2))
     with pytest.raises(RubError, match=r"damaged|refused"):
         load_arrays(path)
+
+
+def test_subsets_share_the_array_and_take_what_they_say():
+    stored = torch.randint(0, 256, (9, 1, 2, 2), dtype=torch.uint8)
+    whole = Samples(stored, torch.arange(9), torch.arange(9))
+    some = whole.select(torch.arange(9) % 2 == 0).select([3, 0, 1])
+    both = concatenate([some, whole])
+    assert some.stored is stored and both.stored is stored
+    assert some.labels.tolist() == some.ids.tolist() == [6, 0, 2]
+    assert torch.equal(some.images, stored[[6, 0, 2]]) and torch.equal(some.take([2, 0]), stored[[2, 6]])
+    assert torch.equal(both.take(slice(1, 5)), stored[[0, 2, 0, 1]])
+    other = Samples(stored.clone(), torch.arange(9), torch.arange(9))
+    assert torch.equal(concatenate([some, other]).images, torch.cat([some.images, stored]))
+    with pytest.raises(ValueError, match="lengths differ: 2 images"):
+        Samples(stored, torch.arange(3), torch.arange(3), torch.arange(2))
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from rub.classification.context import UnlearnContext
+from rub.images.data import mapped
+from rub.images.samples import Samples
+from rub.pipeline.attempts import limit_memory
+
+path, count, side = Path(sys.argv[1]), 40_000, 224
+shape = (count, 3, side, side)
+with path.open("wb") as file:  # zeros that the file system does not store
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file.truncate(file.tell() + count * 3 * side * side)
+limit_memory(2)
+whole = Samples(mapped(path), torch.arange(count) % 10, torch.arange(count))
+half = whole.select(torch.arange(count) % 2 == 0)
+context = UnlearnContext(seed=0, batch_size=32, num_classes=10)
+for step, (x, y) in enumerate(context.epochs(half, 1)):
+    if step == 5:
+        break
+print(path.stat().st_size / 1e9, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+def test_data_larger_than_memory_is_trained_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path / "images.npy")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    file, memory = map(float, done.stdout.split())
+    assert file > 6 and memory < 2
+
+
+def test_large_sets_are_decoded_into_a_file(tmp_path, monkeypatch):
+    from rub.images import decoding
+
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (40 * number, len(name), 7)).save(tmp_path / name / f"{number}.png")
+    small = load_images("folder", None, path=tmp_path, size=8, selection=Selection())
+    monkeypatch.setattr(decoding, "LARGE", 100)
+    assert isinstance(decoding.room((3, 3, 8, 8)), np.memmap)
+    large = load_images("folder", None, path=tmp_path, size=8, selection=Selection())
+    assert torch.equal(small.train.images, large.train.images)
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1})())
+    with pytest.raises(RubError, match="set TMPDIR to a larger disk"):
+        decoding.room((3, 3, 8, 8))

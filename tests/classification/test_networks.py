@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rub.errors import RubError
-from rub.images.networks import PaddedShortcut, ResNet, build_network, fused
+from rub.images.networks import PaddedShortcut, Pointwise, ResNet, build_network, fused
 
 
 def norm_keys(prefix):
@@ -207,3 +207,23 @@ def test_a_foreign_model_is_copied_and_frozen():
     assert not any(p.requires_grad for p in copy.parameters())
     assert all(p.requires_grad for p in model.parameters())
     assert torch.allclose(copy(x), model.eval()(x), atol=1e-6)
+
+
+def test_a_narrow_strided_shortcut_is_the_convolution():
+    """Eight channels at 64 px, channels last: oneDNN's own backward pass would crash here (see `Pointwise`)."""
+    net = build_network("resnet10", num_classes=4, channels=3, width=8, mean=(0.5,) * 3, std=(0.2,) * 3)
+    ours = net.layer2[0].downsample[0]
+    assert isinstance(ours, Pointwise)
+    plain = nn.Conv2d(8, 16, 1, 2, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    made = []
+    for layer, form in ((plain, torch.contiguous_format), (ours, torch.channels_last)):
+        x = torch.randn(64, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+        x = x.contiguous(memory_format=form).requires_grad_()
+        y = layer.to(memory_format=form)(x)
+        y.sin().sum().backward()
+        made.append((y.detach(), x.grad, layer.weight.grad))
+    for one, other in zip(*made, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
+    assert not isinstance(build_network("resnet18", num_classes=4, channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+                          .layer2[0].downsample[0], Pointwise)  # fmt: skip

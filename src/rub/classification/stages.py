@@ -188,7 +188,7 @@ def load_model(artifact: Artifact, bundle: Bundle) -> nn.Module:
     model = build_network(
         facts["arch"],
         num_classes=len(bundle.classes),
-        channels=bundle.train.images.shape[1],
+        channels=bundle.train.shape[0],
         stem=facts["stem"],
         width=facts["width"],
         mean=tuple(facts["mean"]),
@@ -214,7 +214,7 @@ def _network(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> nn.Module:
     return build_network(
         spec["arch"],
         num_classes=len(bundle.classes),
-        channels=bundle.train.images.shape[1],
+        channels=bundle.train.shape[0],
         stem=spec["stem"],
         width=spec["width"],
         mean=spec["mean"] or bundle.mean,

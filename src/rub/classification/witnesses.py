@@ -161,7 +161,7 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
 
     def build() -> nn.Module:
         return build_network(
-            spec.arch, num_classes=classes, channels=samples.images.shape[1], stem=spec.stem, width=spec.width,
+            spec.arch, num_classes=classes, channels=samples.shape[0], stem=spec.stem, width=spec.width,
             mean=mean, std=std,
         )  # fmt: skip
 

@@ -102,7 +102,7 @@ class TrainContext:
                 if augment:
                     self.augmentation.draw(len(index), generator)
                 continue
-            images = samples.images[index].to(self.device)
+            images = samples.take(index).to(self.device)
             if augment:
                 images = self.augmentation(images, generator)
             x = to_unit(images).contiguous(memory_format=torch.channels_last)

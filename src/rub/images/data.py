@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
 
+CHUNK = 1024  # images copied at once
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
 
 
@@ -73,7 +75,11 @@ class Splits:
 def save_bundle(dataset: ImageDataset, folder: Path) -> None:
     """Write a data set as arrays that can be memory-mapped."""
     for name, samples in (("train", dataset.train), ("test", dataset.test)):
-        np.save(folder / f"{name}_images.npy", samples.images.numpy())
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), *samples.shape)}
+        with (folder / f"{name}_images.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(samples), CHUNK):
+                file.write(samples.take(slice(start, start + CHUNK)).numpy().tobytes())
         np.save(folder / f"{name}_labels.npy", samples.labels.numpy())
         np.save(folder / f"{name}_ids.npy", samples.ids.numpy())
     facts = {
@@ -91,7 +97,7 @@ def load_bundle(artifact: Artifact) -> Bundle:
     facts = artifact.json("meta.json")
     train, test = (
         Samples(
-            torch.from_numpy(np.load(artifact.file(f"{name}_images.npy"), mmap_mode="c", allow_pickle=False)),
+            mapped(artifact.file(f"{name}_images.npy")),
             torch.from_numpy(np.load(artifact.file(f"{name}_labels.npy"), allow_pickle=False)),
             torch.from_numpy(np.load(artifact.file(f"{name}_ids.npy"), allow_pickle=False)),
         )
@@ -100,6 +106,18 @@ def load_bundle(artifact: Artifact) -> Bundle:
     mean, std = tuple(facts["mean"]), tuple(facts["std"])
     skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
     return Bundle(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+
+
+def mapped(path: Path) -> Tensor:
+    """Return the array of a file without reading it: pages come and go as they are used."""
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        # The system counts a private mapping as memory of the process, though its pages are the file's own.
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft + path.stat().st_size, hard))
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:

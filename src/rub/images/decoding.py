@@ -1,9 +1,12 @@
 """From image files to one 8-bit array."""
 
+import math
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from rub.images.samples import Samples
 from rub.progress import Progress, silent
 
 BLOCK = 512  # images between two reports of progress
+LARGE = 2**30  # bytes of images that are not held in memory
 
 Listed = Sequence[tuple[Path, int]]  # (file, label)
 
@@ -30,7 +34,7 @@ def decode(
     An id is a file's place in the list, and a skipped file keeps its own.
     """
     height, width = (size, size) if size is not None else _first_shape(listed, skip)
-    images = np.empty((len(listed), 3, height, width), dtype=np.uint8)
+    images = room((len(listed), 3, height, width))
 
     def put(index: int) -> bool:
         path = listed[index][0]
@@ -57,6 +61,22 @@ def decode(
     return kept(images, labels, np.array(good)), [
         path for (path, _), fine in zip(listed, good, strict=True) if not fine
     ]
+
+
+def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return an array to fill: in memory, or, where it is large, in a file that goes with it.
+
+    Raises:
+        RubError: no room for the file.
+    """
+    size = math.prod(shape)
+    if size <= LARGE:
+        return np.empty(shape, dtype=np.uint8)
+    if (free := shutil.disk_usage(gettempdir()).free) < size:  # a write to a full disk would end the process later
+        need = f"{size / 1e9:.1f} GB of images"
+        raise RubError(f"{gettempdir()}: {free / 1e9:.1f} GB free, {need} need more; set TMPDIR to a larger disk")
+    with TemporaryFile(prefix="rub-images-") as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def kept(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rub.errors import RubError
 from rub.images import hub
-from rub.images.decoding import Unreadable, kept, picture
+from rub.images.decoding import Unreadable, kept, picture, room
 from rub.images.folders import Read, Selection
 from rub.images.samples import Samples
 from rub.progress import Progress, silent
@@ -128,7 +128,7 @@ def _fill(
     progress: Progress,
 ) -> tuple[Samples, list[str]]:
     total = len(wnids) * share
-    images = np.empty((total, 3, size, size), dtype=np.uint8)
+    images = room((total, 3, size, size))
     good, seen = np.zeros(total, dtype=bool), np.zeros(len(wnids), dtype=np.int64)
     skipped = []
     for label, name, content in rows:

@@ -104,7 +104,7 @@ def network_of(model: Mapping[str, Any], bundle: Bundle, classes: int) -> dict[s
     return {
         **{name: model[name] for name in ("arch", "stem", "width")},
         "num_classes": classes,
-        "channels": bundle.train.images.shape[1],
+        "channels": bundle.train.shape[0],
         "mean": bundle.mean,
         "std": bundle.std,
     }

@@ -32,6 +32,9 @@ BLOCKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
+NARROW = 16  # channels: see `Pointwise`
+
+
 class PaddedShortcut(nn.Module):
     """Option A: take every second pixel and pad the new channels with zeros, half on each side; no parameters."""
 
@@ -45,6 +48,19 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, outputs, H / stride, W / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class Pointwise(nn.Conv2d):
+    """A strided 1 x 1 convolution that takes every second pixel first.
+
+    The same equation; oneDNN's own (v3.12, channels-last on a CPU with AVX-512) writes past its memory in the backward
+    pass when there are fewer than 16 channels: a crash, or wrong gradients (oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, outputs, H / stride, W / stride)."""
+        down, across = self.stride
+        return F.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -247,4 +263,5 @@ def _shortcut(inputs: int, outputs: int, stride: int, *, padded: bool) -> nn.Mod
         return None
     if padded:
         return PaddedShortcut(inputs, outputs, stride)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    convolution = Pointwise if inputs < NARROW and stride > 1 else nn.Conv2d
+    return nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

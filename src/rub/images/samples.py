@@ -9,45 +9,71 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """A set of labelled 8-bit images.
+    """A set of labelled 8-bit images: rows of an array that may be larger than memory and is then a mapped file.
+
+    A subset shares the array, so that splits cost nothing. Take batches with `take`; `images` copies a subset whole.
 
     Attributes:
-        images: uint8, shape (N, C, H, W), values 0 to 255.
+        stored: uint8, shape (M, C, H, W), values 0 to 255.
         labels: int64, shape (N,), class indices.
         ids: int64, shape (N,): position in the data set's official order; unique within a split, stable for ever.
+        rows: int64, shape (N,): which of the stored images these are; None: all, in order.
+
+    Example:
+        >>> some = Samples(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4), torch.arange(4)).select([3, 1])
+        >>> some.take([0]).shape, some.labels
+        (torch.Size([1, 1, 2, 2]), tensor([3, 1]))
     """
 
-    images: Tensor
+    stored: Tensor
     labels: Tensor
     ids: Tensor
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse tensors that are not what the attributes promise."""
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
-        if not len(self.images) == len(self.labels) == len(self.ids):
-            raise ValueError(
-                f"lengths differ: {len(self.images)} images, {len(self.labels)} labels, {len(self.ids)} ids"
-            )
+        if self.stored.dtype != torch.uint8 or self.stored.ndim != 4:
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.stored.dtype} {tuple(self.stored.shape)}")
+        count = len(self.stored if self.rows is None else self.rows)
+        if not count == len(self.labels) == len(self.ids):
+            raise ValueError(f"lengths differ: {count} images, {len(self.labels)} labels, {len(self.ids)} ids")
 
     def __len__(self) -> int:
         """Return N, the number of samples."""
-        return len(self.images)
+        return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """Return all images, uint8 (N, C, H, W): of a subset, a copy."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
+        channels, height, width = self.stored.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor | Sequence[int] | slice) -> Tensor:
+        """Return the images at these positions, uint8 (B, C, H, W)."""
+        chosen = index if isinstance(index, slice) else torch.as_tensor(index)
+        return self.stored[chosen if self.rows is None else self.rows[chosen]]
 
     def select(self, index: Tensor | Sequence[int]) -> "Samples":
         """Return the samples at these positions (int64) or where this mask (bool, shape (N,)) is true."""
         chosen = torch.as_tensor(index)
         chosen = chosen if chosen.dtype == torch.bool else chosen.long()
-        return Samples(self.images[chosen], self.labels[chosen], self.ids[chosen])
+        rows = torch.arange(len(self.stored)) if self.rows is None else self.rows
+        return Samples(self.stored, self.labels[chosen], self.ids[chosen], rows[chosen])
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
-    """Join sample sets, in order."""
-    return Samples(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat([part.ids for part in parts]),
-    )
+    """Join sample sets, in order; parts of one array share it still."""
+    labels, ids = torch.cat([part.labels for part in parts]), torch.cat([part.ids for part in parts])
+    stored = parts[0].stored
+    if all(part.stored is stored for part in parts):
+        whole = torch.arange(len(stored))
+        return Samples(stored, labels, ids, torch.cat([whole if it.rows is None else it.rows for it in parts]))
+    return Samples(torch.cat([part.images for part in parts]), labels, ids)
 
 
 def to_unit(images: Tensor) -> Tensor:

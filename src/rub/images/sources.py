@@ -167,7 +167,7 @@ def local(name: str, root: Path | None) -> Path | None:
 
 def statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return per-channel mean and standard deviation of the images in [0, 1], computed in float64."""
-    channels = samples.images.shape[1]
+    channels = samples.shape[0]
     sums, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     for start in range(0, len(samples), 1024):
         x = samples.images[start : start + 1024].double() / 255

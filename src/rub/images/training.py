@@ -106,13 +106,13 @@ def _map(
     batch_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    images = samples.images if isinstance(samples, Samples) else samples
+    take = samples.take if isinstance(samples, Samples) else samples.__getitem__
     modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()
     parts = []
     with torch.autocast(torch.device(device).type, enabled=False):
-        for start in range(0, max(len(images), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
-            x = to_unit(images[start : start + batch_size].to(device)).contiguous(memory_format=torch.channels_last)
+        for start in range(0, max(len(samples), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
+            x = to_unit(take(slice(start, start + batch_size)).to(device)).contiguous(memory_format=torch.channels_last)
             parts.append(function(x).float().cpu())
     for module, training in modes.items():
         module.training = training

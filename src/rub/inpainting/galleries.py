@@ -28,7 +28,7 @@ def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Ru
     for name in SIDES:
         side = side_of(name, inputs, runtime)
         count = min(spec["count"], len(side.samples))
-        images = side.samples.images[:count]
+        images = side.samples.take(slice(count))
         x, mask = to_unit(images).to(runtime.device), side.mask(original).select(slice(count)).to(runtime.device)
         patches = original.patchify(x)
         blank = scatter(gather(patches, mask.keep), mask.keep, torch.full_like(patches, GREY))

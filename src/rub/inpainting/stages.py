@@ -142,7 +142,7 @@ def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         sizes |= {"heads": ARCHITECTURES[arch][4], "decoder_heads": ARCHITECTURES[arch][7]}
     model = load_mae(path, **{name: value for name, value in sizes.items() if value is not None})
     images = subset(bundle.train, 64, "look")
-    size = tuple(images.images.shape[1:])
+    size = images.shape
     wanted = (model.config.channels, model.config.image_size, model.config.image_size)
     if size != wanted:
         raise RubError(f"checkpoint {path}: takes images {wanted}, but the data has {size}; set dataset.size")
@@ -248,7 +248,7 @@ def model_of(inputs: Inputs, role: str, runtime: Runtime) -> MaskedAutoencoder:
 
 
 def _built(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> MaskedAutoencoder:
-    channels, height, width = bundle.train.images.shape[1:]
+    channels, height, width = bundle.train.shape
     if height != width:
         raise RubError(f"data: images of {width} x {height} pixels; the autoencoder takes square ones")
     return build_mae(

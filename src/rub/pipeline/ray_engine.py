@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from rub.errors import RubError
@@ -26,9 +26,6 @@ from rub.pipeline.stages import Runtime, Task
 from rub.registry import load_plugin
 from rub.specs import Resources
 from rub.store.artifacts import Artifact, Store
-
-if TYPE_CHECKING:
-    pass
 
 POLL_SECONDS = 0.5
 RETRIES = 3  # of a stage whose worker or node died
@@ -90,7 +87,8 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
                 ray.init(num_cpus=max(workers, 1), include_dashboard=False, **quiet)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             first = str(error).strip().split("\n")[0]
-            raise RubError(f"--ray-address {address}: no Ray cluster answers ({first})") from None
+            hint = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token, set RAY_AUTH_MODE=token"
+            raise RubError(f"--ray-address {address}: no Ray cluster answers ({first}){hint}") from None
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     if "data" in inputs:
         test = bundle_of(inputs, runtime).test
         chosen = test.select(torch.isin(test.labels, torch.tensor(facts.retained_classes)))
-        images = chosen.images[: spec["real"]]
+        images = chosen.take(slice(spec["real"]))
         told = f"{len(images)} real test images of retained classes"
     elif facts.retained_names:
         asked, _ = retained(facts, spec["retained"], spec["retain_guidance"])

@@ -164,7 +164,7 @@ def negatives(samples: Samples, count: int, label: int, seed: int, kinds: Mappin
     for name, maker in kinds.items():
         generator = seeded(seed, f"nothing-{name}")
         rows = torch.randint(0, len(samples), (each,), generator=generator)
-        pictures = maker(samples.images[rows].float() / 255, generator)
+        pictures = maker(samples.take(rows).float() / 255, generator)
         made.append((pictures * 255).round().clamp(0, 255).to(torch.uint8))
     images = torch.cat(made)
     return Samples(images, torch.full((len(images),), label), torch.arange(len(images)))

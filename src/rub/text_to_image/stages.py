@@ -45,12 +45,12 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         unseen = spec["without"] or [known(spec["concept"], inputs, runtime).label]
         samples = samples.select(~torch.isin(samples.labels, torch.tensor(unseen)))
     words = train_vocabulary(vocabulary_texts(names), given["vocabulary"])
-    side = bundle.train.images.shape[2]
-    if bundle.train.images.shape[3] != side:
-        raise RubError(f"data: images of {bundle.train.images.shape[3]} x {side} pixels; a miniature takes square ones")
+    channels, side, width = bundle.train.shape
+    if width != side:
+        raise RubError(f"data: images of {width} x {side} pixels; a miniature takes square ones")
     model = build_mini(
         given["arch"],
-        channels=bundle.train.images.shape[1],
+        channels=channels,
         size=side,
         tokenizer=make_tokenizer(*words, given["length"]),
         seed=spec["seed"],
@@ -157,7 +157,7 @@ def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
             samples, labels = _pool(bundle_of(inputs, runtime), spec["validation"], facts, side), facts.main_names
             order = torch.randperm(len(samples), generator=seeded(0, f"pictures-{side}"))[:count]
             chosen = samples.select(order)
-            latents = encoded(model, chosen.images, mirror=False)[0]
+            latents = encoded(model, chosen, mirror=False)[0]
             captions = [f"a photo of {labels[label]}" for label in chosen.labels.tolist()]
         else:
             captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]

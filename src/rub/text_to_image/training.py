@@ -57,8 +57,8 @@ def fit(
     if trains:
         fit_autoencoder(model, samples, context, training, total)
     elif model.vae is not None:
-        model.vae.fit(samples.images[:MOST].to(context.device).float() / 127.5 - 1)
-    latents = encoded(model, samples.images, mirror=context.augmentation.flip)
+        model.vae.fit(samples.take(slice(MOST)).to(context.device).float() / 127.5 - 1)
+    latents = encoded(model, samples, mirror=context.augmentation.flip)
     learned: nn.Module = nn.ModuleList([model.text_encoder, model.unet])
     mean = deepcopy(learned)
     learned.train()
@@ -120,7 +120,7 @@ def fit_autoencoder(
     for step in range(part.restore(), steps):
         _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)
-        images = context.augmentation(samples.images[rows].to(context.device), generator)
+        images = context.augmentation(samples.take(rows).to(context.device), generator)
         x = images.float() / 127.5 - 1
         with context.autocast():
             posterior: Any = vae.encode(x).latent_dist
@@ -133,19 +133,20 @@ def fit_autoencoder(
         part.keep(step + 1)
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)
-    spread = encoded(model, samples.images[: 4 * CHUNK], mirror=False).std()
+    spread = encoded(model, samples.select(range(min(4 * CHUNK, len(samples)))), mirror=False).std()
     vae.register_to_config(scaling_factor=float(1 / spread))
 
 
-def encoded(model: Diffusion, images: Tensor, *, mirror: bool) -> Tensor:
+def encoded(model: Diffusion, samples: Samples, *, mirror: bool) -> Tensor:
     """Return the latents of images, float32 (1 or 2, N, C, h, w) on the CPU; the second are of the mirrored images."""
-    views = (images, images.flip(3)) if mirror else (images,)
-    return torch.stack([torch.cat(list(_parts(model, view))) for view in views])
+    views = (False, True) if mirror else (False,)
+    return torch.stack([torch.cat(list(_parts(model, samples, flip))) for flip in views])
 
 
-def _parts(model: Diffusion, images: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(images), CHUNK):
-        yield model.to_latents(images[start : start + CHUNK]).cpu()
+def _parts(model: Diffusion, samples: Samples, flip: bool) -> Iterator[Tensor]:
+    for start in range(0, len(samples), CHUNK):
+        images = samples.take(slice(start, start + CHUNK))
+        yield model.to_latents(images.flip(3) if flip else images).cpu()
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

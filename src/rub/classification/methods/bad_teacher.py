@@ -1,6 +1,7 @@
 """Bad Teacher: learn from a random network on the forget set and from the original on the retain set."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ def bad_teacher(
     is_forget = torch.cat([torch.ones(len(forget), dtype=torch.long), torch.zeros(len(share), dtype=torch.long)])
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for x, chosen in context.epochs(Samples(both.images, is_forget, both.ids), epochs):
+    for x, chosen in context.epochs(replace(both, labels=is_forget), epochs):
         with torch.no_grad():
             teacher = torch.where(chosen[:, None] == 1, context.forward(bad, x), context.forward(good, x))
         student = F.log_softmax(context.forward(model, x) / temperature, dim=1)

@@ -1,6 +1,7 @@
 """RL: train the forget set on random labels, and the retain set on its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -63,7 +64,7 @@ def relabel_and_train(
 
     def parts(_: int) -> dict[str, Samples]:
         fresh = random_labels(forget.labels, context.num_classes, labels, exclude_true)
-        relabelled = Samples(forget.images, fresh, forget.ids)
+        relabelled = replace(forget, labels=fresh)
         if mixing == "mixed":
             return {"all": concatenate([relabelled, retain])}
         return {"forget": relabelled, "retain": retain}

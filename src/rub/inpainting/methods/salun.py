@@ -67,7 +67,7 @@ def saliency_mask(model: MaskedAutoencoder, forget: Samples, context: UnlearnCon
     def losses() -> Iterator[Tensor]:
         for start in range(0, len(forget), context.batch_size):
             part = slice(start, start + context.batch_size)
-            x = to_unit(forget.images[part].to(context.device))
+            x = to_unit(forget.take(part).to(context.device))
             with context.autocast():
                 yield model.loss(x, masks.select(part)) * len(x)
 

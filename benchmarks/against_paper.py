@@ -1,0 +1,189 @@
+"""Set a measured Table 1 beside the paper's: numbers, orders, and what the controls explain; prints Markdown.
+
+    python benchmarks/against_paper.py results/table1-cifar10-small
+
+Orders: of each pair of the paper's methods, whether our paired difference over unlearning seeds (95 % t interval,
+Holm-corrected over the pairs of a column) says the same, the opposite, or cannot tell.
+Controls: how many points of the own images' UA remain over that of unrelated, retained images which are steered into
+the class, at the same budget. They count as more than steering only where two intervals exclude 0: that over seeds, and
+that over images (Newcombe 1998, method 10, of the mean rates and the number of images).
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau, ttest_rel
+
+from rub import read_records
+from rub.statistics import clustered_mean, paired_difference, wilson
+from rub.store.records import Record
+
+BUDGETS = ("none", "8/255", "16/255")
+BySeed = dict[int, list[float]]
+
+
+def main() -> None:
+    """Print the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    records = [row for row in read_records(parser.parse_args().folder) if row.status == "ok"]
+    paper = json.loads(files("rub.report").joinpath("paper_tables.json").read_text())["table1"][records[0].dataset]
+    for lines in (numbers(records, paper), orders(records, paper), controls(records)):
+        print("\n".join(lines), end="\n\n")
+
+
+def values(records: Iterable[Record], method: str, metric: str, budget: str, split: str) -> BySeed:
+    """Return unlearning seed -> values, in percent where the paper has percent."""
+    found: BySeed = defaultdict(list)
+    attack = "none" if budget == "none" else "uma"
+    for row in records:
+        cell = (row.method, row.metric, row.attack, row.budget, row.split)
+        if cell == (method, metric, attack, budget, split):
+            found[row.unlearn_seed].append((1 if metric.startswith("mia") else 100) * row.value)
+    return dict(found)
+
+
+def columns() -> list[tuple[str, str, str, str]]:
+    """Return heading, metric, budget and split of the paper's columns."""
+    rows = [("TA", "ta", "none", "test")]
+    for budget in BUDGETS:
+        rows += [(f"UA {budget}", "ua", budget, "forget"), (f"MIA {budget}", "mia_shadow", budget, "forget")]
+    return rows
+
+
+def printed(paper: dict[str, Any], method: str, metric: str, budget: str) -> float | None:
+    """Return the paper's number, or None where it has none."""
+    row = paper[method]
+    found = row["ta"] if metric == "ta" else row[budget]["ua" if metric == "ua" else "mia"]
+    return None if found is None else float(found)
+
+
+def numbers(records: list[Record], paper: dict[str, Any]) -> list[str]:
+    """Return our means with half of the clustered 95 % interval beside the paper's; bold where it lies inside."""
+    heads = columns()
+    lines = ["| method | " + " | ".join(head for head, *_ in heads) + " |", "|:---|" + "---:|" * len(heads)]
+    for method in paper:
+        cells = []
+        for _, metric, budget, split in heads:
+            found, theirs = values(records, method, metric, budget, split), printed(paper, method, metric, budget)
+            if not found:
+                cells.append("")
+                continue
+            flat = [(value, seed) for seed, many in found.items() for value in many]
+            mean = clustered_mean([value for value, _ in flat], [seed for _, seed in flat])
+            digits = 3 if metric.startswith("mia") else 1
+            ours = f"{mean.mean:.{digits}f}"
+            inside = theirs is not None and len(found) > 1 and mean.low <= theirs <= mean.high
+            half = f" ±{(mean.high - mean.low) / 2:.{digits}f}" if len(found) > 1 else ""
+            other = "" if theirs is None else f" ({theirs:.{digits}f})"
+            cells.append(f"**{ours}{half}{other}**" if inside else f"{ours}{half}{other}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def orders(records: list[Record], paper: dict[str, Any]) -> list[str]:
+    """Return, for each column, how the paper's order of its methods fares."""
+    methods = [name for name in paper if name not in ("original", "retrain")]
+    lines = [
+        "| column | Kendall's tau | pairs | the paper's order confirmed | contradicted | cannot tell |",
+        "|:---|---:|---:|---:|---:|:---|",
+    ]
+    for head, metric, budget, split in columns():
+        ours = {name: values(records, name, metric, budget, split) for name in methods}
+        theirs = {name: printed(paper, name, metric, budget) for name in methods}
+        if not all(ours.values()) or None in theirs.values():
+            continue
+        means = [np.mean([np.mean(many) for many in ours[name].values()]) for name in methods]
+        tau = kendalltau(means, [theirs[name] for name in methods]).statistic
+        pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
+        verdicts = holm(pairs, ours)
+        told = {word: [] for word in ("same", "opposite", "open")}
+        for (a, b), sign in zip(pairs, verdicts, strict=True):
+            word = "open" if sign == 0 else "same" if sign == np.sign(theirs[a] - theirs[b]) else "opposite"
+            told[word].append(f"{a}/{b}")
+        said = ", ".join(told["opposite"])
+        lines.append(
+            f"| {head} | {tau:.2f} | {len(pairs)} | {len(told['same'])} | {len(told['opposite'])}"
+            f"{f' ({said})' if said else ''} | {len(told['open'])} |"
+        )
+    return lines
+
+
+def holm(pairs: list[tuple[str, str]], ours: dict[str, BySeed], level: float = 0.05) -> list[int]:
+    """Return the sign of each pair's mean paired difference where it is significant, else 0 (Holm 1979)."""
+    tests = []
+    for a, b in pairs:
+        seeds = sorted(ours[a].keys() & ours[b].keys())
+        one, other = ([np.mean(ours[name][seed]) for seed in seeds] for name in (a, b))
+        difference = np.subtract(one, other)
+        if len(seeds) < 2:
+            tests.append((1.0, 0))
+        elif np.ptp(difference) == 0:  # every seed says exactly the same
+            tests.append((0.0 if difference[0] else 1.0, int(np.sign(difference[0]))))
+        else:
+            tests.append((float(ttest_rel(one, other).pvalue), int(np.sign(difference.mean()))))
+    signs, alive = [0] * len(tests), True
+    for rank, index in enumerate(sorted(range(len(tests)), key=lambda i: tests[i][0])):
+        alive = alive and tests[index][0] <= level / (len(tests) - rank)
+        signs[index] = tests[index][1] if alive else 0
+    return signs
+
+
+def controls(records: list[Record]) -> list[str]:
+    """Return, for each method, what comes back of own, same-class and unrelated images, and the difference."""
+    methods = list(dict.fromkeys(row.method for row in records))
+    lines = [
+        "| method | budget | own images | same class, unseen | steered | own - steered | what explains it |",
+        "|:---|:---|---:|---:|---:|---:|:---|",
+    ]
+    for budget in BUDGETS[1:]:
+        for method in methods:
+            own, unseen, steered = (
+                values(records, method, metric, budget, split)
+                for metric, split in (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
+            )
+            if not own or not steered:
+                continue
+            gap = paired_difference(own, steered)
+            means = [np.mean([np.mean(many) for many in side.values()]) for side in (own, unseen, steered)]
+            images = [count(records, method, budget, split) for split in ("forget", "retain")]
+            least = newcombe(means[0] / 100, images[0], means[2] / 100, images[1])
+            half = f" ±{(gap.high - gap.low) / 2:.1f}" if len(own) > 1 else ""
+            lines.append(
+                f"| {method} | {budget} | {means[0]:.1f} | {means[1]:.1f} | {means[2]:.1f} | {gap.mean:+.1f}{half} |"
+                f" {explained(means[0], gap.low, least, len(own))} |"
+            )
+    return lines
+
+
+def count(records: Iterable[Record], method: str, budget: str, split: str) -> int:
+    """Return the number of attacked images behind a UA."""
+    cell = (method, "ua", "uma", budget, split)
+    return next(row.n for row in records if (row.method, row.metric, row.attack, row.budget, row.split) == cell)
+
+
+def newcombe(a: float, a_count: int, b: float, b_count: int) -> float:
+    """Return the lower end of the 95 % interval of a - b, of two independent proportions."""
+    low, high = wilson(round(a * a_count), a_count)[0], wilson(round(b * b_count), b_count)[1]
+    return a - b - math.hypot(a - low, high - b)
+
+
+def explained(own: float, over_seeds: float, over_images: float, seeds: int) -> str:
+    """Return one of: nothing came back; steering alone would do; more than steering; one seed."""
+    if own < 5:
+        return "nothing to explain"
+    if seeds < 2:
+        return "one seed: no interval"
+    return "more than steering" if min(over_seeds, over_images) > 0 else "steering alone would do"
+
+
+if __name__ == "__main__":
+    main()
