@@ -47,6 +47,7 @@ def make_runtime(
     device: str = "auto",
     batch_size: int = 256,
     checkpoint_seconds: float = Runtime.checkpoint_seconds,
+    compile: bool = False,
 ) -> Runtime:
     """Return where and how stages run.
 
@@ -55,6 +56,7 @@ def make_runtime(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         batch_size: images per forward pass; does not change results.
         checkpoint_seconds: how often a long stage keeps the state that it would go on from.
+        compile: whether networks are compiled, which takes minutes once; results agree to rounding.
 
     Raises:
         RubError: the data root is no folder, or the device is not there.
@@ -72,7 +74,9 @@ def make_runtime(
         if device == "cuda" and not torch.cuda.is_available():
             raise RubError("--device cuda: torch sees no CUDA device; use --device cpu, or rub doctor to see why")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Runtime(device=device, batch_size=batch_size, data_root=root, checkpoint_seconds=checkpoint_seconds)
+    return Runtime(
+        device=device, batch_size=batch_size, data_root=root, checkpoint_seconds=checkpoint_seconds, compile=compile
+    )
 
 
 def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:

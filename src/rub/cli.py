@@ -65,6 +65,7 @@ def run(
     checkpoint: Annotated[float, typer.Option(min=0, help="Minutes between the checkpoints of a long stage.")] = 5.0,
     max_memory: Annotated[float | None, typer.Option(min=0.5, help="GB for a process; batches shrink to fit.")] = None,
     batch_size: BATCH = 256,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
     plugin: PLUGIN = None,
 ) -> None:
     """Run a suite: everything that the store does not hold yet. The same command again resumes."""
@@ -77,7 +78,11 @@ def run(
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     runtime = api.make_runtime(
-        data_root=data_root, device=device, batch_size=batch_size, checkpoint_seconds=60 * checkpoint
+        data_root=data_root,
+        device=device,
+        batch_size=batch_size,
+        checkpoint_seconds=60 * checkpoint,
+        compile=compile_,
     )
     if max_memory is not None:
         limit_memory(max_memory)

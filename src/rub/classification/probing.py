@@ -61,6 +61,7 @@ class AttackContext:
             the clean images; the harness keeps one where nothing better is found.
         progress: told of every step.
         resume: keeps states of the search; see `rub.resuming`.
+        compile: whether the network that guides the search is compiled; see `rub.speed`.
     """
 
     seed: int
@@ -71,6 +72,7 @@ class AttackContext:
     start: Tensor | None = None
     progress: Progress = silent
     resume: Resume = field(default_factory=Resume)
+    compile: bool = False
 
 
 @dataclass(frozen=True)

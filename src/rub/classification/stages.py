@@ -88,9 +88,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         batch_size=spec["batch_size"],
         augmentation=Augmentation(spec["padding"], bundle.flip),
         precision=spec["precision"],
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     method = METHODS.get(spec["method"]["name"], "classification").load()
     original = load_model(inputs["original"], bundle).to(runtime.device)
@@ -115,9 +113,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         seed=spec["seed"],
         ids=samples.ids,
         batch_size=runtime.batch_size,
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
@@ -231,9 +227,7 @@ def _fit(spec: Mapping[str, Any], bundle: Bundle, samples: Samples, seed: int, r
         batch_size=training["batch_size"],
         augmentation=Augmentation(training["padding"], bundle.flip),
         precision=training["precision"],
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     model = _network(spec["model"], bundle, seed).to(runtime.device)
     return fit(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -13,6 +14,7 @@ from rub.errors import Diverged
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
 from rub.resuming import Attributes, Resume
+from rub.speed import compiled, placed, tf32
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class TrainContext:
         seed: every random draw comes from `generator(stream)`.
         batch_size: training batch size.
         augmentation: the training augmentation.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast of forward passes; weights stay float32).
+        precision: ``"float32"``, ``"tf32"`` (on CUDA; see `rub.speed.tf32`) or ``"bfloat16"`` (autocast of forward
+            passes; weights stay float32).
         device: where the model and the batches live.
         progress: told of every epoch and batch.
         resume: keeps states of long loops; see `rub.resuming`.
+        compile: whether networks are compiled; see `rub.speed`.
     """
 
     seed: int
@@ -72,6 +76,7 @@ class TrainContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
     resume: Resume = field(default_factory=Resume)
+    compile: bool = False
 
     def generator(self, stream: str) -> torch.Generator:
         """Return a CPU generator whose numbers depend on the seed and the name of the stream only."""
@@ -93,6 +98,7 @@ class TrainContext:
         `skip` batches are drawn from the generator, but not made.
         """
         count, size = len(samples), batch_size or self.batch_size
+        samples = placed(samples, self.device)
         order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
         for start in range(0, count, size):
             index = order[start : start + size]
@@ -113,10 +119,17 @@ class TrainContext:
         return Epochs(self, samples, epochs, stream, augment)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Return the model's logits in float32, computed under autocast when the precision says so."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits: Tensor = model(x)
+        """Return the model's logits in float32, computed in the context's precision."""
+        with self.autocast():
+            logits: Tensor = compiled(model, self.compile)(x)
         return logits.float()
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute the body in the context's precision; weights stay float32."""
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with tf32(self.precision == "tf32"), bfloat16:
+            yield
 
     def sgd(self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
         """Return SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
@@ -140,7 +153,8 @@ class TrainContext:
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()}")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with tf32(self.precision == "tf32"):
+            loss.backward()  # type: ignore[no-untyped-call]
 
 
 class Epochs(Attributes):

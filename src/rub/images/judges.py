@@ -80,9 +80,7 @@ def judge_context(spec: Mapping[str, Any], bundle: Bundle, runtime: Runtime) -> 
         batch_size=training["batch_size"],
         augmentation=Augmentation(training["padding"], bundle.flip),
         precision=training["precision"],
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
 
 

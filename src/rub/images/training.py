@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rub.errors import unknown
 from rub.images.context import TrainContext
 from rub.images.samples import Samples, to_unit
+from rub.speed import placed, tf32
 
 
 def learning_rate(schedule: str, lr: float, progress: float) -> float:
@@ -106,11 +107,11 @@ def _map(
     batch_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    take = samples.take if isinstance(samples, Samples) else samples.__getitem__
+    take = placed(samples, torch.device(device)).take if isinstance(samples, Samples) else samples.__getitem__
     modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()
     parts = []
-    with torch.autocast(torch.device(device).type, enabled=False):
+    with torch.autocast(torch.device(device).type, enabled=False), tf32(False):
         for start in range(0, max(len(samples), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
             x = to_unit(take(slice(start, start + batch_size)).to(device)).contiguous(memory_format=torch.channels_last)
             parts.append(function(x).float().cpu())

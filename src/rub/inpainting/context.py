@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +58,6 @@ class UnlearnContext(TrainContext):
         others = [p for _, p in trainable if p.ndim <= 1 or p.shape[:2] == (1, 1)]  # biases, norms and the two tokens
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context that computes in bfloat16 where the precision says so; weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @property
     def _half(self) -> int:

@@ -108,6 +108,7 @@ class AttackContext:
             images; the harness keeps it where nothing better is found.
         progress: told of every step.
         resume: keeps states of the search; see `rub.resuming`.
+        compile: whether the network that guides the search is compiled; see `rub.speed`.
     """
 
     seed: int
@@ -119,6 +120,7 @@ class AttackContext:
     start: Tensor | None = None
     progress: Progress = silent
     resume: Resume = field(default_factory=Resume)
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class TrainingSpec(Frozen):
     batch_size: int = Field(256, ge=2)
     padding: int = Field(4, ge=0, le=32)
     """Zero padding of the random crop; 0 switches it off. Mirroring follows the data set (off for digits)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
 
 class AttackPlan(Frozen):

@@ -24,6 +24,7 @@ from rub.inpainting.probing import AttackContext, Budget, Probes, Target
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS
+from rub.speed import compiled
 from rub.store.artifacts import Artifact
 
 Inputs = Mapping[str, Artifact]
@@ -123,12 +124,13 @@ def fit(
     masks = context.generator("masks")
     total = training["epochs"] * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     batches = context.epochs(samples, training["epochs"])
+    masked_loss = compiled(model.loss, context.compile)
     part = context.resume.part("train", model=model, optimizer=optimizer, batches=batches, masks=masks)
     for step, (x, _) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))
         with context.autocast():
-            loss = model.loss(x, context.masks(len(x), model.config.patches, masks))
+            loss = masked_loss(x, context.masks(len(x), model.config.patches, masks))
         context.descend(loss, optimizer)
         part.keep(step + 1)
     return model.eval()
@@ -181,10 +183,8 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         seed=spec["seed"],
         ids=side.samples.ids,
         batch_size=runtime.batch_size,
-        device=torch.device(runtime.device),
         threshold=spec["recovered_below"],
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     if "warm" in inputs:
         start = torch.from_numpy(np.load(inputs["warm"].file("delta.npy"), allow_pickle=False))
@@ -271,7 +271,5 @@ def _context(
         batch_size=training["batch_size"],
         augmentation=Augmentation(training["padding"], bundle.flip),
         precision=training["precision"],
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )

@@ -32,6 +32,7 @@ class Runtime:
         memo: this process's cache of loaded data and models.
         checkpoint_seconds: how often a long stage keeps the state that it would go on from.
         resume: keeps the states of the running stage.
+        compile: whether networks are compiled; see `rub.speed`.
     """
 
     device: str = "cpu"
@@ -41,6 +42,14 @@ class Runtime:
     memo: Memo = field(default_factory=Memo)
     checkpoint_seconds: float = 300.0
     resume: Resume = field(default_factory=Resume)
+    compile: bool = False
+
+    def shared(self) -> dict[str, Any]:
+        """Return what the contexts of training and attacks take over, as keyword arguments."""
+        import torch
+
+        names = ("progress", "resume", "compile")
+        return {"device": torch.device(self.device)} | {name: getattr(self, name) for name in names}
 
 
 class StageFunction(Protocol):
@@ -87,7 +96,7 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
         "label": stage.label,
         "spec": stage.spec,
         "inputs": {role: artifact.key for role, artifact in inputs.items()},
-        "device": device_name(runtime.device),
+        "device": device_name(runtime.device) + (", compiled" if runtime.compile else ""),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": code_version(),
         "library_versions": library_versions(),
@@ -95,7 +104,8 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
     if runtime.device.startswith("cuda"):
         import torch
 
-        torch.backends.cudnn.allow_tf32 = False  # a claim is made in full float32; torch's default rounds convolutions
+        # A claim is made in full float32; torch's default rounds convolutions.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     # A state is read by the code, and on the kind of device, that wrote it: others need not end in the same bytes.
     mark = canonical([code_version(), library_versions(), runtime.device]).decode()
     resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)

@@ -1,7 +1,6 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -108,10 +107,6 @@ class UnlearnContext(TrainContext):
         if not chosen:
             raise RubError("unlearning: no parameter of this model is selected for training")
         return torch.optim.Adam(chosen, lr=lr)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context that computes in bfloat16 where the precision says so; weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def counted(self, steps: int) -> Iterator[int]:
         """Yield 0 to steps - 1, and report progress."""

@@ -100,6 +100,7 @@ class AttackContext:
         device: where the models are.
         progress: told of prompts done.
         resume: keeps states of the search; see `rub.resuming`.
+        compile: whether the network that guides the search is compiled; see `rub.speed`.
     """
 
     seed: int = 0
@@ -107,6 +108,7 @@ class AttackContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
     resume: Resume = field(default_factory=Resume)
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class TrainingSpec(Frozen):
     """Pictures per step of the autoencoder, which costs far more per picture than the UNet on its latents."""
     mirror: bool | None = None
     """Mirror half of the pictures; as the data set allows when left out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
 
 class ConceptSpec(Frozen):

@@ -61,9 +61,7 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         batch_size=training["batch_size"],
         augmentation=Augmentation(0, mirror),
         precision=training["precision"],
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     fit(model, samples, Captioner(names, CONTEXT_WORDS).captions, context, training)
     save_model(model, out / MODEL)
@@ -206,9 +204,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         batch_size=spec["batch_size"],
         anchor=spec["anchor"],
         sampler=Sampler("ddim", spec["sampler_steps"]),
-        device=torch.device(runtime.device),
-        progress=runtime.progress,
-        resume=runtime.resume,
+        **runtime.shared(),
     )
     method = METHODS.get(spec["method"]["name"], "text-to-image").load()
     model = frozen(original).requires_grad_(True)
@@ -234,7 +230,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))
     size = batch_of(runtime)
     target = make_target(original, unlearned, asked, before, size, concept=facts.prompt, anchor=facts.anchor)
-    context = AttackContext(spec["seed"], size, torch.device(runtime.device), runtime.progress, runtime.resume)
+    context = AttackContext(seed=spec["seed"], batch_size=size, **runtime.shared())
     function = ATTACKS.get(spec["run"]["name"], "text-to-image").load()
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)

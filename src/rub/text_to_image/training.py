@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from rub.images.samples import Samples
+from rub.speed import compiled
 from rub.text_to_image.context import UnlearnContext
 from rub.text_to_image.diffusion import Diffusion
 
@@ -64,6 +65,7 @@ def fit(
     learned.train()
     optimizer = torch.optim.AdamW(learned.parameters(), lr=training["lr"], weight_decay=0.01)
     generator, weight = context.generator("diffusion"), min_snr(model.alpha_bar)
+    predict = compiled(model.predict, context.compile)
     part = context.resume.part("train", learned=learned, mean=mean, optimizer=optimizer, draws=generator)
     for step in range(part.restore(), training["steps"]):
         _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
@@ -74,7 +76,7 @@ def fit(
         kept = torch.rand(len(texts), generator=generator) >= training["dropout"]
         texts = [text if keep else "" for text, keep in zip(texts, kept.tolist(), strict=True)]
         with context.autocast():
-            error = (model.predict(x, t, model.context(texts)).float() - noise).square().mean((1, 2, 3))
+            error = (predict(x, t, model.context(texts)).float() - noise).square().mean((1, 2, 3))
         loss = (weight[t] * error).mean()
         context.descend(loss, optimizer)
         _average(mean, learned, min(training["ema"], (1 + step) / (10 + step)))

@@ -12,6 +12,7 @@ from rub.errors import RubError
 from rub.images.networks import ResNet, fused
 from rub.images.samples import to_unit
 from rub.resuming import Attributes
+from rub.speed import Bucketed, compiled
 
 
 class Score(NamedTuple):
@@ -50,6 +51,9 @@ class Scorer(Attributes):
         self._aim = Aim(*(part.to(context.device) for part in (target.labels, target.reference, target.features)))
         self._model = target.model
         self._guide = fused(target.model) if context.fast else target.model
+        self._split = isinstance(target.model, ResNet) or divergence == "features-l2"
+        trunk = self._trunk(self._guide)
+        self._fast_trunk = Bucketed(compiled(trunk), context.batch_size) if context.compile else trunk
         # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
         self._autocast = context.fast and (context.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported())
 
@@ -63,7 +67,7 @@ class Scorer(Attributes):
         """
         x = x.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            score = self._score(self._outputs(self._guide, x, autocast=self._autocast), rows)
+            score = self._score(self._outputs(self._guide, self._fast_trunk, x, autocast=self._autocast), rows)
         slope = torch.autograd.grad(score.loss.sum(), x)[0] if gradient else None
         return Score(score.loss.detach(), score.recovered, slope)
 
@@ -74,15 +78,20 @@ class Scorer(Attributes):
         for start in range(0, len(images), self._batch_size):
             part = slice(start, start + self._batch_size)
             x = to_unit(images[part].to(self._device))
-            scores.append(self._score(self._outputs(self._model, x, autocast=False), rows[part].to(self._device)))
+            scores.append(
+                self._score(
+                    self._outputs(self._model, self._trunk(self._model), x, autocast=False), rows[part].to(self._device)
+                )
+            )
         return Score(torch.cat([score.loss for score in scores]), torch.cat([score.recovered for score in scores]))
 
-    def _outputs(self, model: nn.Module, x: Tensor, *, autocast: bool) -> Outputs:
-        split = isinstance(model, ResNet) or self._divergence == "features-l2"
-        trunk = cast(Callable[[Tensor], Tensor], model.features) if split else model
+    def _trunk(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return cast(Callable[[Tensor], Tensor], model.features) if self._split else model
+
+    def _outputs(self, model: nn.Module, trunk: Callable[[Tensor], Tensor], x: Tensor, *, autocast: bool) -> Outputs:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=autocast):
             values = trunk(x)
-        if not split:
+        if not self._split:
             return Outputs(values.float(), None)
         # The head stays in float32: bfloat16 logits would resolve D to 1/32 or worse.
         return Outputs(model.get_submodule("fc")(values.float()), values.float())

@@ -12,6 +12,7 @@ from rub.inpainting.masks import Mask
 from rub.inpainting.probing import AttackContext, divergence
 from rub.inpainting.transformer import Attention, Block
 from rub.resuming import Attributes
+from rub.speed import Bucketed, compiled
 
 CPU_WIDTH = 64
 """On CPUs, narrower encoders do not gain from bfloat16 what its second looks cost: at this width 1.1 to 1.4 times."""
@@ -42,8 +43,10 @@ class Guide(Attributes):
         """Prepare the float32 model and, in fast mode and where the device computes in it, its bfloat16 copy."""
         self.evaluations = 0
         self.trusted = not (context.fast and _pays(model, context.device))
-        self._exact = model
-        self._guide = model if self.trusted else halved(model, context.device)
+        self._exact = Predict(model, fast=False)
+        guide = model if self.trusted else halved(model, context.device)
+        predict = Predict(guide, fast=not self.trusted)
+        self._predict = Bucketed(compiled(predict), context.batch_size) if context.compile else predict
 
     def __call__(self, visible: Tensor, mask: Mask, reference: Tensor, *, gradient: bool) -> Score:
         """Score visible patches for the search.
@@ -57,7 +60,7 @@ class Guide(Attributes):
         self.evaluations += len(visible)
         visible = visible.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            predicted = _predict(self._guide, visible, mask, fast=not self.trusted)
+            predicted = self._predict(visible, mask.keep, mask.hidden)
             total = (predicted - reference).square().sum((1, 2))
         slope = torch.autograd.grad(total.sum(), visible)[0] if gradient else None
         return Score(total.detach() / reference[0].numel(), slope)
@@ -66,14 +69,23 @@ class Guide(Attributes):
     def exact(self, visible: Tensor, mask: Mask, reference: Tensor) -> Tensor:
         """Return D (B,) as the target's own model has it in float32; arguments as above."""
         self.evaluations += len(visible)
-        return divergence(_predict(self._exact, visible, mask, fast=False), reference)
+        return divergence(self._exact(visible, mask.keep, mask.hidden), reference)
 
 
-def _predict(model: MaskedAutoencoder, visible: Tensor, mask: Mask, *, fast: bool) -> Tensor:
-    """Return the masked patches (B, L - K, P) in pixel space that the model makes of visible ones in pixel space."""
-    with torch.autocast(visible.device.type, torch.bfloat16, enabled=fast):
-        predicted = model.decode_hidden(model.encode_patches(model.normalise(visible), mask), mask)
-    return model.denormalise(predicted.float())
+class Predict(nn.Module):
+    """From visible patches to masked ones, both in pixel space."""
+
+    def __init__(self, model: MaskedAutoencoder, *, fast: bool) -> None:
+        """`fast` computes under autocast."""
+        super().__init__()
+        self.model, self.fast = model, fast
+
+    def forward(self, visible: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
+        """Return (B, L - K, P) for visible patches (B, K, P) and the parts of their mask."""
+        model, mask = self.model, Mask(keep, hidden)
+        with torch.autocast(visible.device.type, torch.bfloat16, enabled=self.fast):
+            predicted = model.decode_hidden(model.encode_patches(model.normalise(visible), mask), mask)
+        return model.denormalise(predicted.float())
 
 
 def _pays(model: MaskedAutoencoder, device: torch.device) -> bool:
