@@ -47,17 +47,19 @@ KINDS = {
 
 
 class Clock:
-    """Progress that notes when each step ended; the first `skip` steps (compiling, choosing kernels) do not count."""
+    """Progress that times the steps after the first `skip` (compiling, choosing kernels), up to step `stop`."""
 
-    def __init__(self, device: torch.device, skip: int) -> None:
-        """`device` is waited for at the first counted step and at `seconds`."""
-        self.device, self.skip, self.steps, self.began = device, skip, 0, 0.0
+    def __init__(self, device: torch.device, skip: int = 0, stop: int = 0) -> None:
+        """`device` is waited for at the first and at the last of them."""
+        self.device, self.skip, self.stop, self.steps, self.began, self.ended = device, skip, stop, 0, 0.0, 0.0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Count a step."""
         self.steps += 1
         if self.steps == self.skip:
             self.began = self.now()
+        elif self.steps == self.stop:
+            self.ended = self.now()
 
     def now(self) -> float:
         """Return the time once the device has done what it was given."""
@@ -67,13 +69,13 @@ class Clock:
 
     def rate(self) -> float:
         """Return steps per second after the skipped ones."""
-        return (self.steps - self.skip) / (self.now() - self.began)
+        return (self.stop - self.skip) / (self.ended - self.began)
 
 
 def peak(device: torch.device, side: int) -> float:
     """Return the FLOP/s of a square bfloat16 product, the best of twelve."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    clock, best = Clock(device, 0), 0.0
+    clock, best = Clock(device), 0.0
     for _ in range(12):
         start = clock.now()
         a @ b
@@ -114,7 +116,7 @@ class Bench:
 
     def training(self, precision: str, compile_: bool) -> float:
         """Return images per second of training."""
-        clock = Clock(self.device, self.args.skip)
+        clock = Clock(self.device, self.args.skip, self.args.steps)
         context = UnlearnContext(
             seed=0, num_classes=10, batch_size=self.args.batch, precision=precision, device=self.device,
             progress=clock, compile=compile_,
@@ -139,7 +141,7 @@ class Bench:
     def attack(self, fast: bool, compile_: bool) -> float:
         """Return images per second of the search: a forward and a backward pass each."""
         part, target = self.target()
-        clock = Clock(self.device, self.args.skip)
+        clock = Clock(self.device, self.args.skip, self.args.steps)
         context = AttackContext(
             seed=0, ids=part.ids, batch_size=len(part), device=self.device, fast=fast, progress=clock, compile=compile_
         )
@@ -184,7 +186,7 @@ def prompts_per_hour(args: argparse.Namespace) -> tuple[float, float]:
 
     search(1)
     flops = counted(lambda: search(1)) * args.cap / count  # the clean picture of each run is in it, once a step
-    clock = Clock(device, 0)
+    clock = Clock(device)
     start = clock.now()
     search(args.cap)
     return 3600 * count / (clock.now() - start), flops

@@ -53,7 +53,8 @@ class Scorer(Attributes):
         self._guide = fused(target.model) if context.fast else target.model
         self._split = isinstance(target.model, ResNet) or divergence == "features-l2"
         trunk = self._trunk(self._guide)
-        self._fast_trunk = Bucketed(compiled(trunk), context.batch_size) if context.compile else trunk
+        # Without a gradient, compiling again would take longer than it saves.
+        self._steep = Bucketed(compiled(trunk), context.batch_size) if context.compile else trunk
         # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
         self._autocast = context.fast and (context.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported())
 
@@ -67,7 +68,8 @@ class Scorer(Attributes):
         """
         x = x.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            score = self._score(self._outputs(self._guide, self._fast_trunk, x, autocast=self._autocast), rows)
+            trunk = self._steep if gradient else self._trunk(self._guide)
+            score = self._score(self._outputs(self._guide, trunk, x, autocast=self._autocast), rows)
         slope = torch.autograd.grad(score.loss.sum(), x)[0] if gradient else None
         return Score(score.loss.detach(), score.recovered, slope)
 

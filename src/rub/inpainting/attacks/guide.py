@@ -45,8 +45,9 @@ class Guide(Attributes):
         self.trusted = not (context.fast and _pays(model, context.device))
         self._exact = Predict(model, fast=False)
         guide = model if self.trusted else halved(model, context.device)
-        predict = Predict(guide, fast=not self.trusted)
-        self._predict = Bucketed(compiled(predict), context.batch_size) if context.compile else predict
+        self._guide = Predict(guide, fast=not self.trusted)
+        # Without a gradient, compiling again would take longer than it saves.
+        self._steep = Bucketed(compiled(self._guide), context.batch_size) if context.compile else self._guide
 
     def __call__(self, visible: Tensor, mask: Mask, reference: Tensor, *, gradient: bool) -> Score:
         """Score visible patches for the search.
@@ -60,7 +61,7 @@ class Guide(Attributes):
         self.evaluations += len(visible)
         visible = visible.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            predicted = self._predict(visible, mask.keep, mask.hidden)
+            predicted = (self._steep if gradient else self._guide)(visible, mask.keep, mask.hidden)
             total = (predicted - reference).square().sum((1, 2))
         slope = torch.autograd.grad(total.sum(), visible)[0] if gradient else None
         return Score(total.detach() / reference[0].numel(), slope)
