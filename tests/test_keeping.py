@@ -89,6 +89,16 @@ def test_links_and_strange_names_in_a_store_are_passed_over(copied_store, tmp_pa
     assert (elsewhere / "precious").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["train", "partial", "locks"])
+def test_a_run_does_not_follow_links_out_of_a_store(name, tiny, tmp_path, refused):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / name).symlink_to(tmp_path / "elsewhere")
+    command = ["run", tiny.path, "--store", tmp_path / "store", "--device", "cpu", "--checkpoint", "0"]
+    refused(*command, says=f"{name} is a link")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_store_that_is_not_there(refused, tmp_path):
     for verb in (("ls",), ("check",), ("gc", "quick")):
         refused("store", *verb, "--store", tmp_path / "nowhere", says="no such folder")

@@ -27,7 +27,7 @@ class Queue:
     Attributes:
         batch: state of those in it; without entries before the first.
         held: state of those that were in the batch of a run that was killed; they enter first.
-        waiting: int64 (N,), the samples to search, in the order in which they enter.
+        waiting: int64 (N,) on the CPU, the samples to search, in the order in which they enter.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -76,7 +76,7 @@ def drain(
     Args:
         queue: the samples to search.
         batch_size: most samples at once.
-        admit: rows (B,) -> their state at the start.
+        admit: rows (B,), on the CPU -> their state at the start, on the device.
         observe: state -> what a move needs, per sample, and which samples leave the batch, bool (B,).
         move: called with the state of those that stay and what a move needs of them; replaces their iterates.
         report: told after each round how many samples are left.
@@ -151,7 +151,7 @@ def run_starts(
                 part.keep(restart)
 
         if not len(queue):  # else a run that was killed left samples on their way
-            queue.waiting = torch.nonzero(~course.finished).squeeze(1)
+            queue.waiting = torch.nonzero(~course.finished).squeeze(1).cpu()
         admitted, observed = partial(admit, restart=restart), partial(observe, restart=restart)
         drain(queue, context.batch_size, admitted, observed, move, report)
 

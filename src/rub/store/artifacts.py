@@ -91,10 +91,10 @@ class Store:
             raise RubError(f"store {root}: cannot be created ({error.strerror}); give another with --store") from None
 
     def place(self, kind: str, key: str) -> Path:
-        """Return where the artifact of a kind and key is; refuse names that could leave the store."""
+        """Return where the artifact of a kind and key is; refuse names and links that could leave the store."""
         if not _NAME.fullmatch(kind) or not _KEY.fullmatch(key):
             raise RubError(f"store: '{kind}/{key}' is not a stage kind and a key of 64 hex digits")
-        return self.root / kind / key
+        return self._inside(kind, key)
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """Return the artifact if it is there and whole, verifying every checksum once per process.
@@ -170,9 +170,7 @@ class Store:
 
     def partial(self, key: str) -> Path:
         """Return the folder for the states of a stage that is under way; it need not be there."""
-        if not _KEY.fullmatch(key):
-            raise RubError(f"store: '{key}' is not a key of 64 hex digits")
-        return self.root / PARTIAL / key
+        return self.place(PARTIAL, key)
 
     def partials(self) -> Iterator[tuple[str, Path]]:
         """Yield key and folder of the states of stages that are under way, or were when their run was killed."""
@@ -188,7 +186,7 @@ class Store:
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:
         """Hold the lock of a key, or give False where another process holds it; a dead process holds none."""
-        folder = self.root / "locks"
+        folder = self._inside("locks")
         lock = FileLock(folder / f"{key}.lock")
         try:
             with _disk_errors(self.root):
@@ -202,8 +200,23 @@ class Store:
         finally:
             lock.release()
 
+    def _inside(self, *names: str) -> Path:
+        """Return a path below the root.
+
+        Raises:
+            RubError: a part of it is a link, which RUB never makes: it could lead out of the store.
+        """
+        path = self.root
+        for name in names:
+            path = path / name
+            if path.is_symlink():
+                raise RubError(
+                    f"store {self.root}: {path.relative_to(self.root)} is a link; a store has none: remove it"
+                )
+        return path
+
     def _set_aside(self, path: Path) -> None:
-        aside = self.root / "damaged"
+        aside = self._inside("damaged")
         with _disk_errors(self.root), suppress(FileNotFoundError):  # another process may have just done the same
             aside.mkdir(exist_ok=True)
             target = Path(tempfile.mkdtemp(prefix=f"{path.name[:12]}-", dir=aside))

@@ -127,7 +127,8 @@ class _Search:
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""
-        place, device = rows.cpu(), self.context.device
+        place, device = rows, self.context.device
+        rows = rows.to(device)
         clean = to_unit(self.images[place].to(device))
         start = clean
         if restart:

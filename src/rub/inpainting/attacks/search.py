@@ -143,7 +143,8 @@ class _Search:
 
     def _admit(self, rows: Tensor, restart: int) -> State:
         """Return the state of samples at their start."""
-        place, device, model = rows.cpu(), self.context.device, self.target.model
+        place, device, model = rows, self.context.device, self.target.model
+        rows = rows.to(device)
         mask = self.target.mask.select(place)
         levels = gather(model.patchify(self.images[place]), mask.keep).to(device)
         ids = self.context.ids[place].to(device)
