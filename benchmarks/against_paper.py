@@ -4,9 +4,10 @@
 
 Orders: of each pair of the paper's methods, whether our paired difference over unlearning seeds (95 % t interval,
 Holm-corrected over the pairs of a column) says the same, the opposite, or cannot tell.
-Controls: how many points of the own images' UA remain over that of unrelated, retained images which are steered into
-the class, at the same budget. They count as more than steering only where two intervals exclude 0: that over seeds, and
-that over images (Newcombe 1998, method 10, of the mean rates and the number of images).
+Controls: how many points of the own images' UA remain over that of unseen images of the class, and over that of
+unrelated, retained images which are steered into it, at the same budget; each with the 95 % interval over images
+(Newcombe 1998, method 10, of the mean rates and the number of images). *More than steering* is said where it and the
+interval over seeds exclude 0; *not told apart from steering* says that this many images cannot tell.
 """
 
 import argparse
@@ -141,8 +142,8 @@ def controls(records: list[Record]) -> list[str]:
     """Return, for each method, what comes back of own, same-class and unrelated images, and the difference."""
     methods = list(dict.fromkeys(row.method for row in records))
     lines = [
-        "| method | budget | own images | same class, unseen | steered | own - steered | what explains it |",
-        "|:---|:---|---:|---:|---:|---:|:---|",
+        "| method | budget | own images | class, unseen | steered | own - unseen | own - steered | what can be said |",
+        "|:---|:---|---:|---:|---:|---:|---:|:---|",
     ]
     for budget in BUDGETS[1:]:
         for method in methods:
@@ -154,35 +155,45 @@ def controls(records: list[Record]) -> list[str]:
                 continue
             gap = paired_difference(own, steered)
             means = [np.mean([np.mean(many) for many in side.values()]) for side in (own, unseen, steered)]
-            images = [count(records, method, budget, split) for split in ("forget", "retain")]
-            least = newcombe(means[0] / 100, images[0], means[2] / 100, images[1])
-            half = f" ±{(gap.high - gap.low) / 2:.1f}" if len(own) > 1 else ""
-            lines.append(
-                f"| {method} | {budget} | {means[0]:.1f} | {means[1]:.1f} | {means[2]:.1f} | {gap.mean:+.1f}{half} |"
-                f" {explained(means[0], gap.low, least, len(own))} |"
+            own_n, unseen_n, steered_n = (
+                count(records, method, metric, budget, split)
+                for metric, split in (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
             )
+            over_unseen = newcombe(means[0], own_n, means[1], unseen_n)
+            over_steered = newcombe(means[0], own_n, means[2], steered_n)
+            cells = [method, budget, *(f"{mean:.1f}" for mean in means), told(means[0] - means[1], *over_unseen),
+                     told(gap.mean, *over_steered),
+                     explained(means[0], gap.low, over_steered[0], len(own))]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def count(records: Iterable[Record], method: str, budget: str, split: str) -> int:
+def told(mean: float, low: float, high: float) -> str:
+    """Return a difference with its interval, in points."""
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def count(records: Iterable[Record], method: str, metric: str, budget: str, split: str) -> int:
     """Return the number of attacked images behind a UA."""
-    cell = (method, "ua", "uma", budget, split)
+    cell = (method, metric, "uma", budget, split)
     return next(row.n for row in records if (row.method, row.metric, row.attack, row.budget, row.split) == cell)
 
 
-def newcombe(a: float, a_count: int, b: float, b_count: int) -> float:
-    """Return the lower end of the 95 % interval of a - b, of two independent proportions."""
-    low, high = wilson(round(a * a_count), a_count)[0], wilson(round(b * b_count), b_count)[1]
-    return a - b - math.hypot(a - low, high - b)
+def newcombe(a: float, a_count: int, b: float, b_count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a - b, of two independent proportions, all in percent."""
+    (a_low, a_high), (b_low, b_high) = (
+        [100 * end for end in wilson(round(p * n / 100), n)] for p, n in ((a, a_count), (b, b_count))
+    )
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
 def explained(own: float, over_seeds: float, over_images: float, seeds: int) -> str:
-    """Return one of: nothing came back; steering alone would do; more than steering; one seed."""
+    """Return one of: nothing came back; not told apart from steering; more than steering; one seed."""
     if own < 5:
-        return "nothing to explain"
+        return "nothing came back"
     if seeds < 2:
-        return "one seed: no interval"
-    return "more than steering" if min(over_seeds, over_images) > 0 else "steering alone would do"
+        return "one model"
+    return "more than steering" if min(over_seeds, over_images) > 0 else "not told apart from steering"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ is left. Everything is kept in the store: the same command again goes on.
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from rub import load_suite
 from rub.api import default_store, make_runtime, reproducible, run
+from rub.errors import RubError
 from rub.pipeline.progress import Display, clock
 from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Store
@@ -67,7 +69,7 @@ def ring(number: int, frame: FrameType | None) -> None:
 
 def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
     """Run a job until its end or its time is up, and say how far it came."""
-    said, out = "nothing", args.out / job.name
+    said, out, fresh = "nothing", args.out / job.name, args.out / f".{job.name}"
     overrides = [*job.set, *args.set]
     try:
         chosen: dict[str, Any] = {}
@@ -84,15 +86,19 @@ def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
             suite = load_suite(job.suite, task=job.task, overrides=overrides, seeds=seeds)
             suite = suite.model_copy(update={"name": job.name})
             display = Display(Console(), quiet=args.quiet)
-            result = run(suite, store=args.store, out=out, runtime=runtime, display=display,
-                         command=reproducible(["run", *sys.argv[1:]]))  # fmt: skip
+            command = "python benchmarks/at_scale.py " + reproducible(sys.argv[1:]).removeprefix("rub ")
+            result = run(suite, store=args.store, out=fresh, runtime=runtime, display=display, command=command)
             if chosen:
-                facts = read_manifest(out)
-                (out / "hyperparameters.json").write_text(choice.read_text())
-                seal_folder(out, {name: facts[name] for name in ("command", "code_version")})
+                facts = read_manifest(fresh)
+                (fresh / "hyperparameters.json").write_text(choice.read_text())
+                seal_folder(fresh, {name: facts[name] for name in ("command", "code_version")})
+            shutil.rmtree(out, ignore_errors=True)
+            fresh.rename(out)
             said = f"{seeds} unlearning seeds, {len(result.records)} records, {len(result.failures)} stages failed"
     except TimeIsUp:
         return f"time is up after: {said}"
+    except RubError as error:  # the next job may do better
+        return f"failed after: {said}: {error}"
     return said
 
 

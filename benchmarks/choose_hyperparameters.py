@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 
 from rub.api import default_store, make_runtime
+from rub.errors import RubError
 from rub.pipeline.engines import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
@@ -90,18 +91,26 @@ def choose(
 ) -> dict[str, dict[str, Any]]:
     """Try every setting, write all of it down after each method, and return method -> chosen hyperparameters.
 
-    Methods that `out` has already are not tried again.
+    What `out` holds of the same experiments, seed and grid is taken over. A method whose every setting fails is left
+    out, with the reasons in `out`.
+
+    Raises:
+        RubError: the retrained model failed.
     """
     task = experiments[0].task
     references = [measured(experiment, "retrain", {}, store, runtime) for experiment in experiments]
     if failed := [row for row in references if isinstance(row, str)]:
-        raise SystemExit(f"retrain failed: {failed[0]}")
+        raise RubError(f"retrain failed: {failed[0]}")
     rule = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
-    results: dict[str, Any] = {"rule": rule, "seed": HELD_OUT_SEED, "retrain": references, "methods": {}}
-    if out.exists():
-        results["methods"] = json.loads(out.read_text())["methods"]
+    asked = [experiment.model_dump(mode="json", exclude={"methods", "resources"}) for experiment in experiments]
+    results: dict[str, Any] = {"rule": rule, "seed": HELD_OUT_SEED, "experiments": asked, "retrain": references}
+    before = json.loads(out.read_text()) if out.exists() else {}
+    same = all(before.get(name) == results[name] for name in ("rule", "seed", "experiments"))
+    results["methods"] = {}
     for method, values in grid.items():
-        if method in results["methods"]:
+        known = before["methods"].get(method) if same else None
+        if known is not None and [row["parameters"] for row in known["tried"]] == settings(values):
+            results["methods"][method] = known
             continue
         tried = []
         for given in settings(values):
@@ -111,12 +120,12 @@ def choose(
             tried.append({"parameters": given, "gap": mean, "values": rows})
             print(method, given, "failed" if mean is None else f"gap {mean:.4f}", rows, flush=True)
         fine = [row for row in tried if row["gap"] is not None]
-        if not fine:
-            raise SystemExit(f"{method}: every setting failed: {tried[0]['values']}")
-        best = min(fine, key=lambda row: row["gap"])
+        best = min(fine, key=lambda row: row["gap"]) if fine else {"parameters": None, "gap": None}
         results["methods"][method] = {"chosen": best["parameters"], "gap": best["gap"], "tried": tried}
         out.write_text(json.dumps(results, indent=1))
-    return {method: results["methods"][method]["chosen"] for method in grid}
+    out.write_text(json.dumps(results, indent=1))
+    chosen = {method: results["methods"][method]["chosen"] for method in grid}
+    return {method: parameters for method, parameters in chosen.items() if parameters is not None}
 
 
 def main() -> None:

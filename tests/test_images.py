@@ -1,5 +1,6 @@
 """Data sources: what is read is what was written, and damaged or hostile files end in one line that names them."""
 
+import errno
 import json
 import os
 import pickle
@@ -704,6 +705,10 @@ def test_large_sets_are_decoded_into_a_file(tmp_path, monkeypatch):
     assert isinstance(decoding.room((3, 3, 8, 8)), np.memmap)
     large = load_images("folder", None, path=tmp_path, size=8, selection=Selection())
     assert torch.equal(small.train.images, large.train.images)
-    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1})())
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoding.os, "posix_fallocate", full)
     with pytest.raises(RubError, match="set TMPDIR to a larger disk"):
         decoding.room((3, 3, 8, 8))

@@ -65,7 +65,12 @@ def gc(
     needed = {stage.key for graph in plans for stage in in_order(graph.stages)}
     found = list(unneeded(opened, needed))
     for kind, key, _ in found if yes else ():
-        opened.forget_partial(key) if kind == PARTIAL else opened.remove(kind, key)
+        if kind != PARTIAL:
+            opened.remove(kind, key)
+            continue
+        with opened.try_lock(key) as ours:  # else a run is at it
+            if ours:
+                opened.forget_partial(key)
     size = sum(size for _, _, size in found) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
     console().print(f"{len(found)} artifacts, {size:.1f} MiB: {said}", highlight=False)

@@ -45,22 +45,26 @@ class Result:
 
 
 def prepare(out: Path) -> None:
-    """Make sure that a result folder can be written, before hours are spent, and clear RUB's own files of a run before.
+    """Make sure that a result folder can be written, before hours are spent; what is in it stays until there is better.
 
     Raises:
         RubError: it is a file, or cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("tables", "figures", "witnesses", "report"):
-            for path in (out / name).rglob("*.*"):
-                if path.is_symlink() or path.is_file():
-                    path.unlink()
-        for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
-            (out / name).unlink(missing_ok=True)
         (out / "suite.yaml").touch()
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _clear(out: Path) -> None:
+    """Delete RUB's own files of a run before."""
+    for name in ("tables", "figures", "witnesses", "report"):
+        for path in (out / name).rglob("*.*"):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+    for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
+        (out / name).unlink(missing_ok=True)
 
 
 def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:
@@ -93,6 +97,7 @@ def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
     from rub.report.writing import write_report
 
     try:
+        _clear(out)
         write_records(result.records, result.samples, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
         spec = suite.model_dump(mode="json", exclude={"experiments"})

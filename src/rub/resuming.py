@@ -7,6 +7,7 @@ killed.
 
 import io
 import os
+import stat
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -97,8 +98,9 @@ class Resume:
         content = stream.getbuffer()
         self.folder.mkdir(parents=True, exist_ok=True)
         written = self.folder / f"{name}.new"
+        written.unlink(missing_ok=True)  # of a run that was killed
         try:
-            with written.open("wb") as file:
+            with written.open("xb") as file:  # never through a link
                 file.write(sha256(content).hexdigest().encode())
                 file.write(content)
                 file.flush()
@@ -110,19 +112,23 @@ class Resume:
         self._kept = time.monotonic()
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a state that was kept; None where there is none, or it is damaged or of other code."""
+        """Return a state that was kept; None where there is none, or it is damaged, of other code, or no state."""
         import torch
 
         if self.folder is None or not whole(self.folder / name):
             return None
         with (self.folder / name).open("rb") as file:
             file.seek(_HEAD)
-            content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
-        if content["mark"] != self.mark:
+            try:
+                content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+                mark, seconds, state = content["mark"], float(content["seconds"]), content["state"]
+            except Exception:  # someone else's file fails in any way
+                return None
+        if mark != self.mark:
             return None
-        self.earlier = max(self.earlier, content["seconds"])
-        state: dict[str, Any] = content["state"]
-        return state
+        self.earlier = max(self.earlier, seconds)
+        kept: dict[str, Any] = state
+        return kept
 
 
 class Part:
@@ -163,6 +169,8 @@ class Part:
 def whole(path: Path) -> bool:
     """Return whether a state file is as it was written."""
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would never end
+            return False
         with path.open("rb") as file:
             head, digest = file.read(_HEAD), sha256()
             while block := file.read(1 << 20):

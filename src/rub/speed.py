@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SHARE = 0.25  # of a device's free memory that data may take
 SHAPES = 64  # a network is compiled for each mode and batch size; torch gives up after eight
-_ON_DEVICE: WeakIdKeyDictionary = WeakIdKeyDictionary()  # stored images -> their copy; goes with the original
+_ON_DEVICE: WeakIdKeyDictionary = WeakIdKeyDictionary()  # stored images -> device -> copy; goes with the original
 
 
 @contextmanager
@@ -94,9 +94,10 @@ def placed(samples: Samples, device: torch.device) -> Samples:
     """Return samples whose array is on the device, copied there once for all subsets, where it takes little room."""
     if device.type != "cuda":
         return samples
-    if samples.stored not in _ON_DEVICE:
+    copies: dict[torch.device, Tensor] = _ON_DEVICE.setdefault(samples.stored, {})  # type: ignore[no-untyped-call]
+    if device not in copies:
         if samples.stored.nbytes > SHARE * torch.cuda.mem_get_info(device)[0]:
             return samples
-        _ON_DEVICE[samples.stored] = samples.stored.to(device)
-    stored = _ON_DEVICE[samples.stored]
+        copies[device] = samples.stored.to(device)
+    stored = copies[device]
     return replace(samples, stored=stored, rows=None if samples.rows is None else samples.rows.to(device))

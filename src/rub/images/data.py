@@ -22,6 +22,7 @@ from rub.pipeline.stages import Runtime
 from rub.store.artifacts import Artifact
 
 CHUNK = 1024  # images copied at once
+_MAPPED: set[Path] = set()  # files for which this process's limit was raised
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
 
 
@@ -115,8 +116,12 @@ def mapped(path: Path) -> Tensor:
 
         # The system counts a private mapping as memory of the process, though its pages are the file's own.
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if soft != resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft + path.stat().st_size, hard))
+        if soft != resource.RLIM_INFINITY and path not in _MAPPED:
+            raised = soft + path.stat().st_size
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (raised if hard == resource.RLIM_INFINITY else min(raised, hard), hard)
+            )
+            _MAPPED.add(path)
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 

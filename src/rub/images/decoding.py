@@ -1,7 +1,7 @@
 """From image files to one 8-bit array."""
 
 import math
-import shutil
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -72,11 +72,16 @@ def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     size = math.prod(shape)
     if size <= LARGE:
         return np.empty(shape, dtype=np.uint8)
-    if (free := shutil.disk_usage(gettempdir()).free) < size:  # a write to a full disk would end the process later
-        need = f"{size / 1e9:.1f} GB of images"
-        raise RubError(f"{gettempdir()}: {free / 1e9:.1f} GB free, {need} need more; set TMPDIR to a larger disk")
     with TemporaryFile(prefix="rub-images-") as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+        try:
+            if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            need = f"{size / 1e9:.1f} GB of images"
+            raise RubError(
+                f"{gettempdir()}: no room for {need} ({error.strerror}); set TMPDIR to a larger disk"
+            ) from None
+        return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
 
 
 def kept(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:

@@ -3,6 +3,7 @@
 import gc
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def attempt(
         minutes: its time limit, of all tries together.
 
     Raises:
-        RubError: the request itself is wrong; nothing of the stage is kept.
+        RubError: the request itself is wrong; what the stage would go on from is kept, as where memory or time ran out.
     """
     try:
         with time_limit(minutes):
@@ -98,9 +99,9 @@ def attempt(
         store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
     except Exception as error:
-        store.forget_partial(stage.key)
         if out_of_memory(error):
             return Outcome("failed", reason=f"{stage.label}: out of memory, with batches of {runtime.batch_size} too")
+        store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: {told(error)}")
 
 
@@ -143,13 +144,15 @@ def time_limit(minutes: float | None) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise TimedOut
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    before, start = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        # A caller's own alarm, if it had one, rings when it would have.
+        left = max(outer - (time.monotonic() - start), 0.001) if outer else 0
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def limit_memory(gigabytes: float) -> None:

@@ -106,8 +106,8 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
 
         # A claim is made in full float32; torch's default rounds convolutions.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # A state is read by the code, and on the kind of device, that wrote it: others need not end in the same bytes.
-    mark = canonical([code_version(), library_versions(), runtime.device]).decode()
+    # A state is read by the code, libraries and kind of device that wrote it: others need not end in the same bytes.
+    mark = canonical([facts["code_version"], facts["library_versions"], facts["device"]]).decode()
     resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)
 
     def fill(out: Path) -> None:
@@ -132,7 +132,7 @@ def code_version() -> str:
 @cache
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide numbers."""
-    return {name: _version(name) for name in ("numpy", "scikit-learn", "scipy", "torch")}
+    return {name: _version(name) for name in ("diffusers", "numpy", "scikit-learn", "scipy", "torch", "transformers")}
 
 
 @cache

@@ -180,7 +180,7 @@ class Store:
                 yield item.name, item
 
     def forget_partial(self, key: str) -> None:
-        """Delete the states of a stage that has ended."""
+        """Delete the states of a stage that has ended; the caller holds its lock."""
         shutil.rmtree(self.partial(key), ignore_errors=True)
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Looking after a store: what is in it, whether it is whole, and what no suite needs."""
 
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def damaged(store: Store) -> Iterator[tuple[str, str, str]]:
         elif bad := damaged_files(place, manifest):
             yield kind, key, f"missing, changed or not listed: {', '.join(bad)}"
     for key, place in store.partials():
-        if bad := [item.name for item in sorted(place.iterdir()) if item.suffix == SUFFIX and not whole(item)]:
+        if bad := [item.name for item in sorted(place.glob(f"*{SUFFIX}")) if item.exists() and not whole(item)]:
             yield PARTIAL, key, f"changed: {', '.join(bad)}; the stage would start again"
 
 
@@ -60,5 +61,10 @@ def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, i
 
 
 def size_of(place: Path) -> int:
-    """Return the bytes of the files in a folder; 0 where there is none."""
-    return sum(item.lstat().st_size for item in place.iterdir()) if place.is_dir() else 0
+    """Return the bytes of the files in a folder; 0 where there is none. A run may be changing it meanwhile."""
+    total = 0
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for item in place.iterdir():
+            with suppress(FileNotFoundError):
+                total += item.lstat().st_size
+    return total

@@ -100,7 +100,7 @@ class AttackContext:
         device: where the models are.
         progress: told of prompts done.
         resume: keeps states of the search; see `rub.resuming`.
-        compile: whether the network that guides the search is compiled; see `rub.speed`.
+        compile: whether a search may compile the networks that guide it; none of RUB's does.
     """
 
     seed: int = 0

@@ -42,10 +42,10 @@ class Guide(Attributes):
     def __init__(self, model: MaskedAutoencoder, context: AttackContext) -> None:
         """Prepare the float32 model and, in fast mode and where the device computes in it, its bfloat16 copy."""
         self.evaluations = 0
-        self.trusted = not (context.fast and _pays(model, context.device))
+        fast = context.fast and _pays(model, context.device)
+        self.trusted = not (fast or context.compile)
         self._exact = Predict(model, fast=False)
-        guide = model if self.trusted else halved(model, context.device)
-        self._guide = Predict(guide, fast=not self.trusted)
+        self._guide = Predict(halved(model, context.device) if fast else model, fast=fast)
         # Without a gradient, compiling again would take longer than it saves.
         self._steep = Bucketed(compiled(self._guide), context.batch_size) if context.compile else self._guide
 
