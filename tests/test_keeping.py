@@ -89,6 +89,18 @@ def test_links_and_strange_names_in_a_store_are_passed_over(copied_store, tmp_pa
     assert (elsewhere / "precious").read_text() == "x"
 
 
+def test_states_of_a_running_stage_are_not_freed(copied_store, rub):
+    store, key = Store(copied_store), "0" * 64
+    store.partial(key).mkdir(parents=True)
+    (store.partial(key) / "train-1.state").write_bytes(b"under way")
+    with store.try_lock(key) as ours:
+        assert ours
+        rub("store", "gc", "quick", "--store", copied_store, "--yes")
+        assert (store.partial(key) / "train-1.state").exists()
+    rub("store", "gc", "quick", "--store", copied_store, "--yes")
+    assert not store.partial(key).exists()
+
+
 @pytest.mark.parametrize("name", ["train", "partial", "locks"])
 def test_a_run_does_not_follow_links_out_of_a_store(name, tiny, tmp_path, refused):
     (tmp_path / "elsewhere").mkdir()

@@ -1,5 +1,8 @@
 """A stage that is killed goes on from the state that it kept, and ends in the same bytes."""
 
+import io
+import os
+from hashlib import sha256
 from typing import ClassVar
 
 import numpy as np
@@ -133,6 +136,34 @@ def test_a_damaged_state_is_passed_over(tmp_path):
         assert not whole(path) and Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 0
     path.write_bytes(content[:-9])
     assert not whole(path)
+
+
+def sealed(value):
+    """Return a state file of any content, with the right checksum."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return sha256(stream.getvalue()).hexdigest().encode() + stream.getvalue()
+
+
+@pytest.mark.parametrize("value", [{}, [1], {"mark": "now", "seconds": "soon", "state": {}}, b"not a dict"])
+def test_a_file_of_others_that_is_no_state_is_passed_over(value, tmp_path):
+    (tmp_path / "loop-1.state").write_bytes(sealed(value))
+    assert whole(tmp_path / "loop-1.state")
+    assert Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_and_links_are_no_states(tmp_path):
+    os.mkfifo(tmp_path / "loop-1.state")
+    assert not whole(tmp_path / "loop-1.state")  # and it does not wait for a writer
+    (tmp_path / "loop-1.state").unlink()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "loop-1.state.new").symlink_to(tmp_path / "victim")
+    kept_state(tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "loop-1.state").is_symlink() and whole(tmp_path / "loop-1.state")
+    (tmp_path / "loop-2.state").symlink_to(tmp_path / "loop-1.state")
+    assert not whole(tmp_path / "loop-2.state")
 
 
 def test_a_state_of_other_code_is_passed_over(tmp_path):

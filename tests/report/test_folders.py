@@ -338,6 +338,22 @@ def test_a_gallery_is_drawn_anew(tmp_path):
         copy_gallery(tmp_path / "link.png", target)
 
 
+def test_results_stay_until_there_are_better_ones(tiny, tmp_path, monkeypatch):
+    from rub import api
+
+    out = tmp_path / "out"
+    api.run(tiny.suite, store=tiny.store, out=out, runtime=api.make_runtime(device="cpu"))
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run_inline", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(tiny.suite, store=tiny.store, out=out, runtime=api.make_runtime(device="cpu"))
+    assert sealing.changed_files(out) == []
+    assert len(read_records(out)) == len(tiny.result.records)
+
+
 def test_a_second_run_into_one_folder_leaves_nothing_of_the_first(tiny, tmp_path):
     from rub.results import prepare, write_result
 
