@@ -10,6 +10,7 @@ from torch import Tensor
 from rub.errors import Diverged, RubError
 from rub.resuming import Attributes
 from rub.searching import Queue, Scores, State, drain
+from rub.speed import tf32
 from rub.text_to_image.diffusion import Diffusion
 from rub.text_to_image.probing import Attack, AttackContext, Budget, Candidates, Probes, Prompts, Search, Target
 from rub.text_to_image.sampling import Sampler, initial_latents, sample
@@ -168,8 +169,9 @@ class _Run(Attributes):
         return (), leaving
 
     def move(self, state: State) -> None:
-        """Let the search advance by one step."""
-        self.gradient_steps[state["row"].cpu()] += self.search.move(state)
+        """Let the search advance by one step; on CUDA its products may be rounded, those of pictures may not."""
+        with tf32(True):
+            self.gradient_steps[state["row"].cpu()] += self.search.move(state)
 
     def probes(self) -> Probes:
         """Return what was found."""
