@@ -4,6 +4,7 @@ A suite is a YAML file: ``name``, ``summary`` and a list of ``experiments``; eac
 task's own `Experiment` subclass says which further fields it has. Everything here is free of torch.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
@@ -250,9 +251,9 @@ def _known_of(item: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
-    if name_or_path in suite_names():
-        text = files("rub").joinpath("suites", f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    path, shipped = Path(name_or_path), files("rub").joinpath("suites", f"{name_or_path}.yaml")
+    if re.fullmatch(r"[a-z0-9-]+", name_or_path) and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
     elif path.suffix in {".yaml", ".yml"}:
         try:
             text = path.read_text(encoding="utf-8")
