@@ -94,7 +94,8 @@ def test_a_manifest_says_where_an_artifact_comes_from(tmp_path):
     assert manifest["inputs"] == {"input_0": stages["b"].key, "input_1": stages["c"].key}
     assert (manifest["kind"], manifest["task"], manifest["label"]) == ("add", "arithmetic", "add 1000")
     assert manifest["seconds"] >= 0
-    assert set(manifest["library_versions"]) == {"numpy", "scikit-learn", "scipy", "torch"}
+    deciding = {"diffusers", "numpy", "scikit-learn", "scipy", "torch", "transformers"}
+    assert set(manifest["library_versions"]) == deciding
 
 
 def test_running_again_runs_nothing(tmp_path):
