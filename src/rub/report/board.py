@@ -82,11 +82,11 @@ def boards(parts: Iterable[Part]) -> list[Board]:
 def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
     reporting = reporting_of(task)
     columns = reporting.leaders([record for _, _, records in parts for record in records])
-    rows = [row for part in parts for row in _rows(part, columns)]
+    wanted = (reporting.robustness.metric, reporting.robustness.split)
+    rows = [row for part in parts for row in _rows(part, columns, wanted)]
     used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]
     columns = [columns[k] for k in used]
     rows = [replace(row, cells=tuple(row.cells[k] for k in used)) for row in rows]
-    wanted = (reporting.robustness.metric, reporting.robustness.split)
     robust = [
         k
         for k, column in enumerate(columns)
@@ -100,8 +100,11 @@ def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Boa
     return Board(task, dataset, protocol, tuple(columns), tuple(sorted(rows, key=rank)))
 
 
-def _rows(part: Part, columns: Sequence[Column]) -> Iterator[BoardRow]:
-    """Yield the rows of one group, with an empty cell for each column that it has no records for."""
+def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Iterator[BoardRow]:
+    """Yield the rows of one group, with an empty cell for each column that it has no records for.
+
+    N is that of the attacked metric and split which are `wanted`: controls may have more images.
+    """
     page, group, records = part
     table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
     place = {column.place: k for k, column in enumerate(table.columns)}
@@ -111,7 +114,7 @@ def _rows(part: Part, columns: Sequence[Column]) -> Iterator[BoardRow]:
         if record.status == "ok":
             name = printable(record.method)
             seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
-            if record.attack == "uma":
+            if record.attack == "uma" and (record.metric, record.split) == wanted:
                 counts[name] = max(counts.get(name, 0), record.n)
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
