@@ -97,8 +97,11 @@ def _numpy_numbers() -> list[Any]:
 
 def _names_objects(path: Path) -> bool:
     """Return whether an intact file looks up functions or classes; its opcodes are listed here, not run."""
-    if zipfile.is_zipfile(path):
-        return True  # torch's own archive, whole, and yet not read as tensors
+    try:
+        if zipfile.is_zipfile(path):
+            return True  # torch's own archive, whole, and yet not read as tensors
+    except zipfile.BadZipFile:  # it says of itself that it has several parts
+        return False
     with path.open("rb") as stream:
         try:  # torch's older files hold a magic number, a version and a machine, each a pickle, before the tensors
             codes = (code.name for _ in range(4) for code, _, _ in pickletools.genops(stream))

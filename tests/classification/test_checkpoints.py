@@ -14,7 +14,7 @@ from torch import nn
 from rub.classification.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from rub.errors import RubError
 from rub.images.networks import build_network
-from rub.weights import save_weights
+from rub.weights import read_state, save_weights
 
 C10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
@@ -175,6 +175,16 @@ def test_files_that_are_no_checkpoint(tmp_path):
     for value in ([1, 2], {"epoch": 3}, {}, torch.rand(3), {"state_dict": {}}):
         torch.save(value, tmp_path / "odd.pt")
         refused(tmp_path / "odd.pt", model, "state_dict")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_an_archive_of_several_parts_is_no_checkpoint(tmp_path):
+    """Its end says that there are two parts; found by the soak's mutated checkpoints."""
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x02garbage" * 20 + locator + end)
+    with pytest.raises(RubError, match="no checkpoint at all"):
+        read_state(tmp_path / "weights.pt")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
