@@ -55,6 +55,14 @@ def compiled(function: F, enabled: bool = True) -> F:
     return cast(F, torch.compile(function, dynamic=False))
 
 
+def compiled_batches(function: Callable[..., Tensor], most: int, enabled: bool) -> Callable[..., Tensor]:
+    """Return a function of batches compiled for a few sizes; as it is where not `enabled`.
+
+    For calls that need a gradient: without one, compiling again would take longer than it saves.
+    """
+    return Bucketed(compiled(function), most) if enabled else function
+
+
 class Bucketed:
     """A function of batches that meets only a few sizes: `most`, its half, its quarter, ...
 

@@ -117,10 +117,10 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     )
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
-    found = []
+    found, images = [], samples.images
     for run in spec["runs"]:
         function = ATTACKS.get(run["name"], "classification").load()
-        found.append(run_attack(function, run["parameters"], target, samples.images, Budget(spec["levels"]), context))
+        found.append(run_attack(function, run["parameters"], target, images, Budget(spec["levels"]), context))
     if len(found) > 1:
         found = [rescored(probes, target, context) for probes in found]
     save_probes(union(found), samples, target.labels, out)

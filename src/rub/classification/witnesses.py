@@ -93,15 +93,15 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     samples = claimed_images(witness, sources)
     if witness.at_most != 0:
         raise RubError(f"the claim allows {witness.at_most:g}; of this task every claim is at most 0")
-    delta, labels = tensors.get("delta"), tensors.get("labels")
-    whole = delta is not None and delta.shape == samples.images.shape and not delta.dtype.is_floating_point
+    delta, labels, images = tensors.get("delta"), tensors.get("labels"), samples.images
+    whole = delta is not None and delta.shape == images.shape and not delta.dtype.is_floating_point
     if delta is None or labels is None or not whole or labels.shape != samples.labels.shape:
         raise RubError(f"the claim's delta and labels do not fit {len(samples)} images of its data")
     path = model_file(witness, "unlearned", sources)
     model = sources.memo.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
         sources.device
     )
-    probes = samples.images.to(torch.int16) + delta.to(torch.int16)
+    probes = images.to(torch.int16) + delta.to(torch.int16)
     logits = predict(model, probes.clamp(0, 255).to(torch.uint8), batch_size=sources.batch_size, device=sources.device)
     broken = list(_broken(witness, samples, labels, delta, probes, logits))
     return len(samples) - len(broken), broken

@@ -74,6 +74,7 @@ def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.empty(shape, dtype=np.uint8)
     with TemporaryFile(prefix="rub-images-") as file:
         try:
+            file.truncate(size)
             if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
@@ -81,7 +82,7 @@ def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
             raise RubError(
                 f"{gettempdir()}: no room for {need} ({error.strerror}); set TMPDIR to a larger disk"
             ) from None
-        return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def kept(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:

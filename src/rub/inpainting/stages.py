@@ -190,10 +190,10 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         start = torch.from_numpy(np.load(inputs["warm"].file("delta.npy"), allow_pickle=False))
         context = replace(context, start=start)
     budget = Budget.parse(spec["budget"])
-    found = []
+    found, images = [], side.samples.images
     for run in spec["runs"]:
         function = ATTACKS.get(run["name"], "inpainting").load()
-        found.append(run_attack(function, run["parameters"], target, side.samples.images, budget, context))
+        found.append(run_attack(function, run["parameters"], target, images, budget, context))
     save_probes(union(found), side.samples, out)
 
 

@@ -100,12 +100,12 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     blank = torch.zeros(len(samples), patches, original.config.patch_dim, dtype=delta.dtype)
     whole = original.unpatchify(scatter(delta, mask.keep, blank))
     whole = whole if whole.dtype.is_floating_point else whole.to(GRIDDED)
-    device = torch.device(sources.device)
+    device, images = torch.device(sources.device), samples.images
     try:
-        target = make_target(original, unlearned, samples.images, mask, sources.batch_size, device)
+        target = make_target(original, unlearned, images, mask, sources.batch_size, device)
     except Diverged as error:  # weights of others may hold anything
         raise RubError(str(error)) from None
-    loss = score(target, samples.images, whole, sources.batch_size, device)
+    loss = score(target, images, whole, sources.batch_size, device)
     broken = list(_broken(witness, samples, whole, loss))
     return len(samples) - len(broken), broken
 
@@ -121,7 +121,7 @@ def _broken(witness: Witness, samples: Samples, delta: Tensor, loss: Tensor) -> 
     budget, gridded = Budget.parse(witness.budget), delta.dtype == GRIDDED
     reach = delta.abs().flatten(1).amax(1)
     for row, (identity, value) in enumerate(zip(samples.ids.tolist(), loss.tolist(), strict=True)):
-        probe = apply_delta(samples.images[row], delta[row])
+        probe = apply_delta(samples.take([row])[0], delta[row])
         if budget.gridded != gridded or (budget.levels is not None and reach[row] > budget.levels):
             yield f"image {identity}: its probe is outside the budget {budget}"
         elif budget.gridded and not 0 <= float(probe.min()) <= float(probe.max()) <= 1:

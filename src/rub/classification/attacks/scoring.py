@@ -12,7 +12,7 @@ from rub.errors import RubError
 from rub.images.networks import ResNet, fused
 from rub.images.samples import to_unit
 from rub.resuming import Attributes
-from rub.speed import Bucketed, compiled
+from rub.speed import compiled_batches
 
 
 class Score(NamedTuple):
@@ -52,9 +52,7 @@ class Scorer(Attributes):
         self._model = target.model
         self._guide = fused(target.model) if context.fast else target.model
         self._split = isinstance(target.model, ResNet) or divergence == "features-l2"
-        trunk = self._trunk(self._guide)
-        # Without a gradient, compiling again would take longer than it saves.
-        self._steep = Bucketed(compiled(trunk), context.batch_size) if context.compile else trunk
+        self._steep = compiled_batches(self._trunk(self._guide), context.batch_size, context.compile)
         # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
         self._autocast = context.fast and (context.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported())
 

@@ -12,7 +12,7 @@ from rub.inpainting.masks import Mask
 from rub.inpainting.probing import AttackContext, divergence
 from rub.inpainting.transformer import Attention, Block
 from rub.resuming import Attributes
-from rub.speed import Bucketed, compiled
+from rub.speed import compiled_batches
 
 CPU_WIDTH = 64
 """On CPUs, narrower encoders do not gain from bfloat16 what its second looks cost: at this width 1.1 to 1.4 times."""
@@ -46,8 +46,7 @@ class Guide(Attributes):
         self.trusted = not (fast or context.compile)
         self._exact = Predict(model, fast=False)
         self._guide = Predict(halved(model, context.device) if fast else model, fast=fast)
-        # Without a gradient, compiling again would take longer than it saves.
-        self._steep = Bucketed(compiled(self._guide), context.batch_size) if context.compile else self._guide
+        self._steep = compiled_batches(self._guide, context.batch_size, context.compile)
 
     def __call__(self, visible: Tensor, mask: Mask, reference: Tensor, *, gradient: bool) -> Score:
         """Score visible patches for the search.
