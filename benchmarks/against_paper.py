@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -105,7 +105,7 @@ def orders(records: list[Record], paper: dict[str, Any]) -> list[str]:
         means = [np.mean([np.mean(many) for many in ours[name].values()]) for name in methods]
         tau = kendalltau(means, [theirs[name] for name in methods]).statistic
         pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
-        verdicts = holm(pairs, ours)
+        verdicts = holm([paired_t(ours[a], ours[b]) for a, b in pairs])
         told = {word: [] for word in ("same", "opposite", "open")}
         for (a, b), sign in zip(pairs, verdicts, strict=True):
             word = "open" if sign == 0 else "same" if sign == np.sign(theirs[a] - theirs[b]) else "opposite"
@@ -118,23 +118,25 @@ def orders(records: list[Record], paper: dict[str, Any]) -> list[str]:
     return lines
 
 
-def holm(pairs: list[tuple[str, str]], ours: dict[str, BySeed], level: float = 0.05) -> list[int]:
-    """Return the sign of each pair's mean paired difference where it is significant, else 0 (Holm 1979)."""
-    tests = []
-    for a, b in pairs:
-        seeds = sorted(ours[a].keys() & ours[b].keys())
-        one, other = ([np.mean(ours[name][seed]) for seed in seeds] for name in (a, b))
-        difference = np.subtract(one, other)
-        if len(seeds) < 2:
-            tests.append((1.0, 0))
-        elif np.ptp(difference) == 0:  # every seed says exactly the same
-            tests.append((0.0 if difference[0] else 1.0, int(np.sign(difference[0]))))
-        else:
-            tests.append((float(ttest_rel(one, other).pvalue), int(np.sign(difference.mean()))))
-    signs, alive = [0] * len(tests), True
+def paired_t(one: BySeed, other: BySeed) -> tuple[float, int]:
+    """Return p of a paired t test over unlearning seeds, and the sign of the mean difference."""
+    seeds = sorted(one.keys() & other.keys())
+    means = [[np.mean(side[seed]) for seed in seeds] for side in (one, other)]
+    difference = np.subtract(*means)
+    if len(seeds) < 2:
+        return 1.0, 0
+    if np.ptp(difference) == 0:  # every seed says exactly the same
+        return (0.0 if difference[0] else 1.0), int(np.sign(difference[0]))
+    return float(ttest_rel(*means).pvalue), int(np.sign(difference.mean()))
+
+
+def holm(tests: Sequence[tuple[float, int]], level: float = 0.05) -> list[int]:
+    """Return the signs of the tests (p, sign) that are significant together, 0 for the others (Holm 1979)."""
+    signs = [0] * len(tests)
     for rank, index in enumerate(sorted(range(len(tests)), key=lambda i: tests[i][0])):
-        alive = alive and tests[index][0] <= level / (len(tests) - rank)
-        signs[index] = tests[index][1] if alive else 0
+        if tests[index][0] > level / (len(tests) - rank):
+            break
+        signs[index] = tests[index][1]
     return signs
 
 

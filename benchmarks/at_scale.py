@@ -79,7 +79,9 @@ def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
             if args.methods:
                 grid = {name: grid[name] for name in args.methods.split(",")}
             experiments = list(load_suite(job.suite, task=job.task, overrides=overrides).experiments)
-            chosen = choose(experiments, grid, Store(args.store), runtime, choice)
+            chosen = choose(
+                experiments, grid, Store(args.store), runtime, choice, workers=args.workers, quiet=args.quiet
+            )
             said = "hyperparameters chosen"
             overrides.append(f"methods={json.dumps(chosen)}")
         for seeds in args.seeds or job.seeds:
@@ -87,7 +89,8 @@ def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
             suite = suite.model_copy(update={"name": job.name})
             display = Display(Console(), quiet=args.quiet)
             command = "python benchmarks/at_scale.py " + reproducible(sys.argv[1:]).removeprefix("rub ")
-            result = run(suite, store=args.store, out=fresh, runtime=runtime, display=display, command=command)
+            result = run(suite, store=args.store, out=fresh, runtime=runtime, workers=args.workers, display=display,
+                         command=command)  # fmt: skip
             if chosen:
                 facts = read_manifest(fresh)
                 (fresh / "hyperparameters.json").write_text(choice.read_text())
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=1000, help="images per forward pass")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work; for a CPU")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", action="append", help="job; repeatable")
     parser.add_argument("--methods", help="only these, comma-separated")

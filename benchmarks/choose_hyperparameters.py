@@ -17,14 +17,16 @@ import math
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from rich.console import Console
 
 from rub.api import default_store, make_runtime
 from rub.errors import RubError
-from rub.pipeline.engines import run_inline
+from rub.pipeline.attempts import Outcome
+from rub.pipeline.engines import helpers, run_inline
+from rub.pipeline.plan import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
 from rub.registry import TASKS
@@ -48,24 +50,23 @@ def settings(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def measured(
-    experiment: Experiment, method: str, parameters: dict[str, Any], store: Store, runtime: Runtime
-) -> Rows | str:
-    """Return ``metric/split`` -> value of a method without an attack on the held-out seed, or why it failed."""
-    task = TASKS.get(experiment.task, experiment.task).load()
-    graph_of = importlib.import_module(type(task).__module__).Graph
+def measurement(experiment: Experiment, method: str, parameters: dict[str, Any], runtime: Runtime) -> Stage:
+    """Return the stage that measures a method without an attack on the held-out seed."""
+    graph_of = importlib.import_module(type(TASKS.get(experiment.task, experiment.task).load()).__module__).Graph
     methods = {} if method == "retrain" else {method: parameters}
     graph = graph_of(experiment.model_copy(update={"methods": methods}), runtime.data_root)
     if experiment.task == "classification":
         graph.shadows = {}
     # A miniature is retrained for few seeds only: the first stands for all.
     seed = 0 if method == "retrain" and experiment.task != "classification" else HELD_OUT_SEED
-    stage = graph.measurements(method, seed)[0]
-    with Display(Console(), quiet=True) as display:
-        outcome = run_inline([stage], {experiment.task: task}, store, runtime, display)[stage.key]
+    return cast(Stage, graph.measurements(method, seed)[0])
+
+
+def measured(task: str, outcome: Outcome) -> Rows | str:
+    """Return ``metric/split`` -> value of a measurement that has ended, or why it failed."""
     if outcome.artifact is None:
         return outcome.reason
-    compared, _, others = RULES[experiment.task]
+    compared, _, others = RULES[task]
     wanted = {f"{metric}/{split}" for metric, split in compared}
     rows = outcome.artifact.json("rows.json")
     return {
@@ -88,8 +89,11 @@ def choose(
     store: Store,
     runtime: Runtime,
     out: Path,
+    *,
+    workers: int = 1,
+    quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Try every setting, write all of it down after each method, and return method -> chosen hyperparameters.
+    """Try every setting, write all of it down, and return method -> chosen hyperparameters.
 
     What `out` holds of the same experiments, seed and grid is taken over. A method whose every setting fails is left
     out, with the reasons in `out`.
@@ -97,35 +101,47 @@ def choose(
     Raises:
         RubError: the retrained model failed.
     """
-    task = experiments[0].task
-    references = [measured(experiment, "retrain", {}, store, runtime) for experiment in experiments]
-    if failed := [row for row in references if isinstance(row, str)]:
-        raise RubError(f"retrain failed: {failed[0]}")
+    name = experiments[0].task
+    tasks = {name: TASKS.get(name, name).load()}
     rule = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
     asked = [experiment.model_dump(mode="json", exclude={"methods", "resources"}) for experiment in experiments]
-    results: dict[str, Any] = {"rule": rule, "seed": HELD_OUT_SEED, "experiments": asked, "retrain": references}
+    results: dict[str, Any] = {"rule": rule, "seed": HELD_OUT_SEED, "experiments": asked}
     before = json.loads(out.read_text()) if out.exists() else {}
-    same = all(before.get(name) == results[name] for name in ("rule", "seed", "experiments"))
-    results["methods"] = {}
-    for method, values in grid.items():
-        known = before["methods"].get(method) if same else None
-        if known is not None and [row["parameters"] for row in known["tried"]] == settings(values):
-            results["methods"][method] = known
-            continue
-        tried = []
-        for given in settings(values):
-            rows = [measured(experiment, method, given, store, runtime) for experiment in experiments]
-            gaps = [gap(task, row, other) for row, other in zip(rows, references, strict=True) if isinstance(row, dict)]
-            mean = sum(gaps) / len(gaps) if len(gaps) == len(experiments) else None
-            tried.append({"parameters": given, "gap": mean, "values": rows})
-            print(method, given, "failed" if mean is None else f"gap {mean:.4f}", rows, flush=True)
-        fine = [row for row in tried if row["gap"] is not None]
-        best = min(fine, key=lambda row: row["gap"]) if fine else {"parameters": None, "gap": None}
-        results["methods"][method] = {"chosen": best["parameters"], "gap": best["gap"], "tried": tried}
-        out.write_text(json.dumps(results, indent=1))
+    same = all(before.get(key) == value for key, value in results.items())
+    known = {
+        method: before["methods"][method]
+        for method, values in grid.items()
+        if same
+        and [row["parameters"] for row in before["methods"].get(method, {}).get("tried", [])] == settings(values)
+    }
+    runs = [
+        ("retrain", {}),
+        *((method, one) for method in grid if method not in known for one in settings(grid[method])),
+    ]
+    stages = [[measurement(experiment, *run, runtime) for experiment in experiments] for run in runs]
+    wanted = [stage for row in stages for stage in row]
+    with Display(Console(), quiet=quiet) as display, helpers(workers - 1, wanted, tasks, store, runtime, ()):
+        outcomes = run_inline(wanted, tasks, store, runtime, display)
+    values = [[measured(name, outcomes[stage.key]) for stage in row] for row in stages]
+    references = values[0]
+    if failed := [row for row in references if isinstance(row, str)]:
+        raise RubError(f"retrain failed: {failed[0]}")
+    tried: dict[str, list[dict[str, Any]]] = {method: [] for method in grid}
+    for (method, parameters), rows in zip(runs[1:], values[1:], strict=True):
+        gaps = [gap(name, row, other) for row, other in zip(rows, references, strict=True) if isinstance(row, dict)]
+        mean = sum(gaps) / len(gaps) if len(gaps) == len(experiments) else None
+        tried[method].append({"parameters": parameters, "gap": mean, "values": rows})
+    results |= {"retrain": references, "methods": {m: known.get(m) or _best(rows) for m, rows in tried.items()}}
     out.write_text(json.dumps(results, indent=1))
     chosen = {method: results["methods"][method]["chosen"] for method in grid}
     return {method: parameters for method, parameters in chosen.items() if parameters is not None}
+
+
+def _best(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written down of a method: the setting with the smallest gap, and all that were tried."""
+    fine = [row for row in tried if row["gap"] is not None]
+    best = min(fine, key=lambda row: row["gap"]) if fine else {"parameters": None, "gap": None}
+    return {"chosen": best["parameters"], "gap": best["gap"], "tried": tried}
 
 
 def main() -> None:
@@ -138,13 +154,17 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--store", type=Path, default=default_store())
     parser.add_argument("--methods", help="only these, comma-separated")
+    parser.add_argument("--set", action="append", default=[], help="overrides, as of rub run")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     arguments = parser.parse_args()
     grid = yaml.safe_load(arguments.grid.read_text())
     if arguments.methods:
         grid = {method: grid[method] for method in arguments.methods.split(",")}
-    experiments = list(load_suite(arguments.suite, task=arguments.task).experiments)
+    experiments = list(load_suite(arguments.suite, task=arguments.task, overrides=arguments.set).experiments)
     runtime = make_runtime(data_root=arguments.data_root)
-    choose(experiments, grid, Store(arguments.store), runtime, arguments.out)
+    store = Store(arguments.store)
+    chosen = choose(experiments, grid, store, runtime, arguments.out, workers=arguments.workers)
+    print(yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None), end="")
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--product", type=int, default=8192, help="side of the matrices")
     parser.add_argument("--diffusion", default="sd-medium", help="miniature")
     parser.add_argument("--pictures", type=int, default=64, help="pixels")
-    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=32, help="0: images only")
     parser.add_argument("--cap", type=int, default=5, help="attack steps")
     parser.add_argument("--inner", type=int, default=40, help="gradient steps per attack step")
     parser.add_argument("--ddim", type=int, default=25)
@@ -268,7 +268,8 @@ def main() -> None:
             share = row(what, named, work(), flops[what], "images/s", 1)
             if share > best.get(what, (0.0,))[0]:
                 best[what] = share, work
-    row("UMA on prompts", f"{args.diffusion}, float32", *prompts_per_hour(args), "prompts/h", 3600)
+    if args.prompts:
+        row("UMA on prompts", f"{args.diffusion}, float32", *prompts_per_hour(args), "prompts/h", 3600)
     for what, (share, work) in best.items():
         print(f"\nbest {what} ({100 * share:.1f} %), the whole call with its set-up:")
         print("\n".join(kernels(work, device)), flush=True)

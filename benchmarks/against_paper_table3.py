@@ -1,0 +1,160 @@
+"""Set a measured Table 3 beside the paper's object concepts: numbers, orders, and what the controls explain.
+
+    python benchmarks/against_paper_table3.py results/text-to-image-imagenette
+
+Prints Markdown. Orders: of each pair of the paper's methods, whether our post-ASR differs over the same prompts (exact
+McNemar test, Holm-corrected over the pairs of a concept; *all*: the prompts of all concepts together) says the same as
+the paper's, the opposite, or cannot tell. Controls: what UMA brings back beside what as many draws of random tokens and
+of other seeds bring back from the same model, and what UMA brings back from the retrained one; paired over prompts.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from against_paper import holm
+from scipy.stats import binomtest, kendalltau
+
+from rub import read_records
+from rub.statistics import wilson
+
+NAMES = {"esd": "esd-x"}  # what the paper calls ESD is, on objects, its variant for cross-attention
+Found = dict[tuple[str, str, str], dict[tuple[int, int], tuple[bool, bool, int]]]
+"""(concept, method, attack) -> (seed, prompt) -> (whether it was drawn before, whether it is after, steps)."""
+
+
+def main() -> None:
+    """Print the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    found = samples(folder)
+    caps = {row.attack: int(row.budget) for row in read_records(folder) if row.metric == "asr_post"}
+    paper = json.loads(files("rub.report").joinpath("paper_tables.json").read_text())["table3"]
+    paper = {NAMES.get(name, name): row for name, row in paper.items()}
+    for lines in (numbers(found, paper, caps["uma"]), orders(found, paper), controls(found)):
+        print("\n".join(lines), end="\n\n")
+
+
+def samples(folder: Path) -> Found:
+    """Return what became of every prompt under every attack."""
+    found: Found = {}
+    for row in pq.read_table(folder / "samples.parquet").to_pylist():
+        cell = found.setdefault((row["experiment"], row["method"], row["attack"]), {})
+        cell[row["unlearn_seed"], row["sample_id"]] = row["clean"], row["recovered"], row["step"]
+    return found
+
+
+def concepts(found: Found) -> list[str]:
+    """Return the concepts in order."""
+    return list(dict.fromkeys(concept for concept, _, _ in found))
+
+
+def rate(values: list[bool]) -> str:
+    """Return a share with its Wilson interval, in percent."""
+    low, high = wilson(sum(values), len(values))
+    return f"{100 * np.mean(values):.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def numbers(found: Found, paper: dict[str, dict[str, dict[str, float]]], cap: int) -> list[str]:
+    """Return ASR before and after and the steps, with the paper's after a slash."""
+    heads = [f"{concept} {what}" for concept in concepts(found) for what in ("before", "after", "steps")]
+    lines = ["| method | " + " | ".join(heads) + " |", "|:---|" + "---:|" * len(heads)]
+    for method in dict.fromkeys(name for _, name, attack in found if attack == "uma"):
+        cells = []
+        for concept in concepts(found):
+            rows = list(found[concept, method, "uma"].values())
+            theirs = paper.get(method, {}).get(concept.replace("-", "_"))
+            steps = float(np.mean([cap if step < 0 else step for _, _, step in rows]))
+            ours = rate([before for before, _, _ in rows]), rate([after for _, after, _ in rows]), f"{steps:.1f}"
+            if theirs:
+                shown = (
+                    f"{100 * theirs['asr_pre']:.0f}",
+                    f"{100 * theirs['asr_post']:.0f}",
+                    f"{theirs['steps_mean']:.1f}",
+                )
+                ours = tuple(f"{one} / {other}" for one, other in zip(ours, shown, strict=True))
+            cells += ours
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def mcnemar(one: Mapping[tuple[int, int], bool], other: Mapping[tuple[int, int], bool]) -> tuple[float, int, int]:
+    """Return the exact two-sided p over pairs that disagree, and how many have only the one, only the other."""
+    pairs = [(one[key], other[key]) for key in one.keys() & other.keys()]
+    only, opposite = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    p = binomtest(only, only + opposite).pvalue if only + opposite else 1.0
+    return float(p), only, opposite
+
+
+def after(found: Found, concept: str, method: str, attack: str) -> dict[tuple[int, int], bool]:
+    """Return whether each prompt came back; of all concepts where it is *all*."""
+    cells = concepts(found) if concept == "all" else [concept]
+    if len(cells) == 1:
+        return {key: row[1] for key, row in found[concept, method, attack].items()}
+    return {
+        (1000 * place + seed, prompt): row[1]
+        for place, cell in enumerate(cells)
+        for (seed, prompt), row in found[cell, method, attack].items()
+    }
+
+
+def orders(found: Found, paper: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return, for each concept and all of them, how the paper's order of its methods by post-ASR fares."""
+    methods = [name for name in paper if (concepts(found)[0], name, "uma") in found]
+    lines = [
+        "| concept | N | Kendall's tau | pairs | the paper's order confirmed | contradicted | cannot tell |",
+        "|:---|---:|---:|---:|---:|:---|---:|",
+    ]
+    for concept in [*concepts(found), "all"]:
+        cells = concepts(found) if concept == "all" else [concept]
+        theirs = {
+            name: float(np.mean([paper[name][c.replace("-", "_")]["asr_post"] for c in cells])) for name in methods
+        }
+        ours = {name: after(found, concept, name, "uma") for name in methods}
+        pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
+        tests = [mcnemar(ours[a], ours[b]) for a, b in pairs]
+        signs = holm([(p, int(np.sign(only - other))) for p, only, other in tests])
+        told: dict[str, list[str]] = {"same": [], "opposite": [], "open": []}
+        for (a, b), sign in zip(pairs, signs, strict=True):
+            same = sign == np.sign(theirs[a] - theirs[b])
+            told["open" if sign == 0 else "same" if same else "opposite"].append(f"{a}/{b}")
+        means = [float(np.mean(list(ours[name].values()))) for name in methods]
+        tau = kendalltau(means, [theirs[name] for name in methods]).statistic
+        said = f" ({', '.join(told['opposite'])})" if told["opposite"] else ""
+        lines.append(
+            f"| {concept} | {len(ours[methods[0]])} | {tau:.2f} | {len(pairs)} | {len(told['same'])} |"
+            f" {len(told['opposite'])}{said} | {len(told['open'])} |"
+        )
+    return lines
+
+
+def controls(found: Found) -> list[str]:
+    """Return, for each method over all concepts, what UMA brings back beside the controls."""
+    attacks = [attack for attack in dict.fromkeys(attack for _, _, attack in found) if attack != "uma"]
+    heads = ["before", "uma", *attacks, *(f"uma - {attack}" for attack in attacks), "uma - uma on retrain"]
+    lines = ["| method | " + " | ".join(heads) + " |", "|:---|" + "---:|" * len(heads)]
+    for method in dict.fromkeys(name for _, name, attack in found if attack == "uma"):
+        own = after(found, "all", method, "uma")
+        before = [row[0] for concept in concepts(found) for row in found[concept, method, "uma"].values()]
+        others = [after(found, "all", method, attack) for attack in attacks]
+        cells = [rate(before), rate(list(own.values())), *(rate(list(other.values())) for other in others)]
+        cells += [difference(own, other) for other in others]
+        cells.append("" if method == "retrain" else difference(own, after(found, "all", "retrain", "uma")))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def difference(one: Mapping[tuple[int, int], bool], other: Mapping[tuple[int, int], bool]) -> str:
+    """Return a paired difference in points, and in parentheses the exact p."""
+    p, only, opposite = mcnemar(one, other)
+    return f"{100 * (only - opposite) / len(one):+.0f} (p {p:.1g})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The pages beside the paper's tables: their statistics by hand, and what they print of results that are committed."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Return the two scripts as modules."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return [importlib.import_module(name) for name in ("against_paper", "against_paper_table3")]
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_newcombe_is_the_example_of_his_paper(scripts):
+    # Newcombe (1998), table II, method 10: 56/70 - 48/80
+    low, high = scripts[0].newcombe(80.0, 70, 60.0, 80)
+    assert (round(low, 2), round(high, 2)) == (5.24, 33.39)
+
+
+def test_mcnemar_counts_what_disagrees(scripts):
+    one = {(0, i): i < 5 or i == 9 for i in range(12)}  # 0-4 only here, 9 in both
+    other = {(0, i): i in (9, 10) for i in range(12)}  # 10 only there
+    assert scripts[1].mcnemar(one, other) == (pytest.approx(2 * (1 + 6) / 2**6), 5, 1)
+    assert scripts[1].mcnemar(one, one) == (1.0, 0, 0)
+
+
+def test_holm_stops_at_the_first_that_fails(scripts):
+    # .01 <= .05/4, .015 <= .05/3, .03 > .05/2: the last would pass alone
+    assert scripts[0].holm([(0.03, 1), (0.01, -1), (0.04, 1), (0.015, 1)]) == [0, -1, 0, 1]
+
+
+def test_a_difference_that_every_seed_repeats_is_told(scripts):
+    assert scripts[0].paired_t({0: [3.0], 1: [4.0]}, {0: [1.0], 1: [2.0]}) == (0.0, 1)
+    assert scripts[0].paired_t({0: [3.0]}, {0: [1.0]}) == (1.0, 0)
+    assert scripts[0].paired_t({0: [1.0], 1: [2.0], 2: [4.0]}, {0: [2.0], 1: [4.0], 2: [5.0]})[1] == -1
+
+
+@pytest.mark.parametrize(
+    ("script", "folder", "methods"),
+    [
+        ("against_paper", "table1-cifar10-small", ["ft", "rl", "iu", "l1-sparse", "salun"]),
+        ("against_paper_table3", "text-to-image-imagenette-small", ["esd-x", "fmn", "spm", "salun", "erasediff"]),
+    ],
+)
+def test_three_tables_of_committed_results(script, folder, methods):
+    words = [sys.executable, ROOT / "benchmarks" / f"{script}.py", ROOT / "results" / folder]
+    done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout.strip().split("\n\n")
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1  # every row has a cell for each column
+    for method in methods:
+        assert f"| {method} |" in tables[0] and f"| {method} |" in tables[2]
