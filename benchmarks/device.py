@@ -150,7 +150,7 @@ class Bench:
         return clock.rate() * len(part)
 
 
-def prompts_per_hour(args: argparse.Namespace) -> tuple[float, float]:
+def prompts_per_hour(args: argparse.Namespace, compile_: bool) -> tuple[float, float]:
     """Return prompts per hour of UMA on a miniature that was never trained, and FLOPs per prompt.
 
     No prompt ever succeeds: every one takes all steps, which is the most that a search can cost.
@@ -179,16 +179,16 @@ def prompts_per_hour(args: argparse.Namespace) -> tuple[float, float]:
     target = make_target(model, model, prompts, before, count, concept="church")
     drawing = Drawing(model, Sampler("ddim", args.ddim), never)
     settings = {"inner_steps": args.inner}
-    context = AttackContext(batch_size=count, device=device)
 
-    def search(cap: int) -> None:
+    def search(cap: int, compile_: bool) -> None:
+        context = AttackContext(batch_size=count, device=device, compile=compile_)
         run_attack(uma, settings, target, Budget(cap), context, drawing)
 
-    search(1)
-    flops = counted(lambda: search(1)) * args.cap / count  # the clean picture of each run is in it, once a step
+    search(1, compile_)
+    flops = counted(lambda: search(1, False)) * args.cap / count  # the clean picture of each run is in it, once a step
     clock = Clock(device)
     start = clock.now()
-    search(args.cap)
+    search(args.cap, compile_)
     return 3600 * count / (clock.now() - start), flops
 
 
@@ -268,8 +268,9 @@ def main() -> None:
             share = row(what, named, work(), flops[what], "images/s", 1)
             if share > best.get(what, (0.0,))[0]:
                 best[what] = share, work
-    if args.prompts:
-        row("UMA on prompts", f"{args.diffusion}, float32", *prompts_per_hour(args), "prompts/h", 3600)
+        if args.prompts:
+            named = f"{args.diffusion}, float32{', compiled' if compile_ else ''}"
+            row("UMA on prompts", named, *prompts_per_hour(args, compile_), "prompts/h", 3600)
     for what, (share, work) in best.items():
         print(f"\nbest {what} ({100 * share:.1f} %), the whole call with its set-up:")
         print("\n".join(kernels(work, device)), flush=True)

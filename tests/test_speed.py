@@ -21,6 +21,15 @@ from rub.inpainting.mae import MAEConfig, MaskedAutoencoder
 from rub.inpainting.masks import keyed_noise, make_mask
 from rub.inpainting.probing import AttackContext as MaeContext
 from rub.speed import Bucketed, bucket, compiled, placed, tf32
+from rub.text_to_image.attacks.concept_inversion import concept_inversion
+from rub.text_to_image.attacks.harness import make_target as make_prompt_target
+from rub.text_to_image.attacks.p4d import p4d
+from rub.text_to_image.attacks.uma import uma
+from rub.text_to_image.diffusion import freeze
+from rub.text_to_image.mini import build_mini
+from rub.text_to_image.probing import AttackContext as PromptContext
+from rub.text_to_image.probing import Budget, Prompts
+from rub.text_to_image.vocabulary import make_tokenizer, train_vocabulary
 
 NETWORK = {"num_classes": 4, "channels": 3, "stem": "cifar", "width": 2, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 
@@ -124,6 +133,27 @@ def test_a_compiled_guide_of_an_autoencoder(eagerly):
         )
         assert torch.allclose(one.loss, other.loss, rtol=1e-5)
         assert torch.allclose(one.gradient, other.gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("search", [uma, p4d, concept_inversion])
+def test_compiled_searches_of_prompts_move_as_the_others_do(eagerly, search):
+    tokenizer = make_tokenizer(*train_vocabulary(["a photo of a church", "a chapel"], 300), 16)
+    original, unlearned = (
+        freeze(build_mini("sd-nano", channels=1, size=8, tokenizer=tokenizer, seed=seed)) for seed in (0, 1)
+    )
+    prompts = Prompts(torch.arange(3), ("a church", "a chapel", "a photo"), torch.arange(3), torch.full((3,), 3.0))
+    pictures = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    target = make_prompt_target(original, unlearned, prompts, pictures, 3, concept="church")
+    moved = []
+    for compile_ in (False, True):
+        found = search(target, prompts, Budget(2), PromptContext(batch_size=4, compile=compile_), inner_steps=2)
+        state = {name: torch.arange(3) for name in ("row", "id")} | {"t": torch.zeros(3).long()}
+        found.begin(state)
+        found.move(state)
+        moved.append(state)
+    assert eagerly
+    for name, values in moved[0].items():
+        assert torch.allclose(values, moved[1][name], atol=1e-4), name
 
 
 def test_networks_of_one_shape_share_what_was_compiled():

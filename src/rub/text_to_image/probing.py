@@ -15,7 +15,11 @@ from rub.errors import RubError
 from rub.progress import Progress, silent
 from rub.resuming import Resume
 from rub.searching import State
+from rub.speed import compiled_batches
 from rub.text_to_image.diffusion import Diffusion
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`Diffusion.predict` on (x, t, context), each with a row for every prompt."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class AttackContext:
         device: where the models are.
         progress: told of prompts done.
         resume: keeps states of the search; see `rub.resuming`.
-        compile: whether a search may compile the networks that guide it; none of RUB's does.
+        compile: whether the networks that guide a search are compiled; see `rub.speed`.
     """
 
     seed: int = 0
@@ -109,6 +113,10 @@ class AttackContext:
     progress: Progress = silent
     resume: Resume = field(default_factory=Resume)
     compile: bool = False
+
+    def predictor(self, model: Diffusion) -> Predict:
+        """Return how a model that guides a search predicts the noise."""
+        return compiled_batches(model.predict, self.batch_size, self.compile)
 
 
 @dataclass(frozen=True)

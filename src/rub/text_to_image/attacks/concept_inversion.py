@@ -11,7 +11,7 @@ from rub.registry import Card, attack
 from rub.searching import State
 from rub.text_to_image.attacks.p4d import Vocabulary, adamw, slope
 from rub.text_to_image.attacks.tokens import Location, need_room, noisy, place_embeddings
-from rub.text_to_image.probing import AttackContext, Budget, Candidates, Prompts, Search, Target
+from rub.text_to_image.probing import AttackContext, Budget, Candidates, Predict, Prompts, Search, Target
 
 Start = Literal["concept", "random"]
 
@@ -48,6 +48,7 @@ class SoftPrompt:
     """Textual inversion per prompt; ``x`` is the soft prompt (B, K, D)."""
 
     target: Target
+    predict: Predict
     seed: int
     tokens: int
     start: Start
@@ -77,7 +78,7 @@ class SoftPrompt:
             x, t, noise = noisy(self.target, state, None, counter, self.seed)
             soft = state["x"].detach().requires_grad_()
             context = model.encode_soft(place_embeddings(model, tokens, soft, self.location))
-            gradient = slope(noise, model.predict(x, t, context), soft)
+            gradient = slope(noise, self.predict(x, t, context), soft)
             adamw(state, gradient, counter + 1, self.lr, self.weight_decay)
         return self.inner_steps
 
@@ -119,4 +120,5 @@ def concept_inversion(
         RubError: a prompt has no room for them.
     """
     need_room(target, tokens)
-    return SoftPrompt(target, context.seed, tokens, start, location, inner_steps, lr, weight_decay)
+    predict = context.predictor(target.unlearned)
+    return SoftPrompt(target, predict, context.seed, tokens, start, location, inner_steps, lr, weight_decay)

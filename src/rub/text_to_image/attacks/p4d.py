@@ -14,7 +14,7 @@ from rub.registry import Card, attack
 from rub.searching import State
 from rub.text_to_image.attacks.tokens import allowed_tokens, noisy, timestep
 from rub.text_to_image.diffusion import Diffusion
-from rub.text_to_image.probing import AttackContext, Budget, Candidates, Prompts, Search, Target
+from rub.text_to_image.probing import AttackContext, Budget, Candidates, Predict, Prompts, Search, Target
 
 Variant = Literal["n", "k"]
 
@@ -154,6 +154,8 @@ class ProjectedDescent:
 
     target: Target
     vocabulary: Vocabulary
+    predict: Predict
+    predict_original: Predict
     cap: int
     seed: int
     variant: Variant
@@ -190,15 +192,15 @@ class ProjectedDescent:
     @torch.enable_grad()
     def _gradient(self, state: State, counter: Tensor, clean: Tensor) -> Tensor:
         """Return the gradient at the nearest tokens' embeddings, (B, K, D)."""
-        model, original = self.target.unlearned, self.target.original
+        model = self.target.unlearned
         table = model.token_embeddings.detach()
         at = table[self.vocabulary.nearest(state["x"])].requires_grad_()
         rising = None if self.random_timesteps else timestep(state["t"], self.cap, model.timesteps)
         x, t, _ = noisy(self.target, state, rising, counter, self.seed)
         with torch.no_grad():
-            wanted = original.predict(x, t, clean)
+            wanted = self.predict_original(x, t, clean)
         soft = filled(table[state["base"]], at, state["slots"])
-        return slope(wanted, model.predict(x, t, model.encode_soft(soft)), at)
+        return slope(wanted, self.predict(x, t, model.encode_soft(soft)), at)
 
 
 @attack("p4d", task="text-to-image", card=CARD)
@@ -232,6 +234,6 @@ def p4d(
         random_timesteps: whether every step draws its own t; otherwise t rises with the attack steps.
     """
     return ProjectedDescent(
-        target, Vocabulary(target.unlearned), budget.cap, context.seed, variant, tokens, every, inner_steps, lr,
-        weight_decay, random_timesteps,
+        target, Vocabulary(target.unlearned), context.predictor(target.unlearned), context.predictor(target.original),
+        budget.cap, context.seed, variant, tokens, every, inner_steps, lr, weight_decay, random_timesteps,
     )  # fmt: skip

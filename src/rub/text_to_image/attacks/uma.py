@@ -94,6 +94,7 @@ class TokenSearch:
         """
         need_room(target, tokens)
         self.target, self.cap, self.seed = target, budget.cap, context.seed
+        self.predict, self.predict_original = map(context.predictor, (target.unlearned, target.original))
         self.loss, self.init, self.location, self.fed = loss, init, location, fed
         self.count, self.inner_steps, self.lr, self.weight_decay = tokens, inner_steps, lr, weight_decay
         self.vocabulary = allowed_tokens(target.unlearned).nonzero().flatten()
@@ -124,7 +125,7 @@ class TokenSearch:
             counter = state["t"] * self.inner_steps + inner
             x, _, noise = noisy(self.target, state, level, counter, self.seed)
             with torch.no_grad():
-                goal = noise if clean is None else original.predict(x, level, clean)
+                goal = noise if clean is None else self.predict_original(x, level, clean)
             loss, gradient = self._gradient(state, counter, x, level, goal)
             total += loss
             self._descend(state, gradient, counter + 1)
@@ -148,7 +149,7 @@ class TokenSearch:
         drawn = self.table[sample_tokens(state["chances"], uniforms)].requires_grad_()
         with torch.enable_grad():
             context = model.encode_soft(place_embeddings(model, tokens, drawn, self.location))
-            error = model.predict(x, level, context) - goal
+            error = self.predict(x, level, context) - goal
             loss = error.square().flatten(1).mean(1).sum()
             (slope,) = torch.autograd.grad(loss, drawn)
         return loss.detach(), slope @ self.table.T
