@@ -47,6 +47,7 @@ class Job:
         seeds: numbers of unlearning seeds, in turn.
         set: overrides.
         grid: file of settings to choose from; "": those of the suite.
+        choosing: names of the experiments that choose, for the others too; []: all.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Job:
     seeds: list[int]
     set: list[str] = field(default_factory=list)
     grid: str = ""
+    choosing: list[str] = field(default_factory=list)
 
 
 class TimeIsUp(BaseException):
@@ -78,7 +80,8 @@ def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
             grid = yaml.safe_load((HERE / job.grid).read_text())
             if args.methods:
                 grid = {name: grid[name] for name in args.methods.split(",")}
-            experiments = list(load_suite(job.suite, task=job.task, overrides=overrides).experiments)
+            suite = load_suite(job.suite, task=job.task, overrides=overrides)
+            experiments = [item for item in suite.experiments if not job.choosing or item.name in job.choosing]
             chosen = choose(
                 experiments, grid, Store(args.store), runtime, choice, workers=args.workers, quiet=args.quiet
             )

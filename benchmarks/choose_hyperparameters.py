@@ -3,8 +3,8 @@
 Rule: on a held-out unlearning seed, each method runs with every setting of its grid; the setting with the smallest mean
 gap to the retrained model is chosen, the first of equals. The gap is the mean absolute difference over UA, RA and TA
 (classification, as SalUn's average gap), over ASR before the attack and judged accuracy of kept concepts
-(text-to-image), or of the logarithms of the error to the true image on forgotten and kept images (inpainting); of a
-suite with several experiments of the task, the mean over these.
+(text-to-image; those that the retrained model knows), or of the logarithms of the error to the true image on forgotten
+and kept images (inpainting); of a suite with several experiments of the task, the mean over these.
 
     python benchmarks/choose_hyperparameters.py table1-cifar10-small --data-root data --grid GRID.yaml --out CHOICE.json
     python benchmarks/choose_hyperparameters.py SUITE --task text-to-image --grid GRID.yaml --out CHOICE.json
@@ -40,9 +40,11 @@ RULES: Mapping[str, tuple[tuple[tuple[str, str], ...], Callable[[float], float],
     "classification": (
         (("ua", "forget"), ("ra", "retain"), ("ta", "test")), lambda value: value, ("logit_auc", "probe_accuracy"),
     ),
-    "text-to-image": ((("asr_pre", "forget"), ("utility_accuracy", "retain")), lambda value: value, ()),
+    "text-to-image": ((("asr_pre", "forget"), ("utility_accuracy", "retain")), lambda value: value, ("utility_seen",)),
     "inpainting": ((("mse_input", "forget"), ("mse_input", "retain")), math.log, ("fid",)),
 }  # fmt: skip
+
+NEARER = {"utility_accuracy/retain": "utility_seen/retain"}  # where the retrained model stands for several concepts
 
 
 def settings(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -80,6 +82,7 @@ def gap(task: str, values: Rows, reference: Rows) -> float:
     """Return the mean distance to the retrained model."""
     compared, scale, _ = RULES[task]
     names = [f"{metric}/{split}" for metric, split in compared]
+    names = [NEARER[name] if NEARER.get(name) in reference else name for name in names]
     return sum(abs(scale(values[name]) - scale(reference[name])) for name in names) / len(names)
 
 

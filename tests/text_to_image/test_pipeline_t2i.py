@@ -110,6 +110,24 @@ def test_rates_follow_from_the_samples(tiny):
         assert rows_of(tiny, "steps_median", "uma")[method].value == np.median(counted)
 
 
+def test_what_a_shared_retrained_model_has_not_seen_is_left_out_beside(tiny, monkeypatch):
+    import rub.text_to_image.judges as judges
+
+    monkeypatch.setattr(
+        judges.Argmax, "hits", lambda self, look, label: torch.full((len(look.scores),), label in (1, 3))
+    )
+    counts = {}
+    for without in ("[7]", "[1, 2, 7]"):
+        suite = load_suite(str(tiny.path), methods=["uce"], overrides=[f"retrain_without={without}"])
+        result = run(suite, store=tiny.store, runtime=make_runtime(device="cpu"))
+        for row in result.records:
+            if row.metric.startswith("utility"):
+                counts.setdefault((without, row.metric), set()).add((row.n, round(row.value * row.n)))
+    assert ("[7]", "utility_seen") not in counts  # the same as all
+    assert counts["[1, 2, 7]", "utility_accuracy"] == {(9, 2)}  # nine other digits; 1 and 3 are called right
+    assert counts["[1, 2, 7]", "utility_seen"] == {(7, 1)}
+
+
 def test_every_record_names_judge_protocol_and_weights(tiny):
     rows = rows_of(tiny, "asr_post", "uma").values()
     assert all(row.extractor.startswith("digits-resnet10@") and "real test images" in row.setting for row in rows)

@@ -90,6 +90,11 @@ def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtim
         right = torch.stack([judge.hits(look, labels[row])[row] for row in rows])
         measured.share("utility_accuracy", right.numpy(), split="retain")
         measured.rows[-1] |= {**seen, "setting": judge.told}
+        unseen = spec.get("unseen", ())
+        familiar = [not unseen or facts.retained_classes[which[row]] not in unseen for row in rows]
+        if any(familiar) and not all(familiar):
+            measured.share("utility_seen", right.numpy()[familiar], split="retain")
+            measured.rows[-1] |= {**seen, "setting": judge.told}
     real, told = np.load(inputs["reference"].file("real.npy"), allow_pickle=False), inputs["reference"]
     where = f"{count} pictures to {told.json('reference.json')['real']}"
     few = f"; too few for {real.shape[1]} features: FID is biased up"

@@ -14,6 +14,7 @@ METRICS_DECLARED: tuple[Metric, ...] = (
     Metric("gradient_steps_mean", "up", "steps", 0, _INF, "gradient steps that the attack spent per prompt"),
     Metric("residual_knowledge", "down", "fraction", -1, 1, "asr_post minus the retrained model's, same attack"),
     Metric("utility_accuracy", "up", "fraction", 0, 1, "pictures of other concepts that the judge names", "retain"),
+    Metric("utility_seen", "up", "fraction", 0, 1, "the same, of concepts that the retrained model knows", "retain"),
     Metric("fid", "down", "distance", 0, _INF, "FID of pictures of other concepts", "retain"),
     Metric("kid", "down", "distance", -1, _INF, "KID of the same; unbiased, unlike FID of few", "retain"),
     Metric("clip_score", "up", "score", 0, 100, "CLIP score of pictures of other concepts and their prompts", "retain"),

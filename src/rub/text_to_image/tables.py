@@ -27,9 +27,23 @@ _GIVEN = "one original and one choice of prompts"
 _BOUND = "a higher cap might bring more back"
 _FIRST = "Table 3"
 _PAPER_CAP = "100"
-_UTILITY = {"utility_accuracy": "accuracy %", "fid": "FID", "kid": "KID", "clip_score": "CLIP"}
+_UTILITY = {
+    "utility_accuracy": "accuracy %",
+    "utility_seen": "accuracy % (seen)",
+    "fid": "FID",
+    "kid": "KID",
+    "clip_score": "CLIP",
+}
 _TIED = "tie: methods that share a letter have overlapping 95 % intervals of post-ASR after uma; a is the most robust"
-_DECIMALS = {"utility_accuracy": 1, "fid": 2, "kid": 4, "clip_score": 2, "steps_mean": 2, "gradient_steps_mean": 0}
+_DECIMALS = {
+    "utility_accuracy": 1,
+    "utility_seen": 1,
+    "fid": 2,
+    "kid": 4,
+    "clip_score": 2,
+    "steps_mean": 2,
+    "gradient_steps_mean": 0,
+}
 
 
 def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | None = None) -> list[Table]:
@@ -256,6 +270,8 @@ def _utility(suite: _Suite) -> Table:
                 head = f"{title}[{name}]" if several and name else title
                 columns.append((concept, _column(head, concept, place, _DECIMALS[metric])))
     notes = ["pictures of other concepts; columns are named after the concept that was forgotten"]
+    if any(column.place is not None and column.place.metric == "utility_seen" for _, column in columns):
+        notes.append("seen: of concepts that the retrained model was trained on; it stands for several forgotten ones")
     return suite.table("utility", "What is left of other concepts", columns, notes, {})
 
 

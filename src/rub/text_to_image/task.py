@@ -231,13 +231,17 @@ class Graph:
 
     def _measure(self, method: str, seed: int) -> Stage:
         spec = {"method": method, "seed": seed, **self._scoring()}
+        metrics = list(_CLEAN)
+        if without := self.experiment.retrain_without:  # its kept concepts are not all known to the retrained model
+            spec["unseen"] = list(without)
+            metrics.append("utility_seen")
         inputs = {
             **self._seen(),
             "original": self.original,
             "reference": self.reference,
             "unlearned": self.model(method, seed),
         }
-        cells = tuple(cell(method, seed, metric) for metric in _CLEAN)
+        cells = tuple(cell(method, seed, metric) for metric in metrics)
         cost = self._drawing(self._count() + self.experiment.evaluation.retained)
         return self._stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
