@@ -107,6 +107,8 @@ def after(found: Found, concept: str, method: str, attack: str) -> dict[tuple[in
 def orders(found: Found, paper: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return, for each concept and all of them, how the paper's order of its methods by post-ASR fares."""
     methods = [name for name in paper if (concepts(found)[0], name, "uma") in found]
+    if len(methods) < 2:
+        return ["Fewer than two of the paper's methods: no order."]
     lines = [
         "| concept | N | Kendall's tau | pairs | the paper's order confirmed | contradicted | cannot tell |",
         "|:---|---:|---:|---:|---:|:---|---:|",
