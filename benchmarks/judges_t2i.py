@@ -38,6 +38,7 @@ def main() -> None:
     """Draw, look, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="text-to-image-imagenette-small")
+    parser.add_argument("--set", action="append", default=[], help="overrides, as of rub run")
     parser.add_argument("--judge", type=Path, required=True, help="folder of the second judge")
     parser.add_argument("--each", type=int, default=20, help="pictures of each class")
     parser.add_argument("--guidance", type=float, default=7.5)
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "rub-benchmark", help="for reuse")
     args = parser.parse_args()
     runtime = make_runtime(data_root=args.data_root, device="cpu")
-    graph = Graph(load_suite(args.suite, task="text-to-image").experiments[0], runtime.data_root)
+    graph = Graph(load_suite(args.suite, task="text-to-image", overrides=args.set).experiments[0], runtime.data_root)
     task, wanted = TASKS.get("text-to-image", "text-to-image").load(), graph.reference
     with Display(Console(stderr=True)) as display:
         outcomes = run_inline([wanted], {"text-to-image": task}, Store(args.store), runtime, display)

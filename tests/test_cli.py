@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,20 @@ def not_finite(model, forget, retain, context):
     """Return weights that are not finite."""
     with torch.no_grad():
         model.fc.bias[1] = float("nan")
+    return model
+'''
+
+SLEEPS = '''
+import os
+import time
+from pathlib import Path
+import rub
+
+@rub.method("sleeps", task="classification")
+def sleeps(model, forget, retain, context):
+    """Leave a mark and take long."""
+    (Path("{marks}") / str(os.getpid())).touch()
+    time.sleep(60)
     return model
 '''
 
@@ -422,6 +437,25 @@ def test_a_killed_stage_is_partial_and_goes_on(rub, tiny, tmp_path):
     assert again.code == 0 and "to run, 1 from its checkpoint" in again.out
     assert [identity(row) for row in read_records(tmp_path / "out")] == [identity(row) for row in tiny.result.records]
     assert not list(store.glob("partial/*"))
+
+
+def test_a_helper_leaves_when_the_first_process_is_killed(tiny, copied_store, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (tmp_path / "plugin.py").write_text(SLEEPS.format(marks=str(marks)), encoding="utf-8")
+    words = ["run", tiny.path, "--store", copied_store, "--device", "cpu", "--workers", "2", "--seeds", "2",
+             "--plugin", tmp_path / "plugin.py", "--set", "methods=[sleeps]"]  # fmt: skip
+    command = [sys.executable, "-m", "rub.cli", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(list(marks.iterdir())) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    [helper] = [int(mark.name) for mark in marks.iterdir() if int(mark.name) != process.pid]
+    deadline = time.monotonic() + 20  # it would sleep for longer
+    while Path(f"/proc/{helper}/task").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{helper}/task").exists()
 
 
 def test_a_state_that_nobody_needs_is_freed(rub, tiny, copied_store):

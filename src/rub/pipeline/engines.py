@@ -1,11 +1,14 @@
 """The inline engine: runs what is missing, in order, in this process, and shares the work with others on one store."""
 
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 
 from rich.console import Console
@@ -86,8 +89,6 @@ def helpers(
     if count == 0:
         yield
         return
-    import multiprocessing
-
     import torch
 
     before = torch.get_num_threads()
@@ -123,11 +124,19 @@ def _assist(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    Thread(target=_leave_with_the_first, daemon=True).start()
     torch.set_num_threads(threads)
     for path in plugins:
         load_plugin(path)
     with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
         run_inline(stages, tasks, Store(root), runtime, display, resources)
+
+
+def _leave_with_the_first() -> None:
+    """Stop this process as `helpers` would, once the first one was killed and cannot."""
+    if first := multiprocessing.parent_process():
+        first.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _one(
