@@ -48,7 +48,7 @@ def test_a_difference_that_every_seed_repeats_is_told(scripts):
     ("script", "folder", "methods"),
     [
         ("against_paper", "table1-cifar10-small", ["ft", "rl", "iu", "l1-sparse", "salun"]),
-        ("against_paper_table3", "text-to-image-imagenette-small", ["esd-x", "fmn", "spm", "salun", "erasediff"]),
+        ("against_paper_table3", "text-to-image-imagenette", ["esd-x", "fmn", "spm", "salun", "erasediff"]),
     ],
 )
 def test_three_tables_of_committed_results(script, folder, methods):
