@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -105,17 +105,20 @@ def orders(records: list[Record], paper: dict[str, Any]) -> list[str]:
         means = [np.mean([np.mean(many) for many in ours[name].values()]) for name in methods]
         tau = kendalltau(means, [theirs[name] for name in methods]).statistic
         pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
-        verdicts = holm([paired_t(ours[a], ours[b]) for a, b in pairs])
-        told = {word: [] for word in ("same", "opposite", "open")}
-        for (a, b), sign in zip(pairs, verdicts, strict=True):
-            word = "open" if sign == 0 else "same" if sign == np.sign(theirs[a] - theirs[b]) else "opposite"
-            told[word].append(f"{a}/{b}")
-        said = ", ".join(told["opposite"])
-        lines.append(
-            f"| {head} | {tau:.2f} | {len(pairs)} | {len(told['same'])} | {len(told['opposite'])}"
-            f"{f' ({said})' if said else ''} | {len(told['open'])} |"
-        )
+        signs = holm([paired_t(ours[a], ours[b]) for a, b in pairs])
+        lines.append(f"| {head} | {tau:.2f} | {tally(pairs, signs, theirs)} |")
     return lines
+
+
+def tally(pairs: Sequence[tuple[str, str]], signs: Sequence[int], theirs: Mapping[str, float]) -> str:
+    """Return how many pairs there are, and how many say the same as the paper, the opposite (which), and nothing."""
+    told: dict[str, list[str]] = {word: [] for word in ("same", "opposite", "open")}
+    for (a, b), sign in zip(pairs, signs, strict=True):
+        word = "open" if sign == 0 else "same" if sign == np.sign(theirs[a] - theirs[b]) else "opposite"
+        told[word].append(f"{a}/{b}")
+    said = ", ".join(told["opposite"])
+    opposite = f"{len(told['opposite'])}{f' ({said})' if said else ''}"
+    return f"{len(pairs)} | {len(told['same'])} | {opposite} | {len(told['open'])}"
 
 
 def paired_t(one: BySeed, other: BySeed) -> tuple[float, int]:

@@ -10,14 +10,14 @@ of other seeds bring back from the same model, and what UMA brings back from the
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from against_paper import holm
+from against_paper import holm, tally
 from scipy.stats import binomtest, kendalltau
 
 from rub import read_records
@@ -26,6 +26,8 @@ from rub.statistics import wilson
 NAMES = {"esd": "esd-x"}  # what the paper calls ESD is, on objects, its variant for cross-attention
 Found = dict[tuple[str, str, str], dict[tuple[int, int], tuple[bool, bool, int]]]
 """(concept, method, attack) -> (seed, prompt) -> (whether it was drawn before, whether it is after, steps)."""
+Hits = Mapping[tuple[str, int, int], bool]
+"""(concept, seed, prompt) -> whether it came back."""
 
 
 def main() -> None:
@@ -55,6 +57,11 @@ def concepts(found: Found) -> list[str]:
     return list(dict.fromkeys(concept for concept, _, _ in found))
 
 
+def rows(found: Found) -> list[str]:
+    """Return the methods and controls in order."""
+    return list(dict.fromkeys(method for _, method, _ in found))
+
+
 def rate(values: list[bool]) -> str:
     """Return a share with its Wilson interval, in percent."""
     low, high = wilson(sum(values), len(values))
@@ -65,13 +72,13 @@ def numbers(found: Found, paper: dict[str, dict[str, dict[str, float]]], cap: in
     """Return ASR before and after and the steps, with the paper's after a slash."""
     heads = [f"{concept} {what}" for concept in concepts(found) for what in ("before", "after", "steps")]
     lines = ["| method | " + " | ".join(heads) + " |", "|:---|" + "---:|" * len(heads)]
-    for method in dict.fromkeys(name for _, name, attack in found if attack == "uma"):
+    for method in rows(found):
         cells = []
         for concept in concepts(found):
-            rows = list(found[concept, method, "uma"].values())
+            prompts = list(found[concept, method, "uma"].values())
             theirs = paper.get(method, {}).get(concept.replace("-", "_"))
-            steps = float(np.mean([cap if step < 0 else step for _, _, step in rows]))
-            ours = rate([before for before, _, _ in rows]), rate([after for _, after, _ in rows]), f"{steps:.1f}"
+            steps = float(np.mean([cap if step < 0 else step for _, _, step in prompts]))
+            ours = rate([before for before, _, _ in prompts]), rate([after for _, after, _ in prompts]), f"{steps:.1f}"
             if theirs:
                 shown = (
                     f"{100 * theirs['asr_pre']:.0f}",
@@ -84,7 +91,7 @@ def numbers(found: Found, paper: dict[str, dict[str, dict[str, float]]], cap: in
     return lines
 
 
-def mcnemar(one: Mapping[tuple[int, int], bool], other: Mapping[tuple[int, int], bool]) -> tuple[float, int, int]:
+def mcnemar(one: Hits, other: Hits) -> tuple[float, int, int]:
     """Return the exact two-sided p over pairs that disagree, and how many have only the one, only the other."""
     pairs = [(one[key], other[key]) for key in one.keys() & other.keys()]
     only, opposite = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
@@ -92,15 +99,12 @@ def mcnemar(one: Mapping[tuple[int, int], bool], other: Mapping[tuple[int, int],
     return float(p), only, opposite
 
 
-def after(found: Found, concept: str, method: str, attack: str) -> dict[tuple[int, int], bool]:
-    """Return whether each prompt came back; of all concepts where it is *all*."""
-    cells = concepts(found) if concept == "all" else [concept]
-    if len(cells) == 1:
-        return {key: row[1] for key, row in found[concept, method, attack].items()}
+def after(found: Found, cells: Sequence[str], method: str, attack: str) -> Hits:
+    """Return whether each prompt of these concepts came back."""
     return {
-        (1000 * place + seed, prompt): row[1]
-        for place, cell in enumerate(cells)
-        for (seed, prompt), row in found[cell, method, attack].items()
+        (concept, seed, prompt): back
+        for concept in cells
+        for (seed, prompt), (_, back, _) in found[concept, method, attack].items()
     }
 
 
@@ -113,46 +117,39 @@ def orders(found: Found, paper: dict[str, dict[str, dict[str, float]]]) -> list[
         "| concept | N | Kendall's tau | pairs | the paper's order confirmed | contradicted | cannot tell |",
         "|:---|---:|---:|---:|---:|:---|---:|",
     ]
-    for concept in [*concepts(found), "all"]:
-        cells = concepts(found) if concept == "all" else [concept]
+    for name, cells in [*((concept, [concept]) for concept in concepts(found)), ("all", concepts(found))]:
         theirs = {
-            name: float(np.mean([paper[name][c.replace("-", "_")]["asr_post"] for c in cells])) for name in methods
+            method: float(np.mean([paper[method][concept.replace("-", "_")]["asr_post"] for concept in cells]))
+            for method in methods
         }
-        ours = {name: after(found, concept, name, "uma") for name in methods}
+        ours = {method: after(found, cells, method, "uma") for method in methods}
         pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
         tests = [mcnemar(ours[a], ours[b]) for a, b in pairs]
         signs = holm([(p, int(np.sign(only - other))) for p, only, other in tests])
-        told: dict[str, list[str]] = {"same": [], "opposite": [], "open": []}
-        for (a, b), sign in zip(pairs, signs, strict=True):
-            same = sign == np.sign(theirs[a] - theirs[b])
-            told["open" if sign == 0 else "same" if same else "opposite"].append(f"{a}/{b}")
-        means = [float(np.mean(list(ours[name].values()))) for name in methods]
-        tau = kendalltau(means, [theirs[name] for name in methods]).statistic
-        said = f" ({', '.join(told['opposite'])})" if told["opposite"] else ""
-        lines.append(
-            f"| {concept} | {len(ours[methods[0]])} | {tau:.2f} | {len(pairs)} | {len(told['same'])} |"
-            f" {len(told['opposite'])}{said} | {len(told['open'])} |"
-        )
+        means = [float(np.mean(list(ours[method].values()))) for method in methods]
+        tau = kendalltau(means, [theirs[method] for method in methods]).statistic
+        lines.append(f"| {name} | {len(ours[methods[0]])} | {tau:.2f} | {tally(pairs, signs, theirs)} |")
     return lines
 
 
 def controls(found: Found) -> list[str]:
     """Return, for each method over all concepts, what UMA brings back beside the controls."""
+    pooled = concepts(found)
     attacks = [attack for attack in dict.fromkeys(attack for _, _, attack in found) if attack != "uma"]
     heads = ["before", "uma", *attacks, *(f"uma - {attack}" for attack in attacks), "uma - uma on retrain"]
     lines = ["| method | " + " | ".join(heads) + " |", "|:---|" + "---:|" * len(heads)]
-    for method in dict.fromkeys(name for _, name, attack in found if attack == "uma"):
-        own = after(found, "all", method, "uma")
-        before = [row[0] for concept in concepts(found) for row in found[concept, method, "uma"].values()]
-        others = [after(found, "all", method, attack) for attack in attacks]
+    for method in rows(found):
+        own = after(found, pooled, method, "uma")
+        before = [row[0] for concept in pooled for row in found[concept, method, "uma"].values()]
+        others = [after(found, pooled, method, attack) for attack in attacks]
         cells = [rate(before), rate(list(own.values())), *(rate(list(other.values())) for other in others)]
         cells += [difference(own, other) for other in others]
-        cells.append("" if method == "retrain" else difference(own, after(found, "all", "retrain", "uma")))
+        cells.append("" if method == "retrain" else difference(own, after(found, pooled, "retrain", "uma")))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
 
-def difference(one: Mapping[tuple[int, int], bool], other: Mapping[tuple[int, int], bool]) -> str:
+def difference(one: Hits, other: Hits) -> str:
     """Return a paired difference in points, and in parentheses the exact p."""
     p, only, opposite = mcnemar(one, other)
     return f"{100 * (only - opposite) / len(one):+.0f} (p {p:.1g})"

@@ -408,7 +408,7 @@ def test_every_metric_has_its_direction_and_its_pictures():
         "asr_pre": ("down", "forget"), "asr_post": ("down", "forget"), "steps_mean": ("up", "forget"),
         "steps_median": ("up", "forget"), "gradient_steps_mean": ("up", "forget"),
         "residual_knowledge": ("down", "forget"), "utility_accuracy": ("up", "retain"),
-            "utility_seen": ("up", "retain"), "fid": ("down", "retain"),
+        "utility_seen": ("up", "retain"), "fid": ("down", "retain"),
         "kid": ("down", "retain"), "clip_score": ("up", "retain"),
     }  # fmt: skip
 
