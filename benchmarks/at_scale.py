@@ -43,7 +43,7 @@ class Job:
         name: of its result folder.
         suite: whose experiments are run.
         task: of these.
-        share: of the time that is left when it starts.
+        share: of the time that is left when it starts; 0: only where it is asked for by name.
         seeds: numbers of unlearning seeds, in turn.
         set: overrides.
         grid: file of settings to choose from; "": those of the suite.
@@ -133,7 +133,8 @@ def main() -> None:
     signal.signal(signal.SIGALRM, ring)
     for given in yaml.safe_load((HERE / "at_scale.yaml").read_text())["jobs"]:
         job, left = Job(**given), end - time.monotonic()
-        if (args.only and job.name not in args.only) or left <= 0:
+        asked = job.name in args.only if args.only else job.share > 0
+        if not asked or left <= 0:
             continue
         start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, left * (1.0 if args.only else job.share))
