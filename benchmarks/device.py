@@ -12,6 +12,7 @@ time goes, by kind of kernel. Goal on an H100-class GPU: at least 45 % for ResNe
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -26,6 +27,7 @@ from rub.classification.probing import AttackContext, Budget, Target
 from rub.images.networks import build_network
 from rub.images.samples import Samples, to_unit
 from rub.images.training import train
+from rub.memory import memory_kept
 from rub.pipeline.stages import device_name
 
 KINDS = {
@@ -216,7 +218,14 @@ def kernels(work: Callable[[], object], device: torch.device) -> list[str]:
 
 
 def main() -> None:
-    """Print the product's FLOP/s, a row for each variant, and what bounds the best training and attack."""
+    """Read the options, and measure."""
+    args = parsed()
+    with memory_kept() if args.keep_memory else nullcontext():
+        measure(args)
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--arch", default="resnet50")
@@ -233,12 +242,19 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=40, help="gradient steps per attack step")
     parser.add_argument("--ddim", type=int, default=25)
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="both")
+    parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True,
+                        help="as stages do, see rub.memory")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="everything once, at a size for a CPU")
     args = parser.parse_args()
     if args.tiny:
         parser.set_defaults(arch="resnet10", width=16, side=16, batch=32, steps=6, skip=2, product=1024,
                             diffusion="sd-nano", pictures=16, prompts=4, cap=1, inner=2, ddim=3)  # fmt: skip
         args = parser.parse_args()
+    return args
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print the product's FLOP/s, a row for each variant, and what bounds the best training and attack."""
     device = torch.device(args.device)
     top = peak(device, args.product)
     print(f"{device_name(args.device)}, torch {torch.__version__}; bfloat16 product of {args.product}: "

@@ -37,6 +37,20 @@ def test_a_job_chooses_by_the_rule_and_leaves_a_sealed_folder(tmp_path):
     assert {row.suite for row in records} == {NAME} and {row.unlearn_seed for row in records if row.method == "ft"} == {
         0
     }
+    under_attack(tmp_path, out, tried, best)
     again = at_scale(tmp_path, "--seeds", "1", "--minutes", "0.02")
     assert "time is up" in again
     assert changed_files(out) == []
+
+
+def under_attack(folder, out, tried, best):
+    words = [sys.executable, SCRIPT.with_name("settings_under_attack.py"), out, "--device", "cpu"]
+    words += ["--store", folder / "store", "--out", folder / "settings.json"]
+    done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| ft |") == 3 and done.stdout.count(f"**epochs 2, lr {best['lr']:g}**") == 1
+    found = json.loads((folder / "settings.json").read_text())["settings"]
+    assert [row["parameters"] for row in found] == [row["parameters"] for row in tried]
+    for row in found:
+        assert list(row["attacked"]) == ["8/255", "16/255"]
+        assert all(cell["n"] == 8 and cell["low"] <= cell["ua"] <= cell["high"] for cell in row["attacked"].values())

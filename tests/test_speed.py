@@ -20,6 +20,7 @@ from rub.inpainting.attacks import guide as guides
 from rub.inpainting.mae import MAEConfig, MaskedAutoencoder
 from rub.inpainting.masks import keyed_noise, make_mask
 from rub.inpainting.probing import AttackContext as MaeContext
+from rub.memory import memory_kept
 from rub.speed import Bucketed, bucket, compiled, placed, tf32
 from rub.text_to_image.attacks.concept_inversion import concept_inversion
 from rub.text_to_image.attacks.harness import make_target as make_prompt_target
@@ -90,6 +91,42 @@ def test_tf32_ends_with_its_body_also_when_it_fails():
 def test_data_stays_where_it_is_without_an_accelerator():
     some = samples()
     assert placed(some, torch.device("cpu")) is some
+
+
+FAULTS = """
+import resource, sys, torch
+from contextlib import nullcontext
+from rub.memory import memory_kept
+x = torch.ones(2**24)
+def rounds(count):
+    for _ in range(count):
+        y = x + 1
+        del y
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+with memory_kept() if "keep" in sys.argv else nullcontext():
+    rounds(20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rounds(40)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    held = resident()
+print(faults, held - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
+def test_memory_kept_is_not_cleared_again_and_goes_back_at_the_end():
+    with memory_kept() as possible:
+        if not possible:
+            pytest.skip("another C library than glibc")
+    run = [sys.executable, "-c", FAULTS]
+    (returned, _), (kept, released) = (
+        map(int, subprocess.run([*run, *more], capture_output=True, text=True, check=True).stdout.split())
+        for more in ([], ["keep"])
+    )
+    assert returned > 40  # 64 MiB in each round, at least a page however large pages are
+    assert kept < returned / 4  # the heap may grow a few times before a free place is always large enough
+    assert released * 4096 > 2**25
 
 
 def test_a_compiled_training_gives_the_same_weights_to_rounding(eagerly):

@@ -98,6 +98,26 @@ def bucket(count: int, most: int) -> int:
     return size
 
 
+def arriving(value: Tensor) -> Callable[[], Tensor]:
+    """Start to copy a value to the host, and return what waits for it: until it is there, not until all else is done.
+
+    Example:
+        >>> arriving(torch.tensor(2.0))()
+        tensor(2.)
+    """
+    here = value.to("cpu", non_blocking=True)
+    if value.device.type != "cuda":
+        return lambda: here
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record(torch.cuda.current_stream(value.device))
+
+    def wait() -> Tensor:
+        ready.synchronize()
+        return here
+
+    return wait
+
+
 def placed(samples: Samples, device: torch.device) -> Samples:
     """Return samples whose array is on the device, copied there once for all subsets, where it takes little room."""
     if device.type != "cuda":

@@ -91,6 +91,16 @@ def test_an_unfinished_search_is_marked(tables):
     assert any(note.startswith("! ") for note in table.notes)
 
 
+def test_a_note_says_where_membership_calls_what_nobody_trained_on_a_member(records, tables):
+    (note,) = (note for note in tables["table1-cifar10"].notes if "calls retrain's members" in note)
+    assert "(0.350 at 8/255, 0.350 at 16/255)" in note
+    lowered = [
+        row.model_copy(update={"value": 0.0}) if (row.method, row.metric) == ("retrain", "mia_shadow") else row
+        for row in records
+    ]
+    assert not any("calls retrain's" in note for table in classification_tables(lowered) for note in table.notes)
+
+
 def test_attack_table_has_controls_and_every_further_attack(tables):
     table = tables["attacks-16-cifar10"]
     assert [column.title for column in table.columns] == ["UA ↓", "excess ↓", "test ↓", "steer", "UA ↓"]

@@ -14,7 +14,7 @@ from rub.errors import Diverged
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
 from rub.resuming import Attributes, Resume
-from rub.speed import compiled, placed, tf32
+from rub.speed import arriving, compiled, placed, tf32
 
 
 @dataclass(frozen=True)
@@ -135,26 +135,31 @@ class TrainContext:
         """Return SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take one optimiser step down the loss.
+    def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        """Take one optimiser step down the loss, and return the loss before it.
 
         Raises:
             Diverged: the loss is not finite.
         """
-        self.backward(loss, optimizer)
+        value = self.backward(loss, optimizer)
         optimizer.step()
+        return value
 
-    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Fill fresh gradients of the loss without stepping, for methods that edit gradients.
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        """Fill fresh gradients of the loss without stepping, for methods that edit gradients; return the loss.
 
         Raises:
             Diverged: the loss is not finite.
         """
-        if not torch.isfinite(loss):
-            raise Diverged(f"the loss became {loss.item()}")
+        arrived = arriving(loss.detach())
         optimizer.zero_grad(set_to_none=True)
         with tf32(self.precision == "tf32"):
             loss.backward()  # type: ignore[no-untyped-call]
+        # Looked at only now, a GPU has the backward pass to do while it waits for what to do next.
+        value = arrived().item()
+        if not math.isfinite(value):
+            raise Diverged(f"the loss became {value}")
+        return value
 
 
 class Epochs(Attributes):

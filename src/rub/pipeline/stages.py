@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from rub import specs
 from rub.memo import Memo
+from rub.memory import memory_kept
 from rub.metrics import Metric
 from rub.pipeline.plan import Plan, Stage
 from rub.progress import Progress, silent
@@ -111,7 +112,8 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
     resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)
 
     def fill(out: Path) -> None:
-        function(stage, inputs, out, replace(runtime, resume=resume))
+        with memory_kept():
+            function(stage, inputs, out, replace(runtime, resume=resume))
         facts["seconds"] = round(resume.seconds, 3)
 
     made = store.write(stage.kind, stage.key, facts, fill)

@@ -78,9 +78,9 @@ def fit(
         with context.autocast():
             error = (predict(x, t, model.context(texts)).float() - noise).square().mean((1, 2, 3))
         loss = (weight[t] * error).mean()
-        context.descend(loss, optimizer)
+        value = context.descend(loss, optimizer)
         _average(mean, learned, min(training["ema"], (1 + step) / (10 + step)))
-        context.progress(total - training["steps"] + step + 1, total, f"loss {loss.item():.3f}")
+        context.progress(total - training["steps"] + step + 1, total, f"loss {value:.3f}")
         part.keep(step + 1)
     learned.load_state_dict(mean.state_dict())
     return model.eval()
@@ -130,8 +130,8 @@ def fit_autoencoder(
             made = vae.decode(z).sample.float()
         error = made - x
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
-        context.descend(loss, optimizer)
-        context.progress(step + 1, total, f"autoencoder {loss.item():.3f}")
+        value = context.descend(loss, optimizer)
+        context.progress(step + 1, total, f"autoencoder {value:.3f}")
         part.keep(step + 1)
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)

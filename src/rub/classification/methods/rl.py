@@ -52,7 +52,7 @@ def relabel_and_train(
     forget: Samples,
     retain: Samples,
     context: UnlearnContext,
-    descend: Callable[[Tensor, torch.optim.Optimizer], None],
+    descend: Callable[[Tensor, torch.optim.Optimizer], object],
     *,
     lr: float,
     epochs: int,

@@ -1,0 +1,109 @@
+"""Attack every setting that the declared rule had to choose from: how much of a robustness is the setting's?
+
+    python benchmarks/settings_under_attack.py results/table1-cifar10-resnet10 --data-root data --out settings.json
+
+Reads `hyperparameters.json` and `suite.yaml` of a result folder of classification, and searches with the UMA of its
+protocol on the forgotten images and the held-out seed's models; those that the store has are not made again. Prints
+Markdown: of each setting the gap to retrain, which the rule looks at, beside what the attack finds, which it does not.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from choose_hyperparameters import HELD_OUT_SEED
+from rich.console import Console
+
+from rub import load_suite
+from rub.api import default_store, make_runtime
+from rub.classification.specs import ClassificationExperiment
+from rub.classification.task import Graph
+from rub.errors import RubError
+from rub.pipeline.engines import helpers, run_inline
+from rub.pipeline.plan import Stage
+from rub.pipeline.progress import Display
+from rub.pipeline.stages import Runtime
+from rub.registry import TASKS
+from rub.statistics import wilson
+from rub.store.artifacts import Store
+
+
+def attacked(experiment: ClassificationExperiment, method: str, given: dict[str, Any], runtime: Runtime) -> list[Stage]:
+    """Return the stages that measure a setting under UMA on the forgotten images, one for each budget."""
+    plan = experiment.protocol.attacks["uma"].model_copy(update={"splits": ("forget",)})
+    protocol = experiment.protocol.model_copy(update={"attacks": {"uma": plan}})
+    changed = {"methods": {method: given}, "protocol": protocol}
+    graph = Graph(experiment.model_copy(update=changed), runtime.data_root)
+    graph.shadows = {}
+    return graph.measurements(method, HELD_OUT_SEED)[1:]
+
+
+def recovered(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return the budget of a measurement, and its UA with N, interval and whether the search had ended."""
+    (row,) = (row for row in rows if row["metric"] == "ua")
+    low, high = wilson(round(row["value"] * row["n"]), row["n"])
+    return row["budget"], {"ua": row["value"], "n": row["n"], "low": low, "high": high, "converged": row["converged"]}
+
+
+def lines(found: list[dict[str, Any]]) -> list[str]:
+    """Return the table."""
+    budgets = list(found[0]["attacked"])
+    heads = ["method", "setting", "gap", "UA none", *(f"UA {budget}" for budget in budgets)]
+    rows = ["| " + " | ".join(heads) + " |", "|:---|:---|" + "---:|" * (len(heads) - 2)]
+    for row in found:
+        setting = ", ".join(f"{name} {value:g}" for name, value in row["parameters"].items())
+        cells = [row["method"], f"**{setting}**" if row["chosen"] else setting, f"{100 * row['gap']:.1f}"]
+        cells.append(f"{100 * row['ua']:.1f}")
+        for cell in row["attacked"].values():
+            mark = "" if cell["converged"] else "!"
+            cells.append(f"{100 * cell['ua']:.1f}{mark} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})")
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def main() -> None:
+    """Attack what was tried, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--methods", help="only these, comma-separated")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--store", type=Path, default=default_store())
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work; for a CPU")
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    runtime = make_runtime(
+        data_root=args.data_root, device=args.device, batch_size=args.batch_size, compile=args.compile
+    )
+    (experiment,) = load_suite(str(args.folder / "suite.yaml"), task="classification").experiments
+    assert isinstance(experiment, ClassificationExperiment)
+    choices = json.loads((args.folder / "hyperparameters.json").read_text())["methods"]
+    found: list[dict[str, Any]] = []
+    for method in args.methods.split(",") if args.methods else choices:
+        for row in choices[method]["tried"]:
+            if row["gap"] is None:  # it failed
+                continue
+            facts = {"chosen": row["parameters"] == choices[method]["chosen"], "ua": row["values"][0]["ua/forget"]}
+            stages = attacked(experiment, method, row["parameters"], runtime)
+            found.append(
+                {"method": method, "parameters": row["parameters"], "gap": row["gap"], **facts, "stages": stages}
+            )
+    wanted = [stage for row in found for stage in row["stages"]]
+    tasks, store = {"classification": TASKS.get("classification", "classification").load()}, Store(args.store)
+    with Display(Console(stderr=True)) as display, helpers(args.workers - 1, wanted, tasks, store, runtime, ()):
+        outcomes = run_inline(wanted, tasks, store, runtime, display)
+    for row in found:
+        made = [outcomes[stage.key] for stage in row.pop("stages")]
+        if failed := [one.reason for one in made if one.artifact is None]:
+            raise RubError(f"{row['method']} {row['parameters']}: {failed[0]}")
+        row["attacked"] = dict(recovered(one.artifact.json("rows.json")) for one in made if one.artifact)
+    if args.out:
+        args.out.write_text(json.dumps({"seed": HELD_OUT_SEED, "settings": found}, indent=1) + "\n")
+    print("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()
