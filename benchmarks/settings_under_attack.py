@@ -25,7 +25,6 @@ from rub.pipeline.plan import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
 from rub.registry import TASKS
-from rub.statistics import wilson
 from rub.store.artifacts import Store
 
 
@@ -42,8 +41,8 @@ def attacked(experiment: ClassificationExperiment, method: str, given: dict[str,
 def recovered(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Return the budget of a measurement, and its UA with N, interval and whether the search had ended."""
     (row,) = (row for row in rows if row["metric"] == "ua")
-    low, high = wilson(round(row["value"] * row["n"]), row["n"])
-    return row["budget"], {"ua": row["value"], "n": row["n"], "low": low, "high": high, "converged": row["converged"]}
+    names = {"ua": "value", "n": "n", "low": "ci_low", "high": "ci_high", "converged": "converged"}
+    return row["budget"], {name: row[field] for name, field in names.items()}
 
 
 def lines(found: list[dict[str, Any]]) -> list[str]:

@@ -100,7 +100,7 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
         notes.append(f"in parentheses: the paper's own number (its network: ResNet-50; here: {printable(group.model)})")
         if group.dataset == "tiny-imagenet":
             notes.append("the paper's TA here seems to count the forgotten classes: compare it with TA all")
-    notes += _beyond(records, shown)
+    notes += _beyond(table)
     tied = _ties(source, shown[-1]) if shown else {}
     if tied:
         cells = [Cell(("".join(tied[row.label]),)) if row.label in tied else Cell(("",)) for row in table.rows]
@@ -110,15 +110,16 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
     return replace(table, notes=(*notes, *failures(records)))
 
 
-def _beyond(records: Sequence[Record], shown: Sequence[str]) -> list[str]:
+def _beyond(table: Table) -> list[str]:
     """Return the note that the MIA of attacked images needs where it calls images members that nobody trained on."""
-    means = {}
-    for budget in shown:
-        wanted = ("retrain", "mia_shadow", "uma", budget)
-        rows = [row for row in records if (row.method, row.metric, row.attack, row.budget) == wanted]
-        if values := [row.value for row in rows if row.value is not None]:
-            means[budget] = sum(values) / len(values)
-    found = [f"{mean:.3f} at {budget}" for budget, mean in means.items() if mean > FALSE_MEMBERS]
+    cells = [
+        (column, cell)
+        for row in table.rows
+        if row.label == "retrain"
+        for column, cell in zip(table.columns, row.cells, strict=True)
+        if column.place and column.place.metric == "mia_shadow" and column.place.attack == "uma"
+    ]
+    found = [f"{cell.value:.3f} at {column.group}" for column, cell in cells if (cell.value or 0.0) > FALSE_MEMBERS]
     if not found:
         return []
     return [
