@@ -390,7 +390,7 @@ def test_the_page_shows_tables_figures_and_galleries_and_escapes_names(records, 
     assert text.count("<script") == 1  # the page's own, which sorts tables
     assert HOSTILE not in text
     for name in (
-        "robustness-digits.svg", "utility-digits.svg", "success-digits.svg", "loss-digits.svg",
+        "robustness-digits.svg", "controls-digits.svg", "utility-digits.svg", "success-digits.svg", "loss-digits.svg",
         "gallery-i2i-forget-digits.png",
     ):  # fmt: skip
         assert f'src="../../figures/{name}"' in text

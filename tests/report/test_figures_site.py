@@ -71,7 +71,7 @@ def test_report_folder_is_whole(out):
     assert len(tables) == 3 * 4
     assert "(91.82)" in (out / "tables" / "table1-cifar10.md").read_text()
     drawn = sorted(path.name for path in (out / "figures").iterdir())
-    kinds = ("loss", "robustness", "success", "utility")
+    kinds = ("controls", "loss", "robustness", "success", "utility")
     assert drawn == [f"{kind}-cifar10.{suffix}" for kind in kinds for suffix in ("png", "svg")]
     for path in (out / "figures").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -190,6 +190,28 @@ def test_step_panels_average_seeds_and_mark_unfinished_searches(curves):
     assert panels["rl"].lines[1].get_ydata()[-1] == pytest.approx(0.22)
     assert panels["rl"].lines[0].get_ydata()[-1] == pytest.approx(0.11)
     assert len(panels["rl"].lines[0].get_ydata()) == 11
+
+
+def test_controls_figure_draws_other_images_beside_the_forgotten_ones(records):
+    figure = figures._figures(records, [], REPORTING)["controls"]
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert "[retrain]" in panels
+    assert "ga" not in panels  # nothing of it was measured
+    lines = {line.get_label(): line.get_ydata() for line in panels["rl"].lines}
+    assert {name: list(shares) for name, shares in lines.items()} == {
+        "forget images": pytest.approx([50, 11, 22]),
+        "unseen images of the class": pytest.approx([50, 11, 22]),
+        "kept images, steered": pytest.approx([10, 10]),
+    }
+    assert list(panels["rl"].lines[2].get_xdata()) == [1, 2]  # without an attack nothing is steered
+    assert [text.get_text() for text in panels["rl"].get_xticklabels()] == ["0", "8", "16"]
+    assert len(panels["rl"].collections) == 3  # bands over its three seeds
+    assert not panels["[original]"].collections  # one model
+
+
+def test_no_controls_no_figure_of_them(records):
+    own = [record for record in records if record.split == "forget"]
+    assert "controls" not in figures._figures(own, [], REPORTING)
 
 
 def test_utility_figure_puts_each_row_at_its_ta_and_robustness(records):

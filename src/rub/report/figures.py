@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _BUDGET_COLOURS = ("#0072B2", "#D55E00")  # of the two headline budgets
+_BESIDE: Sequence[Mapping[str, Any]] = (  # the forgotten images, then what stands beside them
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": (0, (5, 2)), "marker": "s"},
+    {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
+)
 _MARKERS = "os^DvPX<>ph*d8"
 _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "original": {"color": "#000000", "linestyle": "-", "marker": "D"},
@@ -100,6 +105,9 @@ def _figures(
         return {}
     shown = reporting.headline(budgets)
     figures = {"robustness": _robustness(records, budgets, reporting.robustness, reporting.search)}
+    searched = {(record.metric, record.split) for record in records if record.attack == "uma"}
+    if any((axis.metric, axis.split) in searched for axis in reporting.beside.values()):
+        figures["controls"] = _controls(records, budgets, reporting)
     if any(record.metric == reporting.utility.metric for record in records):
         figures["utility"] = _utility(records, shown[-1], reporting)
     drawn = [curve for curve in curves if curve["budget"] in shown]
@@ -142,13 +150,8 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis, s
         points = [(x, interval) for x, interval in found if interval is not None]
         if not points:
             continue
-        x, y = [x for x, _ in points], [interval.mean for _, interval in points]
-        axes.plot(x, y, label=plain(method), **_look(method, task))
-        if all(interval.clusters > 1 for _, interval in points):
-            # A t interval may leave the range that a share can have; the tables print it as it is.
-            low, high = [max(i.low, 0) for _, i in points], [min(i.high, 100) for _, i in points]
-            axes.fill_between(x, low, high, color=style(method, task)["color"], alpha=0.12, linewidth=0)
-        ends[plain(method)] = y[-1]
+        _line_and_band(axes, points, label=plain(method), **_look(method, task))
+        ends[plain(method)] = points[-1][1].mean
     axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
     axes.set(xlabel=search, ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
@@ -206,35 +209,63 @@ def _steps(
 ) -> "Figure":
     """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
     methods = row_order((str(curve["method"]) for curve in curves), str(curves[0]["task"]))
-    across = min(4, len(methods))
-    down = math.ceil(len(methods) / across)
-    width, height = 1.6 * across + 0.75, 1.2 * down + 0.85
-    figure, grid = _canvas(width, height, down, across)
-    figure.subplots_adjust(
-        left=0.62 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.5 / height, hspace=0.36, wspace=0.12
-    )
+    figure, panels = _panels(len(methods), shown, "steps of the search")
     scale, limits = _heights([curve[field] for curve in curves], logarithmic=field == "loss_curve")
     span = max(max(len(curve[field]) for curve in curves) - 1, 1)
-    for axes, method in zip(grid.flat, methods, strict=False):
+    for axes, method in zip(panels, methods, strict=True):
         # Fixed limits and titles: what matplotlib would work out for every panel anew takes most of the time.
         axes.set(yscale=scale, xlim=(-0.04 * span, 1.04 * span), ylim=limits)
-        axes.tick_params(labelbottom=False, labelleft=axes in grid[:, 0])
         rows = [curve for curve in curves if curve["method"] == method]
         for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
             _mean_and_range(
                 axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {plain(budget)}"
             )
-        name = f"[{plain(method)}]" if method in CONTROL_ROWS else plain(method)
-        axes.set_title(name if all(row["converged"] for row in rows) else f"{name} !", pad=3, y=1.0)
-    panels = list(grid.flat)
-    for axes in panels[len(methods) :]:
-        axes.set_visible(False)
-    for axes in panels[max(len(methods) - across, 0) : len(methods)]:  # the lowest visible one of each column
-        axes.tick_params(labelbottom=True)
-    figure.text(0.08 / width, 0.5, shown, rotation="vertical", va="center")
-    figure.text(0.5, 0.08 / height, "steps of the search", ha="center")
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
+        _entitle(axes, method, converged=all(row["converged"] for row in rows))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
+
+
+def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Reporting) -> "Figure":
+    """Draw a panel per row: what comes back at each budget beside what the same search does to other images."""
+    board, steps, task = board_of(records), ["none", *budgets], records[0].task
+    methods = row_order((record.method for record in records), task)
+    methods = [name for name in methods if _value(board, name, reporting.robustness, budgets[-1])]
+    lines = {"forget images": reporting.robustness, **reporting.beside}
+    figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search)
+    for axes, method in zip(panels, methods, strict=True):
+        axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
+        axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
+        for (name, axis), look in zip(lines.items(), _BESIDE, strict=False):
+            found = [(x, _value(board, method, axis, budget)) for x, budget in enumerate(steps)]
+            points = [(x, interval) for x, interval in found if interval is not None]
+            _line_and_band(axes, points, label=name, markersize=3.5, **look)
+        _entitle(axes, method)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(lines), frameon=False)
+    return figure
+
+
+def _panels(count: int, shown: str, along: str) -> tuple["Figure", list["Axes"]]:
+    """Return a figure of small panels, four across, with one label for all vertical and one for all horizontal axes."""
+    across = min(4, count)
+    down = math.ceil(count / across)
+    width, height = 1.6 * across + 0.75, 1.2 * down + 0.85
+    figure, grid = _canvas(width, height, down, across)
+    figure.subplots_adjust(
+        left=0.62 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.5 / height, hspace=0.36, wspace=0.12
+    )
+    panels = list(grid.flat)
+    for place, axes in enumerate(panels):  # labels below the lowest visible panel of each column
+        axes.tick_params(labelbottom=count - across <= place < count, labelleft=axes in grid[:, 0])
+        axes.set_visible(place < count)
+    figure.text(0.08 / width, 0.5, shown, rotation="vertical", va="center")
+    figure.text(0.5, 0.08 / height, along, ha="center")
+    return figure, panels[:count]
+
+
+def _entitle(axes: "Axes", method: str, *, converged: bool = True) -> None:
+    """Write a row's name over its panel; ``!`` where its search had not converged."""
+    name = f"[{plain(method)}]" if method in CONTROL_ROWS else plain(method)
+    axes.set_title(name if converged else f"{name} !", pad=3, y=1.0)
 
 
 def _heights(curves: Sequence[Sequence[float]], *, logarithmic: bool) -> tuple[str, tuple[float, float]]:
@@ -259,6 +290,26 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
     axes.plot(drawn, values.mean(axis=0), color=colour, label=label, linewidth=1.3)
     if len(values) > 1:
         axes.fill_between(drawn, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **look: Any) -> None:
+    """Draw means as a line with the band of their intervals, where seeds give some."""
+    x = [x for x, _ in points]
+    axes.plot(x, [interval.mean for _, interval in points], **look)
+    if points and all(interval.clusters > 1 for _, interval in points):
+        # A t interval may leave the range that a share can have; the tables print it as it is.
+        low, high = [max(i.low, 0) for _, i in points], [min(i.high, 100) for _, i in points]
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+
+
+def _short(budget: str) -> str:
+    """Return a budget for a narrow axis.
+
+    Example:
+        >>> _short("8/255"), _short("unbounded")
+        ('8', '∞')
+    """
+    return "∞" if budget == "unbounded" else plain(budget).removesuffix("/255")
 
 
 def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | None":

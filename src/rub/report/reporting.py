@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rub.errors import unknown
@@ -66,6 +66,7 @@ class Reporting:
         leaders: records of one data set and protocol -> the columns of its leaderboard.
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
+        beside: words for the legend -> a share of other images that the same search changes (controls of robustness).
         unlike: rows that the utility of others is measured against, so that their own says nothing.
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.
@@ -87,6 +88,7 @@ class Reporting:
     controls: Mapping[str, str]
     words: Mapping[str, str]
     captions: Mapping[str, str]
+    beside: Mapping[str, Axis] = field(default_factory=dict)
     unlike: frozenset[str] = frozenset()
     exposes: tuple[str, str, str] | None = None
     search: str = r"size of the search, $\|\delta\|_\infty$"
