@@ -15,6 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -24,10 +25,12 @@ import numpy as np
 from scipy.stats import kendalltau, ttest_rel
 
 from rub import read_records
+from rub.report.grouping import budgets_of
 from rub.statistics import clustered_mean, paired_difference, wilson
 from rub.store.records import Record
 
-BUDGETS = ("none", "8/255", "16/255")
+BUDGETS = ("none", "8/255", "16/255")  # the paper's
+MORE = "more than steering"
 BySeed = dict[int, list[float]]
 
 
@@ -143,34 +146,70 @@ def holm(tests: Sequence[tuple[float, int]], level: float = 0.05) -> list[int]:
     return signs
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What comes back of a method's own images at a budget, beside the controls; in percent.
+
+    Attributes:
+        own, unseen, steered: mean UA of own images, of unseen images of the class, and of steered, retained images.
+        over_unseen, over_steered: the differences with their intervals over images, in points.
+        said: what can be said of it.
+    """
+
+    own: float
+    unseen: float
+    steered: float
+    over_unseen: str
+    over_steered: str
+    said: str
+
+
+def beside(records: Sequence[Record], method: str, budget: str) -> Beside | None:
+    """Return what stands beside a method's own images at a budget; None where it was not attacked."""
+    cells = [("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain")]
+    own, _, steered = sides = [values(records, method, metric, budget, split) for metric, split in cells]
+    if not own or not steered:
+        return None
+    means = [float(np.mean([np.mean(many) for many in side.values()])) for side in sides]
+    sizes = [count(records, method, metric, budget, split) for metric, split in cells]
+    gap = paired_difference(own, steered)
+    over_unseen = newcombe(means[0], sizes[0], means[1], sizes[1])
+    over_steered = newcombe(means[0], sizes[0], means[2], sizes[2])
+    return Beside(
+        *means,
+        told(means[0] - means[1], *over_unseen),
+        told(gap.mean, *over_steered),
+        explained(means[0], gap.low, over_steered[0], len(own)),
+    )
+
+
 def controls(records: list[Record]) -> list[str]:
-    """Return, for each method, what comes back of own, same-class and unrelated images, and the difference."""
+    """Return own / unseen / steered at every budget, and then, for each budget, the differences."""
     methods = list(dict.fromkeys(row.method for row in records))
-    lines = [
-        "| method | budget | own images | class, unseen | steered | own - unseen | own - steered | what can be said |",
-        "|:---|:---|---:|---:|---:|---:|---:|:---|",
-    ]
-    for budget in BUDGETS[1:]:
-        for method in methods:
-            own, unseen, steered = (
-                values(records, method, metric, budget, split)
-                for metric, split in (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
-            )
-            if not own or not steered:
-                continue
-            gap = paired_difference(own, steered)
-            means = [np.mean([np.mean(many) for many in side.values()]) for side in (own, unseen, steered)]
-            own_n, unseen_n, steered_n = (
-                count(records, method, metric, budget, split)
-                for metric, split in (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
-            )
-            over_unseen = newcombe(means[0], own_n, means[1], unseen_n)
-            over_steered = newcombe(means[0], own_n, means[2], steered_n)
-            cells = [method, budget, *(f"{mean:.1f}" for mean in means), told(means[0] - means[1], *over_unseen),
-                     told(gap.mean, *over_steered),
-                     explained(means[0], gap.low, over_steered[0], len(own))]  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
+    budgets = budgets_of(records, "uma")
+    found = {
+        (method, budget): one for budget in budgets for method in methods if (one := beside(records, method, budget))
+    }
+    lines = ["| method | " + " | ".join(budgets) + " |", "|:---|" + "---:|" * len(budgets)]
+    for method in dict.fromkeys(method for method, _ in found):
+        cells = [found.get((method, budget)) for budget in budgets]
+        lines.append(f"| {method} | " + " | ".join(map(compact, cells)) + " |")
+    head = "| method | own images | class, unseen | steered | own - unseen | own - steered | what can be said |"
+    for budget in budgets:
+        lines += ["", f"At {budget}:", "", head, "|:---|---:|---:|---:|---:|---:|:---|"]
+        for (method, at), one in found.items():
+            if at == budget:
+                shares = " | ".join(f"{share:.1f}" for share in (one.own, one.unseen, one.steered))
+                lines.append(f"| {method} | {shares} | {one.over_unseen} | {one.over_steered} | {one.said} |")
     return lines
+
+
+def compact(one: Beside | None) -> str:
+    """Return own / unseen / steered; bold where own images come back more often than others are steered."""
+    if one is None:
+        return ""
+    shares = f"{one.own:.0f} / {one.unseen:.0f} / {one.steered:.0f}"
+    return f"**{shares}**" if one.said == MORE else shares
 
 
 def told(mean: float, low: float, high: float) -> str:
@@ -198,7 +237,7 @@ def explained(own: float, over_seeds: float, over_images: float, seeds: int) -> 
         return "nothing came back"
     if seeds < 2:
         return "one model"
-    return "more than steering" if min(over_seeds, over_images) > 0 else "not told apart from steering"
+    return MORE if min(over_seeds, over_images) > 0 else "not told apart from steering"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,19 +45,50 @@ def test_a_difference_that_every_seed_repeats_is_told(scripts):
     assert scripts[0].paired_t({0: [1.0], 1: [2.0], 2: [4.0]}, {0: [2.0], 1: [4.0], 2: [5.0]})[1] == -1
 
 
+def attacked(method, budget, shares, seeds=2):
+    """Return rows of own, unseen and steered images that come back in these shares, of 100 images each."""
+    cells = (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
+    return [
+        SimpleNamespace(
+            method=method, metric=metric, split=split, attack="uma", budget=budget, value=share, n=100,
+            unlearn_seed=seed,
+        )
+        for seed in range(seeds)
+        for (metric, split), share in zip(cells, shares, strict=True)
+    ]  # fmt: skip
+
+
+def test_controls_say_at_every_budget_what_steering_explains(scripts):
+    rows = [
+        *attacked("ft", "1/255", (0.5, 0.45, 0.1)), *attacked("ft", "16/255", (0.95, 0.95, 0.93)),
+        *attacked("rl", "16/255", (0.02, 0.0, 0.0)), *attacked("original", "16/255", (0.95, 0.95, 0.1), seeds=1),
+    ]  # fmt: skip
+    lines = scripts[0].controls(rows)
+    assert lines[:4] == [
+        "| method | 1/255 | 16/255 |",
+        "|:---|---:|---:|",
+        "| ft | **50 / 45 / 10** | 95 / 95 / 93 |",
+        "| rl |  | 2 / 0 / 0 |",
+    ]
+    said = [line.split(" | ")[-1] for line in lines if line.startswith(("| ft", "| rl", "| original"))][3:]
+    assert said == ["more than steering |", "not told apart from steering |", "nothing came back |", "one model |"]
+    # Newcombe's interval of 50 and 10 of 100 by hand: Wilson .404 to .596 and .055 to .174
+    assert any("| +40.0 (+27.8 to +50.6) |" in line for line in lines)
+
+
 @pytest.mark.parametrize(
-    ("script", "folder", "methods"),
-    [
-        ("against_paper", "table1-cifar10-small", ["ft", "rl", "iu", "l1-sparse", "salun"]),
-        ("against_paper_table3", "text-to-image-imagenette", ["esd-x", "fmn", "spm", "salun", "erasediff"]),
+    ("script", "folder", "methods", "count"),
+    [  # against_paper: numbers, orders, controls, and the differences at two budgets
+        ("against_paper", "table1-cifar10-small", ["ft", "rl", "iu", "l1-sparse", "salun"], 5),
+        ("against_paper_table3", "text-to-image-imagenette", ["esd-x", "fmn", "spm", "salun", "erasediff"], 3),
     ],
 )
-def test_three_tables_of_committed_results(script, folder, methods):
+def test_tables_of_committed_results(script, folder, methods, count):
     words = [sys.executable, ROOT / "benchmarks" / f"{script}.py", ROOT / "results" / folder]
     done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    tables = done.stdout.strip().split("\n\n")
-    assert len(tables) == 3
+    tables = [part for part in done.stdout.strip().split("\n\n") if part.startswith("|")]
+    assert len(tables) == count
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1  # every row has a cell for each column
     for method in methods:
