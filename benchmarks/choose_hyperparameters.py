@@ -25,7 +25,7 @@ from rich.console import Console
 from rub.api import default_store, make_runtime
 from rub.errors import RubError
 from rub.pipeline.attempts import Outcome
-from rub.pipeline.engines import helpers, run_inline
+from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
@@ -123,8 +123,8 @@ def choose(
     ]
     stages = [[measurement(experiment, *run, runtime) for experiment in experiments] for run in runs]
     wanted = [stage for row in stages for stage in row]
-    with Display(Console(), quiet=quiet) as display, helpers(workers - 1, wanted, tasks, store, runtime, ()):
-        outcomes = run_inline(wanted, tasks, store, runtime, display)
+    with Display(Console(), quiet=quiet) as display:
+        outcomes = run_inline(wanted, tasks, store, runtime, display, workers=workers)
     values = [[measured(name, outcomes[stage.key]) for stage in row] for row in stages]
     references = values[0]
     if failed := [row for row in references if isinstance(row, str)]:

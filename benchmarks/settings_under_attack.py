@@ -20,7 +20,7 @@ from rub.api import default_store, make_runtime
 from rub.classification.specs import ClassificationExperiment
 from rub.classification.task import Graph
 from rub.errors import RubError
-from rub.pipeline.engines import helpers, run_inline
+from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime
@@ -92,8 +92,8 @@ def main() -> None:
             )
     wanted = [stage for row in found for stage in row["stages"]]
     tasks, store = {"classification": TASKS.get("classification", "classification").load()}, Store(args.store)
-    with Display(Console(stderr=True)) as display, helpers(args.workers - 1, wanted, tasks, store, runtime, ()):
-        outcomes = run_inline(wanted, tasks, store, runtime, display)
+    with Display(Console(stderr=True)) as display:
+        outcomes = run_inline(wanted, tasks, store, runtime, display, workers=args.workers)
     for row in found:
         made = [outcomes[stage.key] for stage in row.pop("stages")]
         if failed := [one.reason for one in made if one.artifact is None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rub.errors import RubError
-from rub.pipeline.engines import helpers, run_inline
+from rub.pipeline.engines import run_inline
 from rub.pipeline.plan import Plan, Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.stages import Runtime, Task
@@ -148,8 +148,8 @@ def run(
         with cluster(ray_address, workers), display:
             outcomes = run_ray(stages, tasks, opened, runtime, display, asked, plugins)
     else:
-        with display, helpers(workers - 1, stages, tasks, opened, runtime, plugins, asked):
-            outcomes = run_inline(stages, tasks, opened, runtime, display, asked)
+        with display:
+            outcomes = run_inline(stages, tasks, opened, runtime, display, asked, workers=workers, plugins=plugins)
     result = collect(suite.name, plans, outcomes)
     if out is not None:
         write_result(result, suite, out, command)

@@ -33,6 +33,9 @@ def run_inline(
     runtime: Runtime,
     display: Display,
     resources: Mapping[str, Resources] = MappingProxyType({}),
+    *,
+    workers: int = 1,
+    plugins: Sequence[Path] = (),
 ) -> dict[str, Outcome]:
     """Run every missing stage, one after the other; a stage that fails blocks only what needs it.
 
@@ -46,6 +49,8 @@ def run_inline(
         runtime: where and how.
         display: shows progress.
         resources: stage key -> its limits; none when left out.
+        workers: processes that share the work, this one included.
+        plugins: files that the other processes read first.
 
     Returns:
         stage key -> outcome, for the stages given and all that they need.
@@ -53,6 +58,19 @@ def run_inline(
     Raises:
         RubError: the request itself is wrong (a bad checkpoint, missing data, a full disk); finished stages are kept.
     """
+    with _helpers(workers - 1, stages, tasks, store, runtime, plugins, resources):
+        return _serve(stages, tasks, store, runtime, display, resources)
+
+
+def _serve(
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    resources: Mapping[str, Resources],
+) -> dict[str, Outcome]:
+    """Run stages until each has an outcome, here or in another process."""
     pending = in_order(stages)
     outcomes: dict[str, Outcome] = {}
     display.start(pending, store)
@@ -73,14 +91,14 @@ def run_inline(
 
 
 @contextmanager
-def helpers(
+def _helpers(
     count: int,
     stages: Sequence[Stage],
     tasks: Mapping[str, Task],
     store: Store,
     runtime: Runtime,
     plugins: Sequence[Path],
-    resources: Mapping[str, Resources] = MappingProxyType({}),
+    resources: Mapping[str, Resources],
 ) -> Iterator[None]:
     """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
 
@@ -129,7 +147,7 @@ def _assist(
     for path in plugins:
         load_plugin(path)
     with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
-        run_inline(stages, tasks, Store(root), runtime, display, resources)
+        _serve(stages, tasks, Store(root), runtime, display, resources)
 
 
 def _leave_with_the_first() -> None:
