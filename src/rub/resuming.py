@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -48,6 +49,34 @@ class Attributes:
             setattr(self, name, then.to(now.device) if isinstance(now, torch.Tensor) else then)
 
 
+class Weights:
+    """Some of a model's weights, by name; the others stay what they were when the stage began.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(2)
+        >>> Weights({"w": weight}).load_state_dict({"w": torch.zeros(2)})
+        >>> weight.tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self, named: "Mapping[str, torch.Tensor]") -> None:
+        """Take the weights that change."""
+        self.named = named
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them by name."""
+        return {name: weight.detach() for name, weight in self.named.items()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Set them where they are."""
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self.named.items():
+                weight.copy_(state[name])
+
+
 class Resume:
     """Where the parts of one running stage keep their states.
 
@@ -67,6 +96,7 @@ class Resume:
         self.folder, self.every, self.mark = folder, every, mark
         self.earlier = 0.0  # seconds of the runs before this one
         self._began = self._kept = time.monotonic()
+        self._cost = 0.0  # seconds that the last state took to write
         self._parts: dict[str, int] = {}
 
     @property
@@ -85,14 +115,16 @@ class Resume:
         return Part(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
 
     def due(self) -> bool:
-        """Return whether it is time to keep a state."""
-        return self.folder is not None and time.monotonic() - self._kept >= self.every
+        """Return whether it is time to keep a state; those of large models may take a twentieth of the time."""
+        wait = max(self.every, 20 * self._cost) if self.every else 0.0
+        return self.folder is not None and time.monotonic() - self._kept >= wait
 
     def write(self, name: str, state: dict[str, Any]) -> None:
         """Replace a state file whole, or not at all."""
         import torch
 
         assert self.folder is not None
+        began = time.monotonic()
         stream = io.BytesIO()
         torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, stream)
         content = stream.getbuffer()
@@ -110,6 +142,7 @@ class Resume:
             written.unlink(missing_ok=True)
             raise
         self._kept = time.monotonic()
+        self._cost = self._kept - began
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Return a state that was kept; None where there is none, or it is damaged, of other code, or no state."""

@@ -12,7 +12,7 @@ from rub.text_to_image.context import Side, UnlearnContext, frozen
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import TEXT_ENCODER, UNET, parameter_group
 from rub.text_to_image.methods import advunlearn as adv
-from rub.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens, shuffled
+from rub.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens
 from rub.text_to_image.methods.esd import esd_loss, esd_u, esd_x, negative_guidance
 from rub.text_to_image.methods.uce import edit_matrix, last_tokens, uce
 from rub.text_to_image.sampling import Sampler
@@ -555,13 +555,6 @@ def test_gamma_holds_the_retain_prompts(make_model):
                 for p in RETAIN.prompts
             ))  # fmt: skip
     assert drift[1] < 0.7 * drift[0]
-
-
-def test_retain_prompts_come_in_shuffled_passes():
-    taken = shuffled(("a", "b", "c", "d"), 3, torch.Generator().manual_seed(0))
-    drawn = [prompt for _ in range(8) for prompt in next(taken)]
-    assert all(sorted(drawn[start : start + 4]) == ["a", "b", "c", "d"] for start in range(0, 24, 4))
-    assert len({tuple(drawn[start : start + 4]) for start in range(0, 24, 4)}) > 1
 
 
 def test_what_cannot_be_done_is_said_in_a_line(make_model):

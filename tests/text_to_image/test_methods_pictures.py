@@ -12,7 +12,14 @@ from rub.registry import METHODS, card_of, resolve
 from rub.text_to_image.context import Side, UnlearnContext, frozen
 from rub.text_to_image.diffusion import SCHEDULE, Diffusion
 from rub.text_to_image.methods import fmn as fmn_module
-from rub.text_to_image.methods._losses import Noisy, guided_loss, noise_loss, noisy, other_prompt, redirected_loss
+from rub.text_to_image.methods._losses import (
+    Noisy,
+    NoisyPictures,
+    guided_loss,
+    noise_loss,
+    other_prompt,
+    redirected_loss,
+)
 from rub.text_to_image.methods.erasediff import erasediff, erasediff_loss
 from rub.text_to_image.methods.fmn import attention_norm, concept_positions, fmn, recorded
 from rub.text_to_image.methods.salun import saliency_mask, salun, salun_loss
@@ -134,7 +141,7 @@ def test_the_three_losses_are_their_equations(model, make_model):
 
 def test_noisy_pictures_keep_their_captions_and_follow_the_schedule(model):
     ctx = context()
-    stream = noisy(model, FORGET, ctx, "forget")
+    stream = NoisyPictures(model, FORGET, ctx, "forget")
     seen = []
     for x, t, noise, captions in drawn(model, FORGET, ctx, "forget", 3):
         made = next(stream)

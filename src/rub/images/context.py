@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from rub.errors import Diverged
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
-from rub.resuming import Attributes, Resume
+from rub.resuming import Attributes, Resume, Stateful
 from rub.speed import arriving, compiled, placed, tf32
 
 
@@ -118,6 +119,19 @@ class TrainContext:
         """Return the batches of several shuffled, augmented passes over the samples; they report progress."""
         return Epochs(self, samples, epochs, stream, augment)
 
+    def counted(self, steps: int, **changing: Stateful | torch.Generator) -> Iterator[int]:
+        """Yield 0 to steps - 1, report progress, and keep a state now and then: a killed run goes on from there.
+
+        Args:
+            steps: how many.
+            changing: role -> whatever one step leaves to the next: weights, optimizer, generators, batches.
+        """
+        part = self.resume.part("steps", **changing)
+        for step in range(part.restore(), steps):
+            yield step
+            self.progress(step + 1, steps)
+            part.keep(step + 1)
+
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the model's logits in float32, computed in the context's precision."""
         with self.autocast():
@@ -191,6 +205,39 @@ class Epochs(Attributes):
                 note = f"epoch {self.epoch + 1}/{self.epochs}"
                 self.context.progress(self.epoch * passes + self.place, self.epochs * passes, note)
             self.epoch, self.place, self.opening = self.epoch + 1, 0, self.generator.get_state()
+
+
+class Shuffled:
+    """Rows of a set, so many at a time, in shuffled passes without end; it goes on where a state was kept.
+
+    A batch may hold the last rows of one pass and the first of the next.
+
+    Example:
+        >>> rows = Shuffled(3, 2, torch.Generator().manual_seed(0))
+        >>> sorted(torch.cat([next(rows) for _ in range(3)]).tolist())
+        [0, 0, 1, 1, 2, 2]
+    """
+
+    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
+        """Take the number of rows, at least 1, and of those of a batch."""
+        self.count, self.size, self.generator = count, size, generator
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> Tensor:
+        """Return the next rows, int64 (size,)."""
+        while len(self.order) < self.size:
+            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
+        rows, self.order = self.order[: self.size], self.order[self.size :]
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is left of this pass, and the generator's state."""
+        return {"order": self.order.clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
+        self.order = state["order"]
+        self.generator.set_state(state["generator"])
 
 
 def seeded(seed: int, stream: str) -> torch.Generator:

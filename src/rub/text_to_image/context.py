@@ -1,14 +1,15 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
-from rub.images.context import TrainContext
+from rub.images.context import Shuffled, TrainContext
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.sampling import Sampler, partial
 
@@ -45,22 +46,15 @@ class UnlearnContext(TrainContext):
     anchor: str = ""
     sampler: Sampler = field(default_factory=Sampler)
 
-    def pictures(self, side: Side, stream: str) -> Iterator[tuple[Tensor, list[str]]]:
-        """Yield (x_0, captions) without end, in shuffled passes: float32 (B, C, h, w) on the device.
-
-        B is the batch size; a batch may hold the last pictures of one pass and the first of the next.
+    def pictures(self, side: Side, stream: str) -> "Pictures":
+        """Return the batches of a side's pictures.
 
         Raises:
             RubError: there are no pictures.
         """
         if not len(side):
             raise RubError("unlearning: this method needs pictures, but there are none of one side")
-        generator, order = self.generator(stream), torch.empty(0, dtype=torch.int64)
-        while True:
-            while len(order) < self.batch_size:
-                order = torch.cat([order, torch.randperm(len(side), generator=generator)])
-            rows, order = order[: self.batch_size], order[self.batch_size :]
-            yield side.latents[rows].to(self.device), [side.captions[row] for row in rows.tolist()]
+        return Pictures(side, Shuffled(len(side), self.batch_size, self.generator(stream)), self.device)
 
     def draw(self, model: Diffusion, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x_t, t, noise) for clean latents: t uniform in 0 to T - 1, int64 (B,), and standard normal noise."""
@@ -108,11 +102,26 @@ class UnlearnContext(TrainContext):
             raise RubError("unlearning: no parameter of this model is selected for training")
         return torch.optim.Adam(chosen, lr=lr)
 
-    def counted(self, steps: int) -> Iterator[int]:
-        """Yield 0 to steps - 1, and report progress."""
-        for step in range(steps):
-            yield step
-            self.progress(step + 1, steps)
+
+class Pictures:
+    """Batches of pictures with their captions, in shuffled passes without end; they go on where a state was kept."""
+
+    def __init__(self, side: Side, rows: Shuffled, device: torch.device) -> None:
+        """Made by `UnlearnContext.pictures`."""
+        self.side, self.rows, self.device = side, rows, device
+
+    def __next__(self) -> tuple[Tensor, list[str]]:
+        """Return (x_0, captions): float32 (B, C, h, w) on the device, B the batch size."""
+        rows = next(self.rows)
+        return self.side.latents[rows].to(self.device), [self.side.captions[row] for row in rows.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the rows stand."""
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
+        self.rows.load_state_dict(state)
 
 
 def frozen(model: Diffusion) -> Diffusion:

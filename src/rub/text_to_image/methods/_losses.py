@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rub.errors import RubError
+from rub.resuming import Stateful
 from rub.text_to_image.context import Side, UnlearnContext
 from rub.text_to_image.diffusion import Diffusion
 
@@ -29,33 +31,53 @@ class Noisy:
     given: Tensor
 
 
-def noisy(model: Diffusion, side: Side, context: UnlearnContext, stream: str) -> Iterator[Noisy]:
-    """Yield batches of one side's pictures without end, each with fresh t and noise.
+class NoisyPictures:
+    """Batches of one side's pictures without end, each with fresh t and noise; they go on where a state was kept."""
 
-    Args:
-        model: its schedule and text encoder are used; no gradient flows.
-        side: pictures and captions.
-        context: batch size and seed.
-        stream: names the order of the pictures; ``stream-noise`` names that of t and noise.
+    def __init__(self, model: Diffusion, side: Side, context: UnlearnContext, stream: str) -> None:
+        """Begin with the first batch.
 
-    Raises:
-        RubError: there are no pictures.
-    """
-    generator = context.generator(f"{stream}-noise")
-    for x0, captions in context.pictures(side, stream):
-        x, t, noise = context.draw(model, x0, generator)
+        Args:
+            model: its schedule and text encoder are used; no gradient flows.
+            side: pictures and captions.
+            context: batch size and seed.
+            stream: names the order of the pictures; ``stream-noise`` names that of t and noise.
+
+        Raises:
+            RubError: there are no pictures.
+        """
+        self.model, self.context = model, context
+        self.pictures, self.draws = context.pictures(side, stream), context.generator(f"{stream}-noise")
+
+    def __iter__(self) -> Iterator[Noisy]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Noisy:
+        """Return the next batch."""
+        x0, captions = next(self.pictures)
+        x, t, noise = self.context.draw(self.model, x0, self.draws)
         with torch.no_grad():
-            given = model.context(captions)
-        yield Noisy(x, t, noise, given)
+            given = self.model.context(captions)
+        return Noisy(x, t, noise, given)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the pictures and the noise stand."""
+        return {"pictures": self.pictures.state_dict(), "draws": self.draws.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
+        self.pictures.load_state_dict(state["pictures"])
+        self.draws.set_state(state["draws"])
 
 
 def pairs(
-    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, iterations: int
-) -> Iterator[tuple[Noisy, Noisy]]:
-    """Yield that many pairs of a forget and a retain batch, and report progress."""
-    wrong, right = noisy(model, forget, context, "forget"), noisy(model, retain, context, "retain")
-    for _ in context.counted(iterations):
-        yield next(wrong), next(right)
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, iterations: int, **changing: Stateful
+) -> Iterator[tuple[int, Noisy, Noisy]]:
+    """Yield (step, forget batch, retain batch) so often, report progress, and keep what changes, see `counted`."""
+    wrong, right = (NoisyPictures(model, *side) for side in ((forget, context, "forget"), (retain, context, "retain")))
+    for step in context.counted(iterations, wrong=wrong, right=right, **changing):
+        yield step, next(wrong), next(right)
 
 
 def embedded(model: Diffusion, prompt: str) -> Tensor:

@@ -1,6 +1,6 @@
 """AdvUnlearn: ESD on the text encoder, against prompts that are made adversarial at every step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from rub.errors import RubError
 from rub.hyperparameters import Count, Epochs, Rate, Weight
+from rub.images.context import Shuffled
 from rub.registry import Card, method
+from rub.resuming import Attributes, Weights
 from rub.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
@@ -142,31 +144,14 @@ def retain_loss(model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, pro
     return F.mse_loss(model.predict(x, t, model.context(prompts)).float(), wanted)
 
 
-def shuffled(prompts: tuple[str, ...], count: int, generator: torch.Generator) -> Iterator[list[str]]:
-    """Yield `count` prompts at a time without end, in shuffled passes.
+class Adversary(Attributes):
+    """What attacks leave to one another: the soft tokens of the latest, float (k, D); none before the first."""
 
-    Raises:
-        RubError: there are none.
-    """
-    if not prompts:
-        raise RubError("advunlearn: the retain side has no prompts; give some, or set gamma to 0")
-    order: list[int] = []
-    while True:
-        while len(order) < count:
-            order += torch.randperm(len(prompts), generator=generator).tolist()
-        yield [prompts[place] for place in order[:count]]
-        del order[:count]
+    changing = ("prefix",)
 
-
-def retained(
-    model: Diffusion, original: Diffusion, retain: Side, context: UnlearnContext, count: int, guidance: float
-) -> Iterator[Tensor]:
-    """Yield `retain_loss` of `count` prompts at a time, each at an x_t of its own that the original draws for it."""
-    single, draws = replace(context, batch_size=1), context.generator("retain")
-    for prompts in shuffled(retain.prompts, count, context.generator("prompts")):
-        drawn = [single.partial(original, prompt, draws, guidance=guidance) for prompt in prompts]
-        x, t = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        yield retain_loss(model, original, x, t, prompts)
+    def __init__(self, model: Diffusion) -> None:
+        """Begin without tokens."""
+        self.prefix = torch.empty(0, device=model.device)
 
 
 @method("advunlearn", task="text-to-image", card=CARD)
@@ -215,32 +200,46 @@ def advunlearn(
         RubError: no retain prompts, and gamma is not 0; or k tokens do not fit into a prompt.
         Diverged: a loss is not finite.
     """
+    if gamma and not retain.prompts:
+        raise RubError("advunlearn: the retain side has no prompts; give some, or set gamma to 0")
     if k > model.length - 2:
         raise RubError(f"advunlearn: k = {k}: should be at most {model.length - 2}, a prompt without BOS and EOS")
     original, names = frozen(model), parameter_group(model, "text_encoder_full")
-    optimizer = context.adam(train_only(model, names).values(), lr)
+    weights = train_only(model, names)
+    optimizer = context.adam(weights.values(), lr)
     prompt, ids = forget.prompts[0], model.tokenize(forget.prompts[:1])
     concept, empty = original.context([prompt]), original.context([""])
     draws, attacks, tokens = (context.generator(stream) for stream in ("steps", "attacks", "tokens"))
-    keep = retained(model, original, retain, context, retain_batch, guidance)
+    single, kept, adversary = replace(context, batch_size=1), context.generator("retain"), Adversary(model)
+    prompts = Shuffled(len(retain.prompts), retain_batch, context.generator("prompts"))
 
     def attacked(prefix: Tensor) -> Tensor:
         with context.autocast():
             x, t = context.partial(original, prompt, attacks, guidance=guidance)
             return attack_loss(model, original, x, t, ids, prefix, concept)
 
-    prefix = None
-    for step in context.counted(iterations):
+    def held() -> Tensor:
+        chosen = [retain.prompts[row] for row in next(prompts).tolist()]
+        drawn = [single.partial(original, one, kept, guidance=guidance) for one in chosen]  # each at an x_t of its own
+        x, t = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return retain_loss(model, original, x, t, chosen)
+
+    for step in context.counted(
+        iterations, weights=Weights(weights), optimizer=optimizer, draws=draws, attacks=attacks, tokens=tokens,
+        kept=kept, prompts=prompts, adversary=adversary,
+    ):  # fmt: skip
         if step >= warmup and (step - warmup) % attack_every == 0:
             train_only(model, ())  # an attack needs no gradient of the weights
-            start = prefix if prefix is not None and attack_init == "latest" else random_tokens(model, k, tokens)
-            prefix = strengthened(attacked, start, context, attack=attack, steps=attack_steps, lr=attack_lr)
+            latest = len(adversary.prefix) and attack_init == "latest"
+            start = adversary.prefix if latest else random_tokens(model, k, tokens)
+            adversary.prefix = strengthened(attacked, start, context, attack=attack, steps=attack_steps, lr=attack_lr)
             train_only(model, names)
         with context.autocast():
             x, t = context.partial(original, prompt, draws, guidance=guidance)
-            given = model.encode(ids) if prefix is None else model.encode_soft(prefixed(model, ids, prefix))
+            soft = adversary.prefix
+            given = model.encode_soft(prefixed(model, ids, soft)) if len(soft) else model.encode(ids)
             loss = esd_loss(model, original, x, t, given, concept, empty, eta)
             if gamma:
-                loss = loss + gamma * next(keep)
+                loss = loss + gamma * held()
         context.descend(loss, optimizer)
     return freeze(model)

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from rub.hyperparameters import Count, Epochs, Rate, Weight
 from rub.registry import Card, method
+from rub.resuming import Weights
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import UNetGroup, parameter_group
-from rub.text_to_image.methods._losses import Noisy, embedded, noise_loss, noisy, pairs, redirected_loss
+from rub.text_to_image.methods._losses import Noisy, NoisyPictures, embedded, noise_loss, pairs, redirected_loss
 
 CARD = Card(
     paper="Wu et al., Erasing Undesirable Influence in Diffusion Models, CVPR 2025, arXiv 2401.05779",
@@ -98,7 +99,7 @@ def erasediff(
     other = embedded(model, context.anchor or pseudo)
     parameters = train_only(model.eval(), parameter_group(model, group))
     optimizer = context.adam(parameters.values(), lr)
-    ahead = noisy(model, forget, context, "ahead")
+    ahead = NoisyPictures(model, forget, context, "ahead")
 
     def look_ahead() -> None:
         start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -108,7 +109,9 @@ def erasediff(
             context.descend(loss, optimizer)
         put_back(parameters, start)
 
-    for step, (wrong, right) in enumerate(pairs(model, forget, retain, context, iterations)):
+    for step, wrong, right in pairs(
+        model, forget, retain, context, iterations, weights=Weights(parameters), optimizer=optimizer, ahead=ahead
+    ):
         if inner_steps and step % every == 0:
             look_ahead()
         with context.autocast():

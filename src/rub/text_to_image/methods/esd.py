@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rub.hyperparameters import Epochs, Rate, Weight
 from rub.registry import Card, method
+from rub.resuming import Weights
 from rub.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
@@ -102,10 +103,10 @@ def erase(
 ) -> Diffusion:
     """Train one group of a UNet's weights down ESD's loss of a prompt; arguments as for `esd_x`."""
     original = frozen(model)
-    optimizer = context.adam(train_only(model, parameter_group(model, group)).values(), lr)
-    draws = context.generator("steps")
+    weights = train_only(model, parameter_group(model, group))
+    optimizer, draws = context.adam(weights.values(), lr), context.generator("steps")
     concept, empty = original.context([prompt]), original.context([""])
-    for _ in context.counted(iterations):
+    for _ in context.counted(iterations, weights=Weights(weights), optimizer=optimizer, draws=draws):
         with context.autocast():  # on its own: weights that autocast keeps from here would have no gradient below
             x, t = context.partial(original if drawn_by == "base" else model, prompt, draws, guidance=guidance)
         with context.autocast():

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from rub.errors import RubError
 from rub.hyperparameters import Epochs, Positive, Rate, Weight
 from rub.registry import Card, method
+from rub.resuming import Weights
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
@@ -125,13 +125,6 @@ def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positi
     return norm
 
 
-def _clean(model: Diffusion, forget: Side, context: UnlearnContext, *, real: bool) -> Iterator[Tensor]:
-    """Yield clean latents without end, (B, C, h, w): of forget pictures, or zeros."""
-    if real:
-        return (x0 for x0, _ in context.pictures(forget, "forget"))
-    return repeat(torch.zeros(context.batch_size, *model.latent_shape, device=context.device))
-
-
 @method("fmn", task="text-to-image", card=CARD)
 def fmn(
     model: Diffusion,
@@ -173,14 +166,17 @@ def fmn(
     concept = forget.prompts[0]
     caption = template.replace("{}", concept)
     positions, given = concept_positions(model, caption, concept, use_pooler=use_pooler), embedded(model, caption)
-    parameters = list(train_only(model.eval(), parameter_group(model, group)).values())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    clean, draws = _clean(model, forget, context, real=real_pictures), context.generator("forget-noise")
-    for _ in context.counted(iterations):
-        x, t, _ = context.draw(model, next(clean), draws)
+    weights = train_only(model.eval(), parameter_group(model, group))
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
+    zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
+    pictures = {"pictures": context.pictures(forget, "forget")} if real_pictures else {}
+    draws = context.generator("forget-noise")
+    for _ in context.counted(iterations, weights=Weights(weights), optimizer=optimizer, draws=draws, **pictures):
+        clean = next(pictures["pictures"])[0] if real_pictures else zeros
+        x, t, _ = context.draw(model, clean, draws)
         with context.autocast():
             loss = attention_norm(model, x, t, given, positions)
         context.backward(loss, optimizer)
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_(weights.values(), clip)
         optimizer.step()
     return freeze(model)

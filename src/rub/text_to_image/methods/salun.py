@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from rub.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.registry import Card, method
+from rub.resuming import Weights
 from rub.saliency import MaskedStep, summed_gradients, top_mask
 from rub.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
 from rub.text_to_image.methods._losses import (
     Noisy,
+    NoisyPictures,
     embedded,
     guided_loss,
     noise_loss,
-    noisy,
     other_prompt,
     pairs,
     redirected_loss,
@@ -90,7 +91,7 @@ def saliency_mask(
     empty = embedded(model, "")
 
     def losses() -> Iterator[Tensor]:
-        for batch in islice(noisy(model, forget, context, "mask"), batches):
+        for batch in islice(NoisyPictures(model, forget, context, "mask"), batches):
             with context.autocast():
                 loss = guided_loss(model, batch, empty, guidance)
             yield loss
@@ -157,7 +158,9 @@ def salun(
     mask = saliency_mask(model, parameters, forget, context, batches=batches, guidance=guidance, k=k)
     step, optimizer = MaskedStep(parameters, mask), context.adam(parameters.values(), lr)
     teacher = model if pseudo_target == "live" else frozen(model)
-    for wrong, right in pairs(model, forget, retain, context, iterations):
+    for _, wrong, right in pairs(
+        model, forget, retain, context, iterations, weights=Weights(parameters), optimizer=optimizer
+    ):
         with context.autocast():
             loss = salun_loss(model, teacher, wrong, right, other, alpha)
         context.backward(loss, optimizer)

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from rub.errors import RubError
 from rub.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.registry import Card, method
+from rub.resuming import Weights
 from rub.saliency import gradients, top_mask
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import UNetGroup, parameter_group
 from rub.text_to_image.methods._losses import (
     Noisy,
+    NoisyPictures,
     embedded,
     guided_loss,
     noise_loss,
-    noisy,
     pairs,
     redirected_loss,
 )
@@ -89,7 +90,7 @@ def connection_sensitivity(
     empty = embedded(model, "")
 
     def losses() -> Iterator[Tensor]:
-        for batch in islice(noisy(model, forget, context, "prune"), batches):
+        for batch in islice(NoisyPictures(model, forget, context, "prune"), batches):
             with context.autocast():
                 loss = guided_loss(model, batch, empty, guidance)
             yield loss
@@ -198,8 +199,11 @@ def scissorhands(
     everything = train_only(model.eval(), parameter_group(model, "full"))
     scores = connection_sensitivity(model, everything, forget, context, batches=prune_batches, guidance=guidance)
     redraw({name: everything[name] for name in drawn}, top_mask(scores, 1 - sparsity), init, context.generator("init"))
-    optimizer = context.adam(train_only(model, parameter_group(model, group)).values(), lr)
-    for wrong, right in pairs(model, forget, retain, context, iterations):
+    weights = train_only(model, parameter_group(model, group))
+    optimizer = context.adam(weights.values(), lr)
+    for _, wrong, right in pairs(
+        model, forget, retain, context, iterations, weights=Weights(weights), optimizer=optimizer
+    ):
         with context.autocast():
             loss = scissorhands_loss(model, wrong, right, anchor, lam, forget_loss)
         context.descend(loss, optimizer)
