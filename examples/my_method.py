@@ -5,11 +5,10 @@
 It then stands in every table beside the methods that ship with RUB, measured and attacked in the same way.
 """
 
-from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import rub
@@ -60,17 +59,11 @@ def my_method(
     """
     model.train()
     optimizer = context.sgd(model, lr)
-    to_forget = _cycle(forget, context)
-    for x, y in context.epochs(retain, epochs):
+    to_forget = context.endless(forget, "my-method-forget")  # it is smaller than the retain set
+    # What one step leaves to the next is kept in checkpoints: a run that was killed goes on where it was.
+    for x, y in context.epochs(retain, epochs, {"model": model, "optimizer": optimizer, "to_forget": to_forget}):
         x_forget, y_forget = next(to_forget)
         keep = F.cross_entropy(context.forward(model, x), y)
         drop = F.cross_entropy(context.forward(model, x_forget), y_forget, label_smoothing=smoothing)
         context.descend(keep + weight * drop, optimizer)
     return model
-
-
-def _cycle(samples: Samples, context: UnlearnContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled batches for ever: the forget set is smaller than the retain set."""
-    generator = context.generator("my-method-forget")
-    while True:
-        yield from context.batches(samples, generator)

@@ -31,6 +31,10 @@ class Stateful(Protocol):
         """Take the values of `state_dict` back."""
 
 
+Changing = Mapping[str, "Stateful | torch.Generator"]
+"""Role -> whatever one step of a loop leaves to the next: weights, optimizer, generators, batches."""
+
+
 class Attributes:
     """The state of an object is some of its attributes, which the class names in `changing`."""
 

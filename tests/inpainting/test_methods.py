@@ -151,7 +151,7 @@ def train_by_hand(model, loss, rates, epochs, clip, moves=None):
     original, ctx = deepcopy(model), context()
     masks, noises = ctx.generator("masks"), ctx.generator("noise")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    for step, (x_f, x_r) in enumerate(ctx.pairs(FORGET, RETAIN, epochs)):
+    for step, x_f, x_r in ctx.pairs(FORGET, RETAIN, epochs):
         found = torch.autograd.grad(loss(model, original, x_f, x_r, masks, noises), parameters, allow_unused=True)
         found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         norm = torch.sqrt(sum((g**2).sum() for g in found))

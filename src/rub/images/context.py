@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.errors import Diverged
+from rub.errors import Diverged, RubError
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
-from rub.resuming import Attributes, Resume, Stateful
+from rub.resuming import Attributes, Changing, Part, Resume, Stateful
 from rub.speed import arriving, compiled, placed, tf32
 
 
@@ -115,22 +115,39 @@ class TrainContext:
             x = to_unit(images).contiguous(memory_format=torch.channels_last)
             yield x, samples.labels[index].to(self.device)
 
-    def epochs(self, samples: Samples, epochs: int, *, stream: str = "batches", augment: bool = True) -> "Epochs":
-        """Return the batches of several shuffled, augmented passes over the samples; they report progress."""
-        return Epochs(self, samples, epochs, stream, augment)
+    def epochs(self, samples: Samples, epochs: int, changing: Changing | None = None) -> "Epochs":
+        """Return the batches of several shuffled, augmented passes over the samples; they report progress.
 
-    def counted(self, steps: int, **changing: Stateful | torch.Generator) -> Iterator[int]:
+        With `changing`, what else a step leaves to the next, they keep a state now and then, and a killed run goes on
+        from it; without, it starts anew.
+        """
+        return Epochs(self, samples, epochs, changing)
+
+    def endless(self, samples: Samples, stream: str) -> "Endless":
+        """Return the batches of shuffled, augmented passes over samples without end, in the order of a named stream.
+
+        Raises:
+            RubError: there are no images.
+        """
+        return Endless(self, samples, self.generator(stream))
+
+    def counted(self, steps: int, changing: Changing | None = None, *, epochs: int = 0) -> Iterator[int]:
         """Yield 0 to steps - 1, report progress, and keep a state now and then: a killed run goes on from there.
 
         Args:
             steps: how many.
-            changing: role -> whatever one step leaves to the next: weights, optimizer, generators, batches.
+            changing: what a step leaves to the next; None: nothing is kept, and a killed run starts anew.
+            epochs: how many passes these are, for the report; 0: none.
         """
-        part = self.resume.part("steps", **changing)
+        part = self.keeping("steps", changing)
         for step in range(part.restore(), steps):
             yield step
-            self.progress(step + 1, steps)
+            self.progress(step + 1, steps, f"epoch {step * epochs // steps + 1}/{epochs}" if epochs else "")
             part.keep(step + 1)
+
+    def keeping(self, name: str, changing: Changing | None, **batches: Stateful) -> Part:
+        """Return the part of this stage that keeps these; one that keeps nothing where `changing` is None."""
+        return (Resume() if changing is None else self.resume).part(name, **batches, **(changing or {}))
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the model's logits in float32, computed in the context's precision."""
@@ -187,24 +204,64 @@ class Epochs(Attributes):
 
     changing = ("epoch", "place", "opening")
 
-    def __init__(self, context: TrainContext, samples: Samples, epochs: int, stream: str, augment: bool) -> None:
+    def __init__(self, context: TrainContext, samples: Samples, epochs: int, changing: Changing | None) -> None:
         """Made by `TrainContext.epochs`."""
-        self.context, self.samples, self.epochs, self.augment = context, samples, epochs, augment
-        self.generator = context.generator(stream)
+        self.context, self.samples, self.epochs, self.others = context, samples, epochs, changing
+        self.generator = context.generator("batches")
         self.epoch, self.place, self.opening = 0, 0, self.generator.get_state()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) as `TrainContext.batches` does."""
+        part = self.context.keeping("epochs", self.others, batches=self)
+        part.restore()
         passes = math.ceil(len(self.samples) / self.context.batch_size)
         self.generator.set_state(self.opening)
         while self.epoch < self.epochs:
-            left = self.context.batches(self.samples, self.generator, augment=self.augment, skip=self.place)
-            for batch in left:
+            for batch in self.context.batches(self.samples, self.generator, skip=self.place):
                 self.place += 1
                 yield batch
-                note = f"epoch {self.epoch + 1}/{self.epochs}"
-                self.context.progress(self.epoch * passes + self.place, self.epochs * passes, note)
+                done = self.epoch * passes + self.place
+                self.context.progress(done, self.epochs * passes, f"epoch {self.epoch + 1}/{self.epochs}")
+                part.keep(done)
             self.epoch, self.place, self.opening = self.epoch + 1, 0, self.generator.get_state()
+
+
+class Endless(Attributes):
+    """Batches without end, in shuffled, augmented passes over samples; they go on where a state was kept.
+
+    Attributes:
+        place: batches of this pass that were given.
+        opening: state of the generator at the start of this pass.
+    """
+
+    changing = ("place", "opening")
+
+    def __init__(
+        self, context: TrainContext, samples: Samples, generator: torch.Generator, batch_size: int | None = None
+    ) -> None:
+        """Begin with the first batch.
+
+        Raises:
+            RubError: there are no images.
+        """
+        if not len(samples):
+            raise RubError("unlearning: an empty set of images; both forget and retain should hold some")
+        self.context, self.samples, self.generator, self.batch_size = context, samples, generator, batch_size
+        self.place, self.opening = 0, generator.get_state()
+        self._pass: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Return (x, y) as `TrainContext.batches` does."""
+        while True:
+            if self._pass is None:
+                self.generator.set_state(self.opening)
+                self._pass = self.context.batches(
+                    self.samples, self.generator, batch_size=self.batch_size, skip=self.place
+                )
+            for batch in self._pass:
+                self.place += 1
+                return batch
+            self._pass, self.place, self.opening = None, 0, self.generator.get_state()
 
 
 class Shuffled:

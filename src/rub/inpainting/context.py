@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rub.errors import RubError
-from rub.images.context import TrainContext
+from rub.images.context import Endless, TrainContext
 from rub.images.samples import Samples
 from rub.inpainting.masks import Mask, make_mask
+from rub.resuming import Changing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +33,27 @@ class UnlearnContext(TrainContext):
         return epochs * math.ceil(max(len(forget), len(retain)) / self._half)
 
     def pairs(
-        self, forget: Samples, retain: Samples, epochs: int, *, stream: str = "pairs"
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x_f, x_r), balanced half batches of float32 images in [0, 1], and report progress.
+        self,
+        forget: Samples,
+        retain: Samples,
+        epochs: int,
+        changing: Changing | None = None,
+        *,
+        stream: str = "pairs",
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (step, x_f, x_r), balanced half batches of float32 images in [0, 1], and report progress.
 
-        An epoch is one shuffled, augmented pass over the longer set; the shorter one starts again when it ends.
+        An epoch is one shuffled, augmented pass over the longer set; the shorter one starts again when it ends. With
+        `changing`, what else a step leaves to the next, a state is kept now and then, see `counted`.
         """
+        wrong, right = (
+            Whole(self, samples, self._half, self.generator(f"{stream}-{name}"))
+            for name, samples in (("forget", forget), ("retain", retain))
+        )
         total = self.steps(forget, retain, epochs)
-        sides = [self._endless(part, self.generator(f"{stream}-{name}"))
-                 for name, part in (("forget", forget), ("retain", retain))]  # fmt: skip
-        for step in range(total):
-            yield next(sides[0]), next(sides[1])
-            self.progress(step + 1, total, f"epoch {step * epochs // total + 1}/{epochs}")
+        everything = None if changing is None else {**changing, "wrong": wrong, "right": right}
+        for step in self.counted(total, everything, epochs=epochs):
+            yield step, next(wrong), next(right)
 
     def adamw(
         self,
@@ -63,21 +73,38 @@ class UnlearnContext(TrainContext):
     def _half(self) -> int:
         return max(self.batch_size // 2, 1)
 
-    def _endless(self, samples: Samples, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield half batches without end; one may hold the last images of a pass and the first of the next."""
-        if not len(samples):
-            raise RubError("unlearning: an empty set of images; both forget and retain should hold some")
-        kept: list[Tensor] = []
-        waiting = 0
-        while True:
-            for x, _ in self.batches(samples, generator, batch_size=self._half):
-                kept.append(x)
-                waiting += len(x)
-                while waiting >= self._half:
-                    joined = torch.cat(kept) if len(kept) > 1 else kept[0]
-                    yield joined[: self._half]
-                    kept = [joined[self._half :]] if len(joined) > self._half else []
-                    waiting = sum(len(part) for part in kept)
+
+class Whole:
+    """Images without end, always as many at a time, which go on where a state was kept.
+
+    A batch may hold the last images of a pass and the first of the next.
+    """
+
+    def __init__(self, context: TrainContext, samples: Samples, size: int, generator: torch.Generator) -> None:
+        """Begin with the first batch.
+
+        Raises:
+            RubError: there are no images.
+        """
+        self.batches, self.size = Endless(context, samples, generator, size), size
+        self.waiting = torch.empty(0, device=context.device)
+
+    def __next__(self) -> Tensor:
+        """Return the next images, float32 (size, C, H, W) in [0, 1]."""
+        while len(self.waiting) < self.size:
+            x, _ = next(self.batches)
+            self.waiting = torch.cat([self.waiting, x]) if len(self.waiting) else x
+        batch, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the passes stand, and the images that were made but not yet given."""
+        return {"batches": self.batches.state_dict(), "waiting": self.waiting}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
+        self.batches.load_state_dict(state["batches"])
+        self.waiting = state["waiting"].to(self.waiting.device)
 
 
 def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from rub.classification.context import UnlearnContext
 from rub.errors import Diverged, RubError
 from rub.images.samples import Samples
+from rub.resuming import Attributes, Changing
 
 
 class Batch(NamedTuple):
@@ -23,33 +24,71 @@ class Batch(NamedTuple):
     y: Tensor
 
 
-def rounds(context: UnlearnContext, epochs: int, parts: Callable[[int], Mapping[str, Samples]]) -> Iterator[Batch]:
+class Rounds(Attributes):
+    """Shuffled, augmented batches: in every epoch, one pass over each part in turn; see `rounds`.
+
+    Attributes:
+        epoch: rounds that are over.
+        part: parts of this round that are over.
+        place: batches of the present part that were yielded.
+        before: batches of the rounds that are over.
+        opening: state of the generator at the start of the present part.
+        drawing: state of what the parts are drawn from, at the start of this round.
+    """
+
+    changing = ("epoch", "part", "place", "before", "opening", "drawing")
+
+    def __init__(
+        self, context: UnlearnContext, epochs: int, parts: Callable[[int], Mapping[str, Samples]],
+        draws: torch.Generator,
+    ) -> None:  # fmt: skip
+        """Begin with the first batch; arguments as for `rounds`."""
+        self.context, self.epochs, self.parts, self.draws = context, epochs, parts, draws
+        self.generator = context.generator("batches")
+        self.epoch, self.part, self.place, self.before = 0, 0, 0, 0
+        self.opening, self.drawing = self.generator.get_state(), draws.get_state()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, and report progress."""
+        while self.epoch < self.epochs:
+            self.draws.set_state(self.drawing)
+            current = list(self.parts(self.epoch).items())
+            sizes = [math.ceil(len(samples) / self.context.batch_size) for _, samples in current]
+            total = self.before + (self.epochs - self.epoch) * sum(sizes)
+            while self.part < len(current):
+                name, samples = current[self.part]
+                self.generator.set_state(self.opening)
+                for x, y in self.context.batches(samples, self.generator, skip=self.place):
+                    self.place += 1
+                    yield Batch(self.epoch, name, x, y)
+                    done = self.before + sum(sizes[: self.part]) + self.place
+                    self.context.progress(done, total, f"epoch {self.epoch + 1}/{self.epochs}")
+                self.part, self.place, self.opening = self.part + 1, 0, self.generator.get_state()
+            self.epoch, self.part, self.before = self.epoch + 1, 0, self.before + sum(sizes)
+            self.drawing = self.draws.get_state()
+
+
+def rounds(
+    context: UnlearnContext,
+    epochs: int,
+    parts: Callable[[int], Mapping[str, Samples]],
+    changing: Changing,
+    draws: torch.Generator | None = None,
+) -> Iterator[Batch]:
     """Yield shuffled, augmented batches: in every epoch, one pass over each part in turn; progress is reported.
 
     Args:
         context: source of batches and random numbers.
         epochs: number of rounds.
         parts: epoch (from 0) -> name -> samples, asked for when the epoch begins.
+        changing: what else a step leaves to the next; a state of it is kept now and then, see `rub.resuming`.
+        draws: what the parts are drawn from, if anything.
     """
-    generator, done = context.generator("batches"), 0
-    for epoch in range(epochs):
-        current = parts(epoch)
-        each = sum(math.ceil(len(samples) / context.batch_size) for samples in current.values())
-        total = done + (epochs - epoch) * each
-        for part, samples in current.items():
-            for x, y in context.batches(samples, generator):
-                yield Batch(epoch, part, x, y)
-                done += 1
-                context.progress(done, total, f"epoch {epoch + 1}/{epochs}")
-
-
-def endless(context: UnlearnContext, samples: Samples, stream: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled, augmented batches for ever, in a new order on every pass."""
-    if len(samples) == 0:
-        raise RubError(f"no samples to cycle over ({stream}): give at least one")
-    generator = context.generator(stream)
-    while True:
-        yield from context.batches(samples, generator)
+    batches = Rounds(context, epochs, parts, draws or torch.Generator())
+    part = context.keeping("rounds", changing, batches=batches)
+    for step, batch in enumerate(batches, part.restore()):
+        yield batch
+        part.keep(step + 1)
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -91,7 +91,8 @@ def bad_teacher(
     is_forget = torch.cat([torch.ones(len(forget), dtype=torch.long), torch.zeros(len(share), dtype=torch.long)])
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for x, chosen in context.epochs(replace(both, labels=is_forget), epochs):
+    marked = replace(both, labels=is_forget)
+    for x, chosen in context.epochs(marked, epochs, {"model": model, "optimizer": optimizer}):
         with torch.no_grad():
             teacher = torch.where(chosen[:, None] == 1, context.forward(bad, x), context.forward(good, x))
         student = F.log_softmax(context.forward(model, x) / temperature, dim=1)

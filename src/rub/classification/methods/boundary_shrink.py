@@ -66,7 +66,7 @@ def boundary_shrink(
     original = frozen(model)
     model.train()
     optimizer = context.sgd(model, lr)
-    for x, y in context.epochs(forget, epochs):
+    for x, y in context.epochs(forget, epochs, {"model": model, "optimizer": optimizer}):
         nearest = nearest_labels(original, x, y, bound, context)
         context.descend(F.cross_entropy(context.forward(model, x), nearest), optimizer)
     return model

@@ -62,7 +62,9 @@ def convolution_transpose(
     transpose_kernels(model)
     model.train()
     optimizer = context.sgd(model, lr)
-    for epoch, _, x, y in rounds(context, epochs, lambda _: {"retain": retain}):
+    for epoch, _, x, y in rounds(
+        context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}
+    ):
         set_rate(optimizer, lr * (1 + math.cos(math.pi * epoch / epochs)) / 2)
         context.descend(F.cross_entropy(context.forward(model, x), y), optimizer)
     return model

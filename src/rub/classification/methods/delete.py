@@ -69,7 +69,7 @@ def delete(
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
     optimizer = context.sgd(model, lr, weight_decay=0.0)
-    for x, y in context.epochs(forget, epochs):
+    for x, y in context.epochs(forget, epochs, {"model": model, "optimizer": optimizer}):
         with torch.no_grad():
             target = without_true_class(context.forward(teacher, x), y)
         context.descend(distillation(context.forward(model, x), target), optimizer)

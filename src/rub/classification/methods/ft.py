@@ -42,6 +42,6 @@ def fine_tune(
     """
     model.train()
     optimizer = context.sgd(model, lr)
-    for x, y in context.epochs(retain, epochs):
+    for x, y in context.epochs(retain, epochs, {"model": model, "optimizer": optimizer}):
         context.descend(F.cross_entropy(context.forward(model, x), y), optimizer)
     return model

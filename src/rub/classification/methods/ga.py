@@ -41,6 +41,6 @@ def gradient_ascent(
     """
     model.train()
     optimizer = context.sgd(model, lr)
-    for x, y in context.epochs(forget, epochs):
+    for x, y in context.epochs(forget, epochs, {"model": model, "optimizer": optimizer}):
         context.descend(-F.cross_entropy(context.forward(model, x), y), optimizer)
     return model

@@ -68,7 +68,7 @@ def l1_sparse(
     """
     model.train()
     optimizer = context.sgd(model, lr)
-    for batch in rounds(context, epochs, lambda _: {"retain": retain}):
+    for batch in rounds(context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}):
         loss = F.cross_entropy(context.forward(model, batch.x), batch.y)
         weight = l1_weight(alpha, batch.epoch, epochs, no_l1_epochs)
         if weight > 0:

@@ -108,7 +108,9 @@ def msg(
         scales.append((layer, drawn + damping * ~drawn))
     model.train()
     optimizer = context.sgd(model, lr)
-    for epoch, _, x, y in rounds(context, epochs, lambda _: {"retain": retain}):
+    for epoch, _, x, y in rounds(
+        context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}
+    ):
         set_rate(optimizer, lr * warm_and_decay(epoch, epochs))
         context.backward(F.cross_entropy(context.forward(model, x), y), optimizer)
         for layer, scale in scales:

@@ -4,10 +4,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
-from rub.classification.methods._steps import endless
 from rub.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.images.samples import Samples
 from rub.registry import Card, method
+from rub.resuming import Changing
 
 CARD = Card(
     paper="Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023, arXiv 2302.09880 (as NegGrad+)",
@@ -56,8 +56,10 @@ def neggrad_plus(
     """
     model.train()
     optimizer = context.sgd(model, lr, weight_decay=weight_decay)
-    forgotten = endless(context, forget, "forget")
-    for (x, y), (x_forget, y_forget) in zip(context.epochs(retain, epochs), forgotten, strict=False):
+    forgotten = context.endless(forget, "forget")
+    changing: Changing = {"model": model, "optimizer": optimizer, "forgotten": forgotten}
+    for x, y in context.epochs(retain, epochs, changing):
+        x_forget, y_forget = next(forgotten)
         keep = F.cross_entropy(context.forward(model, x), y)
         drop = F.cross_entropy(context.forward(model, x_forget), y_forget)
         context.descend(alpha * keep - (1 - alpha) * drop, optimizer)

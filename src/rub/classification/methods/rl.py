@@ -71,7 +71,7 @@ def relabel_and_train(
 
     model.train()
     optimizer = context.sgd(model, lr)
-    for batch in rounds(context, epochs, parts):
+    for batch in rounds(context, epochs, parts, {"model": model, "optimizer": optimizer}, labels):
         descend(F.cross_entropy(context.forward(model, batch.x), batch.y), optimizer)
     return model
 

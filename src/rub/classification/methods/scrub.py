@@ -84,7 +84,7 @@ def scrub(
     def parts(epoch: int) -> dict[str, Samples]:
         return {"forget": forget, "retain": retain} if epoch < msteps else {"retain": retain}
 
-    for epoch, part, x, y in rounds(context, epochs, parts):
+    for epoch, part, x, y in rounds(context, epochs, parts, {"model": model, "optimizer": optimizer}):
         set_rate(optimizer, decayed_rate(lr, epoch, decay_epochs, decay))
         with torch.no_grad():
             reference = context.forward(teacher, x)

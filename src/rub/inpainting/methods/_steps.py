@@ -1,6 +1,6 @@
 """The training loop that the methods share: balanced batches, AdamW, a learning rate per step, clipped gradients."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from operator import methodcaller
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rub.images.samples import Samples
 from rub.inpainting.context import UnlearnContext, warmup_cosine
 from rub.inpainting.mae import MaskedAutoencoder
+from rub.resuming import Changing, Weights
 
 RateAt = Callable[[int, int], float]
 
@@ -31,6 +32,7 @@ def minimise(
     retain: Samples,
     context: UnlearnContext,
     *,
+    draws: Mapping[str, torch.Generator],
     rate: RateAt,
     epochs: int,
     weight_decay: float,
@@ -45,6 +47,7 @@ def minimise(
         forget: D_u.
         retain: D_r.
         context: batches, seed and steps.
+        draws: name -> what the loss draws from.
         rate: (step, total) -> learning rate.
         epochs: passes over the longer set.
         weight_decay: of AdamW, on matrices only.
@@ -57,7 +60,8 @@ def minimise(
     named = list(parameters)
     optimizer = context.adamw(named, rate(0, 1), weight_decay)
     total = context.steps(forget, retain, epochs)
-    for index, (x_f, x_r) in enumerate(context.pairs(forget, retain, epochs)):
+    changing: Changing = {"weights": Weights(dict(named)), "optimizer": optimizer, **draws}
+    for index, x_f, x_r in context.pairs(forget, retain, epochs, changing):
         for group in optimizer.param_groups:
             group["lr"] = rate(index, total)
         with context.autocast():

@@ -104,6 +104,7 @@ def i2i(
     model.train()
     minimise(
         loss, model.encoder_parameters(), forget, retain, context,
-        rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
+        draws={"masks": masks, "noises": noises}, rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay,
+        clip=clip,
     )  # fmt: skip
     return model

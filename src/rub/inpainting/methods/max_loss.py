@@ -77,6 +77,6 @@ def max_loss(
     model.train()
     minimise(
         loss, model.named_parameters(), forget, retain, context,
-        rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
+        draws={"masks": masks}, rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
     )  # fmt: skip
     return model

@@ -79,6 +79,7 @@ def noisy_label(
     model.train()
     minimise(
         loss, model.named_parameters(), forget, retain, context,
-        rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
+        draws={"masks": masks, "noises": noises}, rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay,
+        clip=clip,
     )  # fmt: skip
     return model

@@ -82,6 +82,7 @@ def random_encoder(
     model.train()
     minimise(
         loss, model.encoder_parameters(), forget, retain, context,
-        rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
+        draws={"masks": masks, "noises": noises}, rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay,
+        clip=clip,
     )  # fmt: skip
     return model

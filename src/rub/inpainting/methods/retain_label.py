@@ -76,6 +76,6 @@ def retain_label(
     model.train()
     minimise(
         loss, model.named_parameters(), forget, retain, context,
-        rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
+        draws={"masks": masks}, rate=ramp(lr, warmup), epochs=epochs, weight_decay=weight_decay, clip=clip,
     )  # fmt: skip
     return model

@@ -136,6 +136,7 @@ def salun(
     model.train()
     minimise(
         loss, trainable(model).items(), forget, retain, context,
-        rate=lambda step, total: lr, epochs=epochs, weight_decay=weight_decay, clip=clip, step=step,
+        draws={"masks": masks, "noises": noises}, rate=lambda step, total: lr, epochs=epochs,
+        weight_decay=weight_decay, clip=clip, step=step,
     )  # fmt: skip
     return model

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rub.errors import RubError
-from rub.resuming import Stateful
+from rub.resuming import Changing
 from rub.text_to_image.context import Side, UnlearnContext
 from rub.text_to_image.diffusion import Diffusion
 
@@ -72,11 +72,11 @@ class NoisyPictures:
 
 
 def pairs(
-    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, iterations: int, **changing: Stateful
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, iterations: int, changing: Changing
 ) -> Iterator[tuple[int, Noisy, Noisy]]:
     """Yield (step, forget batch, retain batch) so often, report progress, and keep what changes, see `counted`."""
     wrong, right = (NoisyPictures(model, *side) for side in ((forget, context, "forget"), (retain, context, "retain")))
-    for step in context.counted(iterations, wrong=wrong, right=right, **changing):
+    for step in context.counted(iterations, {**changing, "wrong": wrong, "right": right}):
         yield step, next(wrong), next(right)
 
 

@@ -12,7 +12,7 @@ from rub.errors import RubError
 from rub.hyperparameters import Count, Epochs, Rate, Weight
 from rub.images.context import Shuffled
 from rub.registry import Card, method
-from rub.resuming import Attributes, Weights
+from rub.resuming import Attributes, Changing, Weights
 from rub.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
@@ -224,10 +224,11 @@ def advunlearn(
         x, t = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return retain_loss(model, original, x, t, chosen)
 
-    for step in context.counted(
-        iterations, weights=Weights(weights), optimizer=optimizer, draws=draws, attacks=attacks, tokens=tokens,
-        kept=kept, prompts=prompts, adversary=adversary,
-    ):  # fmt: skip
+    changing: Changing = {
+        "weights": Weights(weights), "optimizer": optimizer, "draws": draws, "attacks": attacks, "tokens": tokens,
+        "kept": kept, "prompts": prompts, "adversary": adversary,
+    }  # fmt: skip
+    for step in context.counted(iterations, changing):
         if step >= warmup and (step - warmup) % attack_every == 0:
             train_only(model, ())  # an attack needs no gradient of the weights
             latest = len(adversary.prefix) and attack_init == "latest"

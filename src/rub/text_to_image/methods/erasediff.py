@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rub.hyperparameters import Count, Epochs, Rate, Weight
 from rub.registry import Card, method
-from rub.resuming import Weights
+from rub.resuming import Changing, Weights
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import UNetGroup, parameter_group
@@ -109,9 +109,8 @@ def erasediff(
             context.descend(loss, optimizer)
         put_back(parameters, start)
 
-    for step, wrong, right in pairs(
-        model, forget, retain, context, iterations, weights=Weights(parameters), optimizer=optimizer, ahead=ahead
-    ):
+    changing: Changing = {"weights": Weights(parameters), "optimizer": optimizer, "ahead": ahead}
+    for step, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         if inner_steps and step % every == 0:
             look_ahead()
         with context.autocast():

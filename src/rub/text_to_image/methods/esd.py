@@ -106,7 +106,7 @@ def erase(
     weights = train_only(model, parameter_group(model, group))
     optimizer, draws = context.adam(weights.values(), lr), context.generator("steps")
     concept, empty = original.context([prompt]), original.context([""])
-    for _ in context.counted(iterations, weights=Weights(weights), optimizer=optimizer, draws=draws):
+    for _ in context.counted(iterations, {"weights": Weights(weights), "optimizer": optimizer, "draws": draws}):
         with context.autocast():  # on its own: weights that autocast keeps from here would have no gradient below
             x, t = context.partial(original if drawn_by == "base" else model, prompt, draws, guidance=guidance)
         with context.autocast():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rub.errors import RubError
 from rub.hyperparameters import Epochs, Positive, Rate, Weight
 from rub.registry import Card, method
-from rub.resuming import Weights
+from rub.resuming import Changing, Weights
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
 from rub.text_to_image.groups import parameter_group
@@ -169,10 +169,10 @@ def fmn(
     weights = train_only(model.eval(), parameter_group(model, group))
     optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
     zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
-    pictures = {"pictures": context.pictures(forget, "forget")} if real_pictures else {}
-    draws = context.generator("forget-noise")
-    for _ in context.counted(iterations, weights=Weights(weights), optimizer=optimizer, draws=draws, **pictures):
-        clean = next(pictures["pictures"])[0] if real_pictures else zeros
+    draws, pictures = context.generator("forget-noise"), context.pictures(forget, "forget") if real_pictures else None
+    changing: Changing = {"weights": Weights(weights), "optimizer": optimizer, "draws": draws}
+    for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
+        clean = next(pictures)[0] if pictures else zeros
         x, t, _ = context.draw(model, clean, draws)
         with context.autocast():
             loss = attention_norm(model, x, t, given, positions)

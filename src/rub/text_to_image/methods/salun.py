@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rub.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.registry import Card, method
-from rub.resuming import Weights
+from rub.resuming import Changing, Weights
 from rub.saliency import MaskedStep, summed_gradients, top_mask
 from rub.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
@@ -158,9 +158,8 @@ def salun(
     mask = saliency_mask(model, parameters, forget, context, batches=batches, guidance=guidance, k=k)
     step, optimizer = MaskedStep(parameters, mask), context.adam(parameters.values(), lr)
     teacher = model if pseudo_target == "live" else frozen(model)
-    for _, wrong, right in pairs(
-        model, forget, retain, context, iterations, weights=Weights(parameters), optimizer=optimizer
-    ):
+    changing: Changing = {"weights": Weights(parameters), "optimizer": optimizer}
+    for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
             loss = salun_loss(model, teacher, wrong, right, other, alpha)
         context.backward(loss, optimizer)

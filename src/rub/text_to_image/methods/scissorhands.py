@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rub.errors import RubError
 from rub.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.registry import Card, method
-from rub.resuming import Weights
+from rub.resuming import Changing, Weights
 from rub.saliency import gradients, top_mask
 from rub.text_to_image.context import Side, UnlearnContext, train_only
 from rub.text_to_image.diffusion import Diffusion, freeze
@@ -201,9 +201,8 @@ def scissorhands(
     redraw({name: everything[name] for name in drawn}, top_mask(scores, 1 - sparsity), init, context.generator("init"))
     weights = train_only(model, parameter_group(model, group))
     optimizer = context.adam(weights.values(), lr)
-    for _, wrong, right in pairs(
-        model, forget, retain, context, iterations, weights=Weights(weights), optimizer=optimizer
-    ):
+    changing: Changing = {"weights": Weights(weights), "optimizer": optimizer}
+    for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
             loss = scissorhands_loss(model, wrong, right, anchor, lam, forget_loss)
         context.descend(loss, optimizer)

@@ -163,7 +163,9 @@ def spm(
     draws, points = context.generator("steps"), context.generator("anchors")
     surrogate = model.context([context.anchor])
     try:
-        for step in context.counted(iterations, adapters=adapters, optimizer=optimizer, draws=draws, points=points):
+        for step in context.counted(
+            iterations, {"adapters": adapters, "optimizer": optimizer, "draws": draws, "points": points}
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = lr * restarts(step, iterations, rising, cycles)
             prompt = forget.prompts[int(torch.randint(len(forget.prompts), (1,), generator=draws))]
