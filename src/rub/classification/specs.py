@@ -92,6 +92,19 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             },
         ),
         ClassificationProtocol(
+            name="rub-curve-1",
+            summary="rub-paper-1 at 1, 2 and 4/255 too: there few other images can be steered into the class, so that "
+            "what comes back is recalled. At 8/255 and 16/255 it is rub-paper-1, to the number.",
+            attacks={
+                "uma": AttackPlan(
+                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
+                    budgets=(1, 2, 4, 8, 16),
+                    splits=ALL_SPLITS,
+                ),
+                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
+            },
+        ),
+        ClassificationProtocol(
             name="rub-strict-1",
             summary="What RUB stands behind: the per-sample union of KL with 5 starts, CE, margin and APGD over the "
             "curve 1..16/255 with warm starts, a universal and a black-box attack, and as many random draws.",

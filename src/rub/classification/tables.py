@@ -158,10 +158,16 @@ def _attacks(source: Source, budget: str) -> Table:
 
 def _curve(source: Source, budgets: Sequence[str]) -> Table:
     columns = [
-        _percent("UA at", budget, Place("ua", "forget", "none" if budget == "none" else "uma", budget))
+        _percent(f"{name} at", budget, Place(metric, split, "none" if budget == "none" else "uma", budget), 1)
+        for name, metric, split in (
+            ("UA", "ua", "forget"),
+            ("test", "ua_test", "forget_test"),
+            ("steer", "ua", "retain"),
+        )
         for budget in ("none", *budgets)
     ]
-    return source.table("curve", "Robustness curve of uma", columns)
+    columns = [replace(column, direction="") if column.group == "steer at" else column for column in columns]
+    return source.table("curve", "Robustness curve of uma, and its controls", columns)
 
 
 def _percent(group: str, name: str, place: Place, decimals: int = 2) -> Column:
