@@ -121,6 +121,12 @@ def test_many_budgets_give_a_curve_and_many_attacks_a_continued_table(make_row, 
         "none", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"
     ]  # fmt: skip
     assert cell(curve, "ft", "UA at", "4/255").value == pytest.approx(4)
+    beside = [(column.group, column.title) for column in tables["curve-cifar10-2"].columns]
+    assert beside == [
+        ("test at", "none ↓"), ("test at", "8/255 ↓"), ("test at", "16/255 ↓"),
+        ("steer at", "8/255"), ("steer at", "16/255"),
+    ]  # fmt: skip
+    assert cell(tables["curve-cifar10-2"], "ft", "steer at", "8/255").value == pytest.approx(10)
     assert [column.group for column in tables["table1-cifar10"].columns if column.name == "UA"] == [
         "none", "8/255", "16/255"
     ]  # fmt: skip
