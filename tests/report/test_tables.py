@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from rub.classification.tables import classification_tables
+from rub.classification.tables import classification_tables, leaders
 from rub.errors import RubError
 from rub.report.render import to_csv, to_latex, to_markdown, to_rich
 from rub.report.tables import paper_numbers
@@ -136,6 +136,19 @@ def test_many_budgets_give_a_curve_and_many_attacks_a_continued_table(make_row, 
     assert [name for name in groups if name.startswith("attack-number")] == [f"attack-number-{k}" for k in range(9)]
     for table in tables.values():
         assert max(map(len, terminal(table).splitlines())) <= 80
+
+
+def test_a_leaderboard_of_a_curve_shows_the_budget_where_steering_fails(make_row, records):
+    def heads(rows):
+        return [(column.group, column.name) for column in leaders(rows)]
+
+    at = {"attack": "uma", "budget": "2/255"}
+    assert ("2/255", "UA") not in heads(records) and ("16/255", "excess") in heads(records)
+    found = heads([*records, make_row("ft", "ua", 0.7, **at), make_row("ft", "ua", 0.05, split="retain", **at)])
+    assert found[1:7] == [
+        ("no attack", "UA"), ("2/255", "UA"), ("2/255", "steered"), ("8/255", "UA"), ("16/255", "UA"),
+        ("16/255", "steered"),
+    ]  # fmt: skip
 
 
 def test_every_cell_is_whole_in_a_terminal_of_80_columns(tables):
