@@ -42,6 +42,7 @@ _BESIDE: Sequence[Mapping[str, Any]] = (  # the forgotten images, then what stan
     {"color": "#D55E00", "linestyle": (0, (5, 2)), "marker": "s"},
     {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
 )
+_PIXELS = "/255"  # the unit of most budgets
 _MARKERS = "os^DvPX<>ph*d8"
 _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
     "original": {"color": "#000000", "linestyle": "-", "marker": "D"},
@@ -231,7 +232,8 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Repo
     methods = row_order((record.method for record in records), task)
     methods = [name for name in methods if _value(board, name, reporting.robustness, budgets[-1])]
     lines = {"forget images": reporting.robustness, **reporting.beside}
-    figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search)
+    pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
+    figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search + pixels)
     for axes, method in zip(panels, methods, strict=True):
         axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
@@ -309,7 +311,7 @@ def _short(budget: str) -> str:
         >>> _short("8/255"), _short("unbounded")
         ('8', '∞')
     """
-    return "∞" if budget == "unbounded" else plain(budget).removesuffix("/255")
+    return "∞" if budget == "unbounded" else plain(budget).removesuffix(_PIXELS)
 
 
 def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | None":
