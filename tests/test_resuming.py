@@ -123,17 +123,19 @@ def test_those_that_were_in_a_larger_batch_enter_first():
 
 def kept_state(folder, mark="now"):
     resume = Resume(folder, 0.0, mark)
-    resume.part("loop", draws=torch.Generator().manual_seed(5)).keep(3)
+    resume.part("loop", {"draws": torch.Generator().manual_seed(5)}).keep(3)
     return folder / "loop-1.state"
 
 
 def test_a_damaged_state_is_passed_over(tmp_path):
     path = kept_state(tmp_path)
     content = path.read_bytes()
-    assert Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 3
+    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 3
     for place in np.linspace(0, len(content) - 1, 25).astype(int):
         path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        assert not whole(path) and Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 0
+        assert (
+            not whole(path) and Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
+        )
     path.write_bytes(content[:-9])
     assert not whole(path)
 
@@ -149,7 +151,7 @@ def sealed(value):
 def test_a_file_of_others_that_is_no_state_is_passed_over(value, tmp_path):
     (tmp_path / "loop-1.state").write_bytes(sealed(value))
     assert whole(tmp_path / "loop-1.state")
-    assert Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 0
+    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
@@ -168,26 +170,26 @@ def test_pipes_and_links_are_no_states(tmp_path):
 
 def test_a_state_of_other_code_is_passed_over(tmp_path):
     kept_state(tmp_path, mark="then")
-    assert Resume(tmp_path, 0.0, "now").part("loop", draws=torch.Generator()).restore() == 0
+    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
 
 
 def test_parts_of_one_name_keep_apart(tmp_path):
     kept = Resume(tmp_path)
-    kept.part("loop", draws=torch.Generator()).keep(4)
-    kept.part("loop", draws=torch.Generator()).keep(9)
+    kept.part("loop", {"draws": torch.Generator()}).keep(4)
+    kept.part("loop", {"draws": torch.Generator()}).keep(9)
     again = Resume(tmp_path)
-    assert [again.part("loop", draws=torch.Generator()).restore() for _ in range(3)] == [4, 9, 0]
+    assert [again.part("loop", {"draws": torch.Generator()}).restore() for _ in range(3)] == [4, 9, 0]
 
 
 def test_nothing_is_kept_before_it_is_time(tmp_path):
-    Resume(tmp_path / "at", every=3600).part("loop", draws=torch.Generator()).keep(3)
+    Resume(tmp_path / "at", every=3600).part("loop", {"draws": torch.Generator()}).keep(3)
     assert not (tmp_path / "at").exists()
 
 
 def counting(stage, inputs, out, runtime):
     """Stage function: counts to six, and is killed at the number in the file beside its output's store."""
     draws = torch.Generator().manual_seed(stage.spec["seed"])
-    part = runtime.resume.part("count", draws=draws)
+    part = runtime.resume.part("count", {"draws": draws})
     values = []
     for step in range(part.restore(), 6):
         values.append(float(torch.rand((), generator=draws)))

@@ -141,7 +141,7 @@ def run_starts(
         changing: what else changes meanwhile, for the states that are kept.
     """
     queue, count = Queue(course.step.device), len(course.step)
-    part = context.resume.part("search", queue=queue, course=course, **changing)
+    part = context.resume.part("search", {"queue": queue, "course": course, **changing})
     for restart in range(part.restore(), restarts):
 
         def report(left: int, restart: int = restart) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rub.classification.context import UnlearnContext
+from rub.errors import RubError
 from rub.images.networks import build_network
 from rub.images.samples import Samples
 from rub.registry import METHODS, resolve
@@ -34,6 +35,23 @@ def test_every_method_that_takes_steps_is_here():
     one_pass = {"iu", "ssd", "sham"}
     known = {entry.name for entry in METHODS.entries("classification") if entry.origin == "rub"}
     assert known - one_pass == set(SETTINGS)
+
+
+def test_a_plug_in_may_draw_from_torch_itself(ends_the_same):
+    def work(context):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(192, 4))
+        optimizer = context.sgd(model, 0.1)
+        for x, y in context.epochs(samples(22, 0), 4, {"model": model, "optimizer": optimizer}):
+            context.descend(torch.nn.functional.cross_entropy(model(x), y), optimizer)
+        return [value.clone() for value in model.state_dict().values()]
+
+    ends_the_same(work, UnlearnContext(seed=3, batch_size=6, num_classes=4), kills=(7, 5))
+
+
+def test_batches_of_one_image_are_refused():
+    with pytest.raises(RubError, match="batches of one image"):
+        UnlearnContext(seed=0, batch_size=1, num_classes=4).endless(samples(3, 0), "any")
 
 
 @pytest.mark.parametrize("name", SETTINGS)

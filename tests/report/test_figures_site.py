@@ -212,6 +212,21 @@ def test_controls_figure_draws_other_images_beside_the_forgotten_ones(records):
 def test_no_controls_no_figure_of_them(records):
     own = [record for record in records if record.split == "forget"]
     assert "controls" not in figures._figures(own, [], REPORTING)
+    lost = [
+        row.model_copy(update={"value": None, "status": "failed"}) if row.attack == "uma" else row for row in records
+    ]
+    assert "controls" not in figures._figures(lost, [], REPORTING)
+
+
+def test_controls_of_a_search_that_failed_at_the_largest_budget(records):
+    rows = [
+        row.model_copy(update={"value": None, "status": "failed"})
+        if (row.attack, row.budget, row.split) == ("uma", "16/255", "forget")
+        else row
+        for row in records
+    ]
+    panels = [axes for axes in figures._figures(rows, [], REPORTING)["controls"].axes if axes.get_title() == "rl"]
+    assert list(panels[0].lines[0].get_ydata()) == pytest.approx([50, 11])
 
 
 def test_utility_figure_puts_each_row_at_its_ta_and_robustness(records):

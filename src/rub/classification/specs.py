@@ -74,6 +74,17 @@ def _uma(**parameters: Any) -> Component:
 
 ALL_SPLITS: tuple[Split, ...] = ("forget", "forget_test", "retain")
 
+
+def _paper(*budgets: float) -> dict[str, AttackPlan]:
+    """Return the paper's search at these budgets, and as many random draws at its larger one."""
+    return {
+        "uma": AttackPlan(
+            runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),), budgets=budgets, splits=ALL_SPLITS
+        ),
+        "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
+    }
+
+
 PROTOCOLS: Mapping[str, ClassificationProtocol] = {
     protocol.name: protocol
     for protocol in (
@@ -82,27 +93,13 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             summary="As close to the paper as can be known: KL-UMA, 100 signed-gradient steps of 2.5 eps/100 from the "
             "clean image, 8/255 and 16/255; joint forgetting; shadow-model MIA. A sample is finished once it is "
             "recovered with KL <= 0.05, so the MIA of attacked images is a lower bound.",
-            attacks={
-                "uma": AttackPlan(
-                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
-                    budgets=(8, 16),
-                    splits=ALL_SPLITS,
-                ),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
-            },
+            attacks=_paper(8, 16),
         ),
         ClassificationProtocol(
             name="rub-curve-1",
-            summary="rub-paper-1 at 1, 2 and 4/255 too: there few other images can be steered into the class, so that "
-            "what comes back is recalled. At 8/255 and 16/255 it is rub-paper-1, to the number.",
-            attacks={
-                "uma": AttackPlan(
-                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
-                    budgets=(1, 2, 4, 8, 16),
-                    splits=ALL_SPLITS,
-                ),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
-            },
+            summary="rub-paper-1 at 1, 2 and 4/255 too, where fewer other images can be steered into the class, and "
+            "what comes back says more. At 8/255 and 16/255 it is rub-paper-1, to the number.",
+            attacks=_paper(1, 2, 4, 8, 16),
         ),
         ClassificationProtocol(
             name="rub-strict-1",

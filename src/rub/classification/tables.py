@@ -15,7 +15,7 @@ from rub.store.records import Record
 _METRICS = {metric.name: metric for metric in METRICS_DECLARED}
 _MIA_DECIMALS = 3
 _CLEAN = "no attack"  # a leaderboard's upper header
-_TELLING = "2/255"  # of a curve: an undefended network is hardly steered there, and much comes back (docs/table1.md)
+_TELLING = "2/255"  # of a curve: unlearned networks are hardly steered there, and much comes back (docs/table1.md)
 FALSE_MEMBERS = 0.05  # share of a retrained model's attacked images that may be called members without a note
 _GIVEN = "one original, one choice of images and one set of shadow models"
 
@@ -69,6 +69,8 @@ def headline(budgets: Sequence[str]) -> list[str]:
 def leaders(records: Sequence[Record]) -> list[Column]:
     """Return the columns of a leaderboard over these records, of any group; those without records are left out there.
 
+    Steering is shown at 2/255 where a curve was run, else at the largest budget.
+
     Example:
         >>> [column.title for column in leaders([])]
         ['TA ↑', 'UA ↓', 'MIA ↓', 'logit AUC ≈']
@@ -84,9 +86,9 @@ def leaders(records: Sequence[Record]) -> list[Column]:
         columns += [_percent(_TELLING, "UA", Place("ua", "forget", "uma", _TELLING), 1), _steered(_TELLING)]
     columns += [_percent(budget, "UA", Place("ua", "forget", "uma", budget), 1) for budget in shown]
     for budget in shown[-1:]:
-        if not curve:  # else the page gets too wide, and the small budget says more
-            columns.append(_percent(budget, "excess", Place("residual_knowledge", "forget", "uma", budget), 1))
-        columns.append(_steered(budget))
+        columns.append(_percent(budget, "excess", Place("residual_knowledge", "forget", "uma", budget), 1))
+        if not curve:  # else the page gets too wide, and steering at the small budget says more
+            columns.append(_steered(budget))
     columns.append(_fraction(_CLEAN, "MIA", Place("mia_shadow", "forget", "none", "none")))
     columns.append(_fraction(_CLEAN, "logit AUC", Place("logit_auc", "test", "none", "none")))
     return columns
@@ -217,5 +219,5 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
     if any(column.name == "excess" for column in columns):
         yield "excess: UA minus the retrained model's under the same attack, in points (residual knowledge)"
         yield "ratio: recovered images per recovered image of the retrained model, (1 + sum u) / (1 + sum r)"
-    if any(column.name == "steer" for column in columns):
+    if any("steer" in (column.name, column.group.removesuffix(" at")) for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rub.errors import Diverged, RubError
 from rub.images.samples import Samples, to_unit
 from rub.progress import Progress, silent
-from rub.resuming import Attributes, Changing, Part, Resume, Stateful
+from rub.resuming import Attributes, Changing, Part, Resume
 from rub.speed import arriving, compiled, placed, tf32
 
 
@@ -145,9 +145,9 @@ class TrainContext:
             self.progress(step + 1, steps, f"epoch {step * epochs // steps + 1}/{epochs}" if epochs else "")
             part.keep(step + 1)
 
-    def keeping(self, name: str, changing: Changing | None, **batches: Stateful) -> Part:
-        """Return the part of this stage that keeps these; one that keeps nothing where `changing` is None."""
-        return (Resume() if changing is None else self.resume).part(name, **batches, **(changing or {}))
+    def keeping(self, name: str, changing: Changing | None) -> Part:
+        """Return the part of this stage that keeps these; one that keeps nothing where there is none to keep."""
+        return Resume().part(name, {}) if changing is None else self.resume.part(name, changing)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the model's logits in float32, computed in the context's precision."""
@@ -193,6 +193,11 @@ class TrainContext:
         return value
 
 
+def beside(changing: Changing | None, batches: Changing) -> Changing | None:
+    """Return what changes with RUB's own batches, whose roles hold a space; None where nothing is to be kept."""
+    return None if changing is None else {**changing, **batches}
+
+
 class Epochs(Attributes):
     """The batches of several passes over samples, which know where they stand: they go on where a state was kept.
 
@@ -212,7 +217,7 @@ class Epochs(Attributes):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) as `TrainContext.batches` does."""
-        part = self.context.keeping("epochs", self.others, batches=self)
+        part = self.context.keeping("epochs", beside(self.others, {"own batches": self}))
         part.restore()
         passes = math.ceil(len(self.samples) / self.context.batch_size)
         self.generator.set_state(self.opening)
@@ -242,13 +247,19 @@ class Endless(Attributes):
         """Begin with the first batch.
 
         Raises:
-            RubError: there are no images.
+            RubError: there are no images, or batches of one, which `TrainContext.batches` leaves out.
         """
         if not len(samples):
             raise RubError("unlearning: an empty set of images; both forget and retain should hold some")
+        if (batch_size or context.batch_size) == 1 and len(samples) > 1:
+            raise RubError("unlearning: batches of one image; each set should give two at a time")
         self.context, self.samples, self.generator, self.batch_size = context, samples, generator, batch_size
         self.place, self.opening = 0, generator.get_state()
         self._pass: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return itself."""
+        return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         """Return (x, y) as `TrainContext.batches` does."""
@@ -279,6 +290,10 @@ class Shuffled:
         """Take the number of rows, at least 1, and of those of a batch."""
         self.count, self.size, self.generator = count, size, generator
         self.order = torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Return itself."""
+        return self
 
     def __next__(self) -> Tensor:
         """Return the next rows, int64 (size,)."""

@@ -67,7 +67,7 @@ def train(
     # a last batch of one image is left out, see `TrainContext.batches`
     total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     batches = context.epochs(samples, epochs)
-    part = context.resume.part("train", model=model, optimizer=optimizer, batches=batches)
+    part = context.resume.part("train", {"model": model, "optimizer": optimizer, "batches": batches})
     for step, (x, y) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, lr, (step + 0.5) / total)  # mid-step: 0 at neither end

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rub.images.context import Endless, TrainContext
+from rub.images.context import Endless, TrainContext, beside
 from rub.images.samples import Samples
 from rub.inpainting.masks import Mask, make_mask
 from rub.resuming import Changing
@@ -51,8 +51,8 @@ class UnlearnContext(TrainContext):
             for name, samples in (("forget", forget), ("retain", retain))
         )
         total = self.steps(forget, retain, epochs)
-        everything = None if changing is None else {**changing, "wrong": wrong, "right": right}
-        for step in self.counted(total, everything, epochs=epochs):
+        own = {"forget batches": wrong, "retain batches": right}
+        for step in self.counted(total, beside(changing, own), epochs=epochs):
             yield step, next(wrong), next(right)
 
     def adamw(
@@ -89,6 +89,10 @@ class Whole:
         self.batches, self.size = Endless(context, samples, generator, size), size
         self.waiting = torch.empty(0, device=context.device)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Return itself."""
+        return self
+
     def __next__(self) -> Tensor:
         """Return the next images, float32 (size, C, H, W) in [0, 1]."""
         while len(self.waiting) < self.size:
@@ -99,7 +103,7 @@ class Whole:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the passes stand, and the images that were made but not yet given."""
-        return {"batches": self.batches.state_dict(), "waiting": self.waiting}
+        return {"batches": self.batches.state_dict(), "waiting": self.waiting.clone()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from `state_dict`."""

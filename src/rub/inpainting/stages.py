@@ -24,6 +24,7 @@ from rub.inpainting.probing import AttackContext, Budget, Probes, Target
 from rub.pipeline.plan import Stage
 from rub.pipeline.stages import Runtime
 from rub.registry import ATTACKS, METHODS
+from rub.resuming import Changing
 from rub.speed import compiled
 from rub.store.artifacts import Artifact
 
@@ -125,7 +126,8 @@ def fit(
     total = training["epochs"] * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     batches = context.epochs(samples, training["epochs"])
     masked_loss = compiled(model.loss, context.compile)
-    part = context.resume.part("train", model=model, optimizer=optimizer, batches=batches, masks=masks)
+    changing: Changing = {"model": model, "optimizer": optimizer, "batches": batches, "masks": masks}
+    part = context.resume.part("train", changing)
     for step, (x, _) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))

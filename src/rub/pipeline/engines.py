@@ -151,7 +151,7 @@ def _assist(
 
 
 def _leave_with_the_first() -> None:
-    """Stop this process as `helpers` would, once the first one was killed and cannot."""
+    """Stop this process as `_helpers` would, once the first one was killed and cannot."""
     if first := multiprocessing.parent_process():
         first.join()
         os.kill(os.getpid(), signal.SIGTERM)

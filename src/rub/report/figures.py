@@ -106,8 +106,9 @@ def _figures(
         return {}
     shown = reporting.headline(budgets)
     figures = {"robustness": _robustness(records, budgets, reporting.robustness, reporting.search)}
-    searched = {(record.metric, record.split) for record in records if record.attack == "uma"}
-    if any((axis.metric, axis.split) in searched for axis in reporting.beside.values()):
+    cells = {(row.metric, row.split) for row in records if row.attack == "uma" and row.value is not None}
+    own, *others = ((axis.metric, axis.split) for axis in (reporting.robustness, *reporting.beside.values()))
+    if own in cells and not cells.isdisjoint(others):
         figures["controls"] = _controls(records, budgets, reporting)
     if any(record.metric == reporting.utility.metric for record in records):
         figures["utility"] = _utility(records, shown[-1], reporting)
@@ -230,14 +231,14 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Repo
     """Draw a panel per row: what comes back at each budget beside what the same search does to other images."""
     board, steps, task = board_of(records), ["none", *budgets], records[0].task
     methods = row_order((record.method for record in records), task)
-    methods = [name for name in methods if _value(board, name, reporting.robustness, budgets[-1])]
+    methods = [name for name in methods if any(_value(board, name, reporting.robustness, step) for step in budgets)]
     lines = {"forget images": reporting.robustness, **reporting.beside}
     pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
     figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search + pixels)
     for axes, method in zip(panels, methods, strict=True):
         axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
-        for (name, axis), look in zip(lines.items(), _BESIDE, strict=False):
+        for (name, axis), look in zip(lines.items(), _BESIDE[: len(lines)], strict=True):
             found = [(x, _value(board, method, axis, budget)) for x, budget in enumerate(steps)]
             points = [(x, interval) for x, interval in found if interval is not None]
             _line_and_band(axes, points, label=name, markersize=3.5, **look)

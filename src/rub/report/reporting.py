@@ -66,7 +66,8 @@ class Reporting:
         leaders: records of one data set and protocol -> the columns of its leaderboard.
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
-        beside: words for the legend -> a share of other images that the same search changes (controls of robustness).
+        beside: words for the legend -> a share of other images that the same search changes, two at most; the caption
+            ``controls`` belongs to them.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.

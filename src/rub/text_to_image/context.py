@@ -1,6 +1,6 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +109,10 @@ class Pictures:
     def __init__(self, side: Side, rows: Shuffled, device: torch.device) -> None:
         """Made by `UnlearnContext.pictures`."""
         self.side, self.rows, self.device = side, rows, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Return itself."""
+        return self
 
     def __next__(self) -> tuple[Tensor, list[str]]:
         """Return (x_0, captions): float32 (B, C, h, w) on the device, B the batch size."""

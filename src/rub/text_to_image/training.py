@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from rub.images.samples import Samples
+from rub.resuming import Changing
 from rub.speed import compiled
 from rub.text_to_image.context import UnlearnContext
 from rub.text_to_image.diffusion import Diffusion
@@ -66,7 +67,8 @@ def fit(
     optimizer = torch.optim.AdamW(learned.parameters(), lr=training["lr"], weight_decay=0.01)
     generator, weight = context.generator("diffusion"), min_snr(model.alpha_bar)
     predict = compiled(model.predict, context.compile)
-    part = context.resume.part("train", learned=learned, mean=mean, optimizer=optimizer, draws=generator)
+    changing: Changing = {"learned": learned, "mean": mean, "optimizer": optimizer, "draws": generator}
+    part = context.resume.part("train", changing)
     for step in range(part.restore(), training["steps"]):
         _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
         rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
@@ -118,7 +120,7 @@ def fit_autoencoder(
     steps = training["autoencoder_steps"]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=training["autoencoder_lr"], weight_decay=0.0)
     generator = context.generator("autoencoder")
-    part = context.resume.part("autoencoder", vae=vae, optimizer=optimizer, draws=generator)
+    part = context.resume.part("autoencoder", {"vae": vae, "optimizer": optimizer, "draws": generator})
     for step in range(part.restore(), steps):
         _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)

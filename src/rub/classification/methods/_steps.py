@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rub.classification.context import UnlearnContext
 from rub.errors import Diverged, RubError
+from rub.images.context import beside
 from rub.images.samples import Samples
 from rub.resuming import Attributes, Changing
 
@@ -85,7 +86,7 @@ def rounds(
         draws: what the parts are drawn from, if anything.
     """
     batches = Rounds(context, epochs, parts, draws or torch.Generator())
-    part = context.keeping("rounds", changing, batches=batches)
+    part = context.keeping("rounds", beside(changing, {"own batches": batches}))
     for step, batch in enumerate(batches, part.restore()):
         yield batch
         part.keep(step + 1)

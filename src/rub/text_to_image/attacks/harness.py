@@ -115,7 +115,7 @@ def run_attack(
     search = function(target, target.prompts, budget, context, **parameters)
     run = _Run(search, target, budget, drawing, f"attack '{getattr(function, '__name__', 'of no name')}'")
     count, queue = len(target.prompts), Queue(target.tokens.device)
-    part = context.resume.part("search", queue=queue, run=run)
+    part = context.resume.part("search", {"queue": queue, "run": run})
 
     def report(left: int) -> None:
         context.progress(count - left, count, f"{int((run.step >= 0).sum())} back")

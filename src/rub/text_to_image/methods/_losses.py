@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rub.errors import RubError
+from rub.images.context import beside
 from rub.resuming import Changing
 from rub.text_to_image.context import Side, UnlearnContext
 from rub.text_to_image.diffusion import Diffusion
@@ -76,7 +77,7 @@ def pairs(
 ) -> Iterator[tuple[int, Noisy, Noisy]]:
     """Yield (step, forget batch, retain batch) so often, report progress, and keep what changes, see `counted`."""
     wrong, right = (NoisyPictures(model, *side) for side in ((forget, context, "forget"), (retain, context, "retain")))
-    for step in context.counted(iterations, {**changing, "wrong": wrong, "right": right}):
+    for step in context.counted(iterations, beside(changing, {"forget batches": wrong, "retain batches": right})):
         yield step, next(wrong), next(right)
 
 

@@ -145,7 +145,7 @@ def retain_loss(model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, pro
 
 
 class Adversary(Attributes):
-    """What attacks leave to one another: the soft tokens of the latest, float (k, D); none before the first."""
+    """What attacks leave to one another: the soft tokens of the latest, float (1, k, D); none before the first."""
 
     changing = ("prefix",)
 
