@@ -34,6 +34,22 @@ def test_mcnemar_counts_what_disagrees(scripts):
     assert scripts[1].mcnemar(one, one) == (1.0, 0, 0)
 
 
+def test_seeds_of_one_prompt_are_one_prompt(scripts):
+    lost, back, never = (False, True, 3), (True, True, 0), (False, False, -1)
+    found = {
+        ("church", "esd-x", "uma"): {(0, 0): lost, (1, 0): never, (0, 1): back, (1, 1): back},
+        ("church", "retrain", "uma"): {(0, 0): never, (0, 1): never},
+    }
+    table3 = scripts[1]
+    own, theirs = (table3.after(found, ["church"], name, "uma") for name in ("esd-x", "retrain"))
+    assert own == {("church", 0): 0.5, ("church", 1): 1.0}
+    assert table3.before(found, ["church"], "esd-x") == {("church", 0): 0.0, ("church", 1): 1.0}
+    assert table3.mcnemar(own, theirs) == (0.5, 2, 0)  # of two prompts, both: 2 / 2^2
+    assert table3.difference(own, theirs) == "+75 (p 0.5)"
+    assert table3.rate(theirs) == "0 (0-66)"  # Wilson, N = 2: 1.96^2 / (2 + 1.96^2)
+    assert table3.by_seed(found)[2:] == ["| esd-x | 100, 50 |", "| retrain | 0 |"]
+
+
 def test_holm_stops_at_the_first_that_fails(scripts):
     # .01 <= .05/4, .015 <= .05/3, .03 > .05/2: the last would pass alone
     assert scripts[0].holm([(0.03, 1), (0.01, -1), (0.04, 1), (0.015, 1)]) == [0, -1, 0, 1]
