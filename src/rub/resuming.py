@@ -203,9 +203,9 @@ class Part:
 
     def keep(self, done: int) -> None:
         """Keep the state after so many steps, if it is time."""
-        import torch
-
         if self.resume.due():
+            import torch
+
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
             random = {"cpu": torch.get_rng_state(), "cuda": cuda}
             changing = {role: _state(thing) for role, thing in self.changing.items()}

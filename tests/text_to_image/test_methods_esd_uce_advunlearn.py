@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rub.errors import Diverged, RubError
+from rub.images.context import Shuffled
 from rub.registry import METHODS, card_of, resolve
 from rub.text_to_image.context import Side, UnlearnContext, frozen
 from rub.text_to_image.diffusion import Diffusion, freeze
@@ -555,6 +556,13 @@ def test_gamma_holds_the_retain_prompts(make_model):
                 for p in RETAIN.prompts
             ))  # fmt: skip
     assert drift[1] < 0.7 * drift[0]
+
+
+def test_retain_prompts_come_in_shuffled_passes():
+    taken = Shuffled(4, 3, torch.Generator().manual_seed(0))
+    drawn = ["abcd"[row] for _ in range(8) for row in next(taken).tolist()]
+    assert all(sorted(drawn[start : start + 4]) == ["a", "b", "c", "d"] for start in range(0, 24, 4))
+    assert len({tuple(drawn[start : start + 4]) for start in range(0, 24, 4)}) > 1
 
 
 def test_what_cannot_be_done_is_said_in_a_line(make_model):
