@@ -168,6 +168,19 @@ def refused(rub):
     return call
 
 
+@pytest.fixture(scope="session")
+def samples_of():
+    """Return so many random images of 8 x 8 pixels in four classes."""
+    from rub.images.samples import Samples
+
+    def make(count, seed=0):
+        draw = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (count, 3, 8, 8), generator=draw, dtype=torch.uint8)
+        return Samples(images, torch.randint(0, 4, (count,), generator=draw), torch.arange(count))
+
+    return make
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
 

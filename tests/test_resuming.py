@@ -16,7 +16,6 @@ from rub.classification.attacks.uma_apgd import uma_apgd
 from rub.classification.context import UnlearnContext
 from rub.classification.probing import AttackContext, Budget
 from rub.images.networks import build_network
-from rub.images.samples import Samples
 from rub.images.training import train
 from rub.inpainting import probing as inpainting_probing
 from rub.inpainting.attacks.harness import make_target as make_mae_target
@@ -32,17 +31,11 @@ from rub.searching import Queue, drain
 from rub.store.artifacts import Store
 
 
-def samples_of(count, channels=3, side=8):
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, channels, side, side), generator=draw, dtype=torch.uint8)
-    return Samples(images, torch.randint(0, 4, (count,), generator=draw), torch.arange(count))
-
-
 def weights(model):
     return [value.clone() for value in model.state_dict().values()]
 
 
-def test_a_classifier_in_training(ends_the_same):
+def test_a_classifier_in_training(ends_the_same, samples_of):
     samples = samples_of(70)
 
     def work(context):
@@ -57,7 +50,7 @@ MAE = MAEConfig(image_size=8, patch_size=2, channels=3, dim=16, depth=1, heads=2
                 decoder_heads=2)  # fmt: skip
 
 
-def test_an_autoencoder_in_training(ends_the_same):
+def test_an_autoencoder_in_training(ends_the_same, samples_of):
     samples = samples_of(40)
     training = {"epochs": 4, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1}
 
@@ -72,7 +65,7 @@ def test_an_autoencoder_in_training(ends_the_same):
     [(uma, {"steps": 6, "restarts": 2}), (uma_apgd, {"steps": 8, "restarts": 2}), (square, {"steps": 9})],
 )
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_search_on_a_classifier(attack, parameters, fast, ends_the_same):
+def test_a_search_on_a_classifier(attack, parameters, fast, ends_the_same, samples_of):
     images = samples_of(20).images
     nets = [build_network("resnet10", num_classes=4, channels=3, stem="cifar", width=2, mean=(0.5,) * 3,
                           std=(0.2,) * 3, seed=seed).eval() for seed in (0, 1)]  # fmt: skip
@@ -87,7 +80,7 @@ def test_a_search_on_a_classifier(attack, parameters, fast, ends_the_same):
     ends_the_same(work, context, kills=(5, 9))
 
 
-def test_a_search_on_an_autoencoder(ends_the_same):
+def test_a_search_on_an_autoencoder(ends_the_same, samples_of):
     images, ids = samples_of(12).images, torch.arange(12)
     mask = make_mask(keyed_noise(ids, MAE.patches), 0.75)
     target = make_mae_target(MaskedAutoencoder(MAE, 1), MaskedAutoencoder(MAE, 0), images, mask, 4, torch.device("cpu"))
