@@ -25,8 +25,8 @@ import numpy as np
 from scipy.stats import kendalltau, ttest_rel
 
 from rub import read_records
+from rub.metrics.statistics import clustered_mean, paired_difference, wilson
 from rub.report.grouping import budgets_of
-from rub.statistics import clustered_mean, paired_difference, wilson
 from rub.store.records import Record
 
 BUDGETS = ("none", "8/255", "16/255")  # the paper's

@@ -24,7 +24,7 @@ from against_paper import holm, tally
 from scipy.stats import binomtest, kendalltau
 
 from rub import read_records
-from rub.statistics import wilson
+from rub.metrics.statistics import wilson
 
 NAMES = {"esd": "esd-x"}  # what the paper calls ESD is, on objects, its variant for cross-attention
 Found = dict[tuple[str, str, str], dict[tuple[int, int], tuple[bool, bool, int]]]

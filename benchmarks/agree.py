@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from rub import read_records
-from rub.statistics import Interval, clustered_mean
+from rub.metrics.statistics import Interval, clustered_mean
 from rub.store.records import Record
 
 Cell = tuple[str, ...]

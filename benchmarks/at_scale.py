@@ -28,9 +28,9 @@ from rub import load_suite
 from rub.api import default_store, make_runtime, reproducible, run
 from rub.errors import RubError
 from rub.pipeline.progress import Display, clock
-from rub.pipeline.stages import Runtime
+from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Store
-from rub.store.sealing import read_manifest, seal_folder
+from rub.store.manifest import read_manifest, seal_folder
 
 HERE = Path(__file__).parent
 

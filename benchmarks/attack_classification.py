@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.classification.attacks.harness import freeze, make_target, run_attack
-from rub.classification.attacks.uma import uma
-from rub.classification.probing import AttackContext, Budget
-from rub.images.networks import build_network
-from rub.images.samples import to_unit
+from rub.data.samples import to_unit
+from rub.models.resnet import build_network
+from rub.tasks.classification.attacks.base import AttackContext, Budget
+from rub.tasks.classification.attacks.harness import freeze, make_target, run_attack
+from rub.tasks.classification.attacks.uma import uma
 
 CLASSES, FORGOTTEN = 10, 0
 STATS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
@@ -50,7 +50,7 @@ def load(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Training images of all classes: CIFAR-10 where it is, else synthetic ones."""
     if args.data_root is None:
         return synthetic(max(2000, CLASSES * args.images))
-    from rub.images.sources import load_images
+    from rub.data.sources import load_images
 
     train = load_images("cifar10", args.data_root).train
     return train.images, train.labels

@@ -20,13 +20,13 @@ import time
 import torch
 from torch import Tensor, nn
 
-from rub.images.samples import to_unit
-from rub.inpainting.attacks.harness import freeze, make_target, run_attack
-from rub.inpainting.attacks.uma import uma
-from rub.inpainting.layouts import to_transformers
-from rub.inpainting.mae import MAEConfig, MaskedAutoencoder
-from rub.inpainting.masks import Mask, keyed_noise, make_mask
-from rub.inpainting.probing import AttackContext, Budget, Target, apply_delta
+from rub.data.samples import to_unit
+from rub.models.mae.layouts import to_transformers
+from rub.models.mae.masks import Mask, keyed_noise, make_mask
+from rub.models.mae.model import MAEConfig, MaskedAutoencoder
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target, apply_delta
+from rub.tasks.inpainting.attacks.harness import freeze, make_target, run_attack
+from rub.tasks.inpainting.attacks.uma import uma
 
 # config, images, steps, batch
 SIZES = {

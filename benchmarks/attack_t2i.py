@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from rub import load_suite
 from rub.api import make_runtime
-from rub.pipeline.engines import run_inline
+from rub.metrics.statistics import wilson
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.registry import TASKS
-from rub.statistics import wilson
 from rub.store.artifacts import Store
-from rub.text_to_image.attacks.harness import Drawing, make_target, run_attack
-from rub.text_to_image.attacks.uma import unlearndiffatk
-from rub.text_to_image.probing import AttackContext, Budget, Target
-from rub.text_to_image.stages import drawing_of, drawn_clean, model_of, prompts_in
-from rub.text_to_image.task import Graph
+from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Target
+from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
+from rub.tasks.text_to_image.attacks.uma import unlearndiffatk
+from rub.tasks.text_to_image.stages import drawing_of, drawn_clean, model_of, prompts_in
+from rub.tasks.text_to_image.task import Graph
 
 
 class OneHot(torch.autograd.Function):

@@ -23,14 +23,14 @@ import yaml
 from rich.console import Console
 
 from rub.api import default_store, make_runtime
+from rub.config.suite import Experiment, load_suite
 from rub.errors import RubError
-from rub.pipeline.attempts import Outcome
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import Stage
+from rub.pipeline.execution import Outcome
+from rub.pipeline.graph import Stage
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Runtime
+from rub.pipeline.runtime import Runtime
 from rub.registry import TASKS
-from rub.specs import Experiment, load_suite
 from rub.store.artifacts import Store
 
 HELD_OUT_SEED = 999

@@ -19,16 +19,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from rub.classification.attacks.harness import make_target, run_attack
-from rub.classification.attacks.scoring import Scorer
-from rub.classification.attacks.uma import uma
-from rub.classification.context import UnlearnContext
-from rub.classification.probing import AttackContext, Budget, Target
-from rub.images.networks import build_network
-from rub.images.samples import Samples, to_unit
-from rub.images.training import train
-from rub.memory import memory_kept
-from rub.pipeline.stages import device_name
+from rub.data.samples import Samples, to_unit
+from rub.models.resnet import build_network
+from rub.pipeline.memory import memory_kept
+from rub.pipeline.runtime import device_name
+from rub.tasks.classification.attacks.base import AttackContext, Budget, Target
+from rub.tasks.classification.attacks.harness import make_target, run_attack
+from rub.tasks.classification.attacks.scoring import Scorer
+from rub.tasks.classification.attacks.uma import uma
+from rub.tasks.classification.context import UnlearnContext
+from rub.training.classifier import train
 
 KINDS = {
     "convolutions and products": (
@@ -157,13 +157,13 @@ def prompts_per_hour(args: argparse.Namespace, compile_: bool) -> tuple[float, f
 
     No prompt ever succeeds: every one takes all steps, which is the most that a search can cost.
     """
-    from rub.text_to_image.attacks.harness import Drawing, make_target, run_attack
-    from rub.text_to_image.attacks.uma import uma
-    from rub.text_to_image.diffusion import freeze
-    from rub.text_to_image.mini import build_mini
-    from rub.text_to_image.probing import AttackContext, Budget, Prompts
-    from rub.text_to_image.sampling import Sampler
-    from rub.text_to_image.vocabulary import make_tokenizer, train_vocabulary
+    from rub.models.diffusion.mini import build_mini
+    from rub.models.diffusion.model import freeze
+    from rub.models.diffusion.sampling import Sampler
+    from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
+    from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Prompts
+    from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
+    from rub.tasks.text_to_image.attacks.uma import uma
 
     device = torch.device(args.device)
     tokenizer = make_tokenizer(*train_vocabulary(["a photo of a church", "a photo of a tench"] * 4, 700), 32)
@@ -243,7 +243,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ddim", type=int, default=25)
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="both")
     parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True,
-                        help="as stages do, see rub.memory")  # fmt: skip
+                        help="as stages do, see rub.pipeline.memory")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="everything once, at a size for a CPU")
     args = parser.parse_args()
     if args.tiny:

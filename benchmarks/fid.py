@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rub.images.fidelity import frechet_distance
+from rub.metrics.generative import frechet_distance
 
 GOAL, AGREEMENT = 10.0, 1e-4
 Features = NDArray[np.float64]

@@ -15,7 +15,7 @@ from rub import load_suite, run
 from rub.api import make_runtime
 from rub.errors import RubError
 from rub.store.artifacts import Store
-from rub.store.keeping import damaged
+from rub.store.maintenance import damaged
 
 
 def main() -> None:

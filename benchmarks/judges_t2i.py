@@ -16,20 +16,20 @@ from rich.console import Console
 
 from rub import load_suite
 from rub.api import make_runtime
-from rub.images.data import bundle_of
-from rub.images.samples import Samples
-from rub.pipeline.engines import run_inline
+from rub.data.samples import Samples
+from rub.data.splits import bundle_of
+from rub.judges.base import JudgeContext
+from rub.judges.imagenet import imagenet
+from rub.metrics.statistics import wilson
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.registry import TASKS
-from rub.statistics import wilson
 from rub.store.artifacts import Store
-from rub.text_to_image.concepts import JUDGED, names_of, slug
-from rub.text_to_image.judge_kinds.imagenet import imagenet
-from rub.text_to_image.judges import load_judge, measured
-from rub.text_to_image.looking import JudgeContext
-from rub.text_to_image.probing import Prompts
-from rub.text_to_image.stages import drawing_of, drawn_clean
-from rub.text_to_image.task import Graph
+from rub.tasks.text_to_image.attacks.base import Prompts
+from rub.tasks.text_to_image.concepts import JUDGED, names_of, slug
+from rub.tasks.text_to_image.judges import load_judge, measured
+from rub.tasks.text_to_image.stages import drawing_of, drawn_clean
+from rub.tasks.text_to_image.task import Graph
 
 SEED = 9000  # first seed of the pictures: not those of any measurement
 

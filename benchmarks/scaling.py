@@ -20,10 +20,10 @@ from rich.console import Console
 
 from rub import load_suite
 from rub.api import make_runtime, plan
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import Stage, in_order
+from rub.pipeline.graph import Stage, in_order
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.ray_engine import cluster, run_ray
+from rub.pipeline.ray import cluster, run_ray
 from rub.store.artifacts import Store
 
 

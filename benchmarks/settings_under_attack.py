@@ -17,15 +17,15 @@ from rich.console import Console
 
 from rub import load_suite
 from rub.api import default_store, make_runtime
-from rub.classification.specs import ClassificationExperiment
-from rub.classification.task import Graph
 from rub.errors import RubError
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import Stage
+from rub.pipeline.graph import Stage
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Runtime
+from rub.pipeline.runtime import Runtime
 from rub.registry import TASKS
 from rub.store.artifacts import Store
+from rub.tasks.classification.spec import ClassificationExperiment
+from rub.tasks.classification.task import Graph
 
 
 def attacked(experiment: ClassificationExperiment, method: str, given: dict[str, Any], runtime: Runtime) -> list[Stage]:

@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 from rub.api import make_runtime, verify
-from rub.catalog import CATALOG
-from rub.classification.metrics import cell
+from rub.registry import METHODS
 from rub.report.writing import write_reports
+from rub.store.manifest import seal_folder
 from rub.store.records import Record, write_records
-from rub.store.sealing import seal_folder
+from rub.tasks.classification.metrics import cell
 
-METHODS = ("original", "retrain", *CATALOG["method"]["classification"])
+METHODS = ("original", "retrain", *(entry.name for entry in METHODS.entries("classification")))
 CLEAN = (
     ("ta", "test"), ("ra", "retain"), ("ua", "forget"), ("ua_test", "forget_test"), ("logit_auc", "test"),
     ("probe_accuracy", "forget_test"), ("mia_svc", "forget"), ("mia_rmia", "forget"),

@@ -28,12 +28,12 @@ from PIL import Image
 from safetensors.numpy import save
 
 from rub import load_suite, read_records
+from rub.data.readers import read_cifar10, read_npz
 from rub.errors import RubError
-from rub.images.readers import read_cifar10, read_npz
+from rub.models.weights import read_state
 from rub.report.folders import read_folder
 from rub.store.records import identity
-from rub.store.witnesses import read_witness
-from rub.weights import read_state
+from rub.witness.claims import read_witness
 
 SUITE = {
     "name": "soak",
@@ -88,7 +88,7 @@ def main() -> None:
 
 def started(suite: Path, folder: Path, engine: str) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own."""
-    command = [sys.executable, "-m", "rub.cli", "run", suite, "--store", folder / "store", "--out", folder / "out"]
+    command = [sys.executable, "-m", "rub.cli.main", "run", suite, "--store", folder / "store", "--out", folder / "out"]
     command += [
         "--device",
         "cpu",
@@ -220,8 +220,8 @@ def readers(place: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], o
         return read_cifar10(folder)
 
     def image(path: Path) -> object:
-        from rub.images.folders import Selection
-        from rub.images.sources import load_images
+        from rub.data.folders import Selection
+        from rub.data.sources import load_images
 
         for part in ("train/a", "train/b", "val/a", "val/b"):
             (place / "pictures" / part).mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import rub
-from rub.classification.context import UnlearnContext
-from rub.images.samples import Samples
+from rub.data.samples import Samples
+from rub.tasks.classification.context import UnlearnContext
 
 CARD = rub.Card(
     paper="an example, not a published method",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from rub.classification.checkpoints import load_weights
-from rub.classification.context import UnlearnContext
-from rub.classification.methods.rl import random_label
-from rub.images.networks import build_network
-from rub.images.sources import load_images
-from rub.images.training import predict
+from rub.data.sources import load_images
+from rub.models.formats.classifier import load_weights
+from rub.models.resnet import build_network
+from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.methods.rl import random_label
+from rub.training.classifier import predict
 
 
 def main() -> None:

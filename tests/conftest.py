@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from rub import registry
-from rub.resuming import Resume
+from rub.pipeline.checkpointing import Resume
 
 TINY = {
     "name": "tiny",
@@ -97,7 +97,7 @@ def tiny(tmp_path_factory, write_suite):
 @pytest.fixture(scope="session")
 def tiny_out(tiny, tmp_path_factory):
     """The result folder of the tiny run."""
-    from rub.results import write_result
+    from rub.report.result_folder import write_result
 
     out = tmp_path_factory.mktemp("tiny-out")
     write_result(tiny.result, tiny.suite, out, f"rub run {tiny.path}")
@@ -131,7 +131,7 @@ def _private_registries():
 @pytest.fixture
 def rub(monkeypatch, capsys, tmp_path):
     """Run the command line in this process, 80 columns wide, away from the user's store and data."""
-    from rub.cli import main
+    from rub.cli.main import main
 
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("RUB_STORE", str(tmp_path / "default-store"))
@@ -171,7 +171,7 @@ def refused(rub):
 @pytest.fixture(scope="session")
 def samples_of():
     """Return so many random images of 8 x 8 pixels in four classes."""
-    from rub.images.samples import Samples
+    from rub.data.samples import Samples
 
     def make(count, seed=0):
         draw = torch.Generator().manual_seed(seed)

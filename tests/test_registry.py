@@ -10,7 +10,6 @@ import pytest
 from pydantic import Field
 
 from rub import registry
-from rub.catalog import CATALOG
 from rub.errors import RubError, unknown
 from rub.registry import ATTACKS, METHODS, Card, Entry, Registry, card_of, hyperparameters, load_plugin, resolve
 
@@ -60,19 +59,19 @@ def test_listing_loads_no_component():
         "import sys; from rub.registry import KINDS\n"
         "names = [entry.name for known in KINDS.values() for entry in known.entries()]\n"
         "assert 'salun' in names and 'resnet50' in names\n"
-        "assert not {'torch', 'numpy', 'rub.classification.methods.salun'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'rub.tasks.classification.methods.salun'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_loading_a_component_keeps_its_place_and_summary():
     for known in (METHODS, ATTACKS):
-        listed = [(task, name) for task, names in CATALOG[known.kind].items() for name in names]
+        listed = [(task, name) for task, names in registry.builtin()[known.kind].items() for name in names]
         for task, name in reversed(listed):
             known.get(name, task).load()
         assert [(entry.task, entry.name) for entry in known.entries()][: len(listed)] == listed
         for task, name in listed:
-            assert known.get(name, task).summary == CATALOG[known.kind][task][name][1]
+            assert known.get(name, task).summary == registry.builtin()[known.kind][task][name][1]
 
 
 def test_did_you_mean():

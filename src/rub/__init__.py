@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rub.api import audit, plan, report, run, submit, verify
+    from rub.config.suite import load_suite
     from rub.registry import Card, attack, judge, method
-    from rub.specs import load_suite
     from rub.store.records import read_records
 
 __all__ = [
@@ -25,7 +25,7 @@ _WHERE = {
     "run": "rub.api",
     "submit": "rub.api",
     "verify": "rub.api",
-    "load_suite": "rub.specs",
+    "load_suite": "rub.config.suite",
     "read_records": "rub.store.records",
     "Card": "rub.registry",
     "attack": "rub.registry",

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from rub.config.suite import Experiment, Suite
 from rub.errors import RubError
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import Plan, Stage, in_order
+from rub.pipeline.graph import Plan, Stage, in_order
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import Runtime, Task
+from rub.pipeline.runtime import Runtime, Task
 from rub.registry import TASKS
-from rub.results import Result, collect, prepare, write_result
-from rub.specs import Experiment, Suite
+from rub.report.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
-from rub.store.keeping import size_of
-from rub.store.witnesses import Check, Sources, checks
+from rub.store.maintenance import size_of
+from rub.witness.claims import Check, Sources, checks
 
 if TYPE_CHECKING:
-    from rub.submitting import Rule
+    from rub.leaderboard.submit import Rule
 
 ENGINES = ("inline", "ray")
 
@@ -143,7 +143,7 @@ def run(
     tasks = _tasks(suite)
     asked = {stage.key: item.resources for item, graph in reversed(plans) for stage in in_order(graph.stages)}
     if engine == "ray":
-        from rub.pipeline.ray_engine import cluster, run_ray
+        from rub.pipeline.ray import cluster, run_ray
 
         with cluster(ray_address, workers), display:
             outcomes = run_ray(stages, tasks, opened, runtime, display, asked, plugins)
@@ -231,7 +231,7 @@ def submit(
     Raises:
         RubError: `out` is there already or cannot be written, or a file that is not there.
     """
-    from rub.submitting import submit as checked
+    from rub.leaderboard.submit import submit as checked
 
     return checked(folder, out, _sources(files, store, runtime))
 

@@ -9,15 +9,17 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar, get_type_hints
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
-from rub.catalog import CATALOG
 from rub.errors import RubError, unknown
 
 T = TypeVar("T")
@@ -65,6 +67,16 @@ class Entry(Generic[T]):
         return loaded
 
 
+ANY = "any"  # the task of a component that every task can use
+
+
+@cache
+def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]:
+    """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary)."""
+    table: Mapping[str, Any] = yaml.safe_load(files("rub").joinpath("builtin.yaml").read_text(encoding="utf-8"))
+    return table
+
+
 class Registry(Generic[T]):
     """Named components of one kind, keyed by (task, name)."""
 
@@ -73,7 +85,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[tuple[str, str], Entry[T]] = {
             (task, name): Entry(name, task, summary, target, "rub")
-            for task, names in CATALOG.get(kind, {}).items()
+            for task, names in builtin().get(kind, {}).items()
             for name, (target, summary) in names.items()
         }
         self._scanned = False
@@ -92,15 +104,16 @@ class Registry(Generic[T]):
     def get(self, name: str, task: str) -> Entry[T]:
         """Return the entry, or raise `RubError` with the nearest names."""
         self._scan()
-        if (task, name) not in self._entries:
+        found = self._entries.get((task, name)) or self._entries.get((ANY, name))
+        if found is None:
             named = f"{task} {self.kind}" if task != name else self.kind  # a task is its own task
             raise unknown(named, name, [entry.name for entry in self.entries(task if task != name else None)])
-        return self._entries[task, name]
+        return found
 
     def entries(self, task: str | None = None) -> Iterator[Entry[T]]:
         """Yield the entries of one task, or all, in the order of registration."""
         self._scan()
-        return (entry for entry in list(self._entries.values()) if task in (None, entry.task))
+        return (entry for entry in list(self._entries.values()) if task in (None, entry.task) or entry.task == ANY)
 
     def owns(self, entry: Entry[Any], task: str | None) -> bool:
         """Return whether this very entry is registered here, for this task."""
@@ -188,14 +201,14 @@ def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) ->
 METHODS: Registry[Callable[..., Any]] = Registry("method")
 ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
 DATASETS: Registry[Any] = Registry("dataset")
-MODELS: Registry[Any] = Registry("model")
+NETWORKS: Registry[Any] = Registry("network")
 JUDGES: Registry[Any] = Registry("judge")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "attacks": ATTACKS,
     "datasets": DATASETS,
-    "models": MODELS,
+    "models": NETWORKS,
     "judges": JUDGES,
 }
 

@@ -1,9 +1,9 @@
 """What no change of the code may change by accident: the identity of every stage, and what searches write.
 
 ``stages.json`` has, for each experiment of each suite and each kind of stage, how many there are and one SHA-256 over
-key, label, cost and cells of all of them. ``artifacts.json`` has the SHA-256 of what every attack of
-`quick` writes, on one processor. Where a change is meant, ``RUB_GOLDEN=DIR pytest tests/golden`` writes new files there, with a list of all
-stages to compare.
+key, label, cost and cells of all of them. ``artifacts.json`` has the SHA-256 of what every attack of `quick` writes, on
+one processor. Where a change is meant, ``RUB_GOLDEN=DIR pytest tests/golden`` writes new files there, with a list of
+all stages to compare.
 """
 
 import json
@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 
 from rub import api, load_suite
-from rub.images.judging import INCEPTION_FILE
-from rub.pipeline.engines import run_inline
-from rub.pipeline.plan import in_order
+from rub.config.suite import suite_names
+from rub.judges.extractor_stage import INCEPTION_FILE
+from rub.pipeline.graph import in_order
+from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.stages import device_name, library_versions
+from rub.pipeline.runtime import device_name, library_versions
 from rub.registry import TASKS
-from rub.specs import suite_names
 from rub.store.artifacts import Store
 
 HERE = Path(__file__).parent
@@ -53,11 +53,11 @@ def compare(name, found):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A data root whose data sets are known by name alone, with files in place of published weights."""
-    monkeypatch.setattr("rub.images.sources.fingerprint", lambda name, root, **_: f"fingerprint of {name}")
+    monkeypatch.setattr("rub.data.sources.fingerprint", lambda name, root, **_: f"fingerprint of {name}")
     (tmp_path / INCEPTION_FILE).write_bytes(b"inception")
     (tmp_path / "mae_visualize_vit_large.pth").write_bytes(b"mae")
     (tmp_path / "nudenet.onnx").write_bytes(b"nudenet")
-    monkeypatch.setattr("rub.text_to_image.judge_kinds.nudenet.packaged", lambda: tmp_path / "nudenet.onnx")
+    monkeypatch.setattr("rub.judges.nudenet.packaged", lambda: tmp_path / "nudenet.onnx")
     for folder in ("CompVis/stable-diffusion-v1-4", "microsoft/resnet-50"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text(folder)

@@ -18,7 +18,7 @@ UA16 = {
 
 
 def row(method, metric, value, *, split="forget", attack="none", budget="none", seed=0, mia=None, **more):
-    from rub.classification.metrics import cell
+    from rub.tasks.classification.metrics import cell
 
     fields = {"method": method, "metric": metric, "value": value, "split": split, "attack": attack, "budget": budget}
     fields |= {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rub.report.writing import write_report, write_reports
+from rub.store.manifest import seal_folder
 from rub.store.records import write_records
-from rub.store.sealing import seal_folder
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -33,7 +33,7 @@ def site(records, curves, tiny_out, tmp_path_factory):
     np.savez(folder / "gallery.npz", tiles=tiles, columns=["a", "b", "c"], ids=[1, 2])
     gallery = {**group, "method": "ft", "unlearn_seed": 0, "split": "forget", "path": folder / "gallery.npz"}
     captioned = pytest.MonkeyPatch()
-    from rub.classification.reporting import REPORTING
+    from rub.tasks.classification.report import REPORTING
 
     captioned.setitem(REPORTING.captions, "gallery", "Made up.")
     write_records(records, [], one)

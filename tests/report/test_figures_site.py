@@ -7,10 +7,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from rub.classification.reporting import REPORTING
 from rub.report import figures
 from rub.report.writing import write_report
 from rub.store.records import read_records, write_records
+from rub.tasks.classification.report import REPORTING
 
 FACTS = {
     "command": "rub run demo --out '<out>'",
@@ -169,9 +169,9 @@ def test_robustness_figure_draws_the_means_and_the_legend_is_beside_the_axes(rec
 
 
 def test_seventeen_rows_keep_distinct_looks_and_a_legend_inside_the_figure(make_row):
-    from rub.catalog import CATALOG
+    from rub.registry import METHODS
 
-    methods = ["original", "retrain", *CATALOG["method"]["classification"]]
+    methods = ["original", "retrain", *(entry.name for entry in METHODS.entries("classification"))]
     looks = [figures.style(method, "classification") for method in methods]
     assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in looks}) == len(methods) == 17
     at = {"attack": "uma", "budget": "8/255"}

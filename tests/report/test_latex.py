@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from rub.classification.tables import classification_tables
 from rub.report.render import to_latex
 from rub.report.tables import paper_numbers
+from rub.tasks.classification.tables import classification_tables
 
 LATEX = shutil.which("pdflatex")
 HEAD = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from rub import registry
-from rub.classification.reporting import REPORTING
-from rub.classification.task import TASK
+from rub.cli.inspect import describe, listing
+from rub.config.suite import load_suite
 from rub.errors import RubError
-from rub.pipeline.engines import Outcome
-from rub.pipeline.plan import Plan, Stage
+from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.inline import Outcome
 from rub.report import figures
 from rub.report.grouping import Place, board_of, budgets_of, grouped, row_order
-from rub.report.reporting import reporting_of, reportings
+from rub.report.result_folder import collect
+from rub.report.task_report import reporting_of, reportings
 from rub.report.writing import write_report
-from rub.results import collect
-from rub.showing import describe, listing
-from rub.specs import load_suite
 from rub.store.artifacts import Store
+from rub.tasks.classification.report import REPORTING
+from rub.tasks.classification.task import TASK
 
 OTHER = replace(REPORTING, title="other", first="Table 9", prefix="table9", controls={"original": "another's"})
 
@@ -28,8 +28,8 @@ OTHER = replace(REPORTING, title="other", first="Table 9", prefix="table9", cont
 @pytest.fixture
 def other(monkeypatch):
     """A second task with the classification's protocols and one of its metrics."""
-    monkeypatch.setattr("rub.classification.reporting.OTHER", OTHER, raising=False)
-    target = "rub.classification.reporting:OTHER"
+    monkeypatch.setattr("rub.tasks.classification.report.OTHER", OTHER, raising=False)
+    target = "rub.tasks.classification.report:OTHER"
     task = SimpleNamespace(metrics=TASK.metrics[:1], protocols=TASK.protocols, reporting=target)
     registry.TASKS.add(registry.Entry("other", "other", "a task of a test", task, "test"))
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from rub.pipeline.plan import Stage
+from rub.pipeline.graph import Stage
 from rub.store.artifacts import Store
 
 KNOWN_SHARE = 0.01  # of all cost: before that share is done, a time left would be a guess

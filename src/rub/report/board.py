@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rub.naming import printable
 from rub.registry import TASKS
 from rub.report.grouping import CONTROL_ROWS, Group, extracted, level
-from rub.report.reporting import reporting_of
 from rub.report.table import Cell, Column
 from rub.report.tables import Source
+from rub.report.task_report import reporting_of
+from rub.report.text import printable
 from rub.store.records import Record
 
 

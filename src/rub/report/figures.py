@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rub.catalog import CATALOG
-from rub.naming import free_name, slug
-from rub.report.drawn import Drawn, plain
+from rub.registry import METHODS
+from rub.report.figure_file import Drawn, plain
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -25,15 +24,16 @@ from rub.report.grouping import (
     row_order,
     share,
 )
-from rub.report.reporting import Axis, Reporting, reportings
 from rub.report.tables import label
+from rub.report.task_report import Axis, Reporting, reportings
+from rub.report.text import free_name, slug
 from rub.store.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rub.statistics import Interval
+    from rub.metrics.statistics import Interval
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _BUDGET_COLOURS = ("#0072B2", "#D55E00")  # of the two headline budgets
@@ -129,7 +129,7 @@ def style(method: str, task: str) -> dict[str, Any]:
     """
     if method in _CONTROL_STYLES:
         return dict(_CONTROL_STYLES[method])
-    known = list(CATALOG["method"].get(task, {}))
+    known = [entry.name for entry in METHODS.entries(task)]
     index = known.index(method) if method in known else len(known) + sum(method.encode())
     dashed = index // len(_COLOURS) % 2
     return {

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from rub.config.suite import Frozen
 from rub.errors import RubError
-from rub.naming import printable
 from rub.registry import TASKS
-from rub.report.drawn import Drawn
+from rub.report.figure_file import Drawn
 from rub.report.grouping import Group
-from rub.specs import Frozen
+from rub.report.text import printable
+from rub.store.manifest import changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
-from rub.store.sealing import changed_files, read_manifest
-from rub.store.witnesses import read_claim
+from rub.witness.claims import read_claim
 
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _LARGEST_SUITE = 1 << 20

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rub.errors import RubError
-from rub.naming import free_name, printable, slug
-from rub.report.drawn import Drawn, plain
+from rub.report.figure_file import Drawn, plain
 from rub.report.grouping import CONTROL_ROWS, Group
-from rub.report.reporting import reportings
+from rub.report.task_report import reportings
+from rub.report.text import free_name, printable, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

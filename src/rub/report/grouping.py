@@ -7,8 +7,8 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
-from rub.catalog import CATALOG
-from rub.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
+from rub.metrics.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
+from rub.registry import METHODS
 from rub.store.records import Record
 
 CONTROL_ROWS = ("original", "retrain", "retrained", "sham", "random_init")
@@ -86,7 +86,7 @@ def row_order(methods: Iterable[str], task: str) -> list[str]:
         >>> row_order(["mine", "salun", "ft", "sham", "original"], "classification")
         ['original', 'sham', 'ft', 'salun', 'mine']
     """
-    known = (*CONTROL_ROWS, *CATALOG["method"].get(task, {}))
+    known = (*CONTROL_ROWS, *(entry.name for entry in METHODS.entries(task)))
     unique = list(dict.fromkeys(methods))
     return sorted(unique, key=lambda name: known.index(name) if name in known else len(known))
 
@@ -158,7 +158,7 @@ def extracted(records: Sequence[Record]) -> list[Record]:
 
 
 def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
-    """Return the letters of the tie groups of rows, as `rub.statistics.tie_groups` gives them, for any intervals.
+    """Letters of the tie groups of rows, as `rub.metrics.statistics.tie_groups` gives them, for any intervals.
 
     Args:
         intervals: row -> interval; the lowest mean is best, a.

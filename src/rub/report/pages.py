@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from rub.naming import free_name, printable, slug
-from rub.report.drawn import Drawn
+from rub.report.figure_file import Drawn
 from rub.report.folders import Claim, ResultFolder
 from rub.report.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
-from rub.report.reporting import Reporting, reporting_of, reportings
 from rub.report.table import Table
+from rub.report.task_report import Reporting, reporting_of, reportings
+from rub.report.text import free_name, printable, slug
 from rub.store.records import Record
 
 

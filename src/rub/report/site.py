@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rub.describing import Described, described
-from rub.naming import free_name, printable, slug
 from rub.registry import METHODS, TASKS
 from rub.report.board import Board, boards
+from rub.report.cards import Described, described
 from rub.report.grouping import grouped
 from rub.report.pages import Page, provenance, run_facts, searches, versions
-from rub.report.reporting import reporting_of
 from rub.report.table import column_groups
 from rub.report.tables import failures
+from rub.report.task_report import reporting_of
+from rub.report.text import free_name, printable, slug
 
 if TYPE_CHECKING:
     from jinja2 import Environment

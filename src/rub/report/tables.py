@@ -11,7 +11,6 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
-from rub.naming import printable, slug
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -25,6 +24,7 @@ from rub.report.grouping import (
     share,
 )
 from rub.report.table import Cell, Column, Row, Table
+from rub.report.text import printable, slug
 from rub.store.records import Record
 
 _UNDIVIDED = ("table2", "table3")  # of the paper: one data set each, so that the name alone is the key

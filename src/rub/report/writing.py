@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rub.errors import RubError
-from rub.pipeline.attempts import told
-from rub.report.drawn import Drawn
+from rub.pipeline.execution import told
+from rub.report.figure_file import Drawn
 from rub.report.figures import draw_figures
 from rub.report.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
 from rub.report.galleries import draw_galleries
@@ -18,7 +18,7 @@ from rub.report.pages import Page, merged, page_records, page_slug, tables_of
 from rub.report.render import to_csv, to_latex, to_markdown
 from rub.report.site import write_site
 from rub.report.table import Table
-from rub.store import sealing
+from rub.store import manifest as sealing
 from rub.store.records import Record
 
 Facts = Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 An artifact is a directory ``<kind>/<key>/`` with its files and a ``manifest.json``. It is written under a temporary
 name, synced, checksummed and renamed into place, so that a crash leaves either nothing or a whole artifact. What a
-stage that is under way would go on from lies in ``partial/<key>/`` (see `rub.resuming`).
+stage that is under way would go on from lies in ``partial/<key>/`` (see `rub.pipeline.checkpointing`).
 """
 
 import errno

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 from pydantic import Field, FiniteFloat
 
+from rub.config.suite import Frozen
 from rub.errors import RubError
-from rub.specs import Frozen
 
 if TYPE_CHECKING:
     import duckdb

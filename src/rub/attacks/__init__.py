@@ -1,0 +1,1 @@
+"""What searches over inputs share, whatever the task."""

@@ -1,0 +1,1 @@
+"""Audits of checkpoints that RUB did not make."""

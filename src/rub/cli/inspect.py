@@ -1,0 +1,162 @@
+"""What `rub list`, `rub show` and `rub doctor` say: rows, and lines of text (rich markup)."""
+
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.markup import escape
+
+from rub.errors import unknown
+from rub.registry import KINDS, TASKS, Entry
+from rub.report.cards import described
+
+if TYPE_CHECKING:
+    from rub.config.suite import Protocol
+    from rub.metrics.base import Metric
+    from rub.pipeline.runtime import Task
+
+
+def listing(what: str, task: str | None) -> list[dict[str, Any]]:
+    """Return the rows of `rub list`: methods, attacks, metrics, datasets, models, suites or protocols.
+
+    Raises:
+        RubError: an unknown kind or task.
+    """
+    tasks = _tasks(task)
+    if what == "suites":
+        from rub.config.suite import suite_names
+
+        return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
+    if what == "protocols":
+        return [
+            {"name": item.name, "task": name, "summary": item.summary}
+            for name, known in tasks
+            for item in known.protocols.values()
+        ]
+    if what == "metrics":
+        return [
+            {"name": item.name, "task": name, "direction": item.direction, "summary": item.summary}
+            for name, known in tasks
+            for item in known.metrics
+        ]
+    if what not in KINDS:
+        raise unknown("list", what, [*KINDS, "metrics", "suites", "protocols"])
+    return [
+        {
+            "name": entry.name,
+            "task": entry.task,
+            "summary": entry.summary,
+            "origin": "" if entry.origin == "rub" else entry.origin,
+        }
+        for entry in KINDS[what].entries(task)
+    ]
+
+
+def describe(name: str, task: str | None) -> Iterator[str]:
+    """Yield the lines about every component of this name.
+
+    Raises:
+        RubError: nothing has this name, or an unknown task.
+    """
+    from rub.config.suite import suite_names
+
+    declared = [item for of_task, known in _tasks(task) for item in _declared(of_task, known)]
+    entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
+    suites = suite_names()
+    names = {entry.name for _, entry in entries} | {name for name, _ in declared} | set(suites)
+    if name not in names:
+        raise unknown("component", name, names)
+    for registry, entry in entries:
+        if entry.name == name:
+            yield from _component(registry.kind, entry)
+    for found, lines in declared:
+        if found == name:
+            yield from lines
+    if name in suites:
+        yield f"[b]{name}[/b]  suite"
+        yield from _indented(files("rub").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
+    """Return one task by name, or all, in the order of the registry.
+
+    Raises:
+        RubError: an unknown task.
+    """
+    names = [entry.name for entry in TASKS.entries()]
+    if only is not None and only not in names:
+        raise unknown("task", only, names)
+    return [(entry.name, entry.load()) for entry in TASKS.entries(only)]
+
+
+def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield name and lines of what a task declares itself: controls, metrics, protocols."""
+    from rub.report.task_report import reporting_of
+
+    for name, text in reporting_of(task).controls.items():
+        yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]
+    for metric in known.metrics:
+        yield metric.name, _metric(metric, task)
+    for protocol in known.protocols.values():
+        yield protocol.name, _protocol(protocol, task)
+
+
+def _metric(metric: "Metric", task: str) -> Iterator[str]:
+    yield f"[b]{metric.name}[/b]  metric, {task}: {escape(metric.summary)}"
+    yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
+
+
+def _protocol(protocol: "Protocol", task: str) -> Iterator[str]:
+    yield f"[b]{protocol.name}[/b]  protocol, {task}"
+    yield from _indented(yaml.safe_dump(protocol.model_dump(mode="json"), sort_keys=False, width=76))
+
+
+def _indented(text: str) -> Iterator[str]:
+    return (f"  {escape(line)}" for line in text.splitlines())
+
+
+def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
+    yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
+    if kind not in ("method", "attack"):
+        return
+    found = described(kind, entry)
+    for title, text in (("paper", found.paper), ("equation", found.equation), ("upstream", found.upstream)):
+        if text:
+            yield f"  [b]{title}[/b]  {escape(text)}"
+    yield "  [b]hyperparameters[/b]"
+    for name, text, source in found.parameters:
+        yield escape(f"    {name}: {text}") + (f"  [dim]{escape(source)}[/dim]" if source else "")
+    if found.differences:
+        yield "  [b]differences from upstream[/b]"
+        yield from (f"    - {escape(line)}" for line in found.differences)
+    yield f"  [b]defined by[/b]  {escape(found.origin)}, version {found.version}"
+
+
+def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
+    """Yield what this machine can run."""
+    import torch
+
+    from rub.api import default_data_root, default_store, free_bytes
+    from rub.data.sources import LAYOUTS
+    from rub.pipeline.runtime import code_version, device_name, library_versions
+
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    yield f"[b]rub[/b]      {code_version()}, Python {platform.python_version()}, {versions}"
+    yield f"[b]device[/b]   {escape(device_name('cpu'))} threads of {os.cpu_count()}"
+    if torch.cuda.is_available():
+        yield f"         {escape(device_name('cuda'))}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
+    else:
+        yield "         no CUDA device: suites marked as small are made for this"
+    root = data_root if data_root is not None else default_data_root()
+    if root is None:
+        yield "[b]data[/b]     no --data-root and no RUB_DATA: only digits, and the hub where there is a network"
+    else:
+        for name, folder in LAYOUTS.items():
+            found = (root / folder).is_dir()
+            yield f"[b]data[/b]     {name}: {'found' if found else 'absent'} at {escape(str(root / folder))}"
+    place = store or default_store()
+    yield f"[b]store[/b]    {escape(str(place))}, {free_bytes(place) / 2**30:.1f} GiB free"

@@ -1,0 +1,298 @@
+"""The command line: parses, calls the API, prints with rich. Nothing heavy is imported before it is needed."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rub.cli.audit import audit_app
+from rub.cli.options import (
+    BATCH,
+    DATA,
+    DEVICE,
+    JSON,
+    METHODS,
+    ORIGINAL,
+    PLUGIN,
+    PROMPTS,
+    SEEDS,
+    SET,
+    STORE,
+    SUITE,
+    TASK,
+    UNLEARNED,
+    console,
+    given_weights,
+)
+from rub.cli.share import add_to
+from rub.cli.store import store_app
+from rub.errors import RubError
+
+app = typer.Typer(
+    name="rub",
+    help="The Robust Unlearning Benchmark: after unlearning, can the forgotten knowledge still be brought back by "
+    "changing only the input?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(audit_app, name="audit")
+app.add_typer(store_app, name="store")
+
+
+@app.command(epilog="Example: rub run quick --out rub-out")
+def run(
+    suite: SUITE,
+    overrides: SET = None,
+    task: TASK = None,
+    methods: METHODS = None,
+    seeds: SEEDS = None,
+    store: STORE = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
+    data_root: DATA = None,
+    prompts: PROMPTS = None,
+    device: DEVICE = "auto",
+    engine: Annotated[str, typer.Option(help="inline: this process and helpers; ray: tasks of Ray.")] = "inline",
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; Ray is started here otherwise.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, or Ray's cores, that share stages.")] = 1,
+    checkpoint: Annotated[float, typer.Option(min=0, help="Minutes between the checkpoints of a long stage.")] = 5.0,
+    max_memory: Annotated[float | None, typer.Option(min=0.5, help="GB for a process; batches shrink to fit.")] = None,
+    batch_size: BATCH = 256,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
+    plugin: PLUGIN = None,
+) -> None:
+    """Run a suite: everything that the store does not hold yet. The same command again resumes."""
+    from rub import api
+    from rub.pipeline.execution import limit_memory
+    from rub.pipeline.progress import Display, clock
+    from rub.report.render import to_rich
+    from rub.report.task_report import reporting_of
+
+    screen = console()
+    loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
+    runtime = api.make_runtime(
+        data_root=data_root,
+        device=device,
+        batch_size=batch_size,
+        checkpoint_seconds=60 * checkpoint,
+        compile=compile_,
+    )
+    if max_memory is not None:
+        limit_memory(max_memory)
+    display = Display(screen)
+    command = api.reproducible(sys.argv[1:])
+    result = api.run(
+        loaded,
+        store=store,
+        runtime=runtime,
+        engine=engine,
+        ray_address=ray_address,
+        workers=workers,
+        plugins=plugin or (),
+        out=out,
+        display=display,
+        command=command,
+    )
+    for name in dict.fromkeys(experiment.task for experiment in loaded.experiments):
+        own = [row for row in result.records if row.task == name]
+        keys = {experiment.name: experiment.paper for experiment in loaded.experiments if experiment.task == name}
+        for table in reporting_of(name).tables_of(own, keys):
+            screen.print(to_rich(table))
+    counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
+    screen.print(
+        f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
+        f" {counts['blocked']} blocked, {clock(display.elapsed())}",
+        highlight=False,
+    )
+    if out is not None:
+        screen.print(f"Results: {out}   Page: {out / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    if result.failures:
+        for reason in result.failures:
+            screen.print(f"failed: {escape(reason)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: rub plan table1-cifar10 --data-root data")
+def plan(
+    suite: SUITE,
+    overrides: SET = None,
+    task: TASK = None,
+    methods: METHODS = None,
+    seeds: SEEDS = None,
+    store: STORE = None,
+    data_root: DATA = None,
+    prompts: PROMPTS = None,
+    plugin: PLUGIN = None,
+) -> None:
+    """Show the graph: which stages are in the store, under way or missing, and their cost. Runs nothing."""
+    from rich.table import Table
+
+    from rub import api
+    from rub.store.artifacts import Store
+
+    loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
+    plans = api.plan(loaded, api.make_runtime(data_root=data_root, device="cpu"))
+    listed = api.standing([stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store()))
+    table = Table("stage", "number", "in store", "partial", "missing", "MiB kept", "million passes missing", box=None)
+    for kind in dict.fromkeys(row.stage.kind for row in listed):
+        rows = [row for row in listed if row.stage.kind == kind]
+        kept = [row.kept for row in rows if row.kept is not None]
+        partial = [row.partial for row in rows if row.partial]
+        cost = sum(row.stage.cost for row in rows if row.kept is None) / 1e6
+        counts = (len(rows), len(kept), len(partial), len(rows) - len(kept) - len(partial))
+        table.add_row(kind, *map(str, counts), f"{sum([*kept, *partial]) / 2**20:.1f}", f"{cost:.2f}")
+    console().print(table)
+    for _, graph in plans:
+        for note in graph.notes:
+            console().print(f"note: {note}", highlight=False)
+
+
+@app.command("list", epilog="Example: rub list methods --task classification")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, attacks, metrics, datasets, models, suites or protocols.")],
+    task: TASK = None,
+    as_json: JSON = False,
+) -> None:
+    """List what there is, one line each."""
+    from rich.table import Table
+
+    from rub.cli.inspect import listing
+
+    rows = listing(what, task)
+    if as_json:
+        console().print_json(json.dumps(rows))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values() if value != ""))
+    console().print(table)
+
+
+@app.command(epilog="Example: rub show salun")
+def show(
+    name: Annotated[str, typer.Argument(help="A method, attack, metric, protocol or suite.")],
+    task: TASK = None,
+    plugin: PLUGIN = None,
+) -> None:
+    """Show one component: paper, equation, defaults and their source, differences from upstream."""
+    from rub.cli.inspect import describe
+    from rub.registry import load_plugin
+
+    for path in plugin or ():
+        load_plugin(path)
+    for line in describe(name, task):
+        console().print(line, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: rub doctor --data-root data")
+def doctor(data_root: DATA = None, store: STORE = None) -> None:
+    """Show what this machine can run: devices, optional parts, data found, disk."""
+    from rub.cli.inspect import diagnose
+
+    for line in diagnose(data_root, store):
+        console().print(line, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: rub verify rub-out --store DIR")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out, or its witnesses/.")],
+    original: ORIGINAL = None,
+    unlearned: UNLEARNED = None,
+    store: STORE = None,
+    data_root: DATA = None,
+    device: DEVICE = "auto",
+    batch_size: BATCH = 256,
+) -> None:
+    """Score every stored witness again, with forward passes only; exit 1 if one does not hold, 3 if one cannot be."""
+    from rub import api
+
+    screen = console()
+    runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
+    held = broken = changed = unchecked = 0
+    for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime):
+        held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
+        changed += len(check.changed)
+        for line in check.changed:
+            screen.print(f"not as it was sealed: {line}", markup=False, highlight=False, soft_wrap=True)
+        if check.changed:
+            continue
+        outcome = (
+            f"cannot check: {check.reason}" if check.reason else f"{check.held} held, {len(check.broken)} not held"
+        )
+        screen.print(f"{check.name}: {outcome}", markup=False, highlight=False, soft_wrap=True)
+        for line in check.broken[:5]:
+            screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    more = f", {changed} files not as they were sealed" if changed else ""
+    line = f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked{more}"
+    screen.print(line, highlight=False, soft_wrap=True)
+    if broken or changed or unchecked:
+        raise typer.Exit(1 if broken or changed else 3)
+
+
+add_to(app)
+
+
+def main() -> None:
+    """Run the command line with RUB's exit codes: 2 for a wrong request (one line), 130 when interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(standalone_mode=False)
+    except RubError as error:
+        code = _complain(str(error))
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error of the command line library has one
+            raise
+        message = error.format_message()
+        code = _complain(message) if message else 2  # without a message, the help has just been shown
+    if code == 130:  # the command line library may have caught the interrupt itself
+        Console(stderr=True).print(
+            "interrupted: finished stages are kept, and the last checkpoint of a long one; the same command goes on"
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    from rub.report.text import printable  # a message may quote what a file of others holds
+
+    Console(stderr=True).print(
+        f"rub: {' '.join(printable(message).split())}", markup=False, highlight=False, soft_wrap=True
+    )
+    return 2
+
+
+def _suite(
+    name: str,
+    overrides: list[str] | None,
+    task: str | None,
+    methods: str | None,
+    seeds: int | None,
+    prompts: Path | None,
+    plugins: Iterable[Path] | None,
+) -> Any:
+    from rub.config.suite import load_suite
+    from rub.registry import load_plugin
+
+    added = [entry for path in plugins or () for entry in load_plugin(path)]
+    chosen = [part.strip() for part in methods.split(",") if part.strip()] if methods is not None else None
+    given = list(overrides or ())
+    if prompts is not None:
+        given.append(f"text-to-image.concept.prompts={json.dumps(str(prompts))}")
+    loaded = load_suite(name, overrides=given, task=task, methods=chosen, seeds=seeds, added=added)
+    if prompts is not None and not any(experiment.task == "text-to-image" for experiment in loaded.experiments):
+        raise RubError(f"--prompts {prompts}: suite {name} has no text-to-image experiment to read them for")
+    return loaded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The commands that share results: `rub report`, `rub submit`, `rub export`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rub.cli.options import BATCH, DATA, DEVICE, ORIGINAL, STORE, UNLEARNED, console, given_weights
+from rub.errors import RubError
+
+_FOLDERS = typer.Argument(help="Result folders of rub run --out, or a folder of such.")
+
+
+def report(
+    folders: Annotated[list[Path], _FOLDERS],
+    out: Annotated[Path, typer.Option(help="The site's folder.")],
+    formats: Annotated[str, typer.Option("--format", help="Some of html, md, tex, csv.")] = "html,md,tex,csv",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that draw figures.")] = min(
+        os.cpu_count() or 1, 8
+    ),
+) -> None:
+    """Write one site of several result folders: leaderboard, experiments, methods; exit 1 if one had to be refused."""
+    from rub import api
+
+    chosen = [part.strip() for part in formats.split(",") if part.strip()]
+    page, refused = api.report(folders, out, chosen, workers)
+    for reason in refused.values():
+        _say(f"refused: {reason}")
+    _say(f"Page: {page}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def submit(
+    folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, to be added to results/ by a pull request.")],
+    original: ORIGINAL = None,
+    unlearned: UNLEARNED = None,
+    store: STORE = None,
+    data_root: DATA = None,
+    device: DEVICE = "auto",
+    batch_size: BATCH = 256,
+) -> None:
+    """Check a result folder by the leaderboard's rules and write a small copy to add to it; exit 1 if one is broken."""
+    from rub import api
+
+    files = given_weights(original, unlearned)
+    runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
+    rules = api.submit(folder, out, files=files, store=store, runtime=runtime)
+    for rule in rules:
+        _say(f"{'broken' if rule.problems else 'kept':<7} {rule.name}: {rule.asks}")
+        for line in rule.problems[:5]:
+            _say(f"          {line}")
+    if any(rule.problems for rule in rules):
+        raise typer.Exit(1)
+    _say(f"Add this folder by a pull request: {out}")
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out.")],
+    method: Annotated[str, typer.Option(help="The row to export: one unlearned model's results.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="eval-results: YAML for .eval_results/; model-card: Markdown.")
+    ] = "eval-results",
+    source: Annotated[str, typer.Option(help="Address of the records, named in the YAML.")] = "",
+    out: Annotated[Path | None, typer.Option(help="File to write; the terminal when left out.")] = None,
+) -> None:
+    """Write one method's results for its model repository on the Hugging Face Hub."""
+    from rub.leaderboard.export import eval_results, model_card
+    from rub.report.folders import read_folder
+
+    records = read_folder(folder).records
+    if kind not in ("eval-results", "model-card"):
+        raise RubError(f"--format {kind}: should be eval-results or model-card")
+    if kind == "eval-results":
+        text = eval_results(records, method=method, source=source)
+    else:
+        text = model_card(records, method=method)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another file") from None
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(epilog="Example: rub report results/mine results/yours --out site")(report)
+    app.command(epilog="Example: rub submit rub-out --store DIR --out results/my-method")(submit)
+    app.command(epilog="Example: rub export rub-out --method salun --format model-card")(export)
+
+
+def _say(text: str) -> None:
+    console().print(text, markup=False, highlight=False, soft_wrap=True)

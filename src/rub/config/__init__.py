@@ -1,0 +1,1 @@
+"""What a user asks for: suites, hyperparameters; validated before anything runs."""

@@ -1,0 +1,158 @@
+"""Data sets from the Hugging Face hub, with a short limit on how long an offline machine is kept waiting."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from http.client import HTTPException
+from threading import Event, Thread
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+
+from rub.data.folders import Read
+from rub.data.samples import Samples
+from rub.errors import RubError
+
+# name -> (hub id, image column, label column, test split)
+HUB: Mapping[str, tuple[str, str, str, str]] = {
+    "cifar10": ("uoft-cs/cifar10", "img", "label", "test"),
+    "cifar100": ("uoft-cs/cifar100", "img", "fine_label", "test"),
+    "tiny-imagenet": ("zh-plus/tiny-imagenet", "image", "label", "valid"),
+}
+
+
+def read_hub(name: str, where: str, seconds: float) -> Read:
+    """Load a data set through `datasets`: from its cache, else over the network.
+
+    Args:
+        name: a key of `HUB`.
+        where: begins the error message: what was looked for on disk, and how to provide it.
+        seconds: how long to wait for the hub in all.
+
+    Raises:
+        RubError: it is not cached and the hub is not reachable; both ways to provide the data are named.
+    """
+    source, image, label, test = HUB[name]
+    loaded = _load(source, where, seconds)
+    classes = tuple(loaded["train"].features[label].names)
+    return Read(classes, _samples(loaded["train"], image, label), _samples(loaded[test], image, label))
+
+
+def revision(name: str, where: str, seconds: float = 15) -> str:
+    """Return what identifies the hub data set's content: its id and the fingerprints of its splits."""
+    source = HUB[name][0]
+    loaded = _load(source, where, seconds)
+    return " ".join([source, *(f"{split}={part._fingerprint}" for split, part in sorted(loaded.items()))])
+
+
+def open_stream(source: str, where: str, seconds: float) -> Any:
+    """Open a gated data set for streaming: split name -> rows; nothing but its description is downloaded yet.
+
+    Raises:
+        RubError: no access; how to get it, and the way without it, are named.
+    """
+    if not reachable(seconds / 3):
+        raise RubError(f"{where} {source} is gated and the hub is not reachable")
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, streaming=True)
+    except Exception as error:
+        raise _no_access(source, where, error) from None
+
+
+def raw_rows(rows: Any, source: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a split with their images undecoded: ``{"image": {"path", "bytes"}, "label"}``.
+
+    Raises:
+        RubError: the connection fails on the way.
+    """
+    import datasets
+
+    try:
+        yield from rows.cast_column("image", datasets.Image(decode=False))
+    except Exception as error:
+        raise RubError(f"{source}: streaming failed ({type(error).__name__}); run the same command again") from None
+
+
+def stream_revision(source: str, where: str, seconds: float) -> str:
+    """Return what identifies a streamed data set's content: its id and commit.
+
+    Raises:
+        RubError: as `open_stream`.
+    """
+    from huggingface_hub import HfApi
+
+    open_stream(source, where, seconds)  # a commit is told to everybody; without access, say so before the work starts
+    try:
+        return f"{source}@{HfApi().dataset_info(source, timeout=seconds).sha}"
+    except Exception as error:
+        raise _no_access(source, where, error) from None
+
+
+def _no_access(source: str, where: str, error: Exception) -> RubError:
+    return RubError(
+        f"{where} {source} is gated or unreachable ({type(error).__name__}): accept its terms on huggingface.co and"
+        " log in with 'hf auth login'"
+    )
+
+
+def _load(source: str, where: str, seconds: float) -> Any:
+    offline = not reachable(seconds / 3)
+    import datasets
+
+    with _cached_only() if offline else nullcontext():
+        try:
+            return datasets.load_dataset(source)
+        except Exception as error:
+            state = "is not cached and the hub is not reachable" if offline else f"failed ({type(error).__name__})"
+            raise RubError(f"{where} {source} {state}") from None
+
+
+@contextmanager
+def _cached_only() -> Iterator[None]:
+    """Let the hub's libraries look in their cache alone: nothing is asked of a network that is not there."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    modules: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def reachable(seconds: float) -> bool:
+    """Return whether the hub answers, through a proxy where one is set; a name look-up that hangs is cut off too."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    answered = Event()
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(ENDPOINT, method="HEAD"), timeout=seconds):  # noqa: S310 - the hub's own address
+                answered.set()
+        except HTTPError:
+            answered.set()
+        except (OSError, HTTPException, ValueError):
+            return
+
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()
+
+
+def _samples(rows: Any, image: str, label: str) -> Samples:
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in rows[image]])
+    labels = torch.tensor(list(rows[label]), dtype=torch.int64)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return Samples(images, labels, torch.arange(len(labels)))

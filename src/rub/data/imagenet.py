@@ -1,0 +1,152 @@
+"""ImageNet-1k: the paper's 200 classes, and reading a few images of each class from the hub."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from rub.data import hub
+from rub.data.decoding import Unreadable, kept, picture, room
+from rub.data.folders import Read, Selection
+from rub.data.samples import Samples
+from rub.errors import RubError
+from rub.pipeline.callback import Progress, silent
+
+HUB_ID = "ILSVRC/imagenet-1k"
+VAL_PER_CLASS = 50  # images of each class in ImageNet's validation set
+WNID = re.compile(r"n\d{8}")
+
+
+class I2IClass(NamedTuple):
+    """One of the paper's classes: its set, its place 0..199 in the list, its wnid, its place among the 1,000 wnids."""
+
+    split: Literal["forget", "retain"]
+    order: int
+    wnid: str
+    imagenet_index: int
+
+
+@cache
+def i2i_classes() -> tuple[I2IClass, ...]:
+    """Return the 200 classes of Li et al. (ICLR 2024), which the paper uses: the first 100 are forgotten.
+
+    Source: ``datacsv/img_r_folder_dict.yaml`` of jpmorganchase/i2i_mage, branch i2i, commit ae25285.
+
+    Example:
+        >>> i2i_classes()[0]
+        I2IClass(split='forget', order=0, wnid='n01443537', imagenet_index=1)
+    """
+    text = files("rub.data").joinpath("i2i_classes.csv").read_text(encoding="utf-8")
+    return tuple(
+        I2IClass(cast(Any, row["split"]), int(row["order"]), row["wnid"], int(row["imagenet_index"]))
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def i2i_wnids() -> tuple[str, ...]:
+    """Return the wnids of `i2i_classes` in order: labels 0..99 are forgotten, 100..199 retained."""
+    return tuple(item.wnid for item in i2i_classes())
+
+
+def read_imagenet_hub(selection: Selection, size: int, where: str, seconds: float, progress: Progress = silent) -> Read:
+    """Stream ImageNet from the hub and keep the first images of each class, until every class has its share.
+
+    The order is the hub's own, which is fixed; so is the subset, but it is not the one that a folder gives. Images are
+    resized as `picture` does. Samples are ordered by class; an id is label * share + rank.
+
+    Args:
+        selection: its classes must be among the 200 of `i2i_classes`, and it must limit the training images.
+        size: side of the images in pixels.
+        where: begins the error message, as in `rub.data.hub.read_hub`.
+        seconds: how long to wait for the hub to answer.
+        progress: told of the images kept.
+
+    Raises:
+        RubError: a selection that cannot be streamed, no access, or a row that is damaged or contradicts its label.
+    """
+    wnids = _streamed(selection)
+    splits = hub.open_stream(HUB_ID, where, seconds)
+    shares = {"train": cast(int, selection.per_class), "validation": selection.test_per_class or VAL_PER_CLASS}
+    parts: list[Samples] = []
+    lost: list[str] = []
+    for split, share in shares.items():
+        rows = hub.raw_rows(splits[split], HUB_ID)
+        samples, skipped = _fill(_wanted(rows, wnids), wnids, share, size, selection.skip_unreadable, progress)
+        parts.append(samples)
+        lost += [f"{split}/{name}" for name in skipped]
+    return Read(wnids, parts[0], parts[1], tuple(lost))
+
+
+def imagenet_revision(selection: Selection, where: str, seconds: float) -> str:
+    """Return what identifies the hub's ImageNet: its id and commit.
+
+    Raises:
+        RubError: a selection that cannot be streamed, or no access.
+    """
+    _streamed(selection)
+    return hub.stream_revision(HUB_ID, where, seconds)
+
+
+def _streamed(selection: Selection) -> tuple[str, ...]:
+    """Return the classes, or refuse what would stream all 150 GB or whose label numbers are not known here."""
+    if selection.per_class is None:
+        raise RubError("dataset.per_class: needed to read imagenet from the hub; give one, such as per_class: 120")
+    known = set(i2i_wnids())
+    strangers = [name for name in selection.classes or ("all",) if name not in known]
+    if selection.classes is None or strangers:
+        raise RubError(
+            f"dataset.classes: '{strangers[0]}' cannot be read from the hub, only the 200 classes of i2i; give some of"
+            " these, or 'i2i', or put imagenet/{train,val}/<wnid>/ under --data-root"
+        )
+    return selection.classes
+
+
+def _wanted(rows: Iterable[Mapping[str, Any]], wnids: tuple[str, ...]) -> Iterator[tuple[int, str, bytes]]:
+    """Yield (label, name, bytes) of the rows whose class is wanted; the hub's labels follow the sorted wnids."""
+    index = {item.wnid: item.imagenet_index for item in i2i_classes()}
+    labels = {index[wnid]: label for label, wnid in enumerate(wnids)}
+    for number, row in enumerate(rows):
+        if (label := labels.get(row["label"])) is None:
+            continue
+        name = row["image"]["path"] or f"row {number}"
+        if (found := WNID.findall(name)) and found[-1] != wnids[label]:
+            raise RubError(f"{HUB_ID}: {name} is labelled {row['label']}, which should be {wnids[label]}")
+        yield label, name, row["image"]["bytes"] or b""
+
+
+def _fill(
+    rows: Iterable[tuple[int, str, bytes]],
+    wnids: tuple[str, ...],
+    share: int,
+    size: int,
+    skip: bool,
+    progress: Progress,
+) -> tuple[Samples, list[str]]:
+    total = len(wnids) * share
+    images = room((total, 3, size, size))
+    good, seen = np.zeros(total, dtype=bool), np.zeros(len(wnids), dtype=np.int64)
+    skipped = []
+    for label, name, content in rows:
+        if seen[label] == share:
+            continue
+        place = label * share + seen[label]
+        seen[label] += 1
+        try:
+            images[place] = picture(BytesIO(content), size, f"{HUB_ID}: {name}").transpose(2, 0, 1)
+            good[place] = True
+        except Unreadable:
+            if not skip:
+                raise
+            skipped.append(name)
+        progress(int(seen.sum()), total, "from the hub")
+        if seen.sum() == total:
+            break
+    labels = np.repeat(np.arange(len(wnids)), share)
+    if len(gone := np.setdiff1d(labels, labels[good])):
+        raise RubError(f"{HUB_ID}: no readable image for {len(gone)} of {len(wnids)} classes, such as {wnids[gone[0]]}")
+    return kept(images, labels, good), skipped

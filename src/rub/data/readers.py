@@ -1,0 +1,162 @@
+"""Readers of digits, of the archives of CIFAR and Tiny ImageNet, and of ``.npz`` files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rub.data.decoding import decode
+from rub.data.folders import TEST_SHARE, Read, pictures
+from rub.data.samples import Samples, concatenate
+from rub.data.unpickle import load_arrays, text
+from rub.errors import RubError
+
+MOST_CLASSES = 1 << 16  # a label beyond is no class number, and its count of classes would fill the memory
+
+
+def read_digits(size: int | None = None) -> Read:
+    """Return scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing.
+
+    With `size`, the 8-bit images are resized to size x size by Pillow's bilinear filter (fixed point, so the same bits
+    on every machine).
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    if size is not None:
+        images = _resized(images, size)
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in range(10):
+        places = np.flatnonzero(labels == label)
+        rank[places] = np.arange(len(places))
+    test = rank % TEST_SHARE == 0
+    ids = np.arange(len(labels))
+    train = _samples(images[~test], labels[~test], ids[~test])
+    return Read(tuple(str(digit) for digit in range(10)), train, _samples(images[test], labels[test], ids[test]))
+
+
+def read_cifar10(folder: Path) -> Read:
+    """Read ``cifar-10-batches-py/``."""
+    names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
+    parts = [_cifar(folder / f"data_batch_{index}", "labels", 10) for index in range(1, 6)]
+    test = _cifar(folder / "test_batch", "labels", 10)
+    return Read(_texts(names, 10, folder / "batches.meta"), _numbered(parts), test)
+
+
+def read_cifar100(folder: Path) -> Read:
+    """Read ``cifar-100-python/`` with its fine labels."""
+    names = load_arrays(_present(folder / "meta")).get("fine_label_names", [])
+    train, test = (_cifar(folder / name, "fine_labels", 100) for name in ("train", "test"))
+    return Read(_texts(names, 100, folder / "meta"), train, test)
+
+
+def read_tiny_imagenet(folder: Path) -> Read:
+    """Read ``tiny-imagenet-200/``: classes in the order of ``wnids.txt``, the 50 val images per class for testing."""
+    listing = _present(folder / "wnids.txt")
+    wnids = listing.read_text(encoding="utf-8", errors="replace").split()
+    if not wnids or any(Path(wnid).name != wnid for wnid in wnids):
+        raise RubError(f"{listing}: should list the names of class folders, one per line; copy the file again")
+    place = {wnid: index for index, wnid in enumerate(wnids)}
+    train = [(item, place[wnid]) for wnid in wnids for item in pictures(folder / "train" / wnid / "images")]
+    test = []
+    annotations = _present(folder / "val" / "val_annotations.txt")
+    for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, wnid = (*line.split("\t"), "")[:2]
+        if wnid not in place or Path(name).name != name:
+            raise RubError(f"{annotations}: '{line[:40]}' names no image of a class of wnids.txt; copy the file again")
+        test.append((folder / "val" / "images" / name, place[wnid]))
+    if not test:
+        raise RubError(f"{annotations}: names no images; copy the file again")
+    return Read(tuple(wnids), decode(train, 64)[0], decode(sorted(test), 64)[0])
+
+
+READERS: Mapping[str, Callable[[Path], Read]] = {
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "tiny-imagenet": read_tiny_imagenet,
+}
+
+
+def read_npz(path: Path) -> Read:
+    """Read x_train, y_train, x_test, y_test from an ``.npz``: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
+
+    Raises:
+        RubError: a missing array, a wrong type or shape, or a damaged file; pickled arrays are refused.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    except Exception as error:  # damaged bytes fail in any way: BadZipFile, zlib.error, ValueError, TypeError...
+        reason = " ".join(str(error).split())
+        raise RubError(f"{path}: not a usable .npz ({reason}); needs x_train, y_train, x_test, y_test") from None
+    parts = []
+    for name in ("train", "test"):
+        images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
+            raise RubError(
+                f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
+            )
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+            raise RubError(f"{path}: y_{name} should be class numbers from 0 below {MOST_CLASSES}, got {labels.dtype}")
+        images = images[:, None] if images.ndim == 3 else images
+        channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
+        images = images.transpose(0, 3, 1, 2) if channels_last else images
+        if images.shape[1] not in (1, 3):
+            raise RubError(f"{path}: x_{name} should have 1 or 3 channels, got the shape {arrays[f'x_{name}'].shape}")
+        parts.append(_samples(images, labels, np.arange(len(labels))))
+    if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
+        raise RubError(f"{path}: x_train and x_test should hold images of one shape")
+    count = int(max(part.labels.max() for part in parts)) + 1
+    return Read(tuple(str(index) for index in range(count)), parts[0], parts[1])
+
+
+def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    resized = np.empty((len(images), 1, size, size), dtype=np.uint8)
+    for target, image in zip(resized, images, strict=True):
+        target[0] = np.asarray(Image.fromarray(image[0]).resize((size, size), Image.Resampling.BILINEAR))
+    return resized
+
+
+def _samples(images: NDArray[np.uint8], labels: NDArray[np.int64], ids: NDArray[np.int64]) -> Samples:
+    return Samples(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(ids.astype(np.int64)),
+    )
+
+
+def _numbered(parts: Sequence[Samples]) -> Samples:
+    joined = concatenate(parts)
+    return Samples(joined.images, joined.labels, torch.arange(len(joined)))
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise RubError(f"{path}: missing; copy the whole folder {path.parent.name}/ again")
+    return path
+
+
+def _cifar(path: Path, key: str, classes: int) -> Samples:
+    batch = load_arrays(_present(path))
+    pixels, labels = batch.get("data"), batch.get(key)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        found = getattr(pixels, "shape", type(pixels).__name__)
+        raise RubError(f"{path}: 'data' should be uint8 (N, 3072), got {found}; copy the file again")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(isinstance(label, int) and 0 <= label < classes for label in labels)
+    ):
+        raise RubError(f"{path}: '{key}' should list {len(pixels)} numbers below {classes}; copy the file again")
+    return _samples(pixels.reshape(-1, 3, 32, 32), np.array(labels), np.arange(len(labels)))
+
+
+def _texts(names: object, count: int, path: Path) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) != count:
+        raise RubError(f"{path}: should list {count} class names; copy the file again")
+    return tuple(text(name) for name in names)

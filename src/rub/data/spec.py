@@ -1,0 +1,133 @@
+"""Specs that tasks on images share: which data, what is forgotten, how a classifier is trained; and the data stage."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rub.config.suite import Frozen, located
+from rub.errors import RubError
+from rub.pipeline.graph import Stage
+
+_NAMED = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "none")  # not to be taken for these
+DATA_VERSION = 1  # raised when the data stage's results change
+
+
+class DatasetSpec(Frozen):
+    """Which images, and how they are split."""
+
+    name: str
+    """A name of `rub list datasets`, or ``folder`` / ``npz`` with a path."""
+    path: str | None = None
+    """As it is, or below the data root."""
+    size: int | None = Field(None, ge=4, le=1024)
+    """Side in pixels to which images are resized: those of ``folder`` and ``imagenet`` by shorter side (bicubic), then
+    centre crop; ``digits`` bilinearly. Needed where images differ in size; the other data sets do not take it."""
+    classes: tuple[str, ...] | Literal["i2i"] | None = None
+    """Class folders (wnids) to read, in the order of the labels, of ``folder`` and ``imagenet``; ``i2i``: the paper's
+    200 ImageNet classes, of which labels 0 to 99 are forgotten and 100 to 199 retained; left out: all."""
+    per_class: int | None = Field(None, ge=1)
+    """Training images per class, of ``folder`` and ``imagenet``: a fixed subset, those whose ``<class>/<file>`` has the
+    smallest SHA-256 (from the hub: the first of its order)."""
+    test_per_class: int | None = Field(None, ge=1)
+    """Test images per class, likewise."""
+    skip_unreadable: bool = False
+    """Leave out images of ``folder`` and ``imagenet`` that cannot be decoded, and list them with the data; else the
+    first one ends the run with its name."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Fraction of each training class that is never trained on (Unlearn-Saliency holds out 0.1 of CIFAR)."""
+
+    @property
+    def title(self) -> str:
+        """Return what records and tables call the data: a folder or file of the user's by its own name.
+
+        Example:
+            >>> DatasetSpec(name="folder", path="data/imagenette2-64").title, DatasetSpec(name="cifar10").title
+            ('imagenette2-64', 'cifar10')
+        """
+        if self.path is None:
+            return self.name
+        own = Path(self.path).stem
+        return f"{own} ({self.name})" if own in _NAMED else own
+
+
+class TrainingSpec(Frozen):
+    """How the original, the retrained and the shadow models are trained (SGD; Unlearn-Saliency's values by default)."""
+
+    epochs: int = Field(182, ge=1)
+    lr: float = Field(0.1, gt=0)
+    schedule: Literal["steps", "onecycle", "cosine"] = "steps"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(256, ge=2)
+    padding: int = Field(4, ge=0, le=32)
+    """Zero padding of the random crop; 0 switches it off. Mirroring follows the data set (off for digits)."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+
+class JudgeSpec(Frozen):
+    """What looks at generated images for IS, FID and KID: a classifier of the suite's own data, or Inception."""
+
+    name: Literal["classifier", "inception"] = "classifier"
+    arch: str = "resnet10"
+    """Of the classifier, a name of `rub list models --task classification`."""
+    stem: Literal["cifar", "imagenet", "half"] = "cifar"
+    width: int | None = Field(None, ge=1, le=1024)
+    training: TrainingSpec = TrainingSpec(epochs=20, lr=0.1, schedule="onecycle")
+    """The classifier is trained on all classes, the forgotten ones included: it judges, it does not unlearn."""
+    weights: str | None = None
+    """Inception's weight file (``weights-inception-2015-12-05-6726825d.pth``); torch's hub folder when left out."""
+
+
+class ForgetSpec(Frozen):
+    """What is to be forgotten: whole classes (jointly), a random fraction of the training set, or listed samples."""
+
+    classes: tuple[int, ...] | None = None
+    fraction: float | None = Field(None, gt=0, lt=1)
+    ids: tuple[int, ...] | None = None
+    seed: int = Field(0, ge=0)
+    """Seed of the random fraction."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ForgetSpec":
+        given = [name for name in ("classes", "fraction", "ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of classes, fraction and ids, got {' and '.join(given) or 'none'}")
+        if self.classes == () or self.ids == ():
+            raise ValueError("the forget set is empty")
+        return self
+
+
+def check_classes(classes: Iterable[int], count: int) -> None:
+    """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
+    chosen = set(classes)
+    for label in sorted(chosen):
+        if not 0 <= label < count:
+            raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
+    if len(chosen) == count:
+        raise RubError("forget: the forget set is the whole training set; there should be something to keep")
+
+
+def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:
+    """Return the stage that decodes the data set once; its key holds the hash of the source files.
+
+    Raises:
+        RubError: a field that the data set does not take or lacks, or data that is not there.
+    """
+    from rub.data.folders import Selection
+    from rub.data.imagenet import i2i_wnids
+    from rub.data.sources import check, fingerprint
+
+    path = located(dataset.path, data_root) if dataset.path is not None else None
+    classes = i2i_wnids() if dataset.classes == "i2i" else dataset.classes
+    selection = Selection(classes, dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
+    check(dataset.name, path=path, size=dataset.size, selection=selection)
+    spec = {
+        "name": dataset.name,
+        "size": dataset.size,
+        "fingerprint": fingerprint(dataset.name, data_root, path=path, selection=selection),
+        **selection.given(),  # only what is given, so that data without a selection keeps its key
+    }
+    files = {"path": path} if path is not None else {}
+    return Stage(task, "data", DATA_VERSION, f"read {dataset.name}", spec, files=files, cost=1000)

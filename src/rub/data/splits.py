@@ -1,0 +1,203 @@
+"""From a decoded data set to the splits of the task: train, validation, forget, retain, test."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rub.data.folders import Selection
+from rub.data.samples import Samples
+from rub.data.sources import ImageDataset, load_images
+from rub.data.spec import check_classes
+from rub.errors import RubError
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.training.context import seeded
+
+CHUNK = 1024  # images copied at once
+_MAPPED: set[Path] = set()  # files for which this process's limit was raised
+VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A decoded data set; images are memory-mapped, so that it costs no memory until it is read.
+
+    Attributes:
+        classes: class names; their number is C.
+        train: all training samples, in official order.
+        test: all test samples, in official order.
+        mean: per-channel mean for the network's normalisation, in [0, 1] pixel space.
+        std: per-channel standard deviation, likewise.
+        flip: whether mirroring keeps the class.
+        skipped: names of images left out because they cannot be decoded, when that was asked for.
+    """
+
+    classes: tuple[str, ...]
+    train: Samples
+    test: Samples
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The sample sets of one experiment; training and validation are stratified by class.
+
+    Attributes:
+        forget: D_u, the forgotten training samples.
+        retain: D_r, the other training samples.
+        validation: held out of all training.
+        test: all test samples.
+        forget_classes: classes forgotten whole; empty for other forget sets.
+    """
+
+    forget: Samples
+    retain: Samples
+    validation: Samples
+    test: Samples
+    forget_classes: tuple[int, ...]
+
+    def test_where(self, *, forgotten: bool) -> Samples:
+        """Return the test samples of forgotten, or of retained, classes."""
+        inside = torch.isin(self.test.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
+        return self.test.select(inside if forgotten else ~inside)
+
+
+def save_bundle(dataset: ImageDataset, folder: Path) -> None:
+    """Write a data set as arrays that can be memory-mapped."""
+    for name, samples in (("train", dataset.train), ("test", dataset.test)):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), *samples.shape)}
+        with (folder / f"{name}_images.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(samples), CHUNK):
+                file.write(samples.take(slice(start, start + CHUNK)).numpy().tobytes())
+        np.save(folder / f"{name}_labels.npy", samples.labels.numpy())
+        np.save(folder / f"{name}_ids.npy", samples.ids.numpy())
+    facts = {
+        "classes": list(dataset.classes),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "flip": dataset.flip,
+        "skipped": list(dataset.skipped),
+    }
+    (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def load_bundle(artifact: Artifact) -> Bundle:
+    """Open a data artifact written by `save_bundle`."""
+    facts = artifact.json("meta.json")
+    train, test = (
+        Samples(
+            mapped(artifact.file(f"{name}_images.npy")),
+            torch.from_numpy(np.load(artifact.file(f"{name}_labels.npy"), allow_pickle=False)),
+            torch.from_numpy(np.load(artifact.file(f"{name}_ids.npy"), allow_pickle=False)),
+        )
+        for name in ("train", "test")
+    )
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
+    return Bundle(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+
+
+def mapped(path: Path) -> Tensor:
+    """Return the array of a file without reading it: pages come and go as they are used."""
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        # The system counts a private mapping as memory of the process, though its pages are the file's own.
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY and path not in _MAPPED:
+            raised = soft + path.stat().st_size
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (raised if hard == resource.RLIM_INFINITY else min(raised, hard), hard)
+            )
+            _MAPPED.add(path)
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
+    """Stage function: decode the data set once into arrays that later stages memory-map."""
+    spec = stage.spec
+    images = load_images(
+        spec["name"],
+        runtime.data_root,
+        path=stage.files.get("path"),
+        size=spec["size"],
+        selection=Selection.of(spec),
+        progress=runtime.progress,
+    )
+    save_bundle(images, out)
+
+
+def bundle_of(inputs: Mapping[str, Artifact], runtime: Runtime) -> Bundle:
+    """Return a stage's data, opened once per process."""
+    return runtime.memo.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
+
+
+def trainable(bundle: Bundle, validation: float) -> Samples:
+    """Return all training samples that are not held out."""
+    return bundle.train.select((~held_out(bundle.train.labels, validation)).nonzero()[:, 0])
+
+
+def held_out(labels: Tensor, fraction: float) -> Tensor:
+    """Return a mask, bool (N,), of a stratified share of each class, the same for every experiment."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    generator = seeded(VALIDATION_SEED, "validation")
+    for label in sorted(set(labels.tolist())):
+        places = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=generator)
+        mask[places[order[: round(fraction * len(places))]]] = True
+    return mask
+
+
+def split(bundle: Bundle, forget: Mapping[str, Any], validation: float) -> Splits:
+    """Return the splits for a forget spec (`ForgetSpec.model_dump()`).
+
+    Raises:
+        RubError: a class or sample that does not exist, or a forget set that is empty or everything.
+    """
+    outside = held_out(bundle.train.labels, validation)
+    train = bundle.train.select((~outside).nonzero()[:, 0])
+    classes: tuple[int, ...] = ()
+    if forget["classes"] is not None:
+        classes = tuple(forget["classes"])
+        check_classes(classes, len(bundle.classes))
+        chosen = torch.isin(train.labels, torch.tensor(classes))
+    elif forget["fraction"] is not None:
+        chosen = torch.zeros(len(train), dtype=torch.bool)
+        order = torch.randperm(len(train), generator=seeded(forget["seed"], "forget"))
+        chosen[order[: round(forget["fraction"] * len(train))]] = True
+    else:
+        wanted = torch.tensor(forget["ids"])
+        strangers = wanted[~torch.isin(wanted, train.ids)]
+        if len(strangers):
+            raise RubError(f"forget.ids: {len(strangers)} ids are not training samples, such as {strangers[0].item()}")
+        chosen = torch.isin(train.ids, wanted)
+    if not chosen.any() or chosen.all():
+        what = "is empty" if not chosen.any() else "is the whole training set"
+        raise RubError(f"forget: the forget set {what}; there should be something to forget and something to keep")
+    return Splits(
+        train.select(chosen.nonzero()[:, 0]),
+        train.select((~chosen).nonzero()[:, 0]),
+        bundle.train.select(outside.nonzero()[:, 0]),
+        bundle.test,
+        classes,
+    )
+
+
+def subset(samples: Samples, count: int | None, stream: str) -> Samples:
+    """Return a fixed random subset of at most `count` samples, in order of their place; all when None."""
+    if count is None or count >= len(samples):
+        return samples
+    order = torch.randperm(len(samples), generator=seeded(0, stream))[:count]
+    return samples.select(order.sort().values)

@@ -1,1 +1,0 @@
-"""Image data sets shared by all tasks: readers of the standard layouts, and the `Samples` they give."""

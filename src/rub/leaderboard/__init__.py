@@ -1,0 +1,1 @@
+"""Result folders of others: rules, copies, exports."""

@@ -1,0 +1,230 @@
+"""From a result folder to one that can be added to a leaderboard: the rules it has to keep, and a small copy of it."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rub.errors import RubError
+from rub.registry import TASKS
+from rub.report.folders import ResultFolder, outside, read_folder
+from rub.report.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
+from rub.report.tables import label
+from rub.report.task_report import Reporting, reportings
+from rub.report.text import printable
+from rub.store.manifest import read_manifest, seal_folder
+from rub.store.records import Record
+from rub.witness.claims import Sources, checks, witness_files
+
+LEAST = 10  # samples behind a number after the attack
+SAMPLED = 24  # files of witnesses that are scored
+LARGEST = 5 << 20  # bytes of witnesses that are kept
+RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
+_REFERENCES = ("retrain", "retrained", "random_init")
+_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: of the rule.
+        asks: what it asks for.
+        problems: one line for each thing that breaks it; none where it is kept.
+    """
+
+    name: str
+    asks: str
+    problems: tuple[str, ...] = ()
+
+
+def check(folder: Path, sources: Sources) -> list[Rule]:
+    """Return the rules, each with what breaks it; after a folder that cannot be read there is only the first.
+
+    Args:
+        folder: written by ``rub run --out``, by anyone.
+        sources: where models and data are, to score a sample of its witnesses again.
+    """
+    asks = "sealed, unchanged, records of this schema"
+    try:
+        found = read_folder(folder)
+    except RubError as error:
+        return [Rule("whole", asks, (str(error),))]
+    return [
+        Rule("whole", asks),
+        Rule("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
+        Rule("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
+        Rule("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
+        Rule("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
+        Rule("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
+             tuple(_witnesses(folder, found, sources))),
+    ]  # fmt: skip
+
+
+def submit(folder: Path, out: Path, sources: Sources) -> list[Rule]:
+    """Check a result folder and, where every rule is kept, write a small sealed copy to add to a leaderboard.
+
+    The copy holds records, per-sample outcomes, curves, the suite, a share of the witnesses and ``submission.json``;
+    no pictures, which may show images that others own.
+
+    Args:
+        folder: written by ``rub run --out``.
+        out: is made; must not be there.
+        sources: as for `check`.
+
+    Returns:
+        The rules; nothing was written if one is broken.
+
+    Raises:
+        RubError: `out` is there already, or cannot be written.
+    """
+    if out.exists():
+        raise RubError(f"--out {out}: is there already; give a folder that is not, such as results/my-method")
+    outside(out, [folder])
+    rules = check(folder, sources)
+    if any(rule.problems for rule in rules):
+        return rules
+    manifest = read_manifest(folder)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".submit-", dir=out.parent) as place:
+            made = Path(place) / "made"
+            (made / "witnesses").mkdir(parents=True)
+            for name in _KEPT:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, made / name)
+            for path in _chosen(folder / "witnesses"):
+                shutil.copyfile(path, made / "witnesses" / path.name)
+            facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
+            (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            seal_folder(made, {name: manifest.get(name, "") for name in ("command", "code_version")})
+            made.replace(out)
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+    return rules
+
+
+def _protocols(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups whose protocol is not one that this installation has."""
+    for task in dict.fromkeys(record.task for record in found.records):
+        entry = next((entry for entry in TASKS.entries() if entry.name == task), None)
+        if entry is None:
+            yield f"task '{printable(task)}': not known here"
+            continue
+        known = entry.load().protocols
+        for name in dict.fromkeys(record.protocol for record in found.records if record.task == task):
+            if name.startswith("rub-quick"):
+                yield f"protocol '{printable(name)}' is a tour: its numbers are not for comparison"
+            elif name not in known:
+                changed = "has changed choices" if "*" in name else "is not one of RUB's"
+                yield f"protocol '{printable(name)}' {changed}: should be one of {', '.join(known)}"
+
+
+def _groups(found: ResultFolder) -> Iterator[tuple[Reporting, Group, list[Record]]]:
+    for task, reporting in reportings(record.task for record in found.records).items():
+        for group, records in grouped(found.records, task).items():
+            yield reporting, group, extracted(records)
+
+
+def _measured(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups in which no method has a number, and the methods that have none."""
+    for reporting, group, records in _groups(found):
+        methods = dict.fromkeys(record.method for record in records if record.method not in CONTROL_ROWS)
+        if not methods:
+            yield f"{label(group)}: no unlearning method"
+        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
+        for method in methods:
+            own = [row for row in records if row.method == method and (row.metric, row.split, row.attack) == wanted]
+            least = min((row.n for row in own if row.value is not None), default=0)
+            if not least:
+                yield f"{label(group)}: {printable(method)} has no number after uma"
+            elif least < LEAST:
+                yield f"{label(group)}: {printable(method)} was attacked on {least} samples, not on {LEAST} or more"
+
+
+def _present(found: ResultFolder) -> Iterator[str]:
+    """Yield the groups without controls."""
+    for _, group, records in _groups(found):
+        rows = {record.method for record in records if record.value is not None}
+        if "original" not in rows:
+            yield f"{label(group)}: no original"
+        if not rows & set(_REFERENCES):
+            yield f"{label(group)}: none of {', '.join(_REFERENCES)}"
+
+
+def _sane(found: ResultFolder) -> Iterator[str]:
+    """Yield the controls whose numbers say that the measurement cannot be trusted."""
+    for reporting, group, records in _groups(found):
+        budgets = reporting.headline(budgets_of(records, "uma"))
+        if not budgets:
+            yield f"{label(group)}: uma was not run"
+            continue
+        original = _mean(records, "original", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        if not original >= RECOVERABLE:
+            yield (
+                f"{label(group)}: the search brings back {100 * original:.0f} % of the original, which forgot nothing;"
+                f" at least {100 * RECOVERABLE:.0f} % show that it works"
+            )
+        blank = _mean(records, "random_init", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        if blank >= RECOVERABLE:
+            yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
+        if reporting.exposes is not None:
+            whole, sham, never = (
+                _mean(records, row, reporting.exposes, budgets) for row in ("original", "sham", "retrain")
+            )
+            if math.isnan(sham + whole + never):
+                yield f"{label(group)}: {reporting.exposes[0]} of original, sham and retrain are not all there"
+            elif abs(sham - whole) >= abs(sham - never):
+                yield (
+                    f"{label(group)}: the sham, which forgot nothing, is nearer to retrain than to the original by"
+                    f" {reporting.exposes[0]} ({sham:.3f}; {never:.3f} and {whole:.3f})"
+                )
+
+
+def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], budgets: Sequence[str]) -> float:
+    """Return a row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
+    metric, split, attack = wanted
+    at = "none" if attack == "none" else budgets[-1]
+    wanted_at = (metric, split, attack, at)
+    interval = estimate([row for row in records if row.method == method and place_of(row)[:4] == wanted_at])
+    return math.nan if interval is None else interval.mean
+
+
+def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
+    """Yield what is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
+    for reporting, group, records in _groups(found):
+        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
+        back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
+        shown = {claim.method for claim in found.claims if claim.task == group.task}
+        for method in sorted(map(printable, back)):
+            if method not in shown:
+                yield f"{label(group)}: {method}'s inputs were recovered, and left no witnesses"
+    if not found.claims:
+        return
+    try:
+        outcomes = list(checks(folder, sources, SAMPLED))
+    except RubError as error:
+        yield str(error)
+        return
+    for outcome in outcomes:
+        if outcome.reason:
+            yield f"{outcome.name}: cannot be checked: {outcome.reason}"
+        if outcome.changed:
+            yield f"not as it was sealed: {outcome.changed[0]}"
+        if outcome.broken:
+            yield f"{outcome.name}: {len(outcome.broken)} do not hold: {outcome.broken[0]}"
+
+
+def _chosen(folder: Path) -> Iterator[Path]:
+    """Yield the files of witnesses to keep, claims with their probes, the smallest first up to `LARGEST` in all."""
+    room = LARGEST
+    pairs = [(path, path.with_suffix(".safetensors")) for path in witness_files(folder)] if folder.is_dir() else []
+    for pair in sorted(pairs, key=lambda pair: (sum(path.stat().st_size for path in pair), pair[0].name)):
+        room -= sum(path.stat().st_size for path in pair)
+        if room < 0:
+            return
+        yield from pair

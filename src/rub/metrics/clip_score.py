@@ -1,0 +1,50 @@
+"""CLIP score of pictures and their prompts, where CLIP's weights are on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rub.pipeline.runtime import Runtime
+
+MODEL = "openai/clip-vit-base-patch16"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A CLIP score: the mean of max(100 cos, 0) over pictures (Hessel et al. 2021, without its factor 2.5)."""
+
+    value: float
+    model: str
+
+
+def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -> Scored | None:
+    """Return the CLIP score, or None where the model is neither in the hub's cache nor below the data root.
+
+    Args:
+        images: uint8 (N, C, H, W); grey images are repeated.
+        texts: N prompts.
+        runtime: device, data root, memo.
+    """
+    metric = runtime.memo.get(("clip", runtime.device), lambda: _load(runtime))
+    if metric is None:
+        return None
+    coloured = images if images.shape[1] == 3 else images.repeat(1, 3, 1, 1)
+    metric.reset()
+    for start in range(0, len(texts), 16):
+        metric.update(coloured[start : start + 16].to(runtime.device), list(texts[start : start + 16]))
+    return Scored(float(metric.compute()), MODEL)
+
+
+def _load(runtime: Runtime) -> Any:
+    """Return torchmetrics' metric with weights that are on this machine, or None: nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from torchmetrics.multimodal import CLIPScore
+
+    folder = None if runtime.data_root is None else runtime.data_root / MODEL.rpartition("/")[2]
+    if folder is not None and folder.is_dir():
+        return CLIPScore(model_name_or_path=str(folder)).to(runtime.device)
+    if isinstance(try_to_load_from_cache(MODEL, "config.json"), str):
+        return CLIPScore(model_name_or_path=MODEL).to(runtime.device)
+    return None

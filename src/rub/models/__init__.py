@@ -1,0 +1,1 @@
+"""Networks, and the formats in which people publish their weights."""

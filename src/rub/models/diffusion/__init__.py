@@ -1,0 +1,1 @@
+"""Stable Diffusion's parts as one module of any size, and its checkpoints."""

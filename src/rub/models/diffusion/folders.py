@@ -1,0 +1,150 @@
+"""The diffusers layout of a model: a folder with a subfolder for each part."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from rub.errors import RubError
+from rub.models.diffusion.layouts import PARTS, named_normally, normal_state, published
+from rub.models.diffusion.model import SCHEDULE, Diffusion
+from rub.models.diffusion.parts import Config, Contents, described, noise_schedule
+from rub.models.diffusion.tokenizer import write_vocabulary
+from rub.models.weights import read_state
+
+INDEX = "model_index.json"
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+_CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
+_PATCHES = "PatchAutoencoder"  # of RUB's own miniatures; a pipeline of diffusers does not read it
+_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def save_pipeline(model: Diffusion, folder: Path) -> None:
+    """Write a model as ``diffusers.StableDiffusionPipeline.from_pretrained`` reads it, without a safety checker.
+
+    The text encoder goes by its published names and the tokenizer lies there in both forms, so that transformers 4
+    and 5 read the folder. A model without an autoencoder has no ``vae``; `rub.models.diffusion.checkpoints.load_model`
+    reads it, a pipeline does not.
+
+    Args:
+        model: what is written.
+        folder: made where it is not there.
+
+    Raises:
+        RubError: files are in the folder already.
+    """
+    from diffusers import DDIMScheduler
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RubError(f"folder {folder}: holds files already; give an empty or a new one")
+    for part in ("unet", "vae"):
+        if getattr(model, part) is not None:
+            getattr(model, part).save_pretrained(folder / part)
+    _write_text_encoder(model, folder / "text_encoder")
+    _write_tokenizer(model, folder / "tokenizer")
+    schedule = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
+    DDIMScheduler(**schedule).save_pretrained(folder / "scheduler")
+    (folder / INDEX).write_text(json.dumps(_index(model), indent=2), encoding="utf-8")
+
+
+def read_folder(folder: Path) -> Contents:
+    """Return what the model in a diffusers folder consists of; a safety checker is ignored.
+
+    Of the scheduler only the noise schedule is taken. Nothing is downloaded, and no code of the folder is run.
+
+    Args:
+        folder: with ``model_index.json``, ``unet``, ``text_encoder``, ``tokenizer``, ``scheduler`` and maybe ``vae``.
+
+    Raises:
+        RubError: a file is missing, damaged, or holds something else.
+    """
+    from transformers import CLIPTokenizer
+
+    index = read_json(folder / INDEX)
+    configs: dict[str, Config | None] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for part in PARTS:
+        listed = index.get(part)
+        kind = listed[-1] if isinstance(listed, list) and listed else None  # [library, class]
+        if part == "vae" and kind is None:
+            configs[part] = None
+            continue
+        if kind != _CLASSES[part][1] and (part, kind) != ("vae", _PATCHES):
+            raise RubError(f"checkpoint {folder}: its {part} is of kind {kind}; should be {_CLASSES[part][1]}")
+        configs[part] = read_json(folder / part / "config.json")
+        tensors[part] = named_normally(read_state(weights_file(folder / part)), part, folder / part)
+    schedule = noise_schedule(read_json(folder / "scheduler" / "scheduler_config.json"), folder)
+    try:
+        tokenizer = described(CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+    except Exception as error:  # whatever the library raises on files that it does not expect
+        raise RubError(
+            f"checkpoint {folder}: its tokenizer cannot be read ({type(error).__name__}); should be a CLIP tokenizer:"
+            " vocab.json and merges.txt, or tokenizer.json"
+        ) from None
+    return Contents(configs, tensors, schedule, tokenizer)
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file in a folder that holds a part's weights: safetensors first, full precision first.
+
+    Raises:
+        RubError: there is none.
+    """
+    files = (folder / f"{stem}{ending}" for ending in _ENDINGS for stem in _STEMS)
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        names = ", ".join(f"{stem}{_ENDINGS[0]}" for stem in _STEMS[:2])
+        raise RubError(f"checkpoint {folder}: no weights; should hold one of {names}, or their .bin forms")
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        RubError: no such file, or something else in it.
+    """
+    if not file.is_file():
+        raise RubError(f"checkpoint {file}: no such file; a diffusers folder should have it")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise RubError(f"checkpoint {file}: should hold a JSON object")
+    return values
+
+
+def _write_text_encoder(model: Diffusion, folder: Path) -> None:
+    model.text_encoder.config.save_pretrained(folder)
+    tensors = published(normal_state(model.text_encoder, "text_encoder"), "text_encoder")
+    made = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(made, folder / "model.safetensors", {"format": "pt"})
+
+
+def _write_tokenizer(model: Diffusion, folder: Path) -> None:
+    model.tokenizer.save_pretrained(folder)
+    given = described(model.tokenizer)
+    write_vocabulary(given["vocabulary"], [(left, right) for left, right in given["merges"]], folder)
+
+
+def _index(model: Diffusion) -> dict[str, Any]:
+    import diffusers
+
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "requires_safety_checker": False,
+        **{name: [None, None] for name in _ABSENT},
+        **{name: [None, None] if getattr(model, name, 0) is None else list(kind) for name, kind in _CLASSES.items()},
+    }

@@ -1,0 +1,151 @@
+"""Names of the weights that people publish: UNets, text encoders of every version of transformers, autoencoders.
+
+Inside RUB a part's tensors go by one normal form: diffusers' names for UNet and autoencoder, and for the text encoder
+those of transformers 5.6 and later (``embeddings.token_embedding.weight``). Files hold the text encoder under the
+published names of all checkpoints, ``text_model.embeddings...``, which every version of transformers reads.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rub.errors import RubError
+from rub.models.diffusion import compvis
+from rub.models.diffusion.model import Diffusion
+
+Parts = dict[str, dict[str, Tensor]]
+"""Part (``unet``, ``text_encoder``, ``vae``) -> its tensors in the normal form."""
+
+PARTS = ("unet", "text_encoder", "vae")
+_UNET = {"conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out"}
+_ENCODER = {"embeddings", "encoder", "final_layer_norm"}
+_REPEATED = {"embedding", *_ENCODER}  # UnlearnDiffAtk's CustomTextEncoder names its encoder's modules twice
+_WRAPPERS = ("module.", "_orig_mod.", "unet.")
+_BESIDE = ("first_stage_model.", "model_ema.")  # of a whole latent diffusion model
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)")
+_FORMS = (
+    "a UNet or a part of one (diffusers' or CompVis names), a text encoder (text_model....), a SPM adapter"
+    " (lora_unet_....lora_down.weight), or a diffusers folder"
+)
+
+
+def normal_state(module: nn.Module, part: str) -> dict[str, Tensor]:
+    """Return a part's own tensors in the normal form."""
+    return _normal(module.state_dict(), part)
+
+
+def named_normally(state: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Tensor]:
+    """Return a part's state dict, as one of its published files holds it, in the normal form.
+
+    Raises:
+        RubError: two keys that mean the same tensor.
+    """
+    made = _normal(state, part)
+    if len(made) < sum(not _dropped(name, part) for name in state):
+        raise _doubled(part, path)
+    return made
+
+
+def fill(module: nn.Module, part: str, given: Mapping[str, Tensor]) -> None:
+    """Copy tensors in the normal form into a part; those that are not given stay what they are."""
+    own = module.state_dict()
+    module.load_state_dict({name: given.get(_rename(name, part), value) for name, value in own.items()})
+
+
+def published(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return tensors in the normal form under the names that files hold: ``text_model.`` in front for the encoder."""
+    return {f"text_model.{name}" if part == "text_encoder" else name: value for name, value in state.items()}
+
+
+def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts:
+    """Return the tensors of a published state dict by part, in the normal form; every key is accounted for.
+
+    Of a whole latent diffusion model in CompVis names, the autoencoder, the running mean of the UNet and the buffers
+    of the noise schedule are left out: no method changes them. Of UnlearnDiffAtk's CustomTextEncoder, which repeats
+    modules, the keys below ``text_encoder.`` are taken.
+
+    Args:
+        state: under the keys of the file.
+        original: the model that it changes; gives the UNet's config.
+        path: the file, for messages.
+
+    Raises:
+        RubError: a key of no known layout, or two keys that mean the same tensor.
+    """
+    found: Parts = {}
+    unknown = []
+    for key, name in _counting(state).items():
+        part, inner = _part(name)
+        if not part:
+            unknown.append(key)
+        elif inner in found.setdefault(part, {}):
+            raise _doubled(inner, path)
+        else:
+            found[part][inner] = state[key]
+    if unknown or not found:
+        first = ", ".join((unknown or list(state))[:3])
+        raise RubError(f"checkpoint {path}: {len(unknown)} keys of no known layout ({first}); should be {_FORMS}")
+    if (old := found.pop("compvis", None)) is not None:
+        made = compvis.from_compvis(old, original.unet.state_dict(), original.unet.config)
+        if len(made) < len(old) or made.keys() & found.get("unet", {}).keys():
+            raise _doubled(next(iter(made)), path)
+        found.setdefault("unet", {}).update(made)
+    return {part: named_normally(tensors, part, path) for part, tensors in found.items()}
+
+
+def _counting(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return key -> name without wrappers, for the keys that say something about the model; see `split`."""
+    names = {key: _unwrapped(key) for key in state}
+    whole = any(name.startswith(compvis.PREFIX) for name in names.values())
+    repeated = any(name.startswith("text_encoder.") for name in names.values())
+    return {
+        key: name
+        for key, name in names.items()
+        if not (whole and ("." not in name or name.startswith(_BESIDE)))
+        and not (repeated and name.split(".")[0] in _REPEATED)
+    }
+
+
+def _doubled(what: str, path: Path) -> RubError:
+    return RubError(f"checkpoint {path}: two keys mean the same tensor ({what}); keep those of one layout")
+
+
+def _part(name: str) -> tuple[str, str]:
+    """Return (part, or "compvis", or "" where unknown; the name inside it)."""
+    for prefix, part in (("text_encoder.", "text_encoder"), ("cond_stage_model.transformer.", "text_encoder")):
+        if name.startswith(prefix):
+            return part, name.removeprefix(prefix)
+    root = name.split(".", maxsplit=1)[0]
+    if root == "vae":
+        return "vae", name.removeprefix("vae.")
+    if name.startswith(compvis.PREFIX) or root in compvis.ROOTS:
+        return "compvis", name
+    if root == "text_model" or root in _ENCODER:
+        return "text_encoder", name
+    return ("unet" if root in _UNET else ""), name
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _normal(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {_rename(name, part): value for name, value in state.items() if not _dropped(name, part)}
+
+
+def _dropped(name: str, part: str) -> bool:
+    """Return whether a key holds nothing: position ids are 0 to L - 1, and only old files have them."""
+    return part == "text_encoder" and name.endswith("embeddings.position_ids")
+
+
+def _rename(name: str, part: str) -> str:
+    if part == "text_encoder":
+        return name.removeprefix("text_model.")
+    if part == "vae" and (match := _ATTENTION.fullmatch(name)):  # diffusers before 0.12, and Stable Diffusion 1.4
+        return f"{match[1]}{_OLD_ATTENTION[match[2]]}.{match[3]}"
+    return name

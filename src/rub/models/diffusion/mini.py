@@ -1,0 +1,141 @@
+"""Miniature Stable Diffusions: the same classes, small enough to train in minutes on two cores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rub.errors import unknown
+from rub.models.diffusion.model import SCHEDULE, Diffusion
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    from rub.models.diffusion.patches import PatchAutoencoder
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a miniature.
+
+    Attributes:
+        channels: of each level of the UNet; all but the last have cross-attention.
+        layers: ResNet blocks per level.
+        head: width of an attention head.
+        width: of the text encoder and of cross-attention.
+        text_layers: of the text encoder.
+        autoencoder: channels of each level of the autoencoder, which halves the side between levels; () for none.
+        patch: p; the autoencoder keeps components of p x p patches instead; 0 for none.
+        latents: channels of its latents.
+    """
+
+    channels: tuple[int, ...]
+    layers: int = 1
+    head: int = 16
+    width: int = 64
+    text_layers: int = 2
+    autoencoder: tuple[int, ...] = ()
+    latents: int = 4
+    patch: int = 0
+
+
+ARCHITECTURES: Mapping[str, Sizes] = {
+    "sd-nano": Sizes((16, 32), head=8, width=32, text_layers=1),
+    "sd-mini": Sizes((32, 64)),
+    "sd-small": Sizes((64, 128), patch=4, latents=8),
+    "sd-latent": Sizes((64, 128), autoencoder=(16, 32, 32)),
+    "sd-medium": Sizes((96, 192, 192), layers=2, head=32, width=128, autoencoder=(64, 128, 128)),
+}
+
+
+def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer", seed: int) -> Diffusion:
+    """Return an untrained miniature.
+
+    Args:
+        arch: a name of `ARCHITECTURES`.
+        channels: 1 or 3, of the images.
+        size: side of the images in pixels.
+        tokenizer: gives the vocabulary and L.
+        seed: of the initialisation.
+
+    Raises:
+        RubError: an unknown name.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if arch not in ARCHITECTURES:
+        raise unknown("text-to-image model", arch, ARCHITECTURES)
+    sizes = ARCHITECTURES[arch]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=sizes.width,
+                intermediate_size=2 * sizes.width,
+                num_hidden_layers=sizes.text_layers,
+                num_attention_heads=max(sizes.width // 16, 1),
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        vae = _autoencoder(sizes, channels, size)
+        deep = sizes.channels[:-1]
+        wide = channels if vae is None else sizes.latents
+        shrinks = sizes.patch or 2 ** max(len(sizes.autoencoder) - 1, 0)
+        unet = UNet2DConditionModel(
+            sample_size=size // shrinks,
+            in_channels=wide,
+            out_channels=wide,
+            layers_per_block=sizes.layers,
+            block_out_channels=sizes.channels,
+            norm_num_groups=8,
+            down_block_types=(*("CrossAttnDownBlock2D" for _ in deep), "DownBlock2D"),
+            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D" for _ in deep)),
+            cross_attention_dim=sizes.width,
+            attention_head_dim=tuple(max(width // sizes.head, 1) for width in sizes.channels),
+        )
+    return Diffusion(unet, text_encoder, vae, tokenizer, SCHEDULE).eval()
+
+
+def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL | PatchAutoencoder | None":
+    if sizes.patch:
+        from rub.models.diffusion.patches import PatchAutoencoder
+
+        return PatchAutoencoder(sizes.patch, channels, sizes.latents)
+    if not sizes.autoencoder:
+        return None
+    from diffusers import AutoencoderKL
+
+    levels = len(sizes.autoencoder)
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=sizes.autoencoder,
+        layers_per_block=1,
+        latent_channels=sizes.latents,
+        norm_num_groups=8,
+        sample_size=size,
+        mid_block_add_attention=False,
+    )
+
+
+def reinitialised(model: Diffusion, seed: int) -> Diffusion:
+    """Return a model with the text encoder and autoencoder of another one and a UNet that was never trained.
+
+    Args:
+        model: gives sizes and the shared parts.
+        seed: of the initialisation.
+    """
+    unet: Any = type(model.unet)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        drawn = unet.from_config(model.unet.config)
+    return Diffusion(drawn, model.text_encoder, model.vae, model.tokenizer, model.schedule).eval()

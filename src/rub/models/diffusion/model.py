@@ -1,0 +1,170 @@
+"""`Diffusion`: the parts of Stable Diffusion as one module, of any size, with the few operations that RUB needs.
+
+Latent diffusion (Rombach et al. 2022): a text encoder, a UNet that predicts the noise e(x_t, t, c), and an autoencoder,
+or none, where the latents are the pixels themselves. All sizes are read from the parts' configs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rub.errors import RubError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from rub.models.diffusion.patches import PatchAutoencoder
+
+SCHEDULE: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+"""The noise schedule of Stable Diffusion 1.x and 2.x-base (`scheduler_config.json` of its version 1.4)."""
+
+
+class Diffusion(nn.Module):
+    """A text-to-image model.
+
+    Attributes:
+        unet: e(x_t, t, context), a `UNet2DConditionModel`.
+        text_encoder: a `CLIPTextModel`.
+        vae: an `AutoencoderKL`, a `PatchAutoencoder`, or None where latents are pixels in [-1, 1].
+        tokenizer: a `CLIPTokenizer`; its ``model_max_length`` is L.
+        schedule: the noise schedule, a diffusers scheduler config.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(
+        self,
+        unet: "UNet2DConditionModel",
+        text_encoder: "CLIPTextModel",
+        vae: "AutoencoderKL | PatchAutoencoder | None",
+        tokenizer: "CLIPTokenizer",
+        schedule: Mapping[str, Any] = SCHEDULE,
+    ) -> None:
+        """Join the parts.
+
+        Raises:
+            RubError: the model predicts something else than the noise, or the parts do not fit together.
+        """
+        from diffusers import DDIMScheduler
+
+        super().__init__()
+        self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
+        self.tokenizer, self.schedule = tokenizer, dict(schedule)
+        kind = self.schedule.get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise RubError(f"model: predicts '{kind}'; only models that predict the noise ('epsilon') are supported")
+        width, wanted = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+        if width != wanted:
+            raise RubError(f"model: the text encoder is {width} wide, but the UNet's cross-attention takes {wanted}")
+        given = {name: value for name, value in self.schedule.items() if name in SCHEDULE}
+        self.register_buffer("alpha_bar", DDIMScheduler(**given).alphas_cumprod.float(), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self.alpha_bar.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Return (C, h, w) of a latent."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def timesteps(self) -> int:
+        """Return T, the number of training time steps."""
+        return len(self.alpha_bar)
+
+    @property
+    def length(self) -> int:
+        """Return L, the number of tokens that a prompt is padded or cut to."""
+        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """Return the embedding of every token, float (V, D): a parameter of the text encoder."""
+        table: nn.Embedding = self.text_encoder.get_input_embeddings()
+        return table.weight
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Return token ids, int64 (B, L) on the device: BOS, the prompt, EOS, padding; longer prompts are cut."""
+        ids: Tensor = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return ids.to(self.device)
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Return the context that the UNet attends to, float (B, L, D), of token ids (B, L)."""
+        context: Tensor = self.text_encoder(ids)[0]
+        return context
+
+    def encode_soft(self, embeddings: Tensor) -> Tensor:
+        """Return the context of input embeddings (B, L, D), which need not be those of any token; differentiable.
+
+        A forward hook replaces the output of the embedding table, which works on every version of transformers.
+        """
+        table = self.text_encoder.get_input_embeddings()
+        handle = table.register_forward_hook(lambda module, given, made: embeddings)
+        try:
+            return self.encode(torch.zeros(embeddings.shape[:2], dtype=torch.int64, device=self.device))
+        finally:
+            handle.remove()
+
+    def context(self, prompts: Sequence[str]) -> Tensor:
+        """Return the context of prompts, float (B, L, D)."""
+        return self.encode(self.tokenize(prompts))
+
+    def predict(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
+        """Return the predicted noise e(x_t, t, c), shape of x.
+
+        Args:
+            x: noisy latents (B, C, h, w).
+            t: time steps 0 to T - 1, (B,) or one number.
+            context: (B, L, D) or (1, L, D), from `context`, `encode` or `encode_soft`.
+        """
+        noise: Tensor = self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample
+        return noise
+
+    def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
+
+        Args:
+            x0: clean latents (B, C, h, w).
+            t: int64 (B,), 0 to T - 1.
+            noise: standard normal, shape of x0.
+        """
+        alpha = self.alpha_bar[t].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+    @torch.no_grad()
+    def to_latents(self, images: Tensor) -> Tensor:
+        """Return clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
+        x = images.to(self.device).float() / 127.5 - 1
+        if self.vae is None:
+            return x
+        latents: Tensor = self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def to_images(self, latents: Tensor) -> Tensor:
+        """Return uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
+        x = latents if self.vae is None else self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def freeze(model: Diffusion) -> Diffusion:
+    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
+    return model.eval().requires_grad_(False)

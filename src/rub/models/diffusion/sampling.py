@@ -1,0 +1,120 @@
+"""Drawing from a `Diffusion`: classifier-free guidance in one batch, whole runs of a sampler and partial ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rub.models.diffusion.model import SCHEDULE, Diffusion
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn.
+
+    Attributes:
+        name: ``"ddim"`` (Song et al. 2021, eta 0) or ``"lms"`` (k-diffusion's linear multistep; UnlearnDiffAtk's).
+        steps: number of steps, 1 to T.
+    """
+
+    name: Literal["ddim", "lms"] = "ddim"
+    steps: int = 50
+
+    def scheduler(self, model: Diffusion) -> Any:
+        """Return a fresh diffusers scheduler with the time steps set."""
+        from diffusers import DDIMScheduler, LMSDiscreteScheduler
+
+        given = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
+        if self.name == "lms":
+            given = {name: given[name] for name in given if name.startswith("beta") or name == "num_train_timesteps"}
+        scheduler = (DDIMScheduler if self.name == "ddim" else LMSDiscreteScheduler)(**given)
+        scheduler.set_timesteps(self.steps, device=model.device)
+        return scheduler
+
+
+def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
+    """Return standard normal latents (B, C, h, w), one CPU generator per seed, as UnlearnDiffAtk's evaluation draws.
+
+    Args:
+        model: gives the shape and the device.
+        seeds: int64 (B,).
+    """
+    drawn = [
+        torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds.tolist()
+    ]
+    shape = (len(seeds), *model.latent_shape)
+    return torch.stack(drawn).to(model.device) if drawn else torch.empty(shape, device=model.device)
+
+
+def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty: Tensor, guidance: Tensor) -> Tensor:
+    """Return e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022); g = 1 everywhere needs one half.
+
+    Args:
+        model: e.
+        x: noisy latents (B, C, h, w).
+        t: a time step, or one for each, int64 (B,).
+        context: of the prompts, (B, L, D) or (1, L, D).
+        empty: of the empty prompt, (1, L, D).
+        guidance: g, float (B,).
+    """
+    if bool((guidance == 1).all()):
+        return model.predict(x, t, context)
+    count = len(x)
+    both = torch.cat([empty.expand(count, -1, -1), context.expand(count, -1, -1)])
+    times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+    without, given = model.predict(torch.cat([x, x]), times, both).chunk(2)
+    return without + guidance.reshape(-1, 1, 1, 1) * (given - without)
+
+
+def steps(
+    model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: Tensor, sampler: Sampler
+) -> Iterator[Tensor]:
+    """Yield the latents after every step of the sampler, the last ones are clean; arguments as for `sample`."""
+    scheduler = sampler.scheduler(model)
+    x = latents * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(
+            guided(model, scheduler.scale_model_input(x, t), t, context, empty, guidance), t, x
+        ).prev_sample
+        yield x
+
+
+@torch.no_grad()
+def sample(
+    model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: Tensor, sampler: Sampler
+) -> Tensor:
+    """Return clean latents (B, C, h, w).
+
+    Args:
+        model: what draws.
+        context: of the prompts, (B, L, D).
+        empty: of the empty prompt, (1, L, D).
+        latents: standard normal, (B, C, h, w), from `initial_latents`.
+        guidance: weight of classifier-free guidance, float (B,).
+        sampler: DDIM or LMS, and its steps.
+    """
+    *_, clean = steps(model, context, empty, latents, guidance, sampler)
+    return clean
+
+
+@torch.no_grad()
+def partial(
+    model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: float, sampler: Sampler, stop: int
+) -> Tensor:
+    """Return the noisy latents after `stop` DDIM steps from noise, as ESD and its descendants make their x_t.
+
+    Args:
+        model: what draws; no gradient flows.
+        context: of the prompts, (B, L, D) or (1, L, D).
+        empty: of the empty prompt, (1, L, D).
+        latents: standard normal, (B, C, h, w).
+        guidance: one weight for all.
+        sampler: DDIM.
+        stop: 0 (pure noise) to the number of its steps.
+    """
+    weights = torch.full((len(latents),), guidance, device=latents.device)
+    run = steps(model, context, empty, latents, weights, sampler)
+    return latents if stop == 0 else next(islice(run, stop - 1, None))

@@ -1,0 +1,181 @@
+"""The inline engine: runs what is missing, in order, in this process, and shares the work with others on one store."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from types import MappingProxyType
+
+from rich.console import Console
+
+from rub.config.suite import Resources
+from rub.errors import RubError
+from rub.pipeline.cache import Memo
+from rub.pipeline.execution import Outcome, attempt, inputs_of, settled
+from rub.pipeline.graph import Stage, in_order
+from rub.pipeline.progress import Display
+from rub.pipeline.runtime import Runtime, Task
+from rub.registry import load_plugin
+from rub.store.artifacts import Store
+
+POLL_SECONDS = 0.2
+
+
+def run_inline(
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    resources: Mapping[str, Resources] = MappingProxyType({}),
+    *,
+    workers: int = 1,
+    plugins: Sequence[Path] = (),
+) -> dict[str, Outcome]:
+    """Run every missing stage, one after the other; a stage that fails blocks only what needs it.
+
+    A stage that another process is computing is passed over and looked at again later, so any number of processes on
+    one store share the work.
+
+    Args:
+        stages: what is wanted; what they need is found through their inputs.
+        tasks: name -> task.
+        store: shared with other processes.
+        runtime: where and how.
+        display: shows progress.
+        resources: stage key -> its limits; none when left out.
+        workers: processes that share the work, this one included.
+        plugins: files that the other processes read first.
+
+    Returns:
+        stage key -> outcome, for the stages given and all that they need.
+
+    Raises:
+        RubError: the request itself is wrong (a bad checkpoint, missing data, a full disk); finished stages are kept.
+    """
+    with _helpers(workers - 1, stages, tasks, store, runtime, plugins, resources):
+        return _serve(stages, tasks, store, runtime, display, resources)
+
+
+def _serve(
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    resources: Mapping[str, Resources],
+) -> dict[str, Outcome]:
+    """Run stages until each has an outcome, here or in another process."""
+    pending = in_order(stages)
+    outcomes: dict[str, Outcome] = {}
+    display.start(pending, store)
+    while pending:
+        postponed = []
+        for stage in pending:
+            outcome = _one(stage, tasks[stage.task], outcomes, store, runtime, display, resources.get(stage.key))
+            if outcome is None:
+                postponed.append(stage)
+            else:
+                outcomes[stage.key] = outcome
+                display.ended(stage, outcome.status, outcome.reason)
+        if len(postponed) == len(pending):  # all that is left is in other hands
+            display.waiting(postponed[0])
+            time.sleep(POLL_SECONDS)
+        pending = postponed
+    return outcomes
+
+
+@contextmanager
+def _helpers(
+    count: int,
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    store: Store,
+    runtime: Runtime,
+    plugins: Sequence[Path],
+    resources: Mapping[str, Resources],
+) -> Iterator[None]:
+    """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
+
+    Small networks gain more from a second process than from a second thread: their operations are too short to split.
+    """
+    if count == 0:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    threads = max(1, before // (count + 1))
+    spawn = multiprocessing.get_context("spawn")
+    request = (
+        list(stages), dict(tasks), store.root, replace(runtime, memo=Memo()), list(plugins), threads, dict(resources),
+    )  # fmt: skip
+    crew = [spawn.Process(target=_assist, args=request, daemon=True) for _ in range(count)]
+    torch.set_num_threads(threads)
+    for process in crew:
+        process.start()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        for process in crew:
+            process.terminate()
+            process.join()
+
+
+def _assist(
+    stages: Sequence[Stage],
+    tasks: Mapping[str, Task],
+    root: Path,
+    runtime: Runtime,
+    plugins: Sequence[Path],
+    threads: int,
+    resources: Mapping[str, Resources],
+) -> None:
+    """Run stages in a helper process; what goes wrong here, the first process meets and reports itself."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    Thread(target=_leave_with_the_first, daemon=True).start()
+    torch.set_num_threads(threads)
+    for path in plugins:
+        load_plugin(path)
+    with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
+        _serve(stages, tasks, Store(root), runtime, display, resources)
+
+
+def _leave_with_the_first() -> None:
+    """Stop this process as `_helpers` would, once the first one was killed and cannot."""
+    if first := multiprocessing.parent_process():
+        first.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _one(
+    stage: Stage,
+    task: Task,
+    outcomes: Mapping[str, Outcome],
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    limits: Resources | None,
+) -> Outcome | None:
+    """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
+    if any(need.key not in outcomes for need in stage.inputs.values()):
+        return None
+    if (ended := settled(stage, outcomes, store)) is not None:
+        return ended
+    with store.try_lock(stage.key) as ours:
+        if not ours:
+            return None
+        if (found := store.find(stage.kind, stage.key)) is not None:  # another process has just made it
+            return Outcome("cached", found)
+        display.began(stage)
+        minutes = None if limits is None else limits.minutes
+        return attempt(stage, task, inputs_of(stage, outcomes), store, replace(runtime, progress=display.step), minutes)

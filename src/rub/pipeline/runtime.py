@@ -1,0 +1,161 @@
+"""What a stage function receives, and how one stage is run into the store."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from rub.config import suite as specs
+from rub.config.suite import Experiment
+from rub.metrics.base import Metric
+from rub.pipeline.cache import Memo
+from rub.pipeline.callback import Progress, silent
+from rub.pipeline.checkpointing import Resume
+from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.memory import memory_kept
+from rub.store.artifacts import Artifact, Store, canonical
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What does not change results: where and how fast a stage runs.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: images per forward pass in evaluation and attacks.
+        data_root: folder with the standard data layouts, or None for the hub.
+        progress: told of the running stage's steps.
+        memo: this process's cache of loaded data and models.
+        checkpoint_seconds: how often a long stage keeps the state that it would go on from.
+        resume: keeps the states of the running stage.
+        compile: whether networks are compiled; see `rub.training.device`.
+    """
+
+    device: str = "cpu"
+    batch_size: int = 256
+    data_root: Path | None = None
+    progress: Progress = silent
+    memo: Memo = field(default_factory=Memo)
+    checkpoint_seconds: float = 300.0
+    resume: Resume = field(default_factory=Resume)
+    compile: bool = False
+
+    def shared(self) -> dict[str, Any]:
+        """Return what the contexts of training and attacks take over, as keyword arguments."""
+        import torch
+
+        names = ("progress", "resume", "compile")
+        return {"device": torch.device(self.device)} | {name: getattr(self, name) for name in names}
+
+
+class StageFunction(Protocol):
+    """A pure stage: reads its spec and artifacts, writes files into `out`."""
+
+    def __call__(self, stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
+        """Write the stage's files into the empty directory `out`."""
+
+
+class Task(Protocol):
+    """What a task tells the pipeline; the pipeline knows nothing about images or prompts."""
+
+    @property
+    def experiment(self) -> type[Experiment]:
+        """The experiment spec of this task."""
+
+    @property
+    def functions(self) -> Mapping[str, str]:
+        """Stage kind -> ``module:function`` of its stage function."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric of this task, in the order of its tables."""
+
+    @property
+    def protocols(self) -> Mapping[str, specs.Protocol]:
+        """Name -> protocol."""
+
+    @property
+    def reporting(self) -> str:
+        """``module:attribute`` of its `rub.report.task_report.Reporting`, imported when something is reported."""
+
+    def plan(self, experiment: Any, runtime: Runtime) -> Plan:
+        """Return the graph of an experiment."""
+
+
+def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Artifact:
+    """Run one stage and write its artifact; where a run of it was killed, go on from the state that it kept."""
+    module, _, attribute = task.functions[stage.kind].partition(":")
+    function: StageFunction = getattr(importlib.import_module(module), attribute)
+    facts: dict[str, Any] = {
+        "task": stage.task,
+        "version": stage.version,
+        "label": stage.label,
+        "spec": stage.spec,
+        "inputs": {role: artifact.key for role, artifact in inputs.items()},
+        "device": device_name(runtime.device) + (", compiled" if runtime.compile else ""),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_version": code_version(),
+        "library_versions": library_versions(),
+    }
+    if runtime.device.startswith("cuda"):
+        import torch
+
+        # A claim is made in full float32; torch's default rounds convolutions.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # A state is read by the code, libraries and kind of device that wrote it: others need not end in the same bytes.
+    mark = canonical([facts["code_version"], facts["library_versions"], facts["device"]]).decode()
+    resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)
+
+    def fill(out: Path) -> None:
+        with memory_kept():
+            function(stage, inputs, out, replace(runtime, resume=resume))
+        facts["seconds"] = round(resume.seconds, 3)
+
+    made = store.write(stage.kind, stage.key, facts, fill)
+    store.forget_partial(stage.key)
+    return made
+
+
+@cache
+def code_version() -> str:
+    """Return the package version with a hash of its source, so that a record names the code that made it."""
+    root = Path(__file__).resolve().parent.parent
+    digest = sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{_version('rub-bench')}+{digest.hexdigest()[:10]}"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide numbers."""
+    return {name: _version(name) for name in ("diffusers", "numpy", "scikit-learn", "scipy", "torch", "transformers")}
+
+
+@cache
+def device_name(device: str) -> str:
+    """Return the device's own name with its number of threads, such as ``cpu AMD EPYC x2``."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    model = "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return f"cpu {model} x{torch.get_num_threads()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,152 @@
+"""What a run gives, and the folder that it is written to."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rub.config.suite import Experiment, Suite
+from rub.errors import RubError
+from rub.pipeline.execution import Outcome
+from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.runtime import code_version
+from rub.report.text import free_name
+from rub.store.manifest import MANIFEST as MANIFEST_NAME
+from rub.store.manifest import seal_folder
+from rub.store.records import Record, write_records
+from rub.witness.claims import MANIFEST, TENSORS, Witness, file_stem
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        records: one row per measured value, failed cells included.
+        samples: per-sample outcomes of every attack, the rows of ``samples.parquet``.
+        curves: success and loss against steps of every attack.
+        failures: one line for each stage that failed.
+        counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
+        galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
+        witnesses: experiment and folder of the store, each with one file of witnesses.
+    """
+
+    records: tuple[Record, ...]
+    samples: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[Mapping[str, Any], ...] = ()
+    failures: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    galleries: tuple[Mapping[str, Any], ...] = ()
+    witnesses: tuple[tuple[str, Path], ...] = ()
+
+
+def prepare(out: Path) -> None:
+    """Make sure that a result folder can be written, before hours are spent; what is in it stays until there is better.
+
+    Raises:
+        RubError: it is a file, or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "suite.yaml").touch()
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _clear(out: Path) -> None:
+    """Delete RUB's own files of a run before."""
+    for name in ("tables", "figures", "witnesses", "report"):
+        for path in (out / name).rglob("*.*"):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+    for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
+        (out / name).unlink(missing_ok=True)
+
+
+def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:
+    """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
+    records: list[Record] = []
+    samples: list[Mapping[str, Any]] = []
+    curves: list[Mapping[str, Any]] = []
+    galleries: list[Mapping[str, Any]] = []
+    witnesses: list[tuple[str, Path]] = []
+    for _, graph in plans:
+        common = {**graph.common, "suite": suite}
+        for stage in graph.stages:
+            outcome = outcomes[stage.key]
+            records += _records(stage, outcome, common)
+            for name, rows in (("samples.json", samples), ("curves.json", curves)):
+                if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
+                    rows += [{**common, **row} for row in outcome.artifact.json(name)]
+            galleries += [{**common, **row} for row in _galleries(outcome)]
+            if outcome.artifact is not None and MANIFEST in outcome.artifact.manifest["files"]:
+                witnesses.append((common["experiment"], outcome.artifact.path))
+    counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
+    for outcome in outcomes.values():
+        counts[outcome.status] += 1
+    failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
+    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries), tuple(witnesses))
+
+
+def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
+    """Write a result folder and return the path of its page."""
+    from rub.report.writing import write_report
+
+    try:
+        _clear(out)
+        write_records(result.records, result.samples, out)
+        (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
+        spec = suite.model_dump(mode="json", exclude={"experiments"})
+        spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
+        (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+        _write_witnesses(result.witnesses, out / "witnesses")
+        facts = {"command": command, "suite": spec}
+        page = write_report(result.records, result.curves, out, facts, galleries=result.galleries)
+        seal_folder(out, {"command": command, "code_version": code_version()})
+        return page
+    except OSError as error:
+        raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
+
+
+def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
+    """Copy every file of witnesses with its claim, under a name that says what it is about."""
+    if places:
+        folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for experiment, place in places:
+        named = file_stem(Witness.model_validate_json((place / MANIFEST).read_text(encoding="utf-8")), experiment)
+        stem = free_name(named, taken)
+        taken.add(stem)
+        shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
+        shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
+
+
+def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the pictures that a stage made: which row, which images, and where its tiles lie."""
+    artifact = outcome.artifact
+    if artifact is None or "gallery.json" not in artifact.manifest["files"]:
+        return []
+    made = artifact.json("gallery.json")
+    row = {name: made[name] for name in ("method", "unlearn_seed")}
+    return [{**row, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]]
+
+
+def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:
+    if outcome.artifact is None:
+        failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
+        return [Record.model_validate({**common, **dict(cell), **failed}) for cell in stage.cells]
+    if not stage.cells:
+        return []
+    manifest = outcome.artifact.manifest
+    provenance = {
+        "key": stage.key,
+        "inputs": tuple(key for _, key in sorted(manifest["inputs"].items())),
+        "code_version": manifest["code_version"],
+        "library_versions": manifest["library_versions"],
+        "created": manifest["created"],
+    }
+    return [Record.model_validate({**common, **provenance, **row}) for row in outcome.artifact.json("rows.json")]

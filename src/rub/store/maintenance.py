@@ -1,0 +1,70 @@
+"""Looking after a store: what is in it, whether it is whole, and what no suite needs."""
+
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rub.pipeline.checkpointing import SUFFIX, whole
+from rub.store.artifacts import PARTIAL, Store, damaged_files, read_manifest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store holds of one kind of stage.
+
+    Attributes:
+        kind: of the stages; ``partial``: states of stages that are under way, or were when a run was killed.
+        count: number of artifacts.
+        size: bytes of their files.
+    """
+
+    kind: str
+    count: int
+    size: int
+
+
+def held(store: Store) -> list[Kept]:
+    """Return what a store holds, by kind, the largest first."""
+    sizes: dict[str, list[int]] = {}
+    for kind, _, place in store.places():
+        sizes.setdefault(kind, []).append(size_of(place))
+    if under_way := [size_of(place) for _, place in store.partials()]:
+        sizes[PARTIAL] = under_way
+    kept = [Kept(kind, len(found), sum(found)) for kind, found in sizes.items()]
+    return sorted(kept, key=lambda one: -one.size)
+
+
+def damaged(store: Store) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, key and what is wrong of each artifact that is not as it was written; nothing is moved or deleted."""
+    for kind, key, place in store.places():
+        manifest = read_manifest(place)
+        if manifest is None or manifest.get("key") != key:
+            yield kind, key, "its manifest is missing or was changed"
+        elif bad := damaged_files(place, manifest):
+            yield kind, key, f"missing, changed or not listed: {', '.join(bad)}"
+    for key, place in store.partials():
+        if bad := [item.name for item in sorted(place.glob(f"*{SUFFIX}")) if item.exists() and not whole(item)]:
+            yield PARTIAL, key, f"changed: {', '.join(bad)}; the stage would start again"
+
+
+def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield kind, key and bytes of each artifact whose key is not among those needed, and of states nobody needs."""
+    finished = set()
+    for kind, key, place in store.places():
+        finished.add(key)
+        if key not in needed:
+            yield kind, key, size_of(place)
+    for key, place in store.partials():
+        if key not in needed or key in finished:
+            yield PARTIAL, key, size_of(place)
+
+
+def size_of(place: Path) -> int:
+    """Return the bytes of the files in a folder; 0 where there is none. A run may be changing it meanwhile."""
+    total = 0
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for item in place.iterdir():
+            with suppress(FileNotFoundError):
+                total += item.lstat().st_size
+    return total

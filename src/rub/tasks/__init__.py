@@ -1,0 +1,1 @@
+"""The three tasks: a folder of the same file names each."""

@@ -1,0 +1,182 @@
+"""The one way to run an attack: it searches, the harness decides what it found, in float32 on 8-bit images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rub.attacks.linf import better, column
+from rub.data.samples import to_unit
+from rub.errors import Diverged, RubError
+from rub.tasks.classification.attacks.base import Attack, AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.divergences import Divergence
+from rub.tasks.classification.attacks.scoring import Score, Scorer
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def make_target(
+    original: nn.Module, unlearned: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
+) -> Target:
+    """Return the target of an attack: the frozen unlearned model, and f(x) and features of the clean images.
+
+    Both models are frozen in place and moved to the device.
+
+    Args:
+        original: f, called in float32 on [0, 1] images; its ``features(x) -> (N, D)`` are kept where it has them.
+        unlearned: f_u.
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        batch_size: images per forward pass; does not change the result beyond rounding.
+        device: where the models are to run.
+    """
+    original, unlearned = freeze(original).to(device), freeze(unlearned).to(device)
+    logits, features = [], []
+    embed: Callable[[Tensor], Tensor] | None = getattr(original, "features", None)
+    for start in range(0, len(images), batch_size):
+        x = to_unit(images[start : start + batch_size].to(device))
+        logits.append(original(x).float().cpu())
+        hidden = x.new_empty(len(x), 0) if embed is None else embed(x)
+        # Some architectures call their convolutional trunk `features`; only vectors can be compared.
+        features.append((hidden if hidden.ndim == 2 else x.new_empty(len(x), 0)).float().cpu())
+    return Target(unlearned, labels, torch.cat(logits), torch.cat(features))
+
+
+def run_attack(
+    function: Attack,
+    parameters: Mapping[str, Any],
+    target: Target,
+    images: Tensor,
+    budget: Budget,
+    context: AttackContext,
+) -> Probes:
+    """Run an attack and return probes whose every claim is re-evaluated: 8-bit, within eps, scored in float32.
+
+    A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what
+    the attack found; so recovery never falls below clean accuracy and never falls as eps grows. `step` is -1 exactly
+    where float32 says that the returned probe is not recovered, and the last value of the success curve is the
+    re-evaluated fraction. Budget 0 scores the clean images without a search.
+
+    Args:
+        function: the attack; called as ``function(target, images, budget, context, **parameters)``.
+        parameters: its hyperparameters; ``divergence`` (default ``"kl"``) also decides how probes are re-scored.
+        target: the unlearned model, frozen in eval mode, and what it is compared with.
+        images: uint8 (N, C, H, W), the clean images.
+        budget: how far a probe may go.
+        context: seed, ids, batch size, device.
+
+    Raises:
+        RubError: the model is in training mode, the lengths disagree, or the attack broke its budget or contract.
+        Diverged: the unlearned model does not give finite logits.
+    """
+    name = getattr(function, "__name__", "attack")
+    _check_request(target, images, context)
+    scorer = Scorer(target, parameters.get("divergence", "kl"), replace(context, fast=False))
+    rows = torch.arange(len(images))
+    clean = _finite(scorer.exact(images, rows), name)
+    if budget.levels == 0:
+        return _unsearched(images, clean)
+    candidates = [(images, clean)]
+    if context.start is not None:
+        _check_probes(context.start, images, budget, "the start of the search")
+        candidates.append((context.start, _finite(scorer.exact(context.start, rows), name)))
+    found = function(target, images, budget, context, **parameters)
+    _check_probes(found.images, images, budget, f"attack '{name}'")
+    best, step, score = found.images, found.step, _finite(scorer.exact(found.images, rows), name)
+    for other, known in candidates:
+        win = better(known.recovered, known.loss, score.recovered, score.loss).cpu()
+        best = torch.where(column(win, best), other, best)
+        step = torch.where(win, 0, step)  # known before the first step
+        score = Score(torch.where(win, known.loss, score.loss), torch.where(win, known.recovered, score.recovered))
+    return _claims(replace(found, images=best, loss=score.loss, step=step), score.recovered)
+
+
+def union(found: Sequence[Probes]) -> Probes:
+    """Merge attacks on the same images: each sample keeps its best probe, recovered first, then the lowest loss.
+
+    Steps and curves count the attacks one after another. Losses of different divergences do not compare: give all runs
+    one scale first, with `rescored`.
+
+    Args:
+        found: results of at least one run, each with N samples.
+    """
+    merged = found[0]
+    for other in found[1:]:
+        offset = len(merged.success_curve) - 1
+        hit, other_hit = merged.step >= 0, other.step >= 0
+        win = better(other_hit, other.loss, hit, merged.loss)
+        step = torch.where(hit, merged.step, torch.where(other_hit, other.step + offset, -1))
+        when = range(offset + 1, offset + len(other.success_curve))
+        successes = [float(((step >= 0) & (step <= last)).double().mean()) for last in when]
+        losses = [min(value, merged.loss_curve[-1]) for value in other.loss_curve[1:]]
+        merged = Probes(
+            torch.where(column(win, merged.images), other.images, merged.images),
+            torch.where(win, other.loss, merged.loss),
+            step,
+            (*merged.success_curve, *successes),
+            (*merged.loss_curve, *losses),
+            merged.evaluations + other.evaluations,
+            merged.converged and other.converged,
+        )
+    return merged
+
+
+def rescored(found: Probes, target: Target, context: AttackContext, divergence: Divergence = "kl") -> Probes:
+    """Return the same probes with D of one divergence, in float32, so that runs with different ones compare."""
+    scorer = Scorer(target, divergence, replace(context, fast=False))
+    score = scorer.exact(found.images, torch.arange(len(found.images)))
+    return replace(found, loss=score.loss.cpu())
+
+
+def _claims(found: Probes, recovered: Tensor) -> Probes:
+    """Return the probes with `step` and the end of the success curve as float32 has them."""
+    last = len(found.success_curve) - 1
+    step = torch.where(recovered, torch.where(found.step < 0, last, found.step), -1)
+    final = float(recovered.double().mean())
+    curve = (*(min(value, final) for value in found.success_curve[:-1]), final)
+    return replace(found, step=step, success_curve=curve)
+
+
+def _unsearched(images: Tensor, clean: Score) -> Probes:
+    step = torch.where(clean.recovered, 0, -1)
+    success, loss = float(clean.recovered.double().mean()), float(clean.loss.double().mean())
+    return Probes(images, clean.loss, step, (success,), (loss,), len(images), True)
+
+
+def _finite(score: Score, name: str) -> Score:
+    """Return the score on the CPU.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    if not torch.isfinite(score.loss).all():
+        count = int((~score.loss.isfinite()).sum())
+        raise Diverged(f"attack '{name}': the unlearned model's outputs are not finite on {count} images")
+    return Score(score.loss.cpu(), score.recovered.cpu())
+
+
+def _check_request(target: Target, images: Tensor, context: AttackContext) -> None:
+    lengths = len(images), len(target.labels), len(target.reference), len(context.ids)
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(set(lengths)) != 1 or not len(images):
+        raise RubError(
+            "attack: wanted uint8 images (N, C, H, W), N >= 1, with N labels, references and ids; got"
+            f" {images.dtype} {tuple(images.shape)} with {lengths[1]}, {lengths[2]} and {lengths[3]}"
+        )
+    if any(module.training for module in target.model.modules()):
+        raise RubError("attack: the unlearned model is in training mode; freeze it first (make_target does)")
+
+
+def _check_probes(probes: Tensor, images: Tensor, budget: Budget, source: str) -> None:
+    if probes.dtype != torch.uint8 or probes.shape != images.shape:
+        wanted = f"torch.uint8 {tuple(images.shape)}"
+        raise RubError(f"{source}: wanted probes {wanted}, got {probes.dtype} {tuple(probes.shape)}")
+    parts = (slice(start, start + 256) for start in range(0, len(images), 256))  # int16 copies of all take much memory
+    far = max(int((probes[part].to(torch.int16) - images[part].to(torch.int16)).abs().max()) for part in parts)
+    if far > budget.levels:
+        raise RubError(f"{source}: a probe lies {far}/255 from its image; the budget is {budget.levels}/255")

@@ -1,0 +1,102 @@
+"""Scoring of images against a `Target`: a fast one that guides a search, and the float32 one that decides."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from rub.data.samples import to_unit
+from rub.errors import RubError
+from rub.models.resnet import ResNet, fused
+from rub.pipeline.checkpointing import Attributes
+from rub.tasks.classification.attacks.base import AttackContext, Target
+from rub.tasks.classification.attacks.divergences import Aim, Divergence, Outputs, measure
+from rub.training.device import compiled_batches
+
+
+class Score(NamedTuple):
+    """Per-sample results of one forward pass: D (float32), argmax == label (bool), and dD/dx where it was asked for."""
+
+    loss: Tensor
+    recovered: Tensor
+    gradient: Tensor | None = None
+
+
+class Scorer(Attributes):
+    """Scores batches of images by their row in the target, and counts every image it passes through the model.
+
+    Attributes:
+        evaluations: forward passes of single images so far; a forward+backward pair counts once.
+        trusted: whether the guide is the float32 model itself, so that its word needs no second look.
+    """
+
+    changing = ("evaluations",)
+
+    def __init__(self, target: Target, divergence: Divergence, context: AttackContext) -> None:
+        """Prepare the float32 model and, in fast mode, its bfloat16 copy with folded batch normalisation.
+
+        Raises:
+            RubError: the divergence compares features that the model does not have.
+        """
+        if divergence == "features-l2" and not (target.features.shape[1] and hasattr(target.model, "fc")):
+            raise RubError(
+                "divergence 'features-l2': the model has no features(x) -> (N, D) and fc; use 'logits-l2' or 'kl'"
+            )
+        self.evaluations = 0
+        self.trusted = not (context.fast or context.compile)
+        self._batch_size = context.batch_size
+        self._device = context.device
+        self._divergence = divergence
+        self._aim = Aim(*(part.to(context.device) for part in (target.labels, target.reference, target.features)))
+        self._model = target.model
+        self._guide = fused(target.model) if context.fast else target.model
+        self._split = isinstance(target.model, ResNet) or divergence == "features-l2"
+        self._steep = compiled_batches(self._trunk(self._guide), context.batch_size, context.compile)
+        # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
+        self._autocast = context.fast and (context.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported())
+
+    def guide(self, x: Tensor, rows: Tensor, *, gradient: bool) -> Score:
+        """Score float images for the search: with the bfloat16 copy in fast mode, else with the float32 model.
+
+        Args:
+            x: float32 (B, C, H, W) in [0, 1].
+            rows: int64 (B,), the samples of the target that they belong to.
+            gradient: whether to return dD/dx, shape of x; parameters never receive gradients.
+        """
+        x = x.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            trunk = self._steep if gradient else self._trunk(self._guide)
+            score = self._score(self._outputs(self._guide, trunk, x, autocast=self._autocast), rows)
+        slope = torch.autograd.grad(score.loss.sum(), x)[0] if gradient else None
+        return Score(score.loss.detach(), score.recovered, slope)
+
+    @torch.no_grad()
+    def exact(self, images: Tensor, rows: Tensor) -> Score:
+        """Score uint8 images (B, C, H, W) with the target's own model in float32, in batches; rows as in `guide`."""
+        scores = [Score(self._aim.reference.new_empty(0), torch.empty(0, dtype=torch.bool, device=self._device))]
+        for start in range(0, len(images), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            x = to_unit(images[part].to(self._device))
+            scores.append(
+                self._score(
+                    self._outputs(self._model, self._trunk(self._model), x, autocast=False), rows[part].to(self._device)
+                )
+            )
+        return Score(torch.cat([score.loss for score in scores]), torch.cat([score.recovered for score in scores]))
+
+    def _trunk(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return cast(Callable[[Tensor], Tensor], model.features) if self._split else model
+
+    def _outputs(self, model: nn.Module, trunk: Callable[[Tensor], Tensor], x: Tensor, *, autocast: bool) -> Outputs:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=autocast):
+            values = trunk(x)
+        if not self._split:
+            return Outputs(values.float(), None)
+        # The head stays in float32: bfloat16 logits would resolve D to 1/32 or worse.
+        return Outputs(model.get_submodule("fc")(values.float()), values.float())
+
+    def _score(self, outputs: Outputs, rows: Tensor) -> Score:
+        self.evaluations += len(rows)
+        aim = Aim(*(part[rows] for part in self._aim))
+        return Score(measure(self._divergence, outputs, aim), outputs.logits.argmax(1) == aim.labels)

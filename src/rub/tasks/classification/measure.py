@@ -1,0 +1,285 @@
+"""The stage functions that measure: clean metrics of one model, and what an attack brought back from it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rub.data.samples import Samples
+from rub.data.splits import Bundle, Splits, bundle_of, split, subset
+from rub.metrics.base import Measured
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.tasks.classification.membership import (
+    MembershipAttack,
+    ShadowOutputs,
+    audit_auc,
+    lira_scores,
+    rmia_scores,
+    shokri_fit,
+    svc_fit,
+    tune_offline_a,
+)
+from rub.tasks.classification.metrics import (
+    cell,
+    correct,
+    logit_auc,
+    probe_accuracy,
+    residual_knowledge,
+    residual_ratio,
+)
+from rub.tasks.classification.stages import WEIGHTS, load_model
+from rub.tasks.classification.task import LIRA_SHADOWS
+from rub.tasks.classification.witnesses import save_witnesses
+from rub.training.classifier import embed, predict
+
+Inputs = Mapping[str, Artifact]
+Rows = list[dict[str, Any]]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+POPULATION = 2000  # held-out images that RMIA compares with
+TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
+OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
+
+
+def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure one model on clean images: accuracies, membership inference, bias-free metrics."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    facts = {
+        "weights_sha256": inputs["unlearned"].sha256(WEIGHTS),
+        "seconds": inputs["unlearned"].manifest["seconds"],
+        "device": inputs["unlearned"].manifest["device"],
+    }
+    measured = Measured(cell, spec["method"], spec["seed"], facts)
+    view = View(model, runtime)
+    test_features, test = view(parts.test)
+    retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
+    retain, forget = view(retain_part)[1], view(parts.forget)[1]
+    kept = ~np.isin(parts.test.labels.numpy(), parts.forget_classes)
+    right = correct(test, parts.test.labels)
+    measured.share("ta", right[kept])
+    measured.share("ta_all", right)
+    measured.share("ra", correct(retain, retain_part.labels))
+    measured.share("ua", correct(forget, parts.forget.labels))
+    if parts.forget_classes:
+        measured.share("ua_test", right[~kept])
+        measured.add("logit_auc", logit_auc(test, parts.test.labels, parts.forget_classes), len(test))
+        probe = _probe(view, bundle, parts, test_features, spec["probe_per_class"], spec["probe_total"])
+        measured.add("probe_accuracy", probe, int((~kept).sum()))
+    kept_test = (test[kept], parts.test.labels.numpy()[kept])
+    attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
+    measured.share("mia_svc", attack.members(forget, parts.forget.labels))
+    for mia_seed, called in shadow_members(spec, inputs, runtime, forget, parts.forget.labels.numpy()):
+        measured.share("mia_shadow", called, mia_seed=mia_seed)
+    if "shadow_0" in inputs:
+        _scores(measured, view, inputs, bundle, parts, forget, test)
+    measured.save(out)
+
+
+def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Re-evaluate the stored probes in float32 and count what they recover, beside the retrained model's."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    cells = {"attack": spec["attack"], "budget": spec["budget"]}
+    samples: Rows = []
+    curves: Rows = []
+    measured = Measured(cell, spec["method"], spec["seed"], {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS)})
+    for name in spec["splits"]:
+        artifact = inputs[f"attack_{name}"]
+        facts = artifact.json("attack.json")
+        probes = torch.from_numpy(np.load(artifact.file("probes.npy"), allow_pickle=False))
+        listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
+        outputs = predict(model, probes, batch_size=runtime.batch_size, device=runtime.device)
+        logits = outputs.numpy()
+        recovered = correct(logits, listed["labels"])
+        measured.facts = {
+            **measured.facts,
+            "converged": facts["converged"],
+            "evaluations": facts["evaluations"],
+            "seconds": artifact.manifest["seconds"],
+            "device": artifact.manifest["device"],
+        }
+        measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
+        samples += _sample_rows(spec, name, artifact, listed, recovered)
+        curves.append({**_row(spec, name), **facts})
+        if name == "forget":
+            places = np.searchsorted(bundle.train.ids.numpy(), listed["ids"])
+            images = bundle.train.select(torch.from_numpy(places))
+            save_witnesses(stage, inputs, images, probes, outputs, listed["step"] == 0, out)
+            if "attack_retrained" in inputs:
+                _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
+            for mia_seed, called in shadow_members(spec, inputs, runtime, logits, listed["labels"]):
+                measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
+    measured.save(out)
+    (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
+    (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+
+
+def _residuals(
+    measured: Measured, retrained: Artifact, ids: NDArray[np.int64], recovered: Bools, cells: Mapping[str, str]
+) -> None:
+    """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
+    reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
+    if not np.array_equal(reference["ids"], ids):
+        raise ValueError("the retrained model was attacked on other images")
+    given_up, own = reference["step"] >= 0, measured.facts
+    measured.facts = {**own, "converged": own["converged"] and retrained.json("attack.json")["converged"]}
+    measured.add("residual_knowledge", residual_knowledge(recovered, given_up), len(ids), **cells)
+    measured.add("residual_ratio", residual_ratio(recovered, given_up), len(ids), **cells)
+    measured.facts = own
+
+
+class View:
+    """A model's penultimate features and logits of sample sets, in float32 eval mode."""
+
+    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        """Look through `model` with the runtime's batch size and device."""
+        self.model, self.runtime = model, runtime
+
+    def __call__(self, samples: Samples) -> tuple[Floats, Floats]:
+        """Return float32 features (N, D) and logits (N, C)."""
+        features = embed(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
+        head: nn.Module = self.model.fc  # type: ignore[assignment]
+        with torch.no_grad():
+            logits = head(features.to(self.runtime.device)).cpu()
+        return features.numpy(), logits.numpy()
+
+
+def shadow_members(
+    spec: Mapping[str, Any], inputs: Inputs, runtime: Runtime, logits: Floats, labels: NDArray[np.int64]
+) -> Iterator[tuple[int, Bools]]:
+    """Yield (MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
+    if "shadow_0" not in inputs:
+        return
+    for mia_seed in range(spec["mia_seeds"]):
+        first = mia_seed * spec["shadows_per_seed"]
+        attack = _shadow_attack(inputs, runtime, range(first, first + spec["shadows_per_seed"]), mia_seed)
+        yield mia_seed, attack.members(logits, labels)
+
+
+def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: int) -> MembershipAttack:
+    """Return the shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
+
+    def fit() -> MembershipAttack:
+        shadows = _shadows(inputs, indices, "train", bundle_of(inputs, runtime))
+        return shokri_fit(shadows.points(np.flatnonzero(_trained_on(inputs))), seed=mia_seed)
+
+    return runtime.memo.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
+
+
+def _scores(
+    measured: Measured, view: View, inputs: Inputs, bundle: Bundle, parts: Splits, forget: Floats, test: Floats
+) -> None:
+    """Add offline RMIA and LiRA: forgotten training images against unseen test images of the same classes."""
+    count = sum(role.startswith("shadow_") for role in inputs)
+    train = _shadows(inputs, range(count), "train", bundle)
+    unseen = _shadows(inputs, range(count), "test", bundle)
+    forgotten = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.forget.ids.numpy()))
+    same = (
+        np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
+    )
+    others = np.random.default_rng(0).permutation(np.flatnonzero(same))
+    if len(parts.validation):
+        held = subset(parts.validation, POPULATION, "rmia-population")
+        outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), held.ids.numpy()))
+        population, seen = train.points(outside), view(held)[1]
+    else:  # nothing was held out: half of the unseen images are the population, the other half the non-members
+        others, outside = others[::2], others[1::2]
+        population, seen = unseen.points(outside), test[outside]
+    audited = _joined(train.points(forgotten), unseen.points(others))
+    logits = np.concatenate([forget, test[others]])
+    member = np.arange(len(logits)) < len(forget)
+    if count >= LIRA_SHADOWS:
+        pool = np.random.default_rng(0).permutation(np.flatnonzero(_trained_on(inputs)))[:TUNING_POINTS]
+        a = tune_offline_a(train.points(pool), population)
+    else:
+        a = OFFLINE_A
+    rmia = rmia_scores(logits, audited, seen, population, offline_a=a)
+    measured.add("mia_rmia", audit_auc(rmia, member), len(logits))
+    if count >= LIRA_SHADOWS:
+        measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
+
+
+def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int, total: int) -> float:
+    """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
+    chosen = [
+        subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
+    ]
+    for label in range(len(bundle.classes)):
+        if label not in parts.forget_classes:
+            chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
+    features = np.concatenate([view(part)[0] for part in chosen])
+    labels = np.concatenate([part.labels.numpy() for part in chosen])
+    unseen = parts.test.labels
+    return probe_accuracy(
+        features, labels, test_features, unseen, parts.forget_classes, seed=0, per_class=per_class, total=total
+    )
+
+
+def _row(spec: Mapping[str, Any], split_name: str) -> dict[str, Any]:
+    """Return the fields that per-sample rows and curves share."""
+    return {
+        "method": spec["method"],
+        "unlearn_seed": spec["seed"],
+        "attack": spec["attack"],
+        "budget": spec["budget"],
+        "split": split_name,
+    }
+
+
+def _sample_rows(
+    spec: Mapping[str, Any], name: str, artifact: Artifact, listed: Mapping[str, NDArray[Any]], recovered: Bools
+) -> Rows:
+    shared = _row(spec, name)
+    return [
+        {
+            **shared,
+            "sample_id": int(listed["ids"][index]),
+            "label": int(listed["labels"][index]),
+            "clean": bool(listed["step"][index] == 0),
+            "recovered": bool(recovered[index]),
+            "distance": round(float(listed["loss"][index]), 6),
+            "step": int(listed["step"][index]),
+            "linf": int(listed["linf"][index]),
+            "probe": f"{artifact.key}:{index}",
+        }
+        for index in range(len(recovered))
+    ]
+
+
+def _trained_on(inputs: Inputs) -> Bools:
+    """Return which training samples a shadow could have been trained on: those in one half of a pair or the other."""
+    first, second = (np.load(inputs[f"shadow_{index}"].file("member.npy"), allow_pickle=False) for index in (0, 1))
+    return np.asarray(first | second)
+
+
+def _shadows(inputs: Inputs, indices: range, part: str, bundle: Bundle) -> ShadowOutputs:
+    artifacts = [inputs[f"shadow_{index}"] for index in indices]
+    logits = np.stack(
+        [np.load(item.file(f"{part}_logits.npy"), mmap_mode="r", allow_pickle=False) for item in artifacts]
+    )
+    if part == "train":
+        member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in artifacts])
+        return ShadowOutputs(logits, member, bundle.train.labels.numpy())
+    # Nobody trained on test points; half of the shadows are set aside for each all the same, so that members and
+    # non-members are judged by equally many: a mean of more shadows is another quantity.
+    aside = np.random.default_rng(1).random((len(logits) // 2, logits.shape[1])) < 0.5
+    member = np.stack([aside, ~aside], axis=1).reshape(logits.shape[:2])
+    return ShadowOutputs(logits, member, bundle.test.labels.numpy())
+
+
+def _joined(first: ShadowOutputs, second: ShadowOutputs) -> ShadowOutputs:
+    return ShadowOutputs(
+        np.concatenate([first.logits, second.logits], axis=1),
+        np.concatenate([first.member, second.member], axis=1),
+        np.concatenate([first.labels, second.labels]),
+    )

@@ -1,0 +1,298 @@
+"""Membership inference on logits: Shokri's shadow attack, SalUn's SVC attack, offline RMIA and offline LiRA.
+
+Upstream: OPTML-Group/Unlearn-Saliency a6e89fd (`evaluation/SVC_MIA.py`) and privacytrustlab/ml_privacy_meter e384af8
+(`modules/mia/attacks/rmia.py`); equations are those of the papers that each function names.
+
+Direction: the two classifiers (`shokri_fit`, `svc_fit`) are read as the fraction of forgotten samples called MEMBER,
+lower is better, as in the paper. The two scores (`rmia_scores`, `lira_scores`) are read as an AUC against unseen test
+images of the same classes, where a model that never saw the forget set gets about .5; retrain is the reference for all.
+
+Functions accept NumPy arrays or CPU tensors and compute in float64. All randomness comes from the `seed` argument.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rub.errors import RubError
+from rub.tasks.classification.signals import (
+    Feature,
+    Floats,
+    logit_confidence,
+    shokri_features,
+    svc_features,
+    true_log_probability,
+)
+
+Bools = NDArray[np.bool_]
+Outputs = tuple[ArrayLike, ArrayLike]
+"""Logits, float (N, C), and labels, integer (N,), of one group of samples."""
+
+
+@dataclass(frozen=True)
+class MembershipAttack:
+    """A fitted classifier of members and non-members.
+
+    Attributes:
+        classifier: the fitted scikit-learn classifier; class 1 is "member".
+        features: (logits, labels) -> float (N, F), what the classifier sees.
+        references: samples per side (members, non-members) that it was fitted on; print it with every result.
+    """
+
+    classifier: Any
+    features: Callable[[ArrayLike, ArrayLike], Floats]
+    references: int
+
+    def members(self, logits: ArrayLike, labels: ArrayLike) -> Bools:
+        """Return bool (N,): which samples are called members; the mean over forgotten samples is the metric."""
+        return np.asarray(self.classifier.predict(self.features(logits, labels)) == 1)
+
+
+@dataclass(frozen=True)
+class ShadowOutputs:
+    """What K shadow models, each trained on a random half of the training data, say of the same N points.
+
+    Attributes:
+        logits: float (K, N, C).
+        member: bool (K, N), whether point n was in the training half of shadow k; all False for test points.
+        labels: integer (N,).
+    """
+
+    logits: NDArray[np.floating[Any]]
+    member: Bools
+    labels: NDArray[np.integer[Any]]
+
+    def __post_init__(self) -> None:
+        """Turn tensors into arrays and refuse shapes that do not fit."""
+        object.__setattr__(self, "logits", np.asarray(self.logits))
+        object.__setattr__(self, "member", np.asarray(self.member, np.bool_))
+        object.__setattr__(self, "labels", np.asarray(self.labels))
+        if self.logits.ndim != 3 or self.member.shape != self.logits.shape[:2]:
+            raise ValueError(f"need logits (K, N, C), member (K, N), got {self.logits.shape} and {self.member.shape}")
+        if self.labels.shape != self.logits.shape[1:2]:
+            raise ValueError(f"need labels (N,) for logits (K, N, C), got {self.labels.shape}, {self.logits.shape}")
+
+    def without(self, shadow: int) -> "ShadowOutputs":
+        """Return the outputs of the other K - 1 shadows."""
+        return replace(
+            self, logits=np.delete(self.logits, shadow, axis=0), member=np.delete(self.member, shadow, axis=0)
+        )
+
+    def points(self, index: NDArray[Any]) -> "ShadowOutputs":
+        """Return the outputs for some of the points: positions, int (n,), or a mask, bool (N,)."""
+        return ShadowOutputs(self.logits[:, index], self.member[:, index], self.labels[index])
+
+    def each(self, signal: Callable[[ArrayLike, ArrayLike], Floats]) -> Floats:
+        """Return float (K, N): a per-sample signal of every shadow."""
+        return np.stack([signal(logits, self.labels) for logits in self.logits])
+
+
+def shokri_fit(shadows: ShadowOutputs, *, seed: int, cap: int = 10_000) -> MembershipAttack:
+    """Fit the shadow-model attack of Shokri et al. (IEEE S&P 2017): learn "member" from shadows, apply to the target.
+
+    Differences from the paper: one attack model for all classes in place of one per class, whose samples would be too
+    few with many classes, so it sees `shokri_features`, which do not depend on the class, in place of the raw
+    probability vector; and it is a logistic regression on standardised features (C = 1), which has a unique optimum.
+
+    Args:
+        shadows: outputs of K >= 1 shadows on training points; about half are members of each.
+        seed: the membership seed; draws equally many members and non-members from the K x N outputs.
+        cap: most samples per side.
+
+    Returns:
+        The attack; the mean of its `members` over forgotten samples is `mia_shadow`.
+
+    Raises:
+        RubError: the shadows have no members or no non-members.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    truth = shadows.member.ravel()
+    inside, outside = np.flatnonzero(truth), np.flatnonzero(~truth)
+    references = min(len(inside), len(outside), cap)
+    if references == 0:
+        raise RubError(f"shadow attack: {len(inside)} members and {len(outside)} non-members: needs some of both")
+    rng = np.random.default_rng(seed)
+    chosen = np.concatenate([rng.permutation(side)[:references] for side in (inside, outside)])
+    shadow, point = np.divmod(chosen, shadows.member.shape[1])
+    seen = shokri_features(shadows.logits[shadow, point], shadows.labels[point])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return MembershipAttack(classifier.fit(seen, truth[chosen].astype(np.int64)), shokri_features, references)
+
+
+def svc_fit(
+    retain: Outputs, test: Outputs, *, seed: int, feature: Feature = "confidence", cap: int = 2000
+) -> MembershipAttack:
+    """Fit SalUn's attack: an RBF support vector machine (C = 3, gamma = 1/F) on the unlearned model's own outputs.
+
+    Differences from upstream: members are random retain samples, not the first ones; both sides are capped, equal in
+    size and drawn by the seed; the modified entropy is the correct one; and RUB reads the fraction called MEMBER (lower
+    is better), where upstream prints the fraction called non-member. When whole classes are forgotten, the classifier
+    is fitted without any image of them.
+
+    Args:
+        retain: (logits, labels) of retained training samples: members.
+        test: (logits, labels) of test samples of retained classes: non-members.
+        seed: the membership seed.
+        feature: what the classifier sees; SalUn's headline is "confidence", p_y.
+        cap: most samples per side.
+
+    Returns:
+        The attack; the mean of its `members` over forgotten samples is `mia_svc`.
+
+    Raises:
+        RubError: an unknown feature.
+    """
+    from sklearn.svm import SVC
+
+    features = svc_features(feature)
+    rng = np.random.default_rng(seed)
+    sides = [features(*side) for side in (retain, test)]
+    references = min(*map(len, sides), cap)
+    seen = np.concatenate([side[rng.permutation(len(side))[:references]] for side in sides])
+    classifier = SVC(C=3, gamma="auto", kernel="rbf").fit(seen, np.repeat([1, 0], references))
+    return MembershipAttack(classifier, features, references)
+
+
+def rmia_scores(
+    logits: ArrayLike,
+    shadows: ShadowOutputs,
+    population_logits: ArrayLike,
+    population: ShadowOutputs,
+    *,
+    offline_a: float = 0.33,
+    gamma: float = 1.0,
+) -> Floats:
+    """Return the offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024).
+
+    score(x) = Pr_z[ (p(x|theta)/p(x)) / (p(z|theta)/p(z)) > gamma ], p(x) = ((1 + a) P_out(x) + (1 - a)) / 2, with
+    P_out the mean true-label probability over the shadows that did not train on the point.
+
+    Args:
+        logits: float (N, C), the audited model on the audited points: forgotten and reference points in one call.
+        shadows: the shadows on the same points; each must be left out by at least one.
+        population_logits: float (M, C), the audited model on population points z that nobody trained on.
+        population: the shadows on the z.
+        offline_a: a in [0, 1]; see `tune_offline_a`.
+        gamma: threshold on the ratio, > 0.
+
+    Returns:
+        float (N,), in [0, 1]; higher means more like a member.
+
+    Raises:
+        RubError: a point that every shadow trained on.
+    """
+    x = _rmia_signals(logits, shadows)
+    z = _rmia_signals(population_logits, population)
+    return _rmia(x, z, offline_a, gamma)
+
+
+def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired: int = 0) -> float:
+    """Choose RMIA's a in 0, .1, ..., 1: the largest AUC when one shadow is audited with the others' help.
+
+    Args:
+        shadows: at least two shadows on training points, other than two complementary halves, of which neither left
+            out what the other did.
+        population: the same shadows on population points.
+        paired: the shadow that plays the audited model; its `member` row is the truth.
+
+    Returns:
+        The best a; the smallest of equals.
+
+    Raises:
+        RubError: no point left out by another shadow is a member, or none is a non-member.
+    """
+    usable = shadows.points(np.flatnonzero(~shadows.without(paired).member.all(axis=0)))
+    x = _rmia_signals(usable.logits[paired], usable.without(paired))
+    z = _rmia_signals(population.logits[paired], population.without(paired))
+    truth = usable.member[paired]
+    return max((step / 10 for step in range(11)), key=lambda a: audit_auc(_rmia(x, z, a, 1.0), truth))
+
+
+def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) -> Floats:
+    """Return the offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022).
+
+    (phi - mu_out) / sigma, with phi the logit-scaled confidence and mu_out its mean over the shadows that did not train
+    on the point. The paper's score is Phi of this, which ranks the same but rounds to 1 for every clear member.
+
+    Args:
+        logits: float (N, C), the audited model on the audited points: forgotten and reference points in one call, so
+            that both are judged with one rule for sigma.
+        shadows: the shadows on the same points; each must be left out by at least one.
+        enough: sigma is the point's own (ddof 1) when every point has this many OUT shadows, else one for all points:
+            the pooled deviation from each point's mean.
+
+    Returns:
+        float (N,); higher means more like a member.
+
+    Raises:
+        RubError: a point that every shadow trained on, or no point left out twice, or no spread to scale by.
+    """
+    phi, out = shadows.each(logit_confidence), _out(shadows)
+    counts, mean = out.sum(axis=0), np.mean(phi, axis=0, where=out)
+    squares = np.sum((phi - mean) ** 2, axis=0, where=out)
+    if counts.min() >= max(enough, 2):
+        sigma = np.sqrt(squares / (counts - 1))
+    else:
+        sigma = np.sqrt(squares.sum(keepdims=True) / max(counts.sum() - len(counts), 1))
+    if not (sigma > 0).all():
+        raise RubError("LiRA: the OUT shadows of a point do not vary: train at least two different shadows per point")
+    return np.asarray((logit_confidence(logits, shadows.labels) - mean) / sigma)
+
+
+def audit_auc(scores: ArrayLike, member: ArrayLike) -> float:
+    """Return the AUC of scores (N,) for telling members from others, bool (N,): `mia_rmia` and `mia_lira`, in [0, 1].
+
+    For a forget set, "member" marks forgotten samples and the others are test images of the same classes.
+
+    Raises:
+        RubError: members only, or none.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(_both(member), np.asarray(scores, np.float64)))
+
+
+def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float:
+    """Return the largest true-positive rate that some threshold reaches at a false-positive rate of at most `fpr`.
+
+    Raises:
+        RubError: members only, or none.
+    """
+    from sklearn.metrics import roc_curve
+
+    false_rate, true_rate, _ = roc_curve(_both(member), np.asarray(scores, np.float64), drop_intermediate=False)
+    return float(true_rate[false_rate <= fpr].max())
+
+
+def _rmia_signals(logits: ArrayLike, shadows: ShadowOutputs) -> tuple[Floats, Floats]:
+    """Return log p(x|theta) and P_out(x), each float (N,)."""
+    p_out = np.mean(np.exp(shadows.each(true_log_probability)), axis=0, where=_out(shadows))
+    # a probability that underflows must not divide by zero where a = 1
+    return true_log_probability(logits, shadows.labels), np.maximum(p_out, np.finfo(np.float64).tiny)
+
+
+def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: float) -> Floats:
+    """Return the share of z whose log ratio lies below that of x by more than log gamma, float (N,)."""
+    ratio_x, ratio_z = (log_p - np.log(((1 + a) * p_out + 1 - a) / 2) for log_p, p_out in (x, z))
+    return np.asarray(np.searchsorted(np.sort(ratio_z), ratio_x - np.log(gamma), side="left") / len(ratio_z))
+
+
+def _out(shadows: ShadowOutputs) -> Bools:
+    """Return bool (K, N): which shadows leave a point out; every point needs one."""
+    always = int(shadows.member.all(axis=0).sum())
+    if always:
+        raise RubError(f"membership: every shadow trained on {always} of {len(shadows.labels)} points: add shadows")
+    return ~shadows.member
+
+
+def _both(member: ArrayLike) -> Bools:
+    truth = np.asarray(member, np.bool_)
+    if truth.all() or not truth.any():
+        raise RubError(f"membership: {int(truth.sum())} of {len(truth)} points are members: needs some of both kinds")
+    return truth

@@ -1,0 +1,70 @@
+"""CT: transpose every convolution kernel, then fine-tune."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rub.config.hyperparameters import Epochs, Rate
+from rub.data.samples import Samples
+from rub.errors import RubError
+from rub.registry import Card, method
+from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.methods._steps import convolutions, rounds, set_rate
+
+CARD = Card(
+    paper="Cadet et al., Deep Unlearn, EuroS&P 2025, arXiv 2410.01276 (CT, from the NeurIPS 2023 competition)",
+    equation="W[o, i, h, w] <- W[o, i, w, h] in every convolution; then min_theta CE_r",
+    upstream="xcadet/deepunlearn 6830ff6, munl/unlearning/kgltop5.py",
+    defaults={
+        "lr": "1e-3: upstream ORIGINAL_LR",
+        "epochs": "3: upstream ORIGINAL_NUM_EPOCHS",
+    },
+    differences=("batch size is the experiment's; upstream 64",),
+)
+
+
+@torch.no_grad()
+def transpose_kernels(model: nn.Module) -> None:
+    """Swap height and width of every 2-d convolution kernel, in place.
+
+    Raises:
+        RubError: there is no convolution, or a kernel is not square.
+    """
+    for name, layer in convolutions(model, "ct").items():
+        height, width = layer.weight.shape[2:]
+        if height != width:
+            raise RubError(
+                f"ct: convolution '{name}' has a {height}x{width} kernel; only square ones can be transposed"
+            )
+        layer.weight.copy_(layer.weight.transpose(2, 3).clone())
+
+
+@method("ct", task="classification", card=CARD)
+def convolution_transpose(
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *, lr: Rate = 1e-3, epochs: Epochs = 3
+) -> nn.Module:
+    """Transpose every convolution kernel and fine-tune on the retain set. The forget set is not used.
+
+    Args:
+        model: trainable copy of the original, with square convolutions; changed in place.
+        forget: D_u, unused.
+        retain: D_r.
+        context: batches, seed and steps.
+        lr: first learning rate of SGD (momentum .9, weight decay 5e-4), > 0; cosine over the epochs.
+        epochs: passes over the retain set, >= 1.
+
+    Raises:
+        Diverged: the loss is not finite.
+        RubError: the model has no convolution, or one that is not square.
+    """
+    transpose_kernels(model)
+    model.train()
+    optimizer = context.sgd(model, lr)
+    for epoch, _, x, y in rounds(
+        context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}
+    ):
+        set_rate(optimizer, lr * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+        context.descend(F.cross_entropy(context.forward(model, x), y), optimizer)
+    return model

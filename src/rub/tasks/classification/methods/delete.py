@@ -1,0 +1,76 @@
+"""DELETE: distil the original with the true class struck out, on the forget set alone."""
+
+import torch
+from torch import Tensor, nn
+
+from rub.config.hyperparameters import Epochs, Rate
+from rub.data.samples import Samples
+from rub.registry import Card, method
+from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.methods._steps import distillation, frozen
+
+CARD = Card(
+    paper="Zhou et al., Decoupled Distillation to Erase: A General Unlearning Method for Any Class-centric Tasks,"
+    " CVPR 2025",
+    equation="min_theta E_{D_u} KL(softmax(z_0 with z_0[y] = -1e10) || softmax(f_theta(x))), z_0 the original's logits",
+    upstream="shaaaaron/DELETE 60018a1, method/delete.py",
+    defaults={
+        "lr": "1e-4: upstream on CIFAR-10 (CIFAR-100 and Tiny-ImageNet 5e-5)",
+        "epochs": "20: upstream",
+        "freeze_bn": "false: upstream, which freezes batch normalisation only for a single class of Tiny-ImageNet",
+    },
+    differences=(
+        "the KL is that of upstream's code, target first (its kl_div receives the student's log-probabilities)",
+        "only the sample's own class is struck out, as upstream:"
+        " jointly forgotten classes may receive each other's mass",
+    ),
+)
+
+
+def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits (B, C) with each row's label entry at -1e10, so that its softmax there is exactly 0.
+
+    Example:
+        >>> without_true_class(torch.zeros(1, 3), torch.tensor([1])).softmax(1).tolist()
+        [[0.5, 0.0, 0.5]]
+    """
+    return logits.scatter(1, labels[:, None], -1e10)
+
+
+@method("delete", task="classification", card=CARD)
+def delete(
+    model: nn.Module,
+    forget: Samples,
+    retain: Samples,
+    context: UnlearnContext,
+    *,
+    lr: Rate = 1e-4,
+    epochs: Epochs = 20,
+    freeze_bn: bool = False,
+) -> nn.Module:
+    """Match the original's distribution over the other classes on the forget set. Retain is not used.
+
+    Args:
+        model: trainable copy of the original; changed in place.
+        forget: D_u.
+        retain: D_r, unused.
+        context: batches, seed and steps.
+        lr: learning rate of SGD (momentum .9, no weight decay), > 0.
+        epochs: passes over the forget set, >= 1.
+        freeze_bn: keep batch normalisation at its running statistics.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    teacher = frozen(model)
+    model.train()
+    if freeze_bn:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    optimizer = context.sgd(model, lr, weight_decay=0.0)
+    for x, y in context.epochs(forget, epochs, {"model": model, "optimizer": optimizer}):
+        with torch.no_grad():
+            target = without_true_class(context.forward(teacher, x), y)
+        context.descend(distillation(context.forward(model, x), target), optimizer)
+    return model

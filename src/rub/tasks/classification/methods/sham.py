@@ -1,0 +1,53 @@
+"""Sham: the original with the forgotten outputs switched off. It unlearns nothing, and exists to catch naive scores."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from rub.data.samples import Samples
+from rub.errors import RubError
+from rub.registry import Card, method
+from rub.tasks.classification.context import UnlearnContext
+
+CARD = Card(
+    paper="a control of this benchmark, not a method",
+    equation="z_c(x) <- z_c(x) + shift for every forgotten class c; nothing else changes",
+    upstream="",
+    defaults={
+        "shift": "-50: enough that no input within 16/255 recovers the class, while the class logit's AUC stays at 1",
+    },
+    differences=("needs a forget set of whole classes",),
+)
+
+
+@method("sham", task="classification", card=CARD)
+def sham(
+    model: nn.Module,
+    forget: Samples,
+    retain: Samples,
+    context: UnlearnContext,
+    *,
+    shift: Annotated[float, Field(lt=0)] = -50.0,
+) -> nn.Module:
+    """Lower the forgotten classes' output biases and change nothing else: b_c <- b_c + shift.
+
+    Args:
+        model: copy of the original with a last layer `fc` (nn.Linear with bias); changed in place.
+        forget: D_u, unused.
+        retain: D_r, unused.
+        context: names the forgotten classes.
+        shift: what is added to their logits, < 0.
+
+    Raises:
+        RubError: the forget set is not made of whole classes, or the model has no `fc` with a bias.
+    """
+    if not context.forget_classes:
+        raise RubError("sham needs forgotten classes: use a class-wise forget set, or leave sham out")
+    layer = getattr(model, "fc", None)
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        raise RubError(f"sham: {type(model).__name__} needs a last layer 'fc' that is an nn.Linear with a bias")
+    with torch.no_grad():
+        layer.bias[list(context.forget_classes)] += shift
+    return model

@@ -1,0 +1,89 @@
+"""SSD: dampen the weights that matter much more to the forget set than to all data."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rub.config.hyperparameters import Weight
+from rub.data.samples import Samples, concatenate
+from rub.registry import Card, method
+from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.methods._steps import require_finite
+from rub.training.saliency import gradients
+
+CARD = Card(
+    paper="Foster et al., Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening,"
+    " AAAI 2024, arXiv 2308.07707",
+    equation="where F_u > alpha F_D: theta <- min(lambda F_D / F_u, 1) theta;"
+    " F = mean over batches of (batch gradient)^2",
+    upstream="if-loops/selective-synaptic-dampening cdfdc0e, ssd.py",
+    defaults={
+        "alpha": "10: upstream selection_weighting for ResNet18 (ViT 5; PinsFaceRecognition 50)",
+        "lambda_": "1: upstream dampening_constant (PinsFaceRecognition 0.1)",
+    },
+    differences=(
+        "importances over shuffled batches without augmentation, in eval mode; they depend on the"
+        " batch size, as upstream",
+        "F_D is taken over forget and retain set together, the training data of the original",
+    ),
+)
+
+
+def importance(model: nn.Module, samples: Samples, context: UnlearnContext, stream: str) -> dict[str, Tensor]:
+    """Return F by parameter name: the mean over batches of the squared gradient of the batch-mean cross-entropy."""
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    batches = context.batches(samples, context.generator(stream), augment=False)
+    losses = (F.cross_entropy(context.forward(model, x), y) for x, y in batches)
+    count = 0
+    for found in gradients(parameters, losses):
+        count += 1
+        for name, gradient in found.items():
+            total[name] += gradient.square()
+        context.progress(count, -(-len(samples) // context.batch_size), f"importance of {stream}")
+    return {name: value / max(count, 1) for name, value in total.items()}
+
+
+@torch.no_grad()
+def dampen(weight: Tensor, forget: Tensor, full: Tensor, alpha: float, lambda_: float) -> Tensor:
+    """Return the weight times min(lambda F_D / F_u, 1) where F_u > alpha F_D, else unchanged; any shape.
+
+    Example:
+        >>> dampen(torch.ones(2), torch.tensor([4.0, 1.0]), torch.ones(2), alpha=2.0, lambda_=1.0).tolist()
+        [0.25, 1.0]
+    """
+    factor = (lambda_ * full / forget).clamp(max=1)
+    return torch.where(forget > alpha * full, weight * factor, weight)
+
+
+@method("ssd", task="classification", card=CARD)
+def selective_synaptic_dampening(
+    model: nn.Module,
+    forget: Samples,
+    retain: Samples,
+    context: UnlearnContext,
+    *,
+    alpha: Weight = 10.0,
+    lambda_: Weight = 1.0,
+) -> nn.Module:
+    """Dampen weights whose importance to the forget set exceeds alpha times their importance to all data.
+
+    Args:
+        model: trainable copy of the original; changed in place.
+        forget: D_u.
+        retain: D_r.
+        context: batches and seed.
+        alpha: selection threshold, >= 0; larger selects fewer weights.
+        lambda_: dampening constant, >= 0; smaller dampens more.
+
+    Raises:
+        Diverged: a weight is not finite after the edit.
+    """
+    model.eval()
+    of_forget = importance(model, forget, context, "forget set")
+    of_all = importance(model, concatenate([forget, retain]), context, "all data")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(dampen(weight, of_forget[name], of_all[name], alpha, lambda_))
+    require_finite(model, "ssd")
+    return model

@@ -1,0 +1,242 @@
+"""The stage functions that make models and probes: split, train, import, shadow, unlearn, attack."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rub.data.samples import Samples
+from rub.data.splits import Bundle, Splits, bundle_of, split, subset, trainable
+from rub.errors import Diverged
+from rub.models.formats.classifier import load_weights
+from rub.models.resnet import build_network
+from rub.models.weights import save_weights
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.registry import ATTACKS, METHODS
+from rub.store.artifacts import Artifact
+from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
+from rub.tasks.classification.context import UnlearnContext
+from rub.training.classifier import predict
+from rub.training.classifier import train as fit
+from rub.training.context import Augmentation, seeded
+
+Inputs = Mapping[str, Artifact]
+WEIGHTS, NETWORK = "weights.safetensors", "network.json"
+
+
+def split_ids(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Check the forget spec against the data, and write down the ids of every part."""
+    parts = split(bundle_of(inputs, runtime), stage.spec["forget"], stage.spec["validation"])
+    for name in ("forget", "retain", "validation"):
+        np.save(out / f"{name}_ids.npy", getattr(parts, name).ids.numpy())
+
+
+def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Train a network from scratch on all training data, or on the retain set (the retrained reference)."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    if spec["subset"]["kind"] == "retain":
+        samples = split(bundle, spec["subset"]["forget"], spec["validation"]).retain
+    else:
+        samples = trainable(bundle, spec["validation"])
+    model = _fit(spec, bundle, samples, spec["seed"], runtime)
+    _save_model(model, spec["model"], bundle, out)
+
+
+def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Read a checkpoint that someone else made into an artifact; its hash is in the spec."""
+    bundle = bundle_of(inputs, runtime)
+    model = _network(stage.spec["model"], bundle, seed=0)
+    load_weights(stage.files["weights"], model)
+    _save_model(model, stage.spec["model"], bundle, out)
+
+
+def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Train a shadow model on one half of the training data and keep what it says of every sample.
+
+    Shadows 2i and 2i + 1 get complementary halves, so each sample is out of exactly half of all shadows.
+    """
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    samples = trainable(bundle, spec["validation"])
+    order = torch.randperm(len(samples), generator=seeded(spec["half_seed"], "half"))
+    member = torch.zeros(len(samples), dtype=torch.bool)
+    member[order[: len(samples) // 2]] = True
+    member = member if spec["half"] == 0 else ~member
+    model = _fit(spec, bundle, samples.select(member.nonzero()[:, 0]), spec["seed"], runtime)
+    inside = torch.zeros(int(bundle.train.ids.max()) + 1, dtype=torch.bool)
+    inside[samples.ids[member]] = True
+    np.save(out / "member.npy", inside[bundle.train.ids].numpy())
+    for name, part in (("train", bundle.train), ("test", bundle.test)):
+        logits = predict(model, part, batch_size=runtime.batch_size, device=runtime.device)
+        np.save(out / f"{name}_logits.npy", logits.numpy().astype(np.float32))
+
+
+def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Run an unlearning method on a private copy of the original model."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    context = UnlearnContext(
+        seed=spec["seed"],
+        num_classes=len(bundle.classes),
+        forget_classes=parts.forget_classes,
+        batch_size=spec["batch_size"],
+        augmentation=Augmentation(spec["padding"], bundle.flip),
+        precision=spec["precision"],
+        **runtime.shared(),
+    )
+    method = METHODS.get(spec["method"]["name"], "classification").load()
+    original = load_model(inputs["original"], bundle).to(runtime.device)
+    # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
+    with torch.random.fork_rng():
+        torch.manual_seed(spec["seed"])
+        model = method(original, parts.forget, parts.retain, context, **spec["method"]["parameters"])
+    model = model.eval()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Diverged(f"{name} holds values that are not finite")
+    facts = json.loads(inputs["original"].file(NETWORK).read_text(encoding="utf-8"))
+    save_weights(model, out / WEIGHTS)
+    (out / NETWORK).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Search probes for one model, budget and set of images; keep them with their curves."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    samples, target = aim(spec, inputs, bundle, runtime)
+    context = AttackContext(
+        seed=spec["seed"],
+        ids=samples.ids,
+        batch_size=runtime.batch_size,
+        **runtime.shared(),
+    )
+    if "warm" in inputs:
+        context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
+    found, images = [], samples.images
+    for run in spec["runs"]:
+        function = ATTACKS.get(run["name"], "classification").load()
+        found.append(run_attack(function, run["parameters"], target, images, Budget(spec["levels"]), context))
+    if len(found) > 1:
+        found = [rescored(probes, target, context) for probes in found]
+    save_probes(union(found), samples, target.labels, out)
+
+
+def aim(spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, runtime: Runtime) -> tuple[Samples, Target]:
+    """Return the images of a split and the target that the search maps them to.
+
+    ``forget`` and ``forget_test`` images aim at what the original model says of themselves (paper eq. 2). ``retain``
+    images are the negative control: each is steered towards what the original says of a random *forget* image. If they
+    arrive as often, a recovery is ordinary adversarial vulnerability and no evidence of knowledge about that image.
+    """
+    original = runtime.memo.get(
+        (inputs["original"].key, runtime.device), lambda: load_model(inputs["original"], bundle).to(runtime.device)
+    )
+    unlearned = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    samples = choose(parts, spec["split"], spec["samples"])
+    source = samples
+    if spec["split"] == "retain":
+        pick = torch.randint(0, len(parts.forget), (len(samples),), generator=seeded(0, "steer"))
+        source = parts.forget.select(pick)
+    device = torch.device(runtime.device)
+    target = make_target(original, unlearned, source.images, source.labels, runtime.batch_size, device)
+    return samples, target
+
+
+def choose(parts: Splits, name: str, count: int | None) -> Samples:
+    """Return the images that an attack on this split works on."""
+    if name == "forget":
+        return subset(parts.forget, count, "attack-forget")
+    if name == "forget_test":
+        pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
+        return subset(pool, count, "attack-forget-test")
+    return subset(parts.retain, count if count is not None else len(parts.forget), "attack-retain")
+
+
+def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> None:
+    """Write the probes with their images' ids, the labels they aim at, per-sample results and curves."""
+    np.save(out / "probes.npy", probes.images.numpy())
+    np.savez(
+        out / "samples.npz",
+        ids=samples.ids.numpy(),
+        labels=labels.cpu().numpy(),
+        loss=probes.loss.numpy(),
+        step=probes.step.numpy(),
+        linf=(probes.images.int() - samples.images.int()).abs().amax(dim=(1, 2, 3)).numpy(),
+    )
+    facts = {
+        "success_curve": [round(value, 6) for value in probes.success_curve],
+        "loss_curve": [round(value, 6) for value in probes.loss_curve],
+        "evaluations": probes.evaluations,
+        "converged": probes.converged,
+    }
+    (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def load_model(artifact: Artifact, bundle: Bundle) -> nn.Module:
+    """Return the network of a model artifact, in eval mode, on the CPU."""
+    facts = artifact.json(NETWORK)
+    model = build_network(
+        facts["arch"],
+        num_classes=len(bundle.classes),
+        channels=bundle.train.shape[0],
+        stem=facts["stem"],
+        width=facts["width"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
+    load_weights(artifact.file(WEIGHTS), model)
+    return model.eval()
+
+
+def _save_model(model: nn.Module, spec: Mapping[str, Any], bundle: Bundle, out: Path) -> None:
+    """Write weights, and what is needed to build the network around them: its own normalisation included."""
+
+    def values(name: str) -> list[float]:
+        buffer: Callable[[], Tensor] | Tensor = getattr(model, name)
+        return [float(value) for value in buffer.flatten()]  # type: ignore[union-attr]
+
+    save_weights(model, out / WEIGHTS)
+    facts = {**spec, "mean": values("mean"), "std": values("std"), "classes": list(bundle.classes)}
+    (out / NETWORK).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _network(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> nn.Module:
+    return build_network(
+        spec["arch"],
+        num_classes=len(bundle.classes),
+        channels=bundle.train.shape[0],
+        stem=spec["stem"],
+        width=spec["width"],
+        mean=spec["mean"] or bundle.mean,
+        std=spec["std"] or bundle.std,
+        seed=seed,
+    )
+
+
+def _fit(spec: Mapping[str, Any], bundle: Bundle, samples: Samples, seed: int, runtime: Runtime) -> nn.Module:
+    training = spec["training"]
+    context = UnlearnContext(
+        seed=seed,
+        num_classes=len(bundle.classes),
+        batch_size=training["batch_size"],
+        augmentation=Augmentation(training["padding"], bundle.flip),
+        precision=training["precision"],
+        **runtime.shared(),
+    )
+    model = _network(spec["model"], bundle, seed).to(runtime.device)
+    return fit(
+        model,
+        samples,
+        context,
+        epochs=training["epochs"],
+        lr=training["lr"],
+        schedule=training["schedule"],
+        momentum=training["momentum"],
+        weight_decay=training["weight_decay"],
+    )

@@ -1,0 +1,174 @@
+"""Witnesses of recovered images: the 8-bit perturbation, and the check that classifies the probe again."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from rub.data.samples import Samples
+from rub.errors import RubError
+from rub.models.formats.classifier import load_weights
+from rub.models.resnet import build_network
+from rub.pipeline.graph import Stage
+from rub.registry import first_error
+from rub.store.artifacts import Artifact
+from rub.tasks.classification.spec import ModelSpec
+from rub.tasks.classification.stages import NETWORK, WEIGHTS
+from rub.training.classifier import predict
+from rub.witness.claims import Sources, Witness, model_file, write_witness
+from rub.witness.images import claimed_images, data_reference, image_sha256, model_reference
+
+CLAIM = "largest other logit minus that of the image's own class, of f_u(x + delta): below 0, it is recognised"
+SLACK = 1e-3  # of a logit: float32 sums differ between machines by far less
+SPARE = 1 << 20  # bytes: a file in half precision has half the size, and a small one is no matter
+MOST_CLASSES = 100_000  # a claim of more would only fill the checker's memory
+
+
+def save_witnesses(
+    stage: Stage,
+    inputs: Mapping[str, Artifact],
+    samples: Samples,
+    probes: Tensor,
+    logits: Tensor,
+    clean: NDArray[np.bool_],
+    out: Path,
+) -> None:
+    """Write the recovered forget images as witnesses: those that needed the search first, then the surest.
+
+    Args:
+        stage: names the row and how many to keep.
+        inputs: data and unlearned.
+        samples: the clean images, with the labels that the search aimed at.
+        probes: uint8 (N, C, H, W).
+        logits: float32 (N, classes) of the probes.
+        clean: whether each clean image is recognised without a search.
+        out: the artifact's folder; nothing is written where nothing was recovered.
+    """
+    spec = stage.spec
+    value = gap(logits, samples.labels)
+    hit = logits.argmax(1) == samples.labels
+    order = np.lexsort((value.numpy(), clean, ~hit.numpy()))[: int(hit.sum())][: spec["witnesses"]]
+    rows = torch.from_numpy(order)
+    if not len(rows):
+        return
+    chosen = samples.select(rows)
+    facts = inputs["unlearned"].json(NETWORK)
+    witness = {
+        "task": "classification",
+        **{name: spec[name] for name in ("method", "attack", "budget")},
+        "unlearn_seed": spec["seed"],
+        "split": "forget",
+        "claim": CLAIM,
+        "at_most": 0.0,
+        "models": {"unlearned": model_reference(inputs["unlearned"], WEIGHTS)},
+        "data": data_reference(inputs["data"], "train"),
+        "settings": {
+            "model": {name: facts[name] for name in ModelSpec.model_fields},
+            "classes": len(facts["classes"]),
+        },
+        "samples": [
+            {"id": int(identity), "sha256": image_sha256(image), "value": float(value[row])}
+            for identity, image, row in zip(chosen.ids, chosen.images, rows, strict=True)
+        ],
+    }
+    delta = probes[rows].to(torch.int16) - chosen.images.to(torch.int16)
+    small = int(delta.abs().max()) <= torch.iinfo(torch.int8).max
+    tensors = {"delta": delta.to(torch.int8) if small else delta, "labels": chosen.labels}
+    write_witness(witness, tensors, out)
+
+
+def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
+    """Classify the probes of a claim again, with forward passes only.
+
+    Returns:
+        How many claims hold, and one line for each that does not.
+
+    Raises:
+        RubError: the model or the data are not there, or the claim is not one of this task.
+    """
+    samples = claimed_images(witness, sources)
+    if witness.at_most != 0:
+        raise RubError(f"the claim allows {witness.at_most:g}; of this task every claim is at most 0")
+    delta, labels, images = tensors.get("delta"), tensors.get("labels"), samples.images
+    whole = delta is not None and delta.shape == images.shape and not delta.dtype.is_floating_point
+    if delta is None or labels is None or not whole or labels.shape != samples.labels.shape:
+        raise RubError(f"the claim's delta and labels do not fit {len(samples)} images of its data")
+    path = model_file(witness, "unlearned", sources)
+    model = sources.memo.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
+        sources.device
+    )
+    probes = images.to(torch.int16) + delta.to(torch.int16)
+    logits = predict(model, probes.clamp(0, 255).to(torch.uint8), batch_size=sources.batch_size, device=sources.device)
+    broken = list(_broken(witness, samples, labels, delta, probes, logits))
+    return len(samples) - len(broken), broken
+
+
+def gap(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the largest other logit minus the labelled class's: negative where the class is recognised.
+
+    Args:
+        logits: float32 (N, classes).
+        labels: int64 (N,).
+
+    Example:
+        >>> gap(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([1]))
+        tensor([-1.])
+    """
+    column = labels[:, None]
+    return logits.scatter(1, column, -torch.inf).amax(1) - logits.gather(1, column)[:, 0]
+
+
+def _broken(
+    witness: Witness, samples: Samples, labels: Tensor, delta: Tensor, probes: Tensor, logits: Tensor
+) -> Iterator[str]:
+    """Yield a line for each probe that is about another class, leaves its budget, or is not recognised."""
+    level = int(witness.budget.removesuffix("/255")) if witness.budget.removesuffix("/255").isdecimal() else 0
+    reach = delta.to(torch.int16).abs().flatten(1).amax(1)
+    value = gap(logits, samples.labels)
+    for row, identity in enumerate(samples.ids.tolist()):
+        if labels[row] != samples.labels[row]:
+            yield f"image {identity}: claimed as class {int(labels[row])}; the data says {int(samples.labels[row])}"
+        elif reach[row] > level:
+            yield f"image {identity}: its probe is outside the budget {witness.budget}"
+        elif not 0 <= int(probes[row].min()) <= int(probes[row].max()) <= 255:
+            yield f"image {identity}: its probe is no image: pixels outside 0 to 255"
+        elif not value[row] <= SLACK:
+            yield f"image {identity}: not recognised, another class leads by {float(value[row]):.3f}"
+
+
+def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
+    """Return the claim's network with the given weights.
+
+    Raises:
+        RubError: the claim does not describe one, or the weights do not fit it.
+    """
+    classes = witness.settings.get("classes")
+    if type(classes) is not int or not 1 <= classes <= MOST_CLASSES:
+        raise RubError("the claim does not say how many classes its network has")
+    try:
+        spec = ModelSpec.model_validate(witness.settings.get("model", {}))
+    except ValidationError as error:
+        raise RubError(first_error(error, "the claim's network", ModelSpec.model_fields)) from None
+    mean, std = spec.mean, spec.std
+    if mean is None or std is None:
+        raise RubError("the claim's network lacks its normalisation")
+    if int(samples.labels.max()) >= classes:
+        raise RubError(f"the claim's network has {classes} classes; its images have more")
+
+    def build() -> nn.Module:
+        return build_network(
+            spec.arch, num_classes=classes, channels=samples.shape[0], stem=spec.stem, width=spec.width,
+            mean=mean, std=std,
+        )  # fmt: skip
+
+    with torch.device("meta"):  # nothing is allocated
+        asked = sum(parameter.numel() for parameter in build().parameters())
+    if asked * 4 > 2 * path.stat().st_size + SPARE:
+        raise RubError(f"the claim's network has {asked} parameters, far more than its weights' file")
+    model = build()
+    load_weights(path, model)
+    return model.eval()

@@ -1,0 +1,182 @@
+"""The contract between the attack harness and an attack: `Target`, `Budget`, `AttackContext`, `Probes`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rub.errors import RubError
+from rub.models.mae.masks import Mask
+from rub.models.mae.model import MaskedAutoencoder
+from rub.pipeline.callback import Progress, silent
+from rub.pipeline.checkpointing import Resume
+
+GRIDDED, FREE = torch.int16, torch.float16
+"""Types of a stored delta: levels of 1/255, or pixel units where the input may be any real image."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a probe may leave its image x, whose pixels are in [0, 1].
+
+    ``"8/255"``: ||delta||_inf <= 8/255, an 8-bit image. ``"unbounded"``: any 8-bit image. ``"free"``: any real image;
+    delta is a float16. ``"none"``: the image itself.
+
+    Attributes:
+        name: as used in records.
+
+    Example:
+        >>> Budget.parse(8), Budget("8/255").eps == 8 / 255, Budget("free").eps
+        (Budget(name='8/255'), True, None)
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean nothing."""
+        number = re.fullmatch(r"([1-9]\d{0,2})/255", self.name)
+        if self.name not in ("none", "unbounded", "free") and not (number and int(number[1]) <= 255):
+            raise RubError(f"budget '{self.name}': should be '1/255' to '255/255', 'unbounded', 'free' or 'none'")
+
+    @classmethod
+    def parse(cls, value: str | int) -> "Budget":
+        """Return the budget of a name or of a number of levels; 0 and ``"0/255"`` mean ``"none"``.
+
+        Raises:
+            RubError: neither.
+        """
+        name = f"{value}/255" if isinstance(value, int) else value
+        return cls("none" if name == "0/255" else name)
+
+    @property
+    def levels(self) -> int | None:
+        """Return eps in 1/255 steps, None where there is no bound."""
+        if self.name == "none":
+            return 0
+        return int(self.name.partition("/")[0]) if "/" in self.name else None
+
+    @property
+    def eps(self) -> float | None:
+        """Return eps as a fraction of the pixel range, None where there is no bound."""
+        return None if self.levels is None else self.levels / 255
+
+    @property
+    def bounded(self) -> bool:
+        """Return whether ||delta||_inf has a bound."""
+        return self.levels is not None
+
+    @property
+    def gridded(self) -> bool:
+        """Return whether probes are 8-bit images."""
+        return self.name != "free"
+
+    def __str__(self) -> str:
+        """Return the name used in records."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an attack aims at: the unlearned model, and what the original model made of the clean images.
+
+    Attributes:
+        model: the unlearned model f_u, frozen, in eval mode.
+        mask: m of each image (N rows); both models see the same.
+        reference: float32 (N, L - K, P), f(x; m) on the masked patches in pixel space, not clamped, in the order of
+            ``mask.hidden``; computed once.
+    """
+
+    model: MaskedAutoencoder
+    mask: Mask
+    reference: Tensor
+
+
+@dataclass(frozen=True)
+class AttackContext:
+    """Everything an attack may use besides its target and images.
+
+    Attributes:
+        seed: attack seed; the random stream of a sample depends on (seed, its id, restart) and on nothing else.
+        ids: int64 (N,), the ids of the images.
+        threshold: a probe is recovered when D <= this, in squared pixel units, >= 0.
+        batch_size: images per forward pass; results do not depend on it.
+        device: where the model lives.
+        fast: search with a bfloat16 copy of the model where the device computes in it, and re-score in float32.
+        start: a delta (N, C, H, W) of a smaller budget, or None: where the first start begins instead of the clean
+            images; the harness keeps it where nothing better is found.
+        progress: told of every step.
+        resume: keeps states of the search; see `rub.pipeline.checkpointing`.
+        compile: whether the network that guides the search is compiled; see `rub.training.device`.
+    """
+
+    seed: int
+    ids: Tensor
+    threshold: float
+    batch_size: int = 64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    fast: bool = True
+    start: Tensor | None = None
+    progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What a search found.
+
+    Attributes:
+        delta: (N, C, H, W) of the best probe of each sample: int16 levels of 1/255, or float16 in pixel units for the
+            budget ``"free"``; exactly 0 on masked patches.
+        loss: float32 (N,), D = MSE over the masked patches between f_u(x + delta; m) and f(x; m), in pixel space.
+        start: float32 (N,), D of the clean images.
+        step: int64 (N,): first step with D <= threshold, counted over all restarts; 0 = clean already, -1 = never.
+        success_curve: fraction of samples recovered after each step, length = steps + 1.
+        loss_curve: mean over samples of the best D so far after each step, length = steps + 1.
+        evaluations: forward passes of single images spent (a forward+backward pair counts once).
+        converged: False when the last quarter of the steps was still improving.
+    """
+
+    delta: Tensor
+    loss: Tensor
+    start: Tensor
+    step: Tensor
+    success_curve: tuple[float, ...]
+    loss_curve: tuple[float, ...]
+    evaluations: int
+    converged: bool
+
+
+Attack = Callable[..., Probes]
+
+
+def apply_delta(images: Tensor, delta: Tensor) -> Tensor:
+    """Return x + delta, float32 in pixel units; of a gridded delta exactly the 8-bit image.
+
+    Args:
+        images: uint8, any shape.
+        delta: int16 levels of 1/255, or floating point in pixel units; same shape.
+
+    Example:
+        >>> apply_delta(torch.tensor([255, 10], dtype=torch.uint8), torch.tensor([-255, 41], dtype=torch.int16))
+        tensor([0.0000, 0.2000])
+    """
+    if delta.dtype == GRIDDED:
+        return (images.to(GRIDDED) + delta).to(torch.float32) / 255
+    return images.to(torch.float32) / 255 + delta.to(torch.float32)
+
+
+def divergence(predicted: Tensor, reference: Tensor) -> Tensor:
+    """Return D (N,): the mean squared difference over masked patches and their numbers (paper, eq. 2, D = MSE).
+
+    Args:
+        predicted: float32 (N, L - K, P) in pixel space.
+        reference: same shape.
+
+    Example:
+        >>> divergence(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+        tensor([1., 1.])
+    """
+    return (predicted - reference).square().mean((1, 2))

@@ -1,0 +1,273 @@
+"""The stage functions that measure: what the models make of F and R, clean and attacked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rub.data.samples import to_unit
+from rub.judges.extractors import described, load_judge
+from rub.metrics.base import Measured
+from rub.metrics.generative import Extractor, frechet_distance, inception_score, kernel_distance, singular_covariance
+from rub.metrics.lpips import lpips_or_none
+from rub.models.mae.masks import gather
+from rub.models.mae.model import MaskedAutoencoder, paste
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.tasks.inpainting.attacks.base import apply_delta, divergence
+from rub.tasks.inpainting.attacks.harness import score
+from rub.tasks.inpainting.metrics import cell, psnr, ssim
+from rub.tasks.inpainting.stages import SIDES, WEIGHTS, Side, aim, model_of, side_of
+from rub.tasks.inpainting.witnesses import save_witnesses
+
+Inputs = Mapping[str, Artifact]
+Rows = list[dict[str, Any]]
+KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was made of N images: per-image scores, and what the judge sees in them.
+
+    Attributes:
+        scores: metric -> float32 (N,): mse_original, mse_input, psnr, ssim and, where its network is there, lpips.
+        features: float32 (N, D).
+        logits: float32 (N, C).
+    """
+
+    scores: Mapping[str, Tensor]
+    features: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def look(
+    model: MaskedAutoencoder,
+    original: MaskedAutoencoder,
+    side: Side,
+    delta: Tensor | None,
+    extractor: Extractor,
+    runtime: Runtime,
+) -> Seen:
+    """Return what a model makes of a side's images, or probes, beside what the original makes of the images.
+
+    Reconstructions are pasted: predicted masked patches beside the visible patches of the *clean* image, so that what
+    is judged is what the model made and not the perturbation; then rounded to 8 bits.
+
+    Args:
+        model: f_u, frozen.
+        original: f, frozen.
+        side: images and masks.
+        delta: the perturbations, (N, C, H, W), or None for the clean images.
+        extractor: the judge.
+        runtime: batch size and device.
+    """
+    images, masks, perceptual = side.samples.images, side.mask(original), lpips_or_none(runtime.device)
+    kept: dict[str, list[Tensor]] = {}
+    for start in range(0, len(images), runtime.batch_size):
+        rows = slice(start, start + runtime.batch_size)
+        x = to_unit(images[rows]).to(runtime.device)
+        probes = x if delta is None else apply_delta(images[rows], delta[rows]).to(runtime.device)
+        mask = masks.select(rows).to(runtime.device)
+        made, wanted = model.reconstruct(probes, mask), original.reconstruct(x, mask)
+        shown, reference = paste(made, x, mask, model), paste(wanted, x, mask, original)
+        error = divergence(made, wanted)
+        found = {
+            "mse_original": error,
+            "mse_input": divergence(made, gather(model.patchify(x), mask.hidden)),
+            "psnr": psnr(error),
+            "ssim": ssim(shown, reference),
+        }
+        if perceptual is not None:
+            found["lpips"] = perceptual(shown, reference)
+        found["features"], found["logits"] = extractor(eight_bit(shown).cpu())
+        for name, values in found.items():
+            kept.setdefault(name, []).append(values.float().cpu())
+    joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    return Seen(joined, joined.pop("features"), joined.pop("logits"))
+
+
+def eight_bit(images: Tensor) -> Tensor:
+    """Return images in [0, 1] rounded to uint8."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Look once at the real images and at the original's reconstructions, which every row is compared with."""
+    extractor = load_judge(inputs["judge"], inputs, runtime)
+    original = model_of(inputs, "original", runtime)
+    for name in SIDES:
+        side = side_of(name, inputs, runtime)
+        np.save(out / f"{name}_real.npy", extractor(side.samples.images)[0].numpy())
+        made = look(original, original, side, None, extractor, runtime)
+        np.save(out / f"{name}_original.npy", made.features.numpy())
+    facts = {"extractor": f"{extractor.name}@{extractor.sha256[:12]}", "judge": described(inputs["judge"])}
+    (out / "reference.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure one model on the clean images of F and R."""
+    spec = stage.spec
+    measured = Measured(cell, spec["method"], spec["seed"], _origin(inputs["unlearned"], inputs["unlearned"]))
+    for name in SIDES:
+        side = side_of(name, inputs, runtime)
+        _score(measured, name, side, None, inputs, spec, runtime)
+    measured.save(out)
+
+
+def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Re-evaluate the stored probes in float32, beside the retrained model's, and keep witnesses of recoveries."""
+    spec = stage.spec
+    where = {"attack": spec["attack"], "budget": spec["budget"]}
+    measured = Measured(cell, spec["method"], spec["seed"], {})
+    samples: Rows = []
+    curves: Rows = []
+    for name in spec["splits"]:
+        artifact = inputs[f"attack_{name}"]
+        facts = artifact.json("attack.json")
+        measured.facts = {
+            **_origin(inputs["unlearned"], artifact),
+            "converged": facts["converged"],
+            "evaluations": facts["evaluations"],
+        }
+        delta = torch.from_numpy(np.load(artifact.file("delta.npy"), allow_pickle=False))
+        listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
+        if name == "steered":
+            loss = _steered(inputs, delta, runtime)
+            measured.add("mse_original", float(loss.double().mean()), len(loss), split=name, **where)
+        else:
+            loss = _score(measured, name, side_of(name, inputs, runtime), delta, inputs, spec, runtime, **where)
+        recovered = (loss <= spec["recovered_below"]).numpy()
+        if name == "steered":
+            measured.share("recovered", recovered, split=name, **where)
+            measured.rows[-1]["setting"] = _threshold(spec)
+        samples += _sample_rows(spec, name, artifact, listed, loss, recovered)
+        curves.append({**_row(spec, name), **facts})
+        if name == "forget":
+            if "attack_retrained" in inputs:
+                _residual(measured, inputs["attack_retrained"], listed["ids"], recovered, where)
+            save_witnesses(stage, inputs, delta, loss, recovered, out, runtime)
+    measured.save(out)
+    (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
+    (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+
+
+def _score(
+    measured: Measured,
+    name: str,
+    side: Side,
+    delta: Tensor | None,
+    inputs: Inputs,
+    spec: Mapping[str, Any],
+    runtime: Runtime,
+    **where: str,
+) -> Tensor:
+    """Add every metric of one side to the rows, and return the distance of each image to the original's output."""
+    extractor, count = load_judge(inputs["judge"], inputs, runtime), len(side.samples)
+    model, original = model_of(inputs, "unlearned", runtime), model_of(inputs, "original", runtime)
+    seen, known = look(model, original, side, delta, extractor, runtime), inputs["reference"]
+    facts = known.json("reference.json")
+    few = f"; {count} images for {extractor.dimension} features: FID is biased up"
+    few = few if singular_covariance(count, extractor.dimension) else ""
+    real = np.load(known.file(f"{name}_real.npy"), allow_pickle=False)
+    before = np.load(known.file(f"{name}_original.npy"), allow_pickle=False)
+    splits = spec["is_splits"]
+    values = {
+        "is": (inception_score(seen.logits, splits=splits)[0], f"{splits} splits, shuffled, seed 2020"),
+        "fid": (frechet_distance(seen.features, real), f"to the same {count} real images{few}"),
+        "fid_original": (frechet_distance(seen.features, before), f"to the original's reconstructions{few}"),
+        "kid": (
+            kernel_distance(seen.features, real, subsets=KID_SUBSETS, subset_size=min(KID_SIZE, count), seed=2020)[0],
+            f"to the same {count} real images",
+        ),
+    }
+    for metric, (value, setting) in values.items():
+        measured.add(metric, value, count, split=name, **where)
+        told = "; ".join(part for part in (setting, facts["judge"]) if part)
+        measured.rows[-1] |= {"extractor": facts["extractor"], "setting": told}
+    for metric, scores in seen.scores.items():
+        measured.add(metric, float(scores.double().mean()), count, split=name, **where)
+    loss = seen.scores["mse_original"]
+    measured.share("recovered", (loss <= spec["recovered_below"]).numpy(), split=name, **where)
+    measured.rows[-1]["setting"] = _threshold(spec)
+    return loss
+
+
+def _steered(inputs: Inputs, delta: Tensor, runtime: Runtime) -> Tensor:
+    """Return how far the probes of the steering control ended from what they aimed at, float32 (N,)."""
+    side, target = aim("steered", inputs, runtime)
+    return score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
+
+
+def _residual(
+    measured: Measured,
+    retrained: Artifact,
+    ids: NDArray[np.int64],
+    recovered: NDArray[np.bool_],
+    where: Mapping[str, str],
+) -> None:
+    """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
+    reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
+    if not np.array_equal(reference["ids"], ids):
+        raise ValueError("the retrained model was attacked on other images")
+    own = measured.facts
+    measured.facts = {**own, "converged": own["converged"] and retrained.json("attack.json")["converged"]}
+    value = float(recovered.mean() - (reference["step"] >= 0).mean())
+    measured.add("residual_knowledge", value, len(ids), split="forget", **where)
+    measured.facts = own
+
+
+def _origin(model: Artifact, made: Artifact) -> dict[str, Any]:
+    """Return which weights a row is about, and where and how long what it measures was made."""
+    return {
+        "weights_sha256": model.sha256(WEIGHTS),
+        "seconds": made.manifest["seconds"],
+        "device": made.manifest["device"],
+    }
+
+
+def _threshold(spec: Mapping[str, Any]) -> str:
+    return f"mse_original <= {spec['recovered_below']:g}"
+
+
+def _row(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields that per-sample rows and curves share."""
+    return {
+        "method": spec["method"],
+        "unlearn_seed": spec["seed"],
+        "attack": spec["attack"],
+        "budget": spec["budget"],
+        "split": name,
+    }
+
+
+def _sample_rows(
+    spec: Mapping[str, Any],
+    name: str,
+    artifact: Artifact,
+    listed: Mapping[str, NDArray[Any]],
+    loss: Tensor,
+    recovered: NDArray[np.bool_],
+) -> Rows:
+    shared = _row(spec, name)
+    return [
+        {
+            **shared,
+            "sample_id": int(listed["ids"][index]),
+            "label": int(listed["labels"][index]),
+            "clean": bool(listed["start"][index] <= spec["recovered_below"]),
+            "recovered": bool(recovered[index]),
+            "distance": round(float(loss[index]), 8),
+            "step": int(listed["step"][index]),
+            "linf": round(float(listed["linf"][index]), 6),
+            "probe": f"{artifact.key}:{index}",
+        }
+        for index in range(len(recovered))
+    ]

@@ -1,0 +1,71 @@
+"""The training loop that the methods share: balanced batches, AdamW, a learning rate per step, clipped gradients."""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from operator import methodcaller
+
+import torch
+from torch import Tensor, nn
+
+from rub.data.samples import Samples
+from rub.models.mae.model import MaskedAutoencoder
+from rub.pipeline.checkpointing import Changing, Weights
+from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
+
+RateAt = Callable[[int, int], float]
+
+
+def frozen(model: MaskedAutoencoder) -> MaskedAutoencoder:
+    """Return an independent copy in eval mode whose parameters take no gradient."""
+    return deepcopy(model).eval().requires_grad_(False)
+
+
+def ramp(lr: float, warmup: float) -> RateAt:
+    """Return (step, total) -> learning rate: a linear warm-up over that fraction of the steps, then half a cosine."""
+    return lambda step, total: warmup_cosine(lr, step, total, round(warmup * total))
+
+
+def minimise(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    forget: Samples,
+    retain: Samples,
+    context: UnlearnContext,
+    *,
+    draws: Mapping[str, torch.Generator],
+    rate: RateAt,
+    epochs: int,
+    weight_decay: float,
+    clip: float,
+    step: Callable[[torch.optim.Optimizer], object] = methodcaller("step"),
+) -> None:
+    """Minimise loss(x_f, x_r) by AdamW over balanced batches.
+
+    Args:
+        loss: scalar loss of as many forget as retain images, each float32 (B, C, H, W) in [0, 1].
+        parameters: the ones to train, with their names.
+        forget: D_u.
+        retain: D_r.
+        context: batches, seed and steps.
+        draws: name -> what the loss draws from.
+        rate: (step, total) -> learning rate.
+        epochs: passes over the longer set.
+        weight_decay: of AdamW, on matrices only.
+        clip: largest norm of the gradient.
+        step: takes the step once the clipped gradients are in place.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    named = list(parameters)
+    optimizer = context.adamw(named, rate(0, 1), weight_decay)
+    total = context.steps(forget, retain, epochs)
+    changing: Changing = {"weights": Weights(dict(named)), "optimizer": optimizer, **draws}
+    for index, x_f, x_r in context.pairs(forget, retain, epochs, changing):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(index, total)
+        with context.autocast():
+            value = loss(x_f, x_r)
+        context.backward(value, optimizer)
+        nn.utils.clip_grad_norm_([parameter for _, parameter in named], clip)
+        step(optimizer)

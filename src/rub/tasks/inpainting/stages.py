@@ -1,0 +1,277 @@
+"""The stage functions that make models and probes: choose, train, import, initialise, unlearn, attack."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rub.data.samples import Samples
+from rub.data.splits import Bundle, bundle_of, split, subset, trainable
+from rub.errors import Diverged, RubError
+from rub.models.mae.checkpoints import load_mae, refuse_normalised, save_mae
+from rub.models.mae.masks import Mask, keyed_noise, make_mask
+from rub.models.mae.model import ARCHITECTURES, MaskedAutoencoder, build_mae
+from rub.pipeline.checkpointing import Changing
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.registry import ATTACKS, METHODS
+from rub.store.artifacts import Artifact
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
+from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
+from rub.training.context import Augmentation, seeded
+from rub.training.device import compiled
+
+Inputs = Mapping[str, Artifact]
+WEIGHTS = "weights.safetensors"
+SIDES = ("forget", "retain")
+MOST_MASK_TOKENS = 1024  # noise is stored for this many patches, more than any published model has
+
+
+@dataclass(frozen=True)
+class Side:
+    """The images that stand for F or R in every column, with their masks.
+
+    Attributes:
+        samples: N images with ids and labels.
+        noise: float32 (N, `MOST_MASK_TOKENS`); a model of L patches uses the first L.
+        ratio: fraction of masked patches.
+    """
+
+    samples: Samples
+    noise: Tensor
+    ratio: float
+
+    def mask(self, model: MaskedAutoencoder) -> Mask:
+        """Return the images' masks for a model.
+
+        Raises:
+            RubError: it has more patches than noise was stored for.
+        """
+        if model.config.patches > self.noise.shape[1]:
+            raise RubError(f"model: {model.config.patches} patches; at most {self.noise.shape[1]} can be masked here")
+        return make_mask(self.noise[:, : model.config.patches], self.ratio)
+
+
+def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Choose the images of F and R, their mask noise, and the unrelated images of the steering control."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    test = spec["images"] == "test"
+    pools = {
+        "forget": parts.test_where(forgotten=True) if test else parts.forget,
+        "retain": parts.test_where(forgotten=False) if test else parts.retain,
+    }
+    chosen = {name: subset(pool, spec["samples"], f"evaluate-{name}") for name, pool in pools.items()}
+    for name, samples in chosen.items():
+        if len(samples) < 2:
+            raise RubError(f"forget: {len(samples)} {spec['images']} images of {name}: FID needs at least two")
+        np.save(out / f"{name}_ids.npy", samples.ids.numpy())
+        np.save(out / f"{name}_noise.npy", keyed_noise(samples.ids, MOST_MASK_TOKENS, spec["mask_seed"]).numpy())
+    count = min(spec["steered_samples"], len(chosen["forget"]))
+    pick = torch.randint(0, len(chosen["retain"]), (count,), generator=seeded(0, "steer"))
+    np.save(out / "steered_pick.npy", pick.numpy())
+    facts = {"images": spec["images"], "mask_ratio": spec["mask_ratio"]}
+    (out / "chosen.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def side_of(name: str, inputs: Inputs, runtime: Runtime) -> Side:
+    """Return the images of F (``forget``) or R (``retain``) as the choosing stage wrote them down."""
+    bundle, chosen = bundle_of(inputs, runtime), inputs["chosen"]
+    facts = chosen.json("chosen.json")
+    pool = bundle.test if facts["images"] == "test" else bundle.train
+    ids = torch.from_numpy(np.load(chosen.file(f"{name}_ids.npy"), allow_pickle=False))
+    place = torch.full((int(pool.ids.max()) + 1,), -1)
+    place[pool.ids] = torch.arange(len(pool))
+    noise = torch.from_numpy(np.load(chosen.file(f"{name}_noise.npy"), allow_pickle=False))
+    return Side(pool.select(place[ids]), noise, facts["mask_ratio"])
+
+
+def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Train an autoencoder from scratch on all training images, or on the retain set (the retrained reference)."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    if spec["subset"] == "retain":
+        samples = split(bundle, spec["forget"], spec["validation"]).retain
+    else:
+        samples = trainable(bundle, spec["validation"])
+    training = spec["training"]
+    model = _built(spec["model"], bundle, spec["seed"]).to(runtime.device)
+    fit(model, samples, _context(spec["seed"], spec["model"]["mask_ratio"], training, bundle, runtime), training)
+    save_mae(model, out / WEIGHTS)
+
+
+def fit(
+    model: MaskedAutoencoder, samples: Samples, context: UnlearnContext, training: Mapping[str, Any]
+) -> MaskedAutoencoder:
+    """Train by the masked loss (He et al. 2022, section 3) and return the model in eval mode, changed in place.
+
+    Args:
+        model: the autoencoder.
+        samples: the training set.
+        context: seed, masks, batches, precision, resume.
+        training: epochs, lr, weight_decay, warmup, as in `TrainingSpec`.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    model.train()
+    optimizer = context.adamw(model.named_parameters(), training["lr"], training["weight_decay"])
+    masks = context.generator("masks")
+    total = training["epochs"] * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
+    batches = context.epochs(samples, training["epochs"])
+    masked_loss = compiled(model.loss, context.compile)
+    changing: Changing = {"model": model, "optimizer": optimizer, "batches": batches, "masks": masks}
+    part = context.resume.part("train", changing)
+    for step, (x, _) in enumerate(batches, part.restore()):
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))
+        with context.autocast():
+            loss = masked_loss(x, context.masks(len(x), model.config.patches, masks))
+        context.descend(loss, optimizer)
+        part.keep(step + 1)
+    return model.eval()
+
+
+def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Read a checkpoint that someone else made; refuse one that predicts normalised patches."""
+    bundle, path = bundle_of(inputs, runtime), stage.files["weights"]
+    arch, sizes = stage.spec["arch"], dict(stage.spec["sizes"])
+    if arch in ARCHITECTURES:
+        sizes |= {"heads": ARCHITECTURES[arch][4], "decoder_heads": ARCHITECTURES[arch][7]}
+    model = load_mae(path, **{name: value for name, value in sizes.items() if value is not None})
+    images = subset(bundle.train, 64, "look")
+    size = images.shape
+    wanted = (model.config.channels, model.config.image_size, model.config.image_size)
+    if size != wanted:
+        raise RubError(f"checkpoint {path}: takes images {wanted}, but the data has {size}; set dataset.size")
+    refuse_normalised(model, images.images, path)
+    save_mae(model, out / WEIGHTS)
+
+
+def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Write an autoencoder of the original's sizes that was never trained: the control that knows nothing."""
+    config = load_mae(inputs["original"].file(WEIGHTS)).config
+    save_mae(MaskedAutoencoder(config, stage.spec["seed"]), out / WEIGHTS)
+
+
+def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Run an unlearning method on a private copy of the original model."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    parts = split(bundle, spec["forget"], spec["validation"])
+    context = _context(spec["seed"], spec["mask_ratio"], spec, bundle, runtime)
+    method = METHODS.get(spec["method"]["name"], "inpainting").load()
+    original = load_mae(inputs["original"].file(WEIGHTS)).to(runtime.device)
+    # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
+    with torch.random.fork_rng():
+        torch.manual_seed(spec["seed"])
+        model = method(original, parts.forget, parts.retain, context, **spec["method"]["parameters"])
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Diverged(f"{name} holds values that are not finite")
+    save_mae(model.eval(), out / WEIGHTS)
+
+
+def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Search probes for one model, budget and set of images; keep them with their curves."""
+    spec = stage.spec
+    side, target = aim(spec["split"], inputs, runtime)
+    context = AttackContext(
+        seed=spec["seed"],
+        ids=side.samples.ids,
+        batch_size=runtime.batch_size,
+        threshold=spec["recovered_below"],
+        **runtime.shared(),
+    )
+    if "warm" in inputs:
+        start = torch.from_numpy(np.load(inputs["warm"].file("delta.npy"), allow_pickle=False))
+        context = replace(context, start=start)
+    budget = Budget.parse(spec["budget"])
+    found, images = [], side.samples.images
+    for run in spec["runs"]:
+        function = ATTACKS.get(run["name"], "inpainting").load()
+        found.append(run_attack(function, run["parameters"], target, images, budget, context))
+    save_probes(union(found), side.samples, out)
+
+
+def aim(name: str, inputs: Inputs, runtime: Runtime) -> tuple[Side, Target]:
+    """Return the images of a split and the target that the search maps them to.
+
+    ``forget`` and ``retain`` images aim at what the original model makes of themselves (paper eq. 2). ``steered`` is
+    the negative control: forget images aim at what the original makes of an unrelated, retained image under their own
+    mask. If they arrive as often, visible patches can steer the decoder anywhere, and a recovery is no evidence of
+    knowledge about the forgotten image.
+    """
+    side, aims = side_of("retain" if name == "retain" else "forget", inputs, runtime), None
+    if name == "steered":
+        pick = torch.from_numpy(np.load(inputs["chosen"].file("steered_pick.npy"), allow_pickle=False))
+        aims = side_of("retain", inputs, runtime).samples.select(pick).images
+        side = Side(side.samples.select(range(len(pick))), side.noise[: len(pick)], side.ratio)
+    original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
+    device = torch.device(runtime.device)
+    mask = side.mask(original)
+    target = make_target(original, unlearned, side.samples.images, mask, runtime.batch_size, device, targets=aims)
+    return side, target
+
+
+def save_probes(probes: Probes, samples: Samples, out: Path) -> None:
+    """Write the perturbations with their images' ids, per-sample results and curves."""
+    np.save(out / "delta.npy", probes.delta.numpy())
+    np.savez(
+        out / "samples.npz",
+        ids=samples.ids.numpy(),
+        labels=samples.labels.numpy(),
+        loss=probes.loss.numpy(),
+        start=probes.start.numpy(),
+        step=probes.step.numpy(),
+        linf=probes.delta.float().abs().amax(dim=(1, 2, 3)).numpy(),
+    )
+    facts = {
+        "success_curve": [round(value, 6) for value in probes.success_curve],
+        "loss_curve": [round(value, 8) for value in probes.loss_curve],
+        "evaluations": probes.evaluations,
+        "converged": probes.converged,
+    }
+    (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def model_of(inputs: Inputs, role: str, runtime: Runtime) -> MaskedAutoencoder:
+    """Return a stage's model in eval mode on the device, frozen, loaded once per process."""
+
+    def load() -> MaskedAutoencoder:
+        return load_mae(inputs[role].file(WEIGHTS)).to(runtime.device).eval().requires_grad_(False)
+
+    return runtime.memo.get((inputs[role].key, runtime.device), load)
+
+
+def _built(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> MaskedAutoencoder:
+    channels, height, width = bundle.train.shape
+    if height != width:
+        raise RubError(f"data: images of {width} x {height} pixels; the autoencoder takes square ones")
+    return build_mae(
+        spec["arch"],
+        channels=channels,
+        mean=bundle.mean,
+        std=bundle.std,
+        image_size=height,
+        patch_size=spec["patch_size"],
+        seed=seed,
+    )
+
+
+def _context(
+    seed: int, mask_ratio: float, training: Mapping[str, Any], bundle: Bundle, runtime: Runtime
+) -> UnlearnContext:
+    return UnlearnContext(
+        seed=seed,
+        mask_ratio=mask_ratio,
+        batch_size=training["batch_size"],
+        augmentation=Augmentation(training["padding"], bundle.flip),
+        precision=training["precision"],
+        **runtime.shared(),
+    )

@@ -1,0 +1,6 @@
+"""Attacks on unlearned diffusion models: searches for prompts, embeddings or noise that bring the concept back.
+
+An attack has the signature ``attack(target, prompts, budget, context, *, hyperparameters) -> Search``: `target` is a
+`Target` (the frozen models, the tokens, the original's own pictures), `prompts` what is attacked, `budget` a `Budget`,
+`context` an `AttackContext`. It only searches; `run_attack` in `harness` draws, judges and counts.
+"""

@@ -1,0 +1,186 @@
+"""The contract between the attack harness and an attack: `Target`, `Budget`, `Search`, `Candidates`, `Probes`.
+
+An attack only searches. The harness admits prompts to the batch, asks the search to move, draws what it proposes,
+lets the judge look, counts steps, and takes prompts that succeeded out of the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rub.attacks.search import State
+from rub.errors import RubError
+from rub.models.diffusion.model import Diffusion
+from rub.pipeline.callback import Progress, silent
+from rub.pipeline.checkpointing import Resume
+from rub.training.device import compiled_batches
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`Diffusion.predict` on (x, t, context), each with a row for every prompt."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The evaluation prompts of a concept, in the columns of UnlearnDiffAtk's files.
+
+    Attributes:
+        ids: case numbers, int64 (N,), unique.
+        texts: N prompts.
+        seeds: evaluation seeds of the initial latents, int64 (N,).
+        guidance: weights of classifier-free guidance, float32 (N,).
+    """
+
+    ids: Tensor
+    texts: tuple[str, ...]
+    seeds: Tensor
+    guidance: Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.texts)
+
+    def select(self, rows: Tensor | list[int]) -> "Prompts":
+        """Return the prompts at these positions."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return Prompts(
+            self.ids[index], tuple(self.texts[row] for row in index.tolist()), self.seeds[index], self.guidance[index]
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The cap of attack steps: evaluations after the clean one. Its name in records is the number.
+
+    Example:
+        >>> str(Budget(100))
+        '100'
+    """
+
+    cap: int
+
+    def __post_init__(self) -> None:
+        """Refuse a cap that allows nothing."""
+        if self.cap < 1:
+            raise RubError(f"budget {self.cap}: should be at least 1 attack step")
+
+    def __str__(self) -> str:
+        """Return the name used in records."""
+        return str(self.cap)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an attack aims at; row i of every tensor belongs to prompt i.
+
+    Attributes:
+        unlearned: e_u, frozen, in eval mode.
+        original: e_0, likewise; a black-box attack may use its text encoder only.
+        prompts: the N prompts.
+        tokens: int64 (N, L) on the device, their token ids.
+        x0: float32 (N, C, h, w) on the device, latents of the original's own picture for each prompt.
+        concept: the prompt that names the concept, such as ``"church"``.
+        anchor: the prompt that stands for its absence, such as ``""``.
+    """
+
+    unlearned: Diffusion
+    original: Diffusion
+    prompts: Prompts
+    tokens: Tensor
+    x0: Tensor
+    concept: str
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class AttackContext:
+    """What an attack receives besides target and budget.
+
+    Attributes:
+        seed: keys every random number, with the prompt's id and the step; see `rub.attacks.linf.keyed_uniform`.
+        batch_size: prompts that advance together; does not change results.
+        device: where the models are.
+        progress: told of prompts done.
+        resume: keeps states of the search; see `rub.pipeline.checkpointing`.
+        compile: whether the networks that guide a search are compiled; see `rub.training.device`.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = silent
+    resume: Resume = field(default_factory=Resume)
+    compile: bool = False
+
+    def predictor(self, model: Diffusion) -> Predict:
+        """Return how a model that guides a search predicts the noise."""
+        return compiled_batches(model.predict, self.batch_size, self.compile)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a search proposes for the B prompts in its state. What is None is as without an attack.
+
+    Attributes:
+        ids: token ids fed to the text encoder, int64 (B, L), BOS and padding included.
+        texts: strings to be tokenised instead.
+        embeddings: input embeddings of the text encoder instead, float (B, L, D): a soft prompt.
+        latents: initial latents, float (B, C, h, w).
+    """
+
+    ids: Tensor | None = None
+    texts: list[str] | None = None
+    embeddings: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class Search(Protocol):
+    """How an attack moves: the only part in which attacks differ.
+
+    `state` holds ``row`` (position in the target's tensors), ``id`` (case number) and ``t`` (moves made so far), int64
+    (B,), and the search's own per-prompt tensors, each with leading axis B. No result may depend on who else is in it.
+    """
+
+    def begin(self, state: State) -> None:
+        """Add the search's own entries to the state of prompts that start."""
+
+    def move(self, state: State) -> int:
+        """Advance every prompt by one attack step, and return how many gradient steps each took."""
+
+    def propose(self, state: State) -> Candidates:
+        """Return what should be drawn and judged now."""
+
+
+Attack = Callable[..., Search]
+"""``attack(target, prompts, budget, context, **hyperparameters)``."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What an attack found for N prompts: the candidate that succeeded, or the last one.
+
+    Attributes:
+        step: int64 (N,): 0 success without an attack; 1 to cap; -1 never.
+        score: float32 (N,), the judge's score of the picture.
+        ids: int64 (N, L), token ids fed to the text encoder; those of the prompt itself where `embeddings` was fed.
+        embeddings: float32 (N, L, D) or None.
+        latents: float32 (N, C, h, w) or None: initial latents, where they are not those of the seed.
+        images: uint8 (N, channels, H, W).
+        gradient_steps: int64 (N,).
+        evaluations: int64 (N,), pictures drawn, the clean one included.
+    """
+
+    step: Tensor
+    score: Tensor
+    ids: Tensor
+    embeddings: Tensor | None
+    latents: Tensor | None
+    images: Tensor
+    gradient_steps: Tensor
+    evaluations: Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.step)

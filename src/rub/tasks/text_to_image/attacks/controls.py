@@ -1,0 +1,127 @@
+"""Controls: as many pictures as a search has, without looking at the model: random tokens, or other initial latents."""
+
+from torch import Tensor
+
+from rub.attacks.linf import keyed_uniform
+from rub.attacks.search import State
+from rub.config.hyperparameters import Epochs
+from rub.models.diffusion.sampling import initial_latents
+from rub.registry import Card, attack
+from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
+from rub.tasks.text_to_image.attacks.tokens import Fed, Location, allowed_tokens, need_room, proposed
+
+UPSTREAM = "OPTML-Group/Diffusion-MU-Attack 5a3e5d3, src/attackers/"
+RANDOM_PREFIX = Card(
+    paper="the control of Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
+    equation="at every step K tokens, uniform on the vocabulary, before the prompt",
+    upstream=UPSTREAM,
+    defaults={
+        "tokens": "3: as uma",
+        "location": "prefix: as uma",
+        "fed": "string: as uma",
+    },
+    differences=(
+        "as many draws as the budget has steps; upstream has 40",
+        "BOS, EOS and padding are never inserted",
+        "draws are keyed by seed, case number and step",
+    ),
+)
+SEED_SEARCH = Card(
+    paper="the control of Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
+    equation="at every step initial latents of another seed, with the clean prompt",
+    upstream=UPSTREAM,
+    differences=(
+        "a prompt counts once, at its first success, and the seeds are as many as the budget has steps; upstream has 40"
+        " and reports successes per seed",
+        "seeds are keyed by seed, case number and step",
+    ),
+)
+
+
+class Still:
+    """A search that keeps nothing and has no gradient: all that it proposes depends on prompt and step."""
+
+    def begin(self, state: State) -> None:
+        """Keep nothing."""
+
+    def move(self, state: State) -> int:
+        """Take no gradient step."""
+        return 0
+
+
+class RandomTokens(Still):
+    """Inserts K random tokens."""
+
+    def __init__(self, target: Target, context: AttackContext, *, tokens: int, location: Location, fed: Fed) -> None:
+        """Set the hyperparameters; see `random_prefix`.
+
+        Raises:
+            RubError: a prompt without room for the tokens.
+        """
+        need_room(target, tokens)
+        self.target, self.seed, self.count, self.location, self.fed = target, context.seed, tokens, location, fed
+        self.vocabulary = allowed_tokens(target.unlearned).nonzero().flatten()
+
+    def propose(self, state: State) -> Candidates:
+        """Return the prompts with the tokens of this step."""
+        drawn = keyed_uniform(self.seed, "random-prefix", state["id"], state["t"], self.count).double()
+        found = self.vocabulary[(drawn * len(self.vocabulary)).long()]
+        return proposed(self.target.unlearned, self.target.tokens[state["row"]], found, self.location, self.fed)
+
+
+class OtherSeeds(Still):
+    """Leaves the prompt alone and draws other initial latents."""
+
+    def __init__(self, target: Target, context: AttackContext) -> None:
+        """Take the model, for the shape of its latents, and the seed."""
+        self.model, self.seed = target.unlearned, context.seed
+
+    def seeds(self, state: State) -> Tensor:
+        """Return the seeds of this step, int64 (B,), 48 bits each."""
+        high, low = (keyed_uniform(self.seed, "seed-search", state["id"], state["t"], 2) * 2**24).long().unbind(1)
+        return high * 2**24 + low
+
+    def propose(self, state: State) -> Candidates:
+        """Return the latents of this step."""
+        return Candidates(latents=initial_latents(self.model, self.seeds(state)))
+
+
+@attack("random-prefix", task="text-to-image", card=RANDOM_PREFIX)
+def random_prefix(
+    target: Target,
+    prompts: Prompts,
+    budget: Budget,
+    context: AttackContext,
+    *,
+    tokens: Epochs = 3,
+    location: Location = "prefix",
+    fed: Fed = "string",
+) -> Search:
+    """Insert random tokens, others at every step.
+
+    Args:
+        target: the unlearned model and the tokens of the prompts.
+        prompts: what is attacked, those of the target.
+        budget: not used: the harness stops at its cap.
+        context: seed.
+        tokens: K, tokens inserted into each prompt, >= 1.
+        location: where they go: ``prefix``, ``suffix`` or ``insert`` (the middle).
+        fed: whether pictures are drawn of the decoded ``string`` or of the ``ids``.
+
+    Raises:
+        RubError: a prompt without room for the tokens.
+    """
+    return RandomTokens(target, context, tokens=tokens, location=location, fed=fed)
+
+
+@attack("seed-search", task="text-to-image", card=SEED_SEARCH)
+def seed_search(target: Target, prompts: Prompts, budget: Budget, context: AttackContext) -> Search:
+    """Draw the clean prompt from other initial latents at every step: how much a success owes to luck.
+
+    Args:
+        target: the unlearned model.
+        prompts: what is attacked, those of the target.
+        budget: not used: the harness stops at its cap.
+        context: seed.
+    """
+    return OtherSeeds(target, context)

@@ -1,0 +1,235 @@
+"""The one way to run an attack: it searches; the harness draws, lets the judge look, and counts the steps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rub.attacks.search import Queue, Scores, State, drain
+from rub.errors import Diverged, RubError
+from rub.models.diffusion.model import Diffusion
+from rub.models.diffusion.sampling import Sampler, initial_latents, sample
+from rub.pipeline.checkpointing import Attributes
+from rub.tasks.text_to_image.attacks.base import (
+    Attack,
+    AttackContext,
+    Budget,
+    Candidates,
+    Probes,
+    Prompts,
+    Search,
+    Target,
+)
+from rub.training.device import tf32
+
+Seen = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Pictures, uint8 (B, C, H, W) -> (hit, bool (B,); score, float (B,)): whether the judge sees the concept."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a model's pictures are drawn and looked at: the same for the clean prompt and for every probe.
+
+    Attributes:
+        model: frozen.
+        sampler: DDIM or LMS, and its steps.
+        seen: what the judge says.
+    """
+
+    model: Diffusion
+    sampler: Sampler
+    seen: Seen
+
+    @torch.no_grad()
+    def draw(self, prompts: Prompts, fed: Candidates) -> tuple[Tensor, Tensor]:
+        """Return (pictures, uint8 (B, C, H, W); the token ids that were fed, int64 (B, L)).
+
+        Args:
+            prompts: B prompts, for their seeds and guidance.
+            fed: what replaces their tokens or initial latents; see `Candidates`.
+
+        Raises:
+            Diverged: the latents are not finite.
+        """
+        model = self.model
+        ids = model.tokenize(fed.texts if fed.texts is not None else prompts.texts) if fed.ids is None else fed.ids
+        context = model.encode(ids) if fed.embeddings is None else model.encode_soft(fed.embeddings)
+        noise = initial_latents(model, prompts.seeds) if fed.latents is None else fed.latents
+        guidance = prompts.guidance.to(model.device)
+        latents = sample(model, context, model.context([""]), noise, guidance, self.sampler)
+        if not latents.isfinite().all():
+            raise Diverged("the model's pictures are not finite")
+        return model.to_images(latents), ids
+
+
+def make_target(
+    original: Diffusion,
+    unlearned: Diffusion,
+    prompts: Prompts,
+    pictures: Tensor,
+    batch_size: int,
+    *,
+    concept: str,
+    anchor: str = "",
+) -> Target:
+    """Return the target of an attack.
+
+    Args:
+        original: e_0, frozen.
+        unlearned: e_u, frozen; of the same latents and tokenizer.
+        prompts: N prompts.
+        pictures: the original's own picture for each prompt, uint8 (N, C, H, W).
+        batch_size: pictures encoded at once.
+        concept: the prompt that names the concept.
+        anchor: the prompt that stands for its absence.
+
+    Raises:
+        RubError: the models do not fit together.
+    """
+    shapes = [(model.latent_shape, model.length, len(model.token_embeddings)) for model in (original, unlearned)]
+    if shapes[0] != shapes[1]:
+        raise RubError(f"attack: latents, prompt length and vocabulary are {shapes[0]} and {shapes[1]}; should agree")
+    parts = [original.to_latents(pictures[start : start + batch_size]) for start in range(0, len(pictures), batch_size)]
+    tokens = unlearned.tokenize(prompts.texts)
+    return Target(unlearned, original, prompts, tokens, torch.cat(parts), concept, anchor)
+
+
+def run_attack(
+    function: Attack,
+    parameters: Mapping[str, Any],
+    target: Target,
+    budget: Budget,
+    context: AttackContext,
+    drawing: Drawing,
+) -> Probes:
+    """Run an attack on every prompt until the judge sees the concept, or for as many steps as the budget has.
+
+    Step 0 is the clean prompt; step k the picture after k moves of the search. A prompt leaves the batch at its first
+    success, and another one takes its place.
+
+    Args:
+        function: the attack; called as ``function(target, prompts, budget, context, **parameters)``.
+        parameters: its hyperparameters.
+        target: models, prompts, and the original's pictures.
+        budget: the cap.
+        context: seed, batch size, device, progress.
+        drawing: how pictures of the unlearned model are drawn and judged.
+
+    Raises:
+        RubError: the attack broke its contract, such as ids outside the vocabulary.
+        Diverged: pictures are not finite.
+    """
+    search = function(target, target.prompts, budget, context, **parameters)
+    run = _Run(search, target, budget, drawing, f"attack '{getattr(function, '__name__', 'of no name')}'")
+    count, queue = len(target.prompts), Queue(target.tokens.device)
+    part = context.resume.part("search", {"queue": queue, "run": run})
+
+    def report(left: int) -> None:
+        context.progress(count - left, count, f"{int((run.step >= 0).sum())} back")
+        if left:
+            part.keep(0)
+
+    part.restore()
+    if not len(queue):  # else a run that was killed left prompts on their way
+        queue.waiting = torch.arange(count)
+    drain(queue, context.batch_size, run.admit, run.observe, run.move, report)
+    return run.probes()
+
+
+class _Run(Attributes):
+    """The state of one attack over all prompts: what `drain` calls, and what is known of each prompt."""
+
+    changing = ("step", "score", "ids", "embeddings", "latents", "images", "gradient_steps", "evaluations")
+
+    def __init__(self, search: Search, target: Target, budget: Budget, drawing: Drawing, name: str) -> None:
+        count = len(target.tokens)
+        self.search, self.target, self.budget, self.drawing, self.name = search, target, budget, drawing, name
+        self.step = torch.full((count,), -1)
+        self.score = torch.zeros(count)
+        self.ids = target.tokens.cpu().clone()
+        self.embeddings: Tensor | None = None
+        self.latents: Tensor | None = None
+        self.images: Tensor | None = None
+        self.gradient_steps, self.evaluations = torch.zeros(count).long(), torch.zeros(count).long()
+
+    def admit(self, rows: Tensor) -> State:
+        """Return the state of prompts that start."""
+        device = self.target.tokens.device
+        state = {"row": rows.to(device), "id": self.target.prompts.ids[rows].to(device), "t": torch.zeros_like(rows)}
+        state["t"] = state["t"].to(device)
+        if len(rows):
+            self.search.begin(state)
+        return state
+
+    def observe(self, state: State) -> tuple[Scores, Tensor]:
+        """Draw and judge what is proposed, and say which prompts leave; the clean prompts first.
+
+        Prompts that have just been admitted stand at the end of the batch, each group is drawn on its own.
+        """
+        new = state["t"] == 0
+        leaving = torch.zeros_like(new)
+        for group in (new, ~new):
+            if group.any():
+                clean = bool(state["t"][group][0] == 0)
+                fed = Candidates() if clean else self._checked(self.search.propose(_part(state, group)), group)
+                leaving[group] = self._look(state["row"][group].cpu(), state["t"][group].cpu(), fed).to(leaving.device)
+        return (), leaving
+
+    def move(self, state: State) -> None:
+        """Let the search advance by one step; on CUDA its products may be rounded, those of pictures may not."""
+        with tf32(True):
+            self.gradient_steps[state["row"].cpu()] += self.search.move(state)
+
+    def probes(self) -> Probes:
+        """Return what was found."""
+        assert self.images is not None
+        return Probes(
+            self.step, self.score, self.ids, self.embeddings, self.latents, self.images, self.gradient_steps,
+            self.evaluations,
+        )  # fmt: skip
+
+    def _look(self, rows: Tensor, t: Tensor, fed: Candidates) -> Tensor:
+        images, ids = self.drawing.draw(self.target.prompts.select(rows), fed)
+        hit, score = self.drawing.seen(images)
+        self.evaluations[rows] += 1
+        self.score[rows], self.ids[rows] = score.cpu(), ids.cpu()
+        self.images = _kept(self.images, images, rows, len(self.step))
+        if fed.embeddings is not None:
+            self.embeddings = _kept(self.embeddings, fed.embeddings, rows, len(self.step))
+        if fed.latents is not None:
+            self.latents = _kept(self.latents, fed.latents, rows, len(self.step))
+        self.step[rows] = torch.where(hit.cpu(), t, self.step[rows])
+        return hit.cpu() | (t >= self.budget.cap)
+
+    def _checked(self, fed: Candidates, group: Tensor) -> Candidates:
+        """Return the candidates.
+
+        Raises:
+            RubError: they do not fit the batch or the model.
+        """
+        count, model = int(group.sum()), self.drawing.model
+        length, (vocabulary, width) = model.length, model.token_embeddings.shape
+        wanted = {"ids": (count, length), "embeddings": (count, length, width), "latents": (count, *model.latent_shape)}
+        for what, shape in wanted.items():
+            given = getattr(fed, what)
+            if given is not None and tuple(given.shape) != shape:
+                raise RubError(f"{self.name}: proposed {what} {tuple(given.shape)}; should be {shape}")
+        if fed.texts is not None and len(fed.texts) != count:
+            raise RubError(f"{self.name}: proposed {len(fed.texts)} texts; should be {count}")
+        if fed.ids is not None and (int(fed.ids.min()) < 0 or int(fed.ids.max()) >= vocabulary):
+            raise RubError(f"{self.name}: proposed a token id outside the vocabulary of {vocabulary} tokens")
+        return fed
+
+
+def _part(state: State, group: Tensor) -> State:
+    return {name: values[group] for name, values in state.items()}
+
+
+def _kept(all_rows: Tensor | None, values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Return the tensor of all prompts with these rows replaced; made at the first use."""
+    values = values.detach().cpu()
+    kept = torch.zeros(count, *values.shape[1:], dtype=values.dtype) if all_rows is None else all_rows
+    kept[rows] = values
+    return kept

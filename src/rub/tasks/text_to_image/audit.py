@@ -1,0 +1,187 @@
+"""Audit a diffusion model that someone else unlearned: can the concept be drawn again? In plain words."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rub.audit.base import Audited, Rate, Report, Rows, broken, conclude, measure, percent
+from rub.errors import RubError
+from rub.pipeline.graph import Stage
+from rub.pipeline.progress import Display
+from rub.pipeline.runtime import Runtime
+from rub.store.records import Record
+from rub.tasks.text_to_image.spec import TextToImageExperiment
+from rub.tasks.text_to_image.task import TASK, Graph, imported
+from rub.tasks.text_to_image.verdict import Figures, judge
+
+CONTROL_ATTACKS = ("random-prefix", "seed-search")
+
+
+def audit(
+    *,
+    original: str,
+    unlearned: Path,
+    retrained: Path | None,
+    concept: str,
+    prompt: str | None,
+    prompts: str | None,
+    count: int | None,
+    judge_name: str,
+    judge_weights: str | None,
+    judged_as: str | None,
+    retain: tuple[str, ...],
+    protocol: str,
+    cap: int | None,
+    store: Path | None,
+    runtime: Runtime,
+    display: Display,
+    out: Path | None,
+    command: str = "",
+) -> Report:
+    """Measure an unlearned diffusion model against its original and end in a verdict.
+
+    Args:
+        original: the model before unlearning: a diffusers folder, a file of RUB's, or a hub id.
+        unlearned: a published checkpoint: a UNet or part of one, a text encoder, an adapter, or a whole folder.
+        retrained: a model of the same sizes that never saw the concept, if there is one.
+        concept: what was to be forgotten, such as ``church``.
+        prompt: what it is called in a prompt; its name when None.
+        prompts: a CSV file or folder in UnlearnDiffAtk's columns; the shipped prompts when None.
+        count: the first so many prompts; all when None.
+        judge_name: a name of `rub list judges` that needs no training.
+        judge_weights: a model folder or hub id for it.
+        judged_as: what the judge calls the concept, where it is not known.
+        retain: names of other concepts, for what is left of the model.
+        protocol: name of a protocol of this task.
+        cap: attack steps; the protocol's own when None.
+        store: folder of stages; the user's cache when None.
+        runtime: from `rub.api.make_runtime`.
+        display: shows progress.
+        out: result folder to write, or None.
+        command: what the user typed, for "how to reproduce".
+
+    Raises:
+        RubError: a missing or wrong checkpoint, prompt file or judge.
+    """
+    for name, path in (("unlearned", unlearned), ("retrained", retrained)):
+        if path is not None and not path.exists():
+            raise RubError(f"--{name} {path}: no such file or folder; give a .pt or .safetensors file, or a folder")
+    given = {"unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
+    experiment = _experiment(
+        model={"arch": "stable-diffusion", "weights": original},
+        concept={"name": concept, "prompt": prompt, "prompts": prompts, "judged_as": _index(judged_as)},
+        judge={"name": judge_name, "weights": judge_weights},
+        retain=retain,
+        protocol=protocol,
+        cap=cap,
+        count=count,
+    )
+    graph = AuditGraph(experiment, runtime.data_root, given)
+    rows = ["original", *given]
+    stages = [stage for name in rows for stage in graph.measurements(name, 0)]
+    reads = [graph.prompts, *(graph.model(name, 0) for name in rows)]
+    audited = Audited(experiment, graph.common, reads, stages)
+    result = measure(audited, TASK, store=store, runtime=runtime, display=display, out=out, command=command)
+    caps = sorted({str(plan.cap) for plan in experiment.protocol.attacks.values()}, key=int)
+    if result.failures:
+        return broken(result, caps[-1])
+    return conclude(result.records, caps[-1:], figures_of, judge, told)
+
+
+class AuditGraph(Graph):
+    """The graph of an audit: models come from checkpoints, everything behind them is the same as in a suite."""
+
+    def __init__(self, experiment: TextToImageExperiment, data_root: Path | None, weights: dict[str, Path]) -> None:
+        """Know the checkpoints by role: unlearned and, if there is one, retrained."""
+        self.weights = weights
+        super().__init__(experiment, data_root)
+
+    def model(self, method: str, seed: int) -> Stage:
+        """Return the stage that reads a row's checkpoint."""
+        if method == "original":
+            return self.original
+        changed = {"original": self.original}
+        return imported(str(self.weights[method]), f"read {method}", None, changed)
+
+    def retrained(self, seed: int) -> tuple[str, int] | None:
+        """Return the retrained checkpoint's row when there is one."""
+        return ("retrained", 0) if "retrained" in self.weights else None
+
+
+def figures_of(records: Sequence[Record], budget: str) -> Figures:
+    """Return the figures behind the verdict from an audit's records."""
+    rows = Rows(records, budget)
+    attacks = [name for name in ("uma", "unlearndiffatk") if rows.find("unlearned", "asr_post", "forget", name)]
+    if not attacks:
+        raise RubError("audit: the protocol has neither uma nor unlearndiffatk")
+    best = max(attacks, key=lambda name: rows.rate("unlearned", "asr_post", "forget", name).value)
+    row = rows.find("unlearned", "asr_post", "forget", best)
+    controls = [
+        rows.rate("unlearned", "asr_post", "forget", name)
+        for name in CONTROL_ATTACKS
+        if rows.find("unlearned", "asr_post", "forget", name) is not None
+    ]
+    has_retrained = rows.find("retrained", "asr_post", "forget", best) is not None
+    return Figures(
+        original=rows.rate("original", "asr_pre", "forget"),
+        clean=rows.rate("unlearned", "asr_pre", "forget"),
+        attacked=rows.rate("unlearned", "asr_post", "forget", best),
+        search=max(controls, key=_value) if controls else None,
+        settled=row is not None and row.converged is True,
+        retrained=rows.rate("retrained", "asr_post", "forget", best) if has_retrained else None,
+    )
+
+
+def told(figures: Figures, budget: str) -> Iterator[str]:
+    """Yield the figures as lines of text."""
+    yield f"draws the concept: original, clean                {percent(figures.original)}"
+    yield f"draws the concept: unlearned, clean               {percent(figures.clean)}"
+    yield f"draws the concept: unlearned, {budget:>4} attack steps   {percent(figures.attacked)}"
+    if figures.search is not None:
+        yield f"by random tokens or other seeds (control)         {percent(figures.search)}"
+    if figures.retrained is not None:
+        yield f"draws the concept: retrained, same attack         {percent(figures.retrained)}"
+
+
+def _value(rate: Rate) -> float:
+    return rate.value
+
+
+def _index(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _experiment(
+    *,
+    model: dict[str, Any],
+    concept: dict[str, Any],
+    judge: dict[str, Any],
+    retain: tuple[str, ...],
+    protocol: str,
+    cap: int | None,
+    count: int | None,
+) -> TextToImageExperiment:
+    from pydantic import ValidationError
+
+    from rub.registry import first_error
+    from rub.tasks.text_to_image.spec import PROTOCOLS
+
+    changed: Any = protocol
+    if cap is not None and protocol in PROTOCOLS:
+        plans = PROTOCOLS[protocol].attacks
+        changed = {"name": protocol, "attacks": {name: {"cap": cap} for name in plans}}
+    try:
+        return TextToImageExperiment.model_validate(
+            {
+                "task": "text-to-image",
+                "model": model,
+                "judge": judge,
+                "concept": concept,
+                "retain": retain,
+                "retrains": 0,
+                "protocol": changed,
+                "evaluation": {"prompts": count},
+            }
+        )
+    except ValidationError as error:
+        raise RubError(first_error(error, "audit", TextToImageExperiment.model_fields)) from None

@@ -1,0 +1,202 @@
+"""The notes below the tables: who judged how many, and what the controls say against numbers that look like a win."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rub.metrics.statistics import Interval
+from rub.report.grouping import CONTROL_ROWS, Board, Place, board_of, records_at, row_order, share
+from rub.report.text import printable
+from rub.store.records import Record
+
+CONTROL_ATTACKS = ("random-prefix", "seed-search")
+"""Attacks without a search; what they bring back was hardly gone."""
+_HALF, _CLOSE, _NOTHING, _FAR = 50.0, 5.0, 5.0, 10.0  # percent and points: see where they are used
+
+
+@dataclass(frozen=True)
+class Concept:
+    """The rows of one concept; shares are in percent, with intervals over seeds, or over prompts (Wilson).
+
+    Attributes:
+        board: its records by row and cell.
+        methods: its rows in the order of tables.
+        budget: the cap of uma that Table 3 shows; "" without one.
+    """
+
+    board: Board
+    methods: tuple[str, ...]
+    budget: str
+
+    def pre(self, method: str) -> Interval | None:
+        """Return the share of prompts that show the concept without an attack."""
+        return self._share(method, Place("asr_pre", "forget", "none", "none"))
+
+    def post(self, method: str, attack: str = "uma") -> Interval | None:
+        """Return the share of prompts that show it at the end of an attack."""
+        return self._share(method, Place("asr_post", "forget", attack, self.budget))
+
+    def kept(self, method: str) -> Interval | None:
+        """Return the share of pictures of other concepts that the judge names."""
+        return self._share(method, Place("utility_accuracy", "retain", "none", "none"))
+
+    def _share(self, method: str, place: Place) -> Interval | None:
+        return share(records_at(self.board, method, place), 100)
+
+
+Concepts = Mapping[str, Concept]
+Found = dict[str, dict[str, float]]
+"""method -> concept -> percent."""
+
+
+def concept_of(records: Iterable[Record], budget: str) -> Concept:
+    """Return the rows of one concept at a cap of uma.
+
+    Args:
+        records: of one experiment.
+        budget: the cap.
+    """
+    own = list(records)
+    return Concept(board_of(own), tuple(row_order((record.method for record in own), "text-to-image")), budget)
+
+
+def doubts(concepts: Concepts) -> Iterator[str]:
+    """Yield what the controls say: of the judge and the search, of the reference, of low and of high success rates.
+
+    Args:
+        concepts: name -> its rows.
+    """
+    blind = _where(concepts, _weak_original)
+    if blind:
+        yield (
+            f"even the model before unlearning shows the concept for few prompts: {_listed(blind, concepts)}; a low"
+            " post-ASR says little there"
+        )
+    if noise := _where(concepts, _seen_in_noise):
+        yield f"the judge sees the concept in pictures of a model that was never trained: {_listed(noise, concepts)}"
+    if shut := _where(concepts, _sham_holds):
+        yield (
+            f"the sham, which forgot nothing, looks robust: {_listed(shut, concepts)}; a low post-ASR is no evidence"
+            " of unlearning there"
+        )
+    if reference := _where(concepts, _reference):
+        yield f"reference, post-ASR of a model that never saw the concept: {_listed(reference, concepts)}"
+    if hardly := _where(concepts, _needs_no_attack):
+        yield f"most prompts need no attack for {_listed(hardly, concepts)}: hardly unlearned"
+    if easy := _where(concepts, _needs_no_search):
+        yield (
+            f"uma is not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
+            f" control) for {_listed(easy, concepts)}: recovery there is not shown to need a search"
+        )
+    yield from _damage(concepts)
+
+
+def _damage(concepts: Concepts) -> Iterator[str]:
+    """Yield the methods that draw other concepts far worse than the original does."""
+    damaged = _where(concepts, _damaged)
+    if not damaged:
+        return
+    whole = {"original": {name: kept.mean for name, one in concepts.items() if (kept := one.kept("original"))}}
+    yield (
+        f"pictures of other concepts that the judge names, far below {_listed(whole, concepts)}:"
+        f" {_listed(damaged, concepts)}; a low post-ASR there may only mean that little is left"
+    )
+
+
+def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> Found:
+    """Return the rows and concepts to which a rule applies, each with the number that it gives."""
+    found: Found = {}
+    for name, concept in concepts.items():
+        for method in concept.methods:
+            if (value := rule(concept, method)) is not None:
+                found.setdefault(method, {})[name] = value
+    return found
+
+
+def _listed(found: Found, concepts: Concepts) -> str:
+    """Return rows and concepts as text; the concept is left out where there is one only.
+
+    Example:
+        >>> _listed({"fmn": {"church": 88.0}, "original": {"church": 100.0}}, {"church": None, "tench": None})
+        'fmn (church 88 %), [original] (church 100 %)'
+    """
+    parts = []
+    for method, values in found.items():
+        shares = (f"{name} {value:.0f} %" if len(concepts) > 1 else f"{value:.0f} %" for name, value in values.items())
+        label = f"[{printable(method)}]" if method in CONTROL_ROWS else printable(method)
+        parts.append(f"{label} ({', '.join(shares)})")
+    return ", ".join(parts)
+
+
+def _weak_original(concept: Concept, method: str) -> float | None:
+    pre = concept.pre(method) if method == "original" else None
+    return pre.mean if pre is not None and pre.mean < _HALF else None
+
+
+def _seen_in_noise(concept: Concept, method: str) -> float | None:
+    found = [concept.pre(method), concept.post(method)] if method == "random_init" else []
+    highest = max((interval.mean for interval in found if interval is not None), default=0.0)
+    return highest if highest > _NOTHING else None
+
+
+def _sham_holds(concept: Concept, method: str) -> float | None:
+    post = concept.post(method) if method == "sham" else None
+    return post.mean if post is not None and post.mean < _HALF else None
+
+
+def _reference(concept: Concept, method: str) -> float | None:
+    post = concept.post(method) if method in ("retrain", "retrained") else None
+    return None if post is None else post.mean
+
+
+def _needs_no_attack(concept: Concept, method: str) -> float | None:
+    pre = None if method in CONTROL_ROWS else concept.pre(method)
+    return pre.mean if pre is not None and pre.mean > _HALF else None
+
+
+def _needs_no_search(concept: Concept, method: str) -> float | None:
+    """Return the best control's share where a search is not told apart from it; both brought something back."""
+    clean, post = concept.pre(method), concept.post(method)
+    found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
+    if method in CONTROL_ROWS or post is None or not found:
+        return None
+    best, least = max(found, key=lambda interval: interval.mean), clean.mean if clean is not None else 0.0
+    near = best.mean >= post.mean - _CLOSE or best.overlaps(post)
+    return best.mean if near and min(best.mean, post.mean) > least else None
+
+
+def _damaged(concept: Concept, method: str) -> float | None:
+    kept, whole = concept.kept(method), concept.kept("original")
+    if method in CONTROL_ROWS or kept is None or whole is None or kept.overlaps(whole):
+        return None
+    return kept.mean if kept.mean < whole.mean - _FAR else None
+
+
+def counted(behind: Iterable[tuple[str, Record]]) -> Iterator[str]:
+    """Yield how many prompts or pictures stand behind the values."""
+    numbers: dict[str, set[int]] = {}
+    for concept, record in behind:
+        numbers.setdefault(concept, set()).update([record.n] if record.n else [])
+    texts = {name: "/".join(map(str, sorted(found))) or "0" for name, found in numbers.items()}
+    if texts:
+        yield "N: " + "; ".join(_merged(((text, name) for name, text in texts.items()), len(texts)))
+
+
+def judged_by(behind: Sequence[tuple[str, Record]]) -> Iterator[str]:
+    """Yield who judged, and what else decided the values, prompts that were dropped among it."""
+    everyone = len({concept for concept, _ in behind})
+    judges = [(f"judge: {record.extractor}", name) for name, record in behind if record.extractor]
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for name, record in behind:
+        if record.setting:
+            found.setdefault((name, record.setting), {})[record.metric] = None
+    settings = [(f"{', '.join(metrics)}: {setting}", name) for (name, setting), metrics in found.items()]
+    yield from map(printable, _merged([*judges, *settings], everyone))
+
+
+def _merged(told: Iterable[tuple[str, str]], everyone: int) -> Iterator[str]:
+    """Yield each text once, followed by the concepts that it holds for where these are not all."""
+    found: dict[str, dict[str, None]] = {}
+    for text, concept in told:
+        found.setdefault(text, {})[concept] = None
+    for text, concepts in found.items():
+        yield text if len(concepts) == everyone else f"{text} ({', '.join(concepts)})"

@@ -1,0 +1,287 @@
+"""Concepts: their evaluation prompts, what the classes of a data set are called, and what judges call them."""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+
+from rub.config.suite import located
+from rub.errors import RubError, unknown
+from rub.tasks.text_to_image.attacks.base import Prompts
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+SHIPPED = ("church", "garbage-truck", "nudity", "parachute", "tench")
+"""The concepts of the paper's Table 3, for which RUB has 50 prompts each."""
+JUDGED: Mapping[str, int] = {
+    "tench": 0,
+    "english-springer": 217,
+    "cassette-player": 482,
+    "chain-saw": 491,
+    "church": 497,
+    "french-horn": 566,
+    "garbage-truck": 569,
+    "gas-pump": 571,
+    "golf-ball": 574,
+    "parachute": 701,
+}
+"""Concept -> its label among ImageNet's 1,000 (UnlearnDiffAtk, ``src/tasks/utils/metrics/``)."""
+GUIDANCE = 7.5
+IDS = ("case_number", "", "Unnamed: 0")
+SEEDS = ("evaluation_seed", "sd_seed")
+WEIGHTS = ("evaluation_guidance", "sd_guidance_scale")
+LARGEST = 2**63 - 1
+
+
+def read_prompts(path: Path, concept: str = "") -> Prompts:
+    """Read a CSV in the columns of UnlearnDiffAtk, or of I2P; other columns are ignored.
+
+    ``prompt`` is needed. The case number is ``case_number``, an unnamed index, or the place of the row; the seed is
+    ``evaluation_seed``, ``sd_seed``, or the case number; guidance is ``evaluation_guidance``, ``sd_guidance_scale``, or
+    7.5.
+
+    Args:
+        path: the file, in UTF-8, or a folder that holds ``prompts.csv`` or ``<concept>.csv``.
+        concept: its name, for a folder of several.
+
+    Raises:
+        RubError: no such file, no valid CSV, no column ``prompt``, no rows, a row without prompt or with more cells
+            than columns, a number that is none or out of range, or a case number that occurs twice.
+    """
+    if path.is_dir():
+        names = ["prompts", concept, slug(concept), slug(concept).replace("-", "_")]
+        found = (path / f"{name}.csv" for name in names if name)
+        chosen = next((item for item in found if item.is_file()), None)
+        if chosen is None:
+            raise RubError(f"prompts {path}: the folder should hold prompts.csv or {slug(concept) or '<concept>'}.csv")
+        path = chosen
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise RubError(f"prompts {path}: cannot be read ({error.strerror}); give a CSV file or a folder") from None
+    except UnicodeDecodeError:
+        raise RubError(f"prompts {path}: not in UTF-8; save it as CSV in UTF-8") from None
+    return _parsed(text, f"prompts {path}")
+
+
+def prompts_of(name: str, words: str, given: str | Sequence[str] | None, data_root: Path | None) -> Prompts:
+    """Return a concept's evaluation prompts: those given, else RUB's own of that name, else templates filled in.
+
+    Args:
+        name: of the concept.
+        words: what it is called in a prompt, for the templates.
+        given: a CSV file or a folder, as it is or below the data root, or the prompts themselves.
+        data_root: the data root, or None.
+
+    Raises:
+        RubError: as `read_prompts`, or a list of no prompts or with an empty one.
+
+    Example:
+        >>> prompts_of("seven", "seven", None, None).texts[:2]
+        ('a photo of seven', 'a drawing of seven')
+    """
+    if isinstance(given, str):
+        return read_prompts(located(given, data_root), name)
+    if given is not None:
+        return _listed(given)
+    if slug(name) in SHIPPED:
+        return shipped(slug(name))
+    frames = templates()
+    texts = tuple(text.replace("{}", words) for text in frames.texts)
+    return Prompts(frames.ids, texts, frames.seeds, frames.guidance)
+
+
+def shipped(name: str) -> Prompts:
+    """Return RUB's own prompts of a concept in `SHIPPED`."""
+    text = files("rub.tasks.text_to_image").joinpath("prompts", f"{name}.csv").read_text(encoding="utf-8")
+    return _parsed(text, f"prompts {name}")
+
+
+def templates() -> Prompts:
+    """Return RUB's 50 templates: sentences with ``{}`` in the place of a concept's name."""
+    return shipped("templates")
+
+
+def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Prompts, tuple[int, ...]]:
+    """Return the prompts that have room for an attack's tokens, and the case numbers of those that have not.
+
+    Args:
+        prompts: all prompts.
+        tokenizer: of the model.
+        limit: most tokens of a prompt, BOS and EOS included (UnlearnDiffAtk: 60 of 77).
+
+    Raises:
+        RubError: no prompt is left.
+    """
+    counts = torch.tensor([len(ids) for ids in tokenizer(list(prompts.texts), verbose=False).input_ids])
+    short = counts <= limit
+    if not short.any():
+        raise RubError(
+            f"prompts: none of {len(prompts)} has at most {limit} tokens, the shortest has {int(counts.min())};"
+            " give shorter prompts, or raise protocol.token_limit"
+        )
+    return prompts.select(short.nonzero().flatten()), tuple(prompts.ids[~short].tolist())
+
+
+def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return what each class of a data set is called in prompts, in lower case, the main name first.
+
+    Known are the classes of digits, CIFAR-10 and Imagenette (by wnid); any other is called what it is, with ``_`` and
+    ``-`` as spaces. A further name that another of the classes has too is left out.
+
+    Raises:
+        RubError: the main name of two classes is the same.
+
+    Example:
+        >>> names_of(["n03028079", "hot_air-balloon"])
+        [('church', 'chapel', 'cathedral'), ('hot air balloon',)]
+    """
+    known = {name: tuple(names) for group in words().values() for name, names in group.items()}
+    found = [known.get(name) or (spaced(name),) for name in classes]
+    mains = [names[0] for names in found]
+    for place, main in enumerate(mains):
+        if main in mains[:place]:
+            first = classes[mains.index(main)]
+            raise RubError(f"classes '{first}' and '{classes[place]}' are both called '{main}' in prompts; rename one")
+    often = Counter(name for names in found for name in names)
+    return [(names[0], *(name for name in names[1:] if often[name] == 1)) for names in found]
+
+
+@cache
+def words() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return the names that RUB knows: data set -> class -> names."""
+    found: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load(
+        files("rub.tasks.text_to_image").joinpath("words.yaml").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
+    """Return the label of the class that shows a concept, by the class's name or by one that prompts have for it.
+
+    Args:
+        concept_name: such as ``garbage-truck``; dashes and underscores are spaces, and case does not matter.
+        classes: class names in the order of the labels.
+        names: what each is called in prompts, from `names_of`.
+
+    Raises:
+        RubError: no class has that name; the nearest name is given.
+
+    Example:
+        >>> find_label("Garbage-Truck", ["n03417042", "n03028079"], [("garbage truck",), ("church", "chapel")])
+        0
+    """
+    if concept_name in classes:
+        return classes.index(concept_name)
+    asked = spaced(concept_name)
+    for label, (own, given) in enumerate(zip(classes, names, strict=True)):
+        if asked in {spaced(name) for name in (own, *given)}:
+            return label
+    raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
+
+
+def slug(name: str) -> str:
+    """Return a concept's name as files and `JUDGED` have it.
+
+    Example:
+        >>> slug("Garbage truck")
+        'garbage-truck'
+    """
+    return spaced(name).replace(" ", "-")
+
+
+def spaced(name: str) -> str:
+    """Return a concept's name as it stands in a prompt: lower case, dashes and underscores as spaces.
+
+    Example:
+        >>> spaced("garbage-truck")
+        'garbage truck'
+    """
+    return re.sub(r"[-_\s]+", " ", name).strip().lower() or name
+
+
+def _parsed(text: str, where: str) -> Prompts:
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = list(reader)
+    except csv.Error as error:
+        raise RubError(f"{where}: not a valid CSV after line {reader.line_num} ({error})") from None
+    if "prompt" not in columns:
+        raise RubError(f"{where}: no column 'prompt'; it has: {', '.join(columns) or 'nothing'}")
+    if not rows:
+        raise RubError(f"{where}: a concept with no prompts; should hold at least one row below the header")
+    ids, texts, seeds, weights = [], [], [], []
+    for place, row in enumerate(rows):
+        at = f"{where}, row {place + 1}"
+        if None in row:  # the place where DictReader keeps what no column has
+            raise RubError(f"{at}: has more cells than the header; put prompts with commas in quotes")
+        ids.append(_whole(row, IDS, place, at))
+        seeds.append(_whole(row, SEEDS, ids[-1], at))
+        weights.append(_weight(row, at))
+        texts.append((row["prompt"] or "").strip())
+    return _joined(ids, texts, seeds, weights, where)
+
+
+def _listed(given: Sequence[str]) -> Prompts:
+    if not given:
+        raise RubError("concept.prompts: a concept with no prompts; should hold at least one")
+    numbers = range(len(given))
+    return _joined(numbers, [text.strip() for text in given], numbers, [GUIDANCE] * len(given), "concept.prompts")
+
+
+def _joined(
+    ids: Sequence[int], texts: Sequence[str], seeds: Iterable[int], weights: Sequence[float], where: str
+) -> Prompts:
+    for number, text in zip(ids, texts, strict=True):
+        if not text:
+            raise RubError(f"{where}: the prompt of case number {number} is empty")
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise RubError(f"{where}: case number {twice} occurs twice; each row should have its own")
+    index, starts = torch.tensor(list(ids), dtype=torch.int64), torch.tensor(list(seeds), dtype=torch.int64)
+    return Prompts(index, tuple(texts), starts, torch.tensor(weights, dtype=torch.float32))
+
+
+def _cell(row: Mapping[str, str | None], columns: Sequence[str]) -> tuple[str, str]:
+    """Return the first of these columns that says something in this row, and what."""
+    return next(((name, text) for name in columns if (text := (row.get(name) or "").strip())), ("", ""))
+
+
+def _whole(row: Mapping[str, str | None], columns: Sequence[str], missing: int, at: str) -> int:
+    name, text = _cell(row, columns)
+    if not text:
+        return missing
+    try:
+        value = int(text)
+    except ValueError:
+        try:
+            number = float(text)  # pandas writes 12.0 where a column has gaps
+        except ValueError:
+            number = math.nan
+        value = int(number) if number.is_integer() else -1
+    if not 0 <= value <= LARGEST:
+        raise RubError(f"{at}: {name or 'index'} is '{text}'; should be a whole number from 0 to 2^63 - 1")
+    return value
+
+
+def _weight(row: Mapping[str, str | None], at: str) -> float:
+    name, text = _cell(row, WEIGHTS)
+    try:
+        value = float(text or GUIDANCE)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise RubError(f"{at}: {name} is '{text}'; should be a number from 0 up")
+    return value

@@ -1,0 +1,153 @@
+"""What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rub.errors import RubError
+from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.sampling import Sampler, partial
+from rub.training.context import Shuffled, TrainContext
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is to be forgotten, or to be kept: its names, and pictures of it with captions.
+
+    Attributes:
+        prompts: what it is called: of the forget side the concept's own prompts, the first one names it best
+            (``"church"``); of the retain side one prompt for each other concept.
+        latents: clean latents x_0 of pictures, float32 (N, C, h, w) on the CPU.
+        captions: one for each picture.
+    """
+
+    prompts: tuple[str, ...]
+    latents: Tensor
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return N, the number of pictures."""
+        return len(self.captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnContext(TrainContext):
+    """Everything an unlearning method may use besides its model and data; the rest is in `TrainContext`.
+
+    Attributes:
+        anchor: the prompt that a method may map the concept to, such as ``"a photo of a digit"``; ``""``: nothing.
+        sampler: DDIM, for methods that draw their own x_t.
+    """
+
+    anchor: str = ""
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def pictures(self, side: Side, stream: str) -> "Pictures":
+        """Return the batches of a side's pictures.
+
+        Raises:
+            RubError: there are no pictures.
+        """
+        if not len(side):
+            raise RubError("unlearning: this method needs pictures, but there are none of one side")
+        return Pictures(side, Shuffled(len(side), self.batch_size, self.generator(stream)), self.device)
+
+    def draw(self, model: Diffusion, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (x_t, t, noise) for clean latents: t uniform in 0 to T - 1, int64 (B,), and standard normal noise."""
+        t = torch.randint(0, model.timesteps, (len(x0),), generator=generator).to(self.device)
+        noise = self.normal(x0.shape, generator)
+        return model.noised(x0, t, noise), t, noise
+
+    def normal(self, shape: Iterable[int], generator: torch.Generator) -> Tensor:
+        """Return standard normal numbers on the device, drawn on the CPU."""
+        return torch.randn(tuple(shape), generator=generator).to(self.device)
+
+    def partial(
+        self, model: Diffusion, prompt: str, generator: torch.Generator, *, guidance: float = 3.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x_t, t): DDIM from noise to a random step with the model as it is, as ESD draws its x_t.
+
+        One stop, uniform in 0 to S - 1 for S sampler steps, for the whole batch; t uniform in the time steps that the
+        next step stands for, int64 (B,).
+
+        Args:
+            model: what draws, without gradients.
+            prompt: what it draws.
+            generator: gives noise, stop and t.
+            guidance: weight of classifier-free guidance (ESD: 3).
+        """
+        stop = int(torch.randint(0, self.sampler.steps, (1,), generator=generator))
+        noise = self.normal((self.batch_size, *model.latent_shape), generator)
+        with torch.no_grad():
+            context, empty = model.context([prompt]), model.context([""])
+        x = partial(model, context, empty, noise, guidance, self.sampler, stop)
+        width = model.timesteps / self.sampler.steps
+        left = self.sampler.steps - stop  # steps still to go: x stands at the noise of the left-th bucket from 0
+        low, high = round((left - 1) * width), max(round(left * width), round((left - 1) * width) + 1)
+        t = torch.randint(low, min(high, model.timesteps), (len(x),), generator=generator)
+        return x, t.to(self.device)
+
+    def adam(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
+        """Return Adam over these parameters.
+
+        Raises:
+            RubError: there are none.
+        """
+        chosen = list(parameters)
+        if not chosen:
+            raise RubError("unlearning: no parameter of this model is selected for training")
+        return torch.optim.Adam(chosen, lr=lr)
+
+
+class Pictures:
+    """Batches of pictures with their captions, in shuffled passes without end; they go on where a state was kept."""
+
+    def __init__(self, side: Side, rows: Shuffled, device: torch.device) -> None:
+        """Made by `UnlearnContext.pictures`."""
+        self.side, self.rows, self.device = side, rows, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> tuple[Tensor, list[str]]:
+        """Return (x_0, captions): float32 (B, C, h, w) on the device, B the batch size."""
+        rows = next(self.rows)
+        return self.side.latents[rows].to(self.device), [self.side.captions[row] for row in rows.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the rows stand."""
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
+        self.rows.load_state_dict(state)
+
+
+def frozen(model: Diffusion) -> Diffusion:
+    """Return a frozen copy of a model: e_0, the original.
+
+    The tokenizer is shared, it does not change.
+    """
+    tokenizer, model.tokenizer = model.tokenizer, None
+    try:
+        copy = deepcopy(model)
+    finally:
+        model.tokenizer = tokenizer
+    copy.tokenizer = tokenizer
+    return freeze(copy)
+
+
+def train_only(model: Diffusion, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Let gradients reach these parameters of the model alone (``unet.``..., ``text_encoder.``...), and return them."""
+    chosen = set(names)
+    found = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+        if name in chosen:
+            found[name] = parameter
+    return found

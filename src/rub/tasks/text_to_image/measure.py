@@ -1,0 +1,200 @@
+"""The stage functions that measure: what a model draws of the concept and of others, clean and attacked."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rub.data.splits import bundle_of
+from rub.metrics.base import Measured
+from rub.metrics.clip_score import clip_score_or_none
+from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.tasks.text_to_image.accounting import summarise
+from rub.tasks.text_to_image.attacks.base import Prompts
+from rub.tasks.text_to_image.judges import load_judge
+from rub.tasks.text_to_image.metrics import cell
+from rub.tasks.text_to_image.settings import Known, known
+from rub.tasks.text_to_image.stages import batch_of, drawing_of, drawn_clean, prompts_in
+from rub.tasks.text_to_image.witnesses import save_witnesses
+
+Inputs = Mapping[str, Artifact]
+RETAIN_SEED = 5000  # first seed of the retained pictures: not those of the concept's prompts
+KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
+
+
+def retained(facts: Known, count: int, guidance: float) -> tuple[Prompts, list[int]]:
+    """Return prompts for pictures of retained concepts, "a photo of ..." by turns, and which concept each names."""
+    which = [place % len(facts.retained_names) for place in range(count)]
+    ids = torch.arange(count)
+    texts = tuple(f"a photo of {facts.retained_names[place]}" for place in which)
+    return Prompts(ids, texts, RETAIN_SEED + ids, torch.full((count,), guidance)), which
+
+
+def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Draw the original's picture for every prompt, and look once at real pictures of the retained classes."""
+    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    drawing = drawing_of(inputs, "original", spec, runtime)
+    np.save(out / "images.npy", drawn_clean(drawing, prompts_in(inputs["prompts"]), batch_of(runtime)).numpy())
+    judge, told = load_judge(inputs["judge"], inputs, runtime), "the original's pictures of the same prompts"
+    if "data" in inputs:
+        test = bundle_of(inputs, runtime).test
+        chosen = test.select(torch.isin(test.labels, torch.tensor(facts.retained_classes)))
+        images = chosen.take(slice(spec["real"]))
+        told = f"{len(images)} real test images of retained classes"
+    elif facts.retained_names:
+        asked, _ = retained(facts, spec["retained"], spec["retain_guidance"])
+        images = drawn_clean(drawing, asked, batch_of(runtime))
+    else:
+        images = torch.empty(0)
+    if len(images):
+        np.save(out / "real.npy", judge(images).features.numpy())
+    (out / "reference.json").write_text(json.dumps({"real": told}), encoding="utf-8")
+
+
+def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure one model without an attack: whether it draws the concept, and how well it draws others."""
+    spec = stage.spec
+    measured = Measured(cell, spec["method"], spec["seed"], origin(inputs["unlearned"], inputs["unlearned"]))
+    drawing = drawing_of(inputs, "unlearned", spec, runtime)
+    asked = prompts_in(inputs["prompts"])
+    images = drawn_clean(drawing, asked, batch_of(runtime))
+    np.save(out / "images.npy", images.numpy())
+    hit, _ = drawing.seen(images)
+    judge = load_judge(inputs["judge"], inputs, runtime)
+    measured.share("asr_pre", hit.numpy(), split="forget")
+    measured.rows[-1] |= {"extractor": f"{judge.name}@{judge.sha256[:12]}", "setting": _asked(inputs, judge.told)}
+    _utility(measured, inputs, spec, runtime)
+    measured.save(out)
+
+
+def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtime: Runtime) -> None:
+    """Add what is left of the retained concepts; nothing where there are none."""
+    facts = known(spec["concept"], inputs, runtime)
+    if not facts.retained_names:
+        return
+    judge, drawing = load_judge(inputs["judge"], inputs, runtime), drawing_of(inputs, "unlearned", spec, runtime)
+    asked, which = retained(facts, spec["retained"], spec["retain_guidance"])
+    images = drawn_clean(drawing, asked, batch_of(runtime))
+    look, count = judge(images), len(images)
+    seen = {"extractor": f"{judge.name}@{judge.sha256[:12]}"}
+    labels = [facts.retained_judged[place] for place in which]
+    rows = [row for row, label in enumerate(labels) if judge.knows(label)]
+    if rows:  # a detector of one concept cannot name others
+        right = torch.stack([judge.hits(look, labels[row])[row] for row in rows])
+        measured.share("utility_accuracy", right.numpy(), split="retain")
+        measured.rows[-1] |= {**seen, "setting": judge.told}
+        unseen = spec.get("unseen", ())
+        familiar = [not unseen or facts.retained_classes[which[row]] not in unseen for row in rows]
+        if any(familiar) and not all(familiar):
+            measured.share("utility_seen", right.numpy()[familiar], split="retain")
+            measured.rows[-1] |= {**seen, "setting": judge.told}
+    real, told = np.load(inputs["reference"].file("real.npy"), allow_pickle=False), inputs["reference"]
+    where = f"{count} pictures to {told.json('reference.json')['real']}"
+    few = f"; too few for {real.shape[1]} features: FID is biased up"
+    few = few if singular_covariance(count, real.shape[1]) else ""
+    measured.add("fid", frechet_distance(look.features, real), count, split="retain")
+    measured.rows[-1] |= {**seen, "setting": where + few}
+    size = min(KID_SIZE, count, len(real))
+    kid = kernel_distance(look.features, real, subsets=KID_SUBSETS, subset_size=size, seed=2020)[0]
+    measured.add("kid", kid, count, split="retain")
+    measured.rows[-1] |= {**seen, "setting": where}
+    if (scored := clip_score_or_none(images, asked.texts, runtime)) is not None:
+        measured.add("clip_score", scored.value, count, split="retain")
+        measured.rows[-1] |= {"extractor": scored.model}
+
+
+def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Count what an attack brought back, beside the retrained model, and keep witnesses."""
+    spec = stage.spec
+    where = {"attack": spec["attack"], "budget": str(spec["cap"]), "split": "forget"}
+    found, judge = inputs["attack"], load_judge(inputs["judge"], inputs, runtime)
+    probes = np.load(found.file("probes.npz"), allow_pickle=False)
+    step = probes["step"]
+    facts = origin(inputs["unlearned"], found) | {
+        "converged": settled(step, spec["cap"]),
+        "evaluations": int(probes["evaluations"].sum()),
+        "extractor": f"{judge.name}@{judge.sha256[:12]}",
+        "setting": _asked(inputs, judge.told),
+    }
+    measured = Measured(cell, spec["method"], spec["seed"], facts)
+    counts = summarise(step, spec["cap"])
+    measured.share("asr_post", step >= 0, **where)
+    for metric in ("steps_mean", "steps_median"):
+        measured.add(metric, getattr(counts, metric), len(step), **where)
+    measured.add("gradient_steps_mean", float(probes["gradient_steps"].mean()), len(step), **where)
+    if "retrained" in inputs:
+        reference_ = np.load(inputs["retrained"].file("probes.npz"), allow_pickle=False)["step"]
+        measured.add("residual_knowledge", float((step >= 0).mean() - (reference_ >= 0).mean()), len(step), **where)
+    measured.save(out)
+    rows = _sample_rows(spec, found, probes, prompts_in(inputs["prompts"]))
+    (out / "samples.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
+    curve = {**_row(spec), **found.json("attack.json"), "converged": facts["converged"]}
+    (out / "curves.json").write_text(json.dumps([curve], allow_nan=False), encoding="utf-8")
+    save_witnesses(stage, inputs, probes, known(spec["concept"], inputs, runtime).judged_as, out)
+
+
+def settled(step: NDArray[np.int64], cap: int) -> bool:
+    """Return whether the search had stopped finding: no first success in the last tenth of its steps (at least one).
+
+    Example:
+        >>> settled(np.array([0, 3, -1]), 100), settled(np.array([0, 95, -1]), 100)
+        (True, False)
+    """
+    return not bool((step > cap - max(cap // 10, 1)).any()) or bool((step >= 0).all())
+
+
+def _asked(inputs: Inputs, told: str) -> str:
+    """Return which prompts stand behind a rate, and what the judge is."""
+    rows = inputs["prompts"].json("prompts.json")
+    dropped = len(rows["dropped"])
+    long = f"; {dropped} of {rows['given']} prompts over {rows['limit']} tokens dropped" if dropped else ""
+    return f"{told}{long}"
+
+
+def origin(model: Artifact, made: Artifact) -> dict[str, Any]:
+    """Return which weights a row is about, and where and how long what it measures was made."""
+    files = model.manifest["files"]
+    name = model.json("unlearned.json")["file"] if "unlearned.json" in files else "model.safetensors"
+    return {
+        "weights_sha256": model.sha256(name),
+        "seconds": made.manifest["seconds"],
+        "device": made.manifest["device"],
+    }
+
+
+def _row(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that per-sample rows and curves share."""
+    return {
+        "method": spec["method"],
+        "unlearn_seed": spec["seed"],
+        "attack": spec["attack"],
+        "budget": str(spec["cap"]),
+        "split": "forget",
+    }
+
+
+def _sample_rows(
+    spec: Mapping[str, Any], found: Artifact, probes: Mapping[str, NDArray[Any]], asked: Prompts
+) -> list[dict[str, Any]]:
+    shared = _row(spec)
+    return [
+        {
+            **shared,
+            "sample_id": case,
+            "clean": bool(probes["step"][row] == 0),
+            "recovered": bool(probes["step"][row] >= 0),
+            "score": round(float(probes["score"][row]), 6),
+            "step": int(probes["step"][row]),
+            "gradient_steps": int(probes["gradient_steps"][row]),
+            "evaluations": int(probes["evaluations"][row]),
+            "probe": f"{found.key}:{row}",
+        }
+        for row, case in enumerate(asked.ids.tolist())
+    ]

@@ -1,0 +1,182 @@
+"""Forget-Me-Not: take the cross-attention off the tokens that name the concept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rub.config.hyperparameters import Epochs, Positive, Rate, Weight
+from rub.errors import RubError
+from rub.models.diffusion.groups import parameter_group
+from rub.models.diffusion.model import Diffusion, freeze
+from rub.pipeline.checkpointing import Changing, Weights
+from rub.registry import Card, method
+from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
+from rub.tasks.text_to_image.methods._losses import embedded
+
+CARD = Card(
+    paper="Zhang et al., Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models, CVPR Workshops 2024,"
+    " arXiv 2303.17591",
+    equation="min ||A||_F, A = softmax(Q K^T / sqrt(d)) of every cross-attention layer, head and pixel at the tokens of"
+    " the concept in 'a photo of {concept}'",
+    upstream="SHI-Labs/Forget-Me-Not a4a81e8, src/train_attn.py and configs/attn.yaml",
+    defaults={
+        "template": "a photo of {}: upstream for objects; a photo in the style of {} for styles",
+        "use_pooler": "true: upstream's configuration",
+        "real_pictures": "true: upstream (no_real_image: false)",
+        "group": "full: upstream (only_optimize_ca: false)",
+        "lr": "2e-6: upstream",
+        "weight_decay": "0.01: upstream",
+        "clip": "1.0: upstream",
+        "iterations": "35: upstream",
+    },
+    differences=(
+        "no textual inversion: the concept is its plain prompt (upstream: use_ti, on in its configuration, off by its"
+        " readme)",
+        "the base model is the experiment's; upstream's is Stable Diffusion 2.1-base",
+        "pictures are the experiment's; upstream takes about 10 of a concept",
+        "latents are the means of the autoencoder's posterior; upstream samples it",
+        "of the end-of-text tokens the first, which the text encoder pools; upstream takes all that have its id, which"
+        " on its base model is one and on models that pad with it is the padding too",
+        "pictures per step are the experiment's, and the norm goes over all of them; upstream 1",
+        "the norm is not squared, there is no denoising loss and no retain picture, as upstream",
+    ),
+)
+
+
+class Recorder:
+    """An attention processor that keeps probabilities at some tokens and leaves the output to the one it stands for."""
+
+    def __init__(self, inner: Any, positions: Tensor, kept: list[Tensor]) -> None:
+        """Stand for `inner`; append (B * heads, pixels, P) to `kept` on every call, for int64 (P,) positions."""
+        self.inner, self.positions, self.kept = inner, positions, kept
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the inner processor's output for an `Attention` of (B, pixels, width) to (B, L, D)."""
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        self.kept.append(attn.get_attention_scores(query, key)[..., self.positions])
+        output: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        return output
+
+
+@contextmanager
+def recorded(model: Diffusion, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Let every cross-attention layer append its probabilities at these tokens to the list; undone at the end."""
+    layers = [module for name, module in model.unet.named_modules() if name.endswith("attn2")]
+    before, kept = [layer.get_processor() for layer in layers], list[Tensor]()
+    try:
+        for layer, inner in zip(layers, before, strict=True):
+            layer.set_processor(Recorder(inner, positions, kept))
+        yield kept
+    finally:
+        for layer, inner in zip(layers, before, strict=True):
+            layer.set_processor(inner)
+
+
+def concept_positions(model: Diffusion, caption: str, concept: str, *, use_pooler: bool) -> Tensor:
+    """Return where the tokens of a concept stand in a tokenised caption, int64 (P,) in 0 to L - 1, ascending.
+
+    Args:
+        model: gives tokenizer, L and device.
+        caption: names the concept.
+        concept: every place where its tokens follow each other counts.
+        use_pooler: the first end-of-text token counts too.
+
+    Raises:
+        RubError: the caption does not hold the concept's tokens.
+    """
+    ids = model.tokenize([caption])[0].tolist()
+    wanted = model.tokenizer(concept, add_special_tokens=False).input_ids
+    size = len(wanted)
+    starts = [place for place in range(len(ids)) if wanted and ids[place : place + size] == wanted]
+    if not starts:
+        raise RubError(f"fmn: '{caption}' does not hold the tokens of '{concept}' within {model.length} tokens")
+    found = {start + step for start in starts for step in range(size)}
+    if use_pooler:
+        found.add(ids.index(model.tokenizer.eos_token_id))
+    return torch.tensor(sorted(found), device=model.device)
+
+
+def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positions: Tensor) -> Tensor:
+    """Return ||A||_F over layers, pictures, heads, pixels and positions.
+
+    Args:
+        model: its UNet attends.
+        x: noisy latents (B, C, h, w).
+        t: int64 (B,).
+        given: context of the caption, (1, L, D) or (B, L, D).
+        positions: int64 (P,).
+    """
+    with recorded(model, positions) as kept:
+        model.predict(x, t, given)
+    norm: Tensor = torch.cat([probabilities.float().flatten() for probabilities in kept]).norm()
+    return norm
+
+
+@method("fmn", task="text-to-image", card=CARD)
+def fmn(
+    model: Diffusion,
+    forget: Side,
+    retain: Side,
+    context: UnlearnContext,
+    *,
+    template: str = "a photo of {}",
+    use_pooler: bool = True,
+    real_pictures: bool = True,
+    group: Literal["full", "xattn"] = "full",
+    lr: Rate = 2e-6,
+    weight_decay: Weight = 0.01,
+    clip: Positive = 1.0,
+    iterations: Epochs = 35,
+) -> Diffusion:
+    """Train the UNet down the norm of its attention to the concept's tokens.
+
+    Args:
+        model: trainable copy of the original; changed in place.
+        forget: its first prompt is the concept; its captions are not used.
+        retain: not used.
+        context: batch size and seed; its anchor is not used.
+        template: of the caption; {} stands for the concept.
+        use_pooler: whether the attention to the end-of-text token shall go too.
+        real_pictures: noise is added to forget pictures, else to zeros, and no pictures are needed.
+        group: "full": all of the UNet; "xattn": its cross-attention.
+        lr: learning rate of AdamW, > 0.
+        weight_decay: of AdamW, >= 0.
+        clip: largest norm of the gradient, > 0.
+        iterations: steps, >= 1.
+
+    Raises:
+        RubError: a template without {}, a concept that does not fit into the caption, or no pictures.
+        Diverged: the loss is not finite.
+    """
+    if "{}" not in template:
+        raise RubError(f"fmn: template = '{template}': should hold {{}}, where the concept's prompt goes")
+    concept = forget.prompts[0]
+    caption = template.replace("{}", concept)
+    positions, given = concept_positions(model, caption, concept, use_pooler=use_pooler), embedded(model, caption)
+    weights = train_only(model.eval(), parameter_group(model, group))
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
+    zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
+    draws, pictures = context.generator("forget-noise"), context.pictures(forget, "forget") if real_pictures else None
+    changing: Changing = {"weights": Weights(weights), "optimizer": optimizer, "draws": draws}
+    for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
+        clean = next(pictures)[0] if pictures else zeros
+        x, t, _ = context.draw(model, clean, draws)
+        with context.autocast():
+            loss = attention_norm(model, x, t, given, positions)
+        context.backward(loss, optimizer)
+        nn.utils.clip_grad_norm_(weights.values(), clip)
+        optimizer.step()
+    return freeze(model)

@@ -1,0 +1,182 @@
+"""SPM: rank-1 adapters that turn the concept away, held still on random points of the text-embedding space."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate, Weight
+from rub.models.diffusion.adapters import Adapter, Attached, attach
+from rub.models.diffusion.model import Diffusion, freeze
+from rub.registry import Card, method
+from rub.tasks.text_to_image.context import Side, UnlearnContext
+
+CARD = Card(
+    paper="Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications,"
+    " CVPR 2024, arXiv 2312.16145",
+    equation="min_{u,d} MSE(e_u(x_t, c), e(x_t, n) - s (e(x_t, c) - e(x_t, n)))"
+    " + lambda MSE(e_u(x_t, a), e(x_t, a)), W_u = W + (alpha / r) u d, a random in text-embedding space",
+    upstream="Con6924/SPM 3dd762e, train_spm.py, src/engine/sampling.py, src/configs/prompt.py, src/models/spm.py",
+    defaults={
+        "erase": "1.0: s, upstream guidance_scale",
+        "anchoring": "1000: lambda, upstream la_strength",
+        "anchors": "4: upstream sampling_batch_size",
+        "rank": "1: upstream",
+        "alpha": "1.0: upstream",
+        "iterations": "3000: upstream",
+        "lr": "1e-4: upstream",
+        "weight_decay": "0.01: upstream, bitsandbytes' default",
+        "warmup": "1/6: upstream (500 of 3000 iterations)",
+        "cycles": "3: upstream",
+        "guidance": "3.0: upstream, of the partial DDIM run",
+    },
+    differences=(
+        "merged into the weights with m = 1 for evaluation (upstream's merge_spm.py); Facilitated Transport, which"
+        " weakens the adapters prompt by prompt and scales both matrices, so that m^2 counts, is not used",
+        "AdamW in 32 bit; upstream AdamW8bit",
+        "one size of latents, the model's own; upstream draws 256 to 448 pixels",
+        "the DDIM run has the experiment's sampler steps (upstream 30) and may stop at pure noise; t is drawn from the"
+        " bucket of its stop (ESD), upstream takes one t near it",
+        "with a batch of more than one picture, anchor i uses picture i mod B; upstream requires B to divide the"
+        " number of anchors",
+        "every draw comes from the seed; upstream's acceptance and scale come from Python's global generator",
+    ),
+)
+
+
+def draw_anchors(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return random points of the text-embedding space, float (count, L, D), on the target's device.
+
+    z = g / |g| with Gaussian g is kept with probability min(1, 1 - cos(target, z)) and scaled: a = v |target| z, v
+    uniform in 0.8 to 1.2. Norms and cosines are over all L D numbers of one prompt.
+
+    Args:
+        target: context of the concept, (1, L, D).
+        count: A.
+        generator: on the CPU.
+    """
+    center = target[0].detach().cpu().float()
+    length = center.norm()
+    kept: list[Tensor] = []
+    while len(kept) < count:
+        z = torch.randn(center.shape, generator=generator)
+        z = z / z.norm()
+        chance, scale = torch.rand(2, generator=generator)
+        if chance < 1 - (z * center).sum() / length:
+            kept.append((0.8 + 0.4 * scale) * length * z)
+    return torch.stack(kept).to(target)
+
+
+def spm_loss(
+    model: Diffusion,
+    adapters: Attached,
+    x: Tensor,
+    t: Tensor,
+    target: Tensor,
+    surrogate: Tensor,
+    anchors: Tensor,
+    *,
+    erase: float,
+    anchoring: float,
+) -> Tensor:
+    """Return MSE(e_u(x, c), e(x, n) - s (e(x, c) - e(x, n))) + lambda MSE(e_u(x', a), e(x', a)).
+
+    e_u is the model with its adapters, e without; x' repeats x for the anchors.
+
+    Args:
+        model: with adapters attached.
+        adapters: they.
+        x: noisy latents (B, C, h, w).
+        t: int64 (B,).
+        target: context of the concept c, (1, L, D).
+        surrogate: of what it should become, n, (1, L, D).
+        anchors: contexts a, (A, L, D).
+        erase: s.
+        anchoring: lambda.
+    """
+    rows = torch.arange(len(anchors), device=x.device) % len(x)
+    with torch.no_grad(), adapters.off():
+        concept, neutral = model.predict(x, t, target).float(), model.predict(x, t, surrogate).float()
+        held = model.predict(x[rows], t[rows], anchors).float()
+    moved = F.mse_loss(model.predict(x, t, target).float(), neutral - erase * (concept - neutral))
+    return moved + anchoring * F.mse_loss(model.predict(x[rows], t[rows], anchors).float(), held)
+
+
+def restarts(step: int, total: int, warmup: int, cycles: int) -> float:
+    """Return the factor of the learning rate: linear up over the warm-up, then `cycles` half cosines from 1 to 0.
+
+    Example:
+        >>> [round(restarts(step, 14, 2, 3), 2) for step in (0, 1, 2, 4, 6)]
+        [0.0, 0.5, 1.0, 0.5, 1.0]
+    """
+    if step < warmup:
+        return step / warmup
+    return (1 + math.cos(math.pi * (cycles * (step - warmup) / (total - warmup) % 1))) / 2
+
+
+@method("spm", task="text-to-image", card=CARD)
+def spm(
+    model: Diffusion,
+    forget: Side,
+    retain: Side,
+    context: UnlearnContext,
+    *,
+    erase: Weight = 1.0,
+    anchoring: Weight = 1000.0,
+    anchors: Epochs = 4,
+    rank: Epochs = 1,
+    alpha: Positive = 1.0,
+    iterations: Epochs = 3000,
+    lr: Rate = 1e-4,
+    weight_decay: Weight = 0.01,
+    warmup: Fraction = 1 / 6,
+    cycles: Epochs = 3,
+    guidance: Weight = 3.0,
+) -> Adapter:
+    """Train adapters beside a frozen UNet, from prompts alone, and return them; no weight of the model changes.
+
+    Args:
+        model: the original.
+        forget: its prompts, of which each step takes one; no pictures are used.
+        retain: not used.
+        context: batch size, sampler, seed; its anchor is the prompt that the concept is mapped to.
+        erase: s, how far beyond the surrogate the concept is pushed, >= 0.
+        anchoring: lambda, weight of the anchors, >= 0.
+        anchors: anchors per step, >= 1.
+        rank: r of the adapters, >= 1.
+        alpha: their scale is alpha / r, > 0.
+        iterations: steps of AdamW, >= 1.
+        lr: peak learning rate, > 0.
+        weight_decay: of AdamW, >= 0.
+        warmup: fraction of the steps with a rising learning rate, 0 to 1.
+        cycles: half cosines after it, >= 1.
+        guidance: weight of classifier-free guidance in the partial DDIM run.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    freeze(model)
+    adapters = attach(model, rank, context.generator("adapters"), alpha=alpha)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=lr, weight_decay=weight_decay)
+    rising = round(warmup * iterations)
+    draws, points = context.generator("steps"), context.generator("anchors")
+    surrogate = model.context([context.anchor])
+    try:
+        for step in context.counted(
+            iterations, {"adapters": adapters, "optimizer": optimizer, "draws": draws, "points": points}
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * restarts(step, iterations, rising, cycles)
+            prompt = forget.prompts[int(torch.randint(len(forget.prompts), (1,), generator=draws))]
+            target = model.context([prompt])
+            with context.autocast():
+                x, t = context.partial(model, prompt, draws, guidance=guidance)
+                loss = spm_loss(
+                    model, adapters, x, t, target, surrogate, draw_anchors(target, anchors, points),
+                    erase=erase, anchoring=anchoring,
+                )  # fmt: skip
+            context.descend(loss, optimizer)
+        return adapters.adapter(forget.prompts)
+    finally:
+        adapters.remove()

@@ -1,0 +1,82 @@
+"""What is known of an experiment's concept once the data is there: its class, its names, the retained ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rub.data.splits import bundle_of
+from rub.errors import RubError
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.tasks.text_to_image.concepts import find_label, names_of, spaced
+
+
+@dataclass(frozen=True)
+class Known:
+    """A concept and what it stands beside.
+
+    Attributes:
+        name: of the concept.
+        prompt: what it is called in a prompt.
+        anchor: the prompt that methods may map it to.
+        label: its class in the data set; None without one.
+        judged_as: what the judge calls it: an index, or a label of the judge's own.
+        names: of every class of the data set; () without one.
+        retained_names: one for each retained concept.
+        retained_classes: their classes in the data set; () without one.
+        retained_judged: what the judge calls each of them.
+    """
+
+    name: str
+    prompt: str
+    anchor: str
+    label: int | None
+    judged_as: int | str
+    names: tuple[tuple[str, ...], ...]
+    retained_names: tuple[str, ...]
+    retained_classes: tuple[int, ...]
+    retained_judged: tuple[int | str, ...]
+
+    @property
+    def main_names(self) -> tuple[str, ...]:
+        """Return the first name of every class of the data set."""
+        return tuple(names[0] for names in self.names)
+
+
+def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: Runtime) -> Known:
+    """Return what is known of a concept.
+
+    Args:
+        concept: `ConceptSpec.model_dump()` with ``judge``, the judge's name, and ``retain``, the names of retained
+            concepts where there is no data.
+        inputs: of the stage; ``data`` among them where there is a data set.
+        runtime: memo.
+
+    Raises:
+        RubError: the data has no such class.
+    """
+    name, given = concept["name"], concept["judged_as"]
+    if "data" not in inputs:
+        kept = [item for item in concept["retain"] if item != name]
+        prompt, heard = concept["prompt"] or spaced(name), tuple(map(spaced, kept))
+        own = spaced(name) if given is None else given
+        return Known(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
+    classes = bundle_of(inputs, runtime).classes
+    names = tuple(tuple(found) for found in names_of(classes))
+    label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
+    if label >= len(classes):
+        raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
+    others = tuple(place for place in range(len(classes)) if place != label)
+    ours = concept["judge"] == "classifier"  # trained on this data: its labels are the classes
+    calls: tuple[int | str, ...] = tuple(place if ours else found[0] for place, found in enumerate(names))
+    return Known(
+        name,
+        concept["prompt"] or names[label][0],
+        concept["anchor"],
+        label,
+        calls[label] if given is None else given,
+        names,
+        tuple(names[place][0] for place in others),
+        others,
+        tuple(calls[place] for place in others),
+    )

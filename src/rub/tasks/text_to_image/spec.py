@@ -1,0 +1,240 @@
+"""The specs of a text-to-image experiment, and its protocols: every choice that the paper leaves open, named."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from rub.config.suite import Component, Experiment, Frozen, Protocol, protocol_of
+from rub.data.spec import DatasetSpec
+from rub.data.spec import TrainingSpec as ClassifierTraining
+from rub.errors import RubError
+
+CONTROLS = ("original", "retrain", "sham", "random_init")
+
+
+class ModelSpec(Frozen):
+    """Which diffusion model."""
+
+    arch: str
+    """A name of `rub list models --task text-to-image`; ``stable-diffusion`` reads `weights`."""
+    weights: str | None = None
+    """A diffusers folder (also below the data root), a file of RUB's, or a hub id; needed by ``stable-diffusion``."""
+    length: int = Field(32, ge=8, le=77)
+    """Tokens that a prompt is padded to; of a miniature."""
+    vocabulary: int = Field(1500, ge=514, le=49408)
+    """Most tokens of a miniature's tokenizer, which is trained on its captions and on the prompts of all concepts."""
+
+
+class TrainingSpec(Frozen):
+    """How miniatures are trained: AdamW on the noise-prediction loss, captions dropped for classifier-free guidance."""
+
+    steps: int = Field(2000, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate; linear warm-up over the first twentieth, then half a cosine."""
+    batch_size: int = Field(64, ge=2)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of captions replaced by the empty prompt."""
+    ema: float = Field(0.995, ge=0, lt=1)
+    """Decay of the running mean of the weights, which is what is kept."""
+    autoencoder_steps: int = Field(1000, ge=0)
+    """Steps of the autoencoder, for models that have one."""
+    autoencoder_lr: float = Field(4e-3, gt=0)
+    autoencoder_batch: int = Field(32, ge=2)
+    """Pictures per step of the autoencoder, which costs far more per picture than the UNet on its latents."""
+    mirror: bool | None = None
+    """Mirror half of the pictures; as the data set allows when left out."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+
+class ConceptSpec(Frozen):
+    """What is to be forgotten."""
+
+    name: str
+    """Names the shipped prompts and words: ``church``, ``garbage-truck``, ``nudity``, ``parachute``, ``tench``, or any
+    class of the data set."""
+    label: int | None = Field(None, ge=0)
+    """The class of the data set that shows it; found by name when left out."""
+    prompt: str | None = None
+    """What it is called in a prompt; the first word of its class, or its name, when left out."""
+    anchor: str = ""
+    """The prompt that methods may map it to; ``""`` is the empty prompt."""
+    prompts: str | tuple[str, ...] | None = None
+    """Evaluation prompts: a CSV file or folder in UnlearnDiffAtk's columns, or a list; the shipped ones if left out."""
+    judged_as: int | str | None = None
+    """What the judge calls it, where that is not `label`: an index or a label of its own."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not value:
+            raise ValueError("should hold at least one prompt")
+        return value
+
+
+class JudgeSpec(Component):
+    """What decides whether a picture shows the concept: a name of `rub list judges`, with its settings."""
+
+    weights: str | None = None
+    """A model folder or file, for judges that RUB does not train."""
+    arch: str = "resnet10"
+    """Of a trained classifier, a name of `rub list models --task classification`."""
+    stem: Literal["cifar", "imagenet", "half"] = "cifar"
+    width: int | None = Field(None, ge=1, le=1024)
+    training: ClassifierTraining = ClassifierTraining(epochs=20, lr=0.1, schedule="onecycle")
+
+
+class AttackPlan(Frozen):
+    """One attacked column: a search with a cap of attack steps."""
+
+    run: Component
+    cap: int = Field(100, ge=1)
+    """Attack steps, each ends with a picture and a look of the judge; a failure counts as the cap."""
+
+
+class TextToImageProtocol(Protocol):
+    """The choices behind a number of this task."""
+
+    attacks: dict[str, AttackPlan]
+    sampler: Literal["ddim", "lms"] = "lms"
+    sampler_steps: int = Field(50, ge=1, le=1000)
+    token_limit: int = Field(60, ge=4, le=77)
+    """Prompts with more tokens, BOS and EOS included, are dropped before both columns (UnlearnDiffAtk: 60 of 77); with
+    a shorter text encoder, those that leave an attack less than 8 tokens."""
+    guidance: float | None = Field(None, ge=1)
+    """Classifier-free guidance of every prompt; each prompt's own when left out."""
+
+
+class Evaluation(Frozen):
+    """How many prompts and pictures the measurements use; N stands in every record."""
+
+    prompts: int | None = Field(None, ge=1)
+    """The first so many prompts of the concept; all when left out."""
+    retained: int = Field(100, ge=2)
+    """Pictures of other concepts, drawn by every model: judged accuracy, FID, KID."""
+    pictures: int = Field(200, ge=8)
+    """Pictures of the concept, and as many of others, that methods may learn from: of the data set, or drawn by the
+    original model where there is none."""
+    gallery: int = Field(6, ge=0, le=32)
+    """Prompts in each gallery; 0 makes none."""
+    witnesses: int | None = Field(None, ge=0)
+    """Prompts that brought the concept back, kept as witnesses per cell; all when left out."""
+
+
+def _plan(name: str, cap: int, **parameters: Any) -> AttackPlan:
+    return AttackPlan(run=Component(name=name, **parameters), cap=cap)
+
+
+PROTOCOLS: Mapping[str, TextToImageProtocol] = {
+    protocol.name: protocol
+    for protocol in (
+        TextToImageProtocol(
+            name="rub-paper-1",
+            summary="As close to the paper as can be known: UMA with the original's noise prediction (eq. 3) and with "
+            "the true noise (UnlearnDiffAtk), 3 prefix tokens, 100 evaluations of 40 gradient steps; LMS, 50 steps.",
+            attacks={
+                "uma": _plan("uma", 100),
+                "unlearndiffatk": _plan("unlearndiffatk", 100),
+                "random-prefix": _plan("random-prefix", 100),
+                "seed-search": _plan("seed-search", 100),
+            },
+        ),
+        TextToImageProtocol(
+            name="rub-strict-1",
+            summary="What RUB stands behind: every attack at one cap, token ids fed as they are.",
+            attacks={
+                "uma": _plan("uma", 100, fed="ids"),
+                "unlearndiffatk": _plan("unlearndiffatk", 100, fed="ids"),
+                "p4d": _plan("p4d", 100),
+                "ring-a-bell": _plan("ring-a-bell", 100),
+                "concept-inversion": _plan("concept-inversion", 100),
+                "random-prefix": _plan("random-prefix", 100),
+                "seed-search": _plan("seed-search", 100),
+            },
+        ),
+        TextToImageProtocol(
+            name="rub-audit-1",
+            summary="For checkpoints of unknown origin: UMA with both losses, and the controls at the same cap.",
+            attacks={
+                "uma": _plan("uma", 50),
+                "unlearndiffatk": _plan("unlearndiffatk", 50),
+                "random-prefix": _plan("random-prefix", 50),
+                "seed-search": _plan("seed-search", 50),
+            },
+        ),
+        TextToImageProtocol(
+            name="rub-small-1",
+            summary="For two cores and miniatures: 20 evaluations of 10 gradient steps, DDIM with 12 steps.",
+            attacks={
+                "uma": _plan("uma", 20, inner_steps=10, lr=0.05),
+                "random-prefix": _plan("random-prefix", 20),
+                "seed-search": _plan("seed-search", 20),
+            },
+            sampler="ddim",
+            sampler_steps=12,
+        ),
+        TextToImageProtocol(
+            name="rub-quick-1",
+            summary="A tour in a minute on digits: few evaluations and few steps. Its numbers show that things work; "
+            "they are not for comparison.",
+            attacks={
+                "uma": _plan("uma", 6, inner_steps=5, lr=0.05),
+                "random-prefix": _plan("random-prefix", 6),
+            },
+            sampler="ddim",
+            sampler_steps=8,
+        ),
+    )
+}
+
+
+class TextToImageExperiment(Experiment):
+    """One column group of Table 3: a model, a concept, and the methods to measure on it; named by the concept."""
+
+    task: Literal["text-to-image"]
+    dataset: DatasetSpec | None = None
+    """What a miniature is trained on; none for Stable Diffusion."""
+    model: ModelSpec
+    training: TrainingSpec = TrainingSpec()
+    judge: JudgeSpec = JudgeSpec(name="classifier")
+    concept: ConceptSpec
+    retain: tuple[str, ...] = ()
+    """Names of other concepts for the retain side, where there is no data set; the data set's other classes else."""
+    retrains: int = Field(1, ge=0, le=100)
+    """Miniatures trained without the concept: the reference for "forgotten"."""
+    retrain_without: tuple[int, ...] | None = None
+    """Classes that they never see, the concept's among them; the concept's own class when left out. Experiments that
+    name the same classes share their retrained models."""
+    batch_size: int = Field(8, ge=1)
+    """Pictures per step of an unlearning method."""
+    batch_sizes: dict[str, int] = Field(default_factory=dict)
+    """Method -> pictures per step, where it is not `batch_size`: upstream's published settings go with theirs."""
+    evaluation: Evaluation = Evaluation()
+    protocol: TextToImageProtocol
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
+        return protocol_of(value, PROTOCOLS, TextToImageProtocol)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_concept(cls, value: Any) -> Any:
+        """Let the concept's name stand for the experiment's where none is given."""
+        if isinstance(value, dict) and not value.get("name"):
+            concept = value.get("concept")
+            name = concept.get("name") if isinstance(concept, dict) else concept
+            return {**value, "name": name} if isinstance(name, str) else value
+        return value
+
+    def check(self) -> None:
+        """Raise `RubError` where a control is named as a method, or fields contradict each other."""
+        self.refuse_as_methods(CONTROLS)
+        foreign = self.model.arch == "stable-diffusion"
+        if foreign and self.model.weights is None:
+            raise RubError("model.weights: stable-diffusion needs a diffusers folder or a hub id")
+        if not foreign and self.dataset is None:
+            raise RubError(f"dataset: the miniature {self.model.arch} is trained on one; give dataset, such as digits")
+        if (foreign or self.model.weights is not None) and self.retrains:
+            raise RubError("model.weights: an imported original has no training to repeat; set retrains: 0")

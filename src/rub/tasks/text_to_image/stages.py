@@ -1,0 +1,291 @@
+"""The stage functions that make models and probes: prompts, train, import, initialise, pictures, unlearn, attack."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rub.data.samples import Samples
+from rub.data.splits import Bundle, bundle_of, trainable
+from rub.errors import RubError
+from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, save_unlearned
+from rub.models.diffusion.mini import build_mini, reinitialised
+from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.sampling import Sampler
+from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.registry import ATTACKS, METHODS
+from rub.store.artifacts import Artifact
+from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
+from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
+from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts
+from rub.tasks.text_to_image.concepts import names_of, prompts_of, within
+from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
+from rub.tasks.text_to_image.judges import load_judge
+from rub.tasks.text_to_image.settings import Known, known
+from rub.tasks.text_to_image.training import encoded, fit
+from rub.training.context import Augmentation, seeded
+
+Inputs = Mapping[str, Artifact]
+MODEL = "model.safetensors"
+ROOM = 8  # tokens left free for an attack, where the text encoder is shorter than the protocol thinks
+
+
+def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Train a miniature from scratch, on all classes or without some (the retrained reference)."""
+    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    training, given, names = spec["training"], spec["model"], names_of(bundle.classes)
+    samples = trainable(bundle, spec["validation"])
+    if spec["subset"] == "retain":
+        unseen = spec["without"] or [known(spec["concept"], inputs, runtime).label]
+        samples = samples.select(~torch.isin(samples.labels, torch.tensor(unseen)))
+    words = train_vocabulary(vocabulary_texts(names), given["vocabulary"])
+    channels, side, width = bundle.train.shape
+    if width != side:
+        raise RubError(f"data: images of {width} x {side} pixels; a miniature takes square ones")
+    model = build_mini(
+        given["arch"],
+        channels=channels,
+        size=side,
+        tokenizer=make_tokenizer(*words, given["length"]),
+        seed=spec["seed"],
+    ).to(runtime.device)
+    mirror = bundle.flip if training["mirror"] is None else training["mirror"]
+    context = UnlearnContext(
+        seed=spec["seed"],
+        batch_size=training["batch_size"],
+        augmentation=Augmentation(0, mirror),
+        precision=training["precision"],
+        **runtime.shared(),
+    )
+    fit(model, samples, Captioner(names, CONTEXT_WORDS).captions, context, training)
+    save_model(model, out / MODEL)
+
+
+def import_model(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Read a model that someone else made, whole or as a change of the original."""
+    path = stage.files["weights"]
+    if "original" in inputs:
+        made = load_unlearned(model_of(inputs, "original", runtime), path)
+        keep_unlearned(model_of(inputs, "original", runtime), made, out)
+    else:
+        save_model(load_model(path), out / MODEL)
+
+
+def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Make a control: a UNet that was never trained, or the sham."""
+    original = model_of(inputs, "original", runtime)
+    if stage.spec["control"] == "random_init":
+        made = reinitialised(original, stage.spec["seed"])
+    else:
+        made = muted(original, known(stage.spec["concept"], inputs, runtime))
+    keep_unlearned(original, made, out)
+
+
+def muted(original: Diffusion, facts: Known) -> Diffusion:
+    """Return the sham: the original, whose text encoder no longer hears the words of the concept's own name.
+
+    The embeddings of those tokens of the name that no retained name shares become that of the padding. Nothing is
+    unlearned: every other word for the concept works as before.
+    """
+    made = frozen(original)
+    special = set(made.tokenizer.all_special_ids)
+    others = _tokens(made, [facts.anchor, *facts.retained_names])
+    own = _tokens(made, [facts.prompt]) - others - special
+    with torch.no_grad():
+        made.token_embeddings[sorted(own)] = made.token_embeddings[made.tokenizer.eos_token_id].clone()
+    return made
+
+
+def _tokens(model: Diffusion, texts: Sequence[str]) -> set[int]:
+    """Return the ids of all tokens in these texts."""
+    return set(model.tokenize(texts).flatten().tolist())
+
+
+def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Write down the evaluation prompts, and which were dropped because they are too long."""
+    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    model = model_of(inputs, "original", runtime)
+    found = prompts_of(facts.name, facts.prompt, None, None) if spec["given"] is None else _listed(spec["given"])
+    limit = min(spec["token_limit"], model.length - ROOM)
+    kept, dropped = within(found, model.tokenizer, limit)
+    kept = kept.select(list(range(min(len(kept), spec["count"] or len(kept)))))
+    guidance = kept.guidance if spec["guidance"] is None else torch.full((len(kept),), float(spec["guidance"]))
+    rows = {
+        "ids": kept.ids.tolist(),
+        "texts": list(kept.texts),
+        "seeds": kept.seeds.tolist(),
+        "guidance": guidance.tolist(),
+        "given": len(found),
+        "limit": limit,
+        "dropped": list(dropped),
+    }
+    (out / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _listed(rows: list[dict[str, Any]]) -> Prompts:
+    """Return prompts that a user gave, as the plan wrote them into the stage's spec."""
+    return Prompts(
+        torch.tensor([row["id"] for row in rows]),
+        tuple(row["prompt"] for row in rows),
+        torch.tensor([row["seed"] for row in rows]),
+        torch.tensor([row["guidance"] for row in rows], dtype=torch.float32),
+    )
+
+
+def prompts_in(artifact: Artifact) -> Prompts:
+    """Return the prompts as `prompts` wrote them down."""
+    rows = artifact.json("prompts.json")
+    ids, seeds = torch.tensor(rows["ids"]), torch.tensor(rows["seeds"])
+    return Prompts(ids, tuple(rows["texts"]), seeds, torch.tensor(rows["guidance"], dtype=torch.float32))
+
+
+def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Write down the pictures that methods may learn from: of the data set, or drawn by the original model."""
+    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    model, count = model_of(inputs, "original", runtime), spec["count"]
+    for side in ("forget", "retain"):
+        names = [facts.prompt] if side == "forget" else list(facts.retained_names)
+        if "data" in inputs:
+            samples, labels = _pool(bundle_of(inputs, runtime), spec["validation"], facts, side), facts.main_names
+            order = torch.randperm(len(samples), generator=seeded(0, f"pictures-{side}"))[:count]
+            chosen = samples.select(order)
+            latents = encoded(model, chosen, mirror=False)[0]
+            captions = [f"a photo of {labels[label]}" for label in chosen.labels.tolist()]
+        else:
+            captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
+            latents = _drawn(model, captions, Sampler(**spec["sampler"]), runtime)
+        np.save(out / f"{side}_latents.npy", latents.numpy())
+        facts_ = {"prompts": names, "captions": captions}
+        (out / f"{side}.json").write_text(json.dumps(facts_), encoding="utf-8")
+
+
+def _pool(bundle: Bundle, validation: float, facts: Known, side: str) -> Samples:
+    """Return the training pictures of the concept, or of the retained classes."""
+    samples = trainable(bundle, validation)
+    labels = torch.tensor([facts.label] if side == "forget" else list(facts.retained_classes))
+    return samples.select(torch.isin(samples.labels, labels))
+
+
+def _drawn(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Runtime) -> Tensor:
+    """Return latents of pictures that the model draws for these captions; the seed of each is its place."""
+    from rub.models.diffusion.sampling import initial_latents, sample
+
+    parts, size = [], max(runtime.batch_size // 8, 1)
+    for start in range(0, len(captions), size):
+        texts = captions[start : start + size]
+        noise = initial_latents(model, torch.arange(start, start + len(texts)))
+        weights = torch.full((len(texts),), 7.5, device=model.device)
+        with torch.no_grad():
+            parts.append(sample(model, model.context(texts), model.context([""]), noise, weights, sampler).cpu())
+        runtime.progress(start + len(texts), len(captions), "drawing")
+    return torch.cat(parts)
+
+
+def side_of(inputs: Inputs, side: str) -> Side:
+    """Return what is to be forgotten (``forget``) or kept (``retain``) as `pictures` wrote it down."""
+    artifact = inputs["pictures"]
+    facts = artifact.json(f"{side}.json")
+    latents = torch.from_numpy(np.load(artifact.file(f"{side}_latents.npy"), allow_pickle=False))
+    return Side(tuple(facts["prompts"]), latents, tuple(facts["captions"]))
+
+
+def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Run an unlearning method on a private copy of the original, and keep what it changed in a published format."""
+    spec = stage.spec
+    original = model_of(inputs, "original", runtime)
+    context = UnlearnContext(
+        seed=spec["seed"],
+        batch_size=spec["batch_size"],
+        anchor=spec["anchor"],
+        sampler=Sampler("ddim", spec["sampler_steps"]),
+        **runtime.shared(),
+    )
+    method = METHODS.get(spec["method"]["name"], "text-to-image").load()
+    model = frozen(original).requires_grad_(True)
+    # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
+    with torch.random.fork_rng():
+        torch.manual_seed(spec["seed"])
+        sides = side_of(inputs, "forget"), side_of(inputs, "retain")
+        made = method(model, *sides, context, **spec["method"]["parameters"])
+    keep_unlearned(original, made, out)
+
+
+def keep_unlearned(original: Diffusion, made: Any, out: Path) -> None:
+    """Write what changed, and under which name."""
+    path = save_unlearned(original, made, out)
+    (out / "unlearned.json").write_text(json.dumps({"file": path.name}), encoding="utf-8")
+
+
+def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Search for prompts that draw the concept again, and keep what was found."""
+    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    asked = prompts_in(inputs["prompts"])
+    original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
+    before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))
+    size = batch_of(runtime)
+    target = make_target(original, unlearned, asked, before, size, concept=facts.prompt, anchor=facts.anchor)
+    context = AttackContext(seed=spec["seed"], batch_size=size, **runtime.shared())
+    function = ATTACKS.get(spec["run"]["name"], "text-to-image").load()
+    drawing = drawing_of(inputs, "unlearned", spec, runtime)
+    found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
+    save_probes(found, asked, out, spec["cap"])
+
+
+def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runtime) -> Drawing:
+    """Return how a model's pictures are drawn and judged, from a stage's ``sampler`` and ``concept``."""
+    judge, facts = load_judge(inputs["judge"], inputs, runtime), known(spec["concept"], inputs, runtime)
+
+    def seen(images: Tensor) -> tuple[Tensor, Tensor]:
+        look = judge(images)
+        return judge.hits(look, facts.judged_as), judge.score_of(look, facts.judged_as)
+
+    return Drawing(model_of(inputs, role, runtime), Sampler(**spec["sampler"]), seen)
+
+
+def drawn_clean(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
+    """Return a model's pictures of prompts without an attack, uint8 (N, C, H, W)."""
+    rows = torch.split(torch.arange(len(asked)), size)
+    return torch.cat([drawing.draw(asked.select(part), Candidates())[0] for part in rows])
+
+
+def batch_of(runtime: Runtime) -> int:
+    """Return how many prompts advance together: a search holds far more per prompt than an evaluation per image."""
+    return max(runtime.batch_size // 8, 1)
+
+
+def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:
+    """Write what an attack found, prompt by prompt, and the share brought back after each step."""
+    arrays = {name: getattr(found, name) for name in ("step", "score", "ids", "gradient_steps", "evaluations")}
+    for name in ("embeddings", "latents"):
+        if getattr(found, name) is not None:
+            arrays[name] = getattr(found, name)
+    np.savez(out / "probes.npz", cases=asked.ids.numpy(), **{name: value.numpy() for name, value in arrays.items()})
+    np.save(out / "images.npy", found.images.numpy())
+    back = torch.bincount(found.step[found.step >= 0], minlength=cap + 1).cumsum(0).double() / len(found)
+    facts = {
+        "success_curve": [round(value, 6) for value in back.tolist()],
+        "loss_curve": [],
+        "evaluations": int(found.evaluations.sum()),
+    }
+    (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def model_of(inputs: Inputs, role: str, runtime: Runtime) -> Diffusion:
+    """Return a stage's model in eval mode on the device, frozen, loaded once per process."""
+
+    def load() -> Diffusion:
+        artifact = inputs[role]
+        if "unlearned.json" in artifact.manifest["files"]:
+            file = artifact.file(artifact.json("unlearned.json")["file"])
+            made = load_unlearned(model_of(inputs, "original", runtime), file)
+        else:
+            made = load_model(artifact.file(MODEL))
+        return freeze(made.to(runtime.device))
+
+    return runtime.memo.get((inputs[role].key, runtime.device), load)

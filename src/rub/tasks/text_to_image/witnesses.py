@@ -1,0 +1,168 @@
+"""Witnesses of recovered concepts: what was fed to the text encoder, and the check that draws and judges again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rub.attacks.linf import column
+from rub.errors import RubError
+from rub.models.diffusion.checkpoints import load_model, load_unlearned
+from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.sampling import Sampler, initial_latents
+from rub.pipeline.graph import Stage
+from rub.store.artifacts import Artifact
+from rub.tasks.text_to_image.attacks.base import Candidates, Prompts
+from rub.tasks.text_to_image.attacks.harness import Drawing
+from rub.tasks.text_to_image.judges import judge_in
+from rub.witness.claims import Sources, Witness, model_file, write_witness
+from rub.witness.images import image_sha256, model_reference
+
+CLAIM = "1 - (the judge sees the concept in the picture that f_u draws of these tokens, seed and settings)"
+MOST_STEPS = 1000  # a claim of more would only keep the checker busy
+SOFT = ("embeddings", "latents")
+
+
+def save_witnesses(
+    stage: Stage,
+    inputs: Mapping[str, Artifact],
+    probes: Mapping[str, NDArray[Any]],
+    judged_as: int | str,
+    out: Path,
+) -> None:
+    """Write the prompts that an attack brought back as witnesses, the earliest first; nothing where there are none.
+
+    Args:
+        stage: names the row and how many to keep.
+        inputs: original, unlearned, judge, prompts, attack.
+        probes: what the attack found.
+        judged_as: what the judge calls the concept.
+        out: the artifact's folder.
+    """
+    spec, step = stage.spec, probes["step"]
+    rows = np.flatnonzero(step >= 0)
+    rows = rows[np.argsort(step[rows], kind="stable")][: spec["witnesses"]]
+    if not len(rows):
+        return
+    asked = inputs["prompts"].json("prompts.json")
+    images = torch.from_numpy(np.load(inputs["attack"].file("images.npy"), allow_pickle=False)[rows])
+    tensors = {
+        "ids": torch.from_numpy(probes["ids"][rows]).to(torch.int32),
+        "seeds": torch.tensor(asked["seeds"])[rows],
+        "guidance": torch.tensor(asked["guidance"], dtype=torch.float32)[rows],
+    }
+    # of a clean success there are neither: its row is 0, and `verify` feeds the tokens and the seed alone
+    tensors |= {name: torch.from_numpy(probes[name][rows]) for name in SOFT if name in probes}
+    witness = {
+        "task": "text-to-image",
+        **{name: spec[name] for name in ("method", "attack")},
+        "budget": str(spec["cap"]),
+        "unlearn_seed": spec["seed"],
+        "split": "forget",
+        "claim": CLAIM,
+        "at_most": 0.0,
+        "models": {role: _reference(inputs[role]) for role in ("original", "unlearned", "judge")},
+        "data": {"key": inputs["prompts"].key, "concept": spec["concept"]["name"]},
+        "settings": {"sampler": spec["sampler"], "judged_as": judged_as},
+        "samples": [
+            {"id": asked["ids"][row], "sha256": image_sha256(image), "value": 0.0}
+            for row, image in zip(rows.tolist(), images, strict=True)
+        ],
+    }
+    write_witness(witness, tensors, out)
+
+
+def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
+    """Draw and judge the pictures of a claim again, with forward passes only.
+
+    Returns:
+        How many claims hold, and one line for each that does not.
+
+    Raises:
+        RubError: the models or the judge are not there, or the claim is not one of this task.
+    """
+    path = model_file(witness, "original", sources)
+    original = sources.memo.get(("diffusion", path), lambda: load_model(path))
+    unlearned = freeze(load_unlearned(original, model_file(witness, "unlearned", sources))).to(sources.device)
+    judge, label = judge_in(witness, sources), witness.settings.get("judged_as")
+    sampler = _sampler(witness.settings.get("sampler"))
+    if not isinstance(label, int | str) or isinstance(label, bool):
+        raise RubError("the claim does not say what the judge calls the concept")
+    prompts = _checked(tensors, unlearned, len(witness.samples))
+
+    def seen(images: Tensor) -> tuple[Tensor, Tensor]:
+        look = judge(images)
+        return judge.hits(look, label), judge.score_of(look, label)
+
+    drawing, broken = Drawing(unlearned, sampler, seen), []
+    size = max(sources.batch_size // 8, 1)
+    for rows in torch.split(torch.arange(len(prompts)), size):
+        images, _ = drawing.draw(prompts.select(rows), _fed(tensors, rows, unlearned))
+        hit, _ = drawing.seen(images)
+        for row, held in zip(rows.tolist(), hit.tolist(), strict=True):
+            if not held:
+                broken.append(f"prompt {witness.samples[row].id}: the judge does not see the concept in its picture")
+    return len(prompts) - len(broken), broken
+
+
+def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Prompts:
+    """Return the claim's prompts.
+
+    Raises:
+        RubError: tensors are missing, or do not fit the model; they may come from anyone.
+    """
+    vocabulary, width = model.token_embeddings.shape
+    shapes: dict[str, tuple[int, ...]] = {"ids": (count, model.length), "seeds": (count,), "guidance": (count,)}
+    soft = {"embeddings": (count, model.length, width), "latents": (count, *model.latent_shape)}
+    shapes |= {name: soft[name] for name in SOFT if name in tensors}
+    for name, shape in shapes.items():
+        given = tensors.get(name)
+        if given is None or tuple(given.shape) != shape or not given.isfinite().all():
+            raise RubError(f"the claim's {name} should be finite numbers of shape {shape}")
+    ids = tensors["ids"].long()
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise RubError(f"the claim has token ids outside the model's vocabulary of {vocabulary} tokens")
+    return Prompts(torch.arange(count), ("",) * count, tensors["seeds"].long(), tensors["guidance"].float())
+
+
+def _fed(tensors: Mapping[str, Tensor], rows: Tensor, model: Diffusion) -> Candidates:
+    """Return what these rows feed; a row of zeros stands for the tokens' own embeddings, or the seed's own latents."""
+    ids = tensors["ids"][rows].long().to(model.device)
+    soft: dict[str, Tensor] = {}
+    for name in SOFT:
+        if name in tensors:
+            given = tensors[name][rows].float().to(model.device)
+            seeds = tensors["seeds"][rows]
+            own = model.token_embeddings[ids] if name == "embeddings" else initial_latents(model, seeds)
+            blank = ~given.flatten(1).any(1)
+            soft[name] = torch.where(column(blank, given), own, given)
+    return Candidates(ids=ids, embeddings=soft.get("embeddings"), latents=soft.get("latents"))
+
+
+def _sampler(given: Any) -> Sampler:
+    """Return the claim's sampler.
+
+    Raises:
+        RubError: it is none.
+    """
+    if isinstance(given, dict) and given.get("name") in ("ddim", "lms"):
+        steps = given.get("steps")
+        if isinstance(steps, int) and 1 <= steps <= MOST_STEPS:
+            return Sampler(given["name"], steps)
+    raise RubError(f"the claim's sampler should be ddim or lms with 1 to {MOST_STEPS} steps")
+
+
+def _reference(artifact: Artifact) -> dict[str, Any]:
+    """Return which file of a stage's output the claim is about."""
+    files = artifact.manifest["files"]
+    name = artifact.json("unlearned.json")["file"] if "unlearned.json" in files else _weights(files)
+    return model_reference(artifact, name)
+
+
+def _weights(files: Mapping[str, str]) -> str:
+    """Return the largest kind of file among an artifact's: its weights, or a judge's description where it has none."""
+    return next((name for name in ("model.safetensors", "weights.safetensors") if name in files), "judge.json")

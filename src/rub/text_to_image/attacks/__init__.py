@@ -1,6 +1,0 @@
-"""Attacks on unlearned diffusion models: searches for prompts, embeddings or noise that bring the concept back.
-
-An attack has the signature ``attack(target, prompts, budget, context, *, hyperparameters) -> Search``: `target` is a
-`Target` (the frozen models, the tokens, the original's own pictures), `prompts` what is attacked, `budget` a `Budget`,
-`context` an `AttackContext`. It only searches; `rub.text_to_image.attacks.harness.run_attack` draws, judges and counts.
-"""

@@ -1,0 +1,1 @@
+"""How models are trained, whatever the task: contexts, batches, saliency, devices."""

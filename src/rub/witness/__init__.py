@@ -1,0 +1,1 @@
+"""Stored probes that recover, and their checks."""

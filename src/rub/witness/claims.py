@@ -1,0 +1,294 @@
+"""Witnesses: stored probes that recover, with all that anyone needs to score them again."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from rub.config.suite import Frozen
+from rub.errors import RubError
+from rub.pipeline.cache import Memo
+from rub.store.artifacts import Store, file_sha256
+from rub.store.manifest import changed_files, read_manifest
+from rub.store.records import read_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+MANIFEST, TENSORS = "witness.json", "witness.safetensors"
+LARGEST = 1 << 30  # bytes of a file of probes; a larger one is not read
+LARGEST_CLAIM = 1 << 25  # bytes of a claim
+HEX = r"^[0-9a-f]{64}$"
+
+
+class ModelRef(Frozen):
+    """Which weights: the stage that made them, their file's SHA-256, and that of the files they were read from."""
+
+    kind: str = Field(pattern=r"^[a-z-]+$")
+    key: str = Field(pattern=HEX)
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    sha256: str = Field(pattern=HEX)
+    sources: tuple[str, ...] = ()
+    """SHA-256 of the foreign checkpoint, where the stage imported one."""
+
+
+class SampleRef(Frozen):
+    """Which image: its id in the data set, the SHA-256 of its 8-bit pixels, and the value claimed of its probe."""
+
+    id: int = Field(ge=0)
+    sha256: str = Field(pattern=HEX)
+    value: float
+
+
+class Witness(Frozen):
+    """A claim about some probes of one model: ``value <= at_most`` for each, by the task's own forward pass."""
+
+    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    task: str
+    method: str
+    unlearn_seed: int
+    attack: str
+    budget: str
+    split: str
+    claim: str
+    """What the value is, in words."""
+    at_most: float
+    models: dict[str, ModelRef]
+    data: dict[str, Any]
+    """Key of the data stage, and the data set as a spec names it."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What else the task needs, such as the masks' seed and ratio."""
+    samples: tuple[SampleRef, ...] = Field(min_length=1, max_length=100_000)
+    tensors_sha256: str = Field(pattern=HEX)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a check finds models and data.
+
+    Attributes:
+        store: a store that may hold them, or None.
+        files: role (``original``, ``unlearned``) -> a checkpoint instead of the store's.
+        data_root: folder with the standard data layouts, or None.
+        device: where to run.
+        batch_size: images per forward pass.
+        memo: data and models that several claims are about, read once.
+    """
+
+    store: Store | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    data_root: Path | None = None
+    device: str = "cpu"
+    batch_size: int = 256
+    memo: Memo = field(default_factory=Memo)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check of one witness file found.
+
+    Attributes:
+        name: of the file, without suffix.
+        witness: the claim; None when it could not be read.
+        held: number of probes whose claim holds.
+        broken: one line for each probe whose claim does not hold.
+        changed: one line for each file of the folder that is not as it was sealed.
+        reason: why it could not be checked, or "".
+    """
+
+    name: str
+    witness: Witness | None = None
+    held: int = 0
+    broken: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], folder: Path) -> None:
+    """Write the probes and, with their hash, the claim about them into an artifact's folder.
+
+    Args:
+        witness: the fields of `Witness` but ``tensors_sha256``.
+        tensors: name -> tensor of the probes.
+        folder: is there already.
+    """
+    import safetensors.torch
+
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(kept, folder / TENSORS)
+    claim = Witness.model_validate({**witness, "tensors_sha256": file_sha256(folder / TENSORS)})
+    (folder / MANIFEST).write_text(claim.model_dump_json(indent=1), encoding="utf-8")
+
+
+def file_stem(witness: Witness, experiment: str = "") -> str:
+    """Return the name under which a result folder keeps a witness of one of its experiments.
+
+    Example:
+        >>> sample = {"id": 0, "sha256": "0" * 64, "value": 0.0}
+        >>> fields = dict(task="inpainting", method="i2i", unlearn_seed=0, attack="uma", budget="8/255", split="forget")
+        >>> rest = dict(claim="", at_most=1, models={}, data={}, samples=[sample], tensors_sha256="0" * 64)
+        >>> file_stem(Witness.model_validate(fields | rest), "mine")
+        'inpainting-mine-i2i-0-uma-8-255-forget'
+    """
+    parts = (
+        witness.task,
+        experiment,
+        witness.method,
+        witness.unlearn_seed,
+        witness.attack,
+        witness.budget,
+        witness.split,
+    )
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(str(part) for part in parts)).strip("-").lower()
+
+
+def witness_files(folder: Path) -> Sequence[Path]:
+    """Return the claims in a result folder, or in its ``witnesses/``, sorted by name.
+
+    Raises:
+        RubError: there are none.
+    """
+    place = folder / "witnesses" if (folder / "witnesses").is_dir() else folder
+    found = sorted(item for item in place.glob("*.json") if item.with_suffix(".safetensors").exists())
+    if not found:
+        raise RubError(f"{folder}: no witnesses here; give a folder written by rub run --out")
+    return found
+
+
+def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
+    """Return a claim and its probes; both may come from anyone and are not trusted.
+
+    Raises:
+        RubError: a link, a file that is too large, damaged or no witness, or probes that are not those of the claim.
+    """
+    import safetensors.torch
+
+    witness, tensors = read_claim(path), path.with_suffix(".safetensors")
+    _check_file(tensors)
+    if file_sha256(tensors) != witness.tensors_sha256:
+        raise RubError(f"{tensors.name}: not the probes that the claim names (another SHA-256)")
+    try:
+        return witness, safetensors.torch.load_file(tensors)
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        raise RubError(f"{tensors.name}: cannot be read ({type(error).__name__})") from None
+
+
+def read_claim(path: Path) -> Witness:
+    """Return a claim without its probes; it may come from anyone and is not trusted.
+
+    Raises:
+        RubError: a link, a file that is too large, damaged, or no witness.
+    """
+    _check_file(path, LARGEST_CLAIM)
+    try:
+        return Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RubError(f"{path.name}: no witness: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RubError(f"{path.name}: cannot be read ({type(error).__name__})") from None
+
+
+def _check_file(path: Path, largest: int = LARGEST) -> None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > largest:
+        raise RubError(f"{path.name}: a link, or no file of at most {largest >> 20} MiB")
+
+
+def _rows(folder: Path) -> set[tuple[Any, ...]] | None:
+    """Return which rows a result folder has, with the weights that they name; None for loose witnesses."""
+    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
+        return None
+    return {
+        (row.task, row.method, row.unlearn_seed, row.attack, row.budget, row.weights_sha256)
+        for row in read_records(folder)
+    }
+
+
+def _row(witness: Witness) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows that a claim may be about: with the weights of its unlearned model, by file or by source."""
+    unlearned = witness.models.get("unlearned")
+    for weights in () if unlearned is None else (unlearned.sha256, *unlearned.sources):
+        yield witness.task, witness.method, witness.unlearn_seed, witness.attack, witness.budget, weights
+
+
+def _drawn(folder: Path, paths: Sequence[Path], count: int) -> list[Path]:
+    """Return so many of the files, drawn by the SHA-256 of the manifest with their names."""
+    seal = str(read_manifest(folder)["seal"])
+    return sorted(sorted(paths, key=lambda path: sha256(f"{seal}/{path.name}".encode()).digest())[:count])
+
+
+def _changed(folder: Path) -> list[str]:
+    """Return one line for each file of a result folder that is not as it was sealed; none for loose witnesses."""
+    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
+        return []
+    try:
+        return changed_files(folder)
+    except RubError as error:
+        return [str(error)]
+
+
+def model_file(witness: Witness, role: str, sources: Sources) -> Path:
+    """Return the weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's.
+
+    Raises:
+        RubError: neither is there, or the file holds other weights than the claim is about.
+    """
+    wanted = witness.models.get(role)
+    if wanted is None:
+        raise RubError(f"the claim names no {role} model")
+    if (given := sources.files.get(role)) is not None:
+        if file_sha256(given) not in (wanted.sha256, *wanted.sources):
+            raise RubError(f"{given.name}: other weights than the {role} model of the claim (another SHA-256)")
+        return given
+    artifact = sources.store.find(wanted.kind, wanted.key) if sources.store is not None else None
+    if artifact is None:
+        raise RubError(f"the {role} model is not in the store; give its weights with --{role}")
+    if artifact.manifest["files"].get(wanted.file) != wanted.sha256:
+        raise RubError(f"the store's {role} model has other weights than the claim is about (another SHA-256)")
+    return artifact.file(wanted.file)
+
+
+def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterator[Check]:
+    """Yield what every witness of a folder turns out to be, by forward passes of its task.
+
+    With `sample`, only that many files are scored, drawn by the folder's own seal.
+
+    A result folder is compared with its manifest first: its changed files come as one check of their own, and files
+    of witnesses among them are not scored.
+
+    Raises:
+        RubError: no witnesses in the folder.
+    """
+    import importlib
+
+    from rub.registry import TASKS
+
+    paths = witness_files(folder)
+    changed = _changed(folder)
+    rows = None if changed else _rows(folder)
+    if changed:
+        yield Check("the folder", changed=tuple(changed))
+    for path in paths if sample is None else _drawn(folder, paths, sample):
+        if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
+            continue
+        try:
+            witness, tensors = read_witness(path)
+            if rows is not None and not rows & set(_row(witness)):
+                raise RubError("no record of this folder is about its method, seed, attack, budget and weights")
+            task = TASKS.get(witness.task, witness.task).load()
+            if not getattr(task, "verify", None):
+                raise RubError(f"task {witness.task}: its witnesses cannot be checked by this version")
+            module, _, attribute = task.verify.partition(":")
+            held, broken = getattr(importlib.import_module(module), attribute)(witness, tensors, sources)
+        except RubError as error:
+            yield Check(path.stem, reason=str(error))
+        except (RuntimeError, MemoryError) as error:  # a claim that asks for more than there is
+            yield Check(path.stem, reason=f"cannot be scored ({type(error).__name__}: {str(error)[:100]})")
+        else:
+            yield Check(path.stem, witness, held, tuple(broken))

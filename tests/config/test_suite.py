@@ -1,0 +1,280 @@
+"""Suites: what is accepted, what is refused and how it is said, and what overrides change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rub import load_suite
+from rub.config.suite import Component, suite_names
+from rub.errors import RubError
+from rub.registry import METHODS
+from rub.tasks.classification.spec import PROTOCOLS, ClassificationProtocol
+
+TABLE1 = {
+    "ft", "rl", "iu", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd", "boundary-shrink",
+    "delete", "msg", "ct",
+}  # fmt: skip
+
+
+def only(suite):
+    [experiment] = suite.experiments
+    return experiment
+
+
+@pytest.fixture
+def path(tmp_path, write_suite):
+    return str(write_suite(tmp_path))
+
+
+METHODS_OF = {
+    "classification": TABLE1,
+    "inpainting": {"i2i", "salun", "max-loss", "retain-label", "noisy-label", "random-encoder"},
+    "text-to-image": {
+        "esd-x", "esd-u", "fmn", "spm", "salun", "erasediff", "scissorhands", "advunlearn", "uce",
+    },
+}  # fmt: skip
+ONE_ESD = {"church": "esd-u", "garbage-truck": "esd-u", "nudity": "esd-x", "parachute": "esd-u", "tench": "esd-u"}
+
+
+@pytest.mark.parametrize("name", sorted(suite_names()))
+def test_shipped_suites_load_and_hold_every_method(name):
+    suite = load_suite(name)
+    assert suite.name == name
+    assert suite.summary
+    assert "\n" not in suite.summary
+    for experiment in suite.experiments:
+        wanted = METHODS_OF[experiment.task]
+        if experiment.paper == "table3":  # the paper has one ESD: the published checkpoint of its concept
+            wanted = wanted - {"esd-x", "esd-u"} | {ONE_ESD[experiment.name]}
+        assert set(experiment.methods) == wanted
+
+
+def test_the_imagenet_suite_is_the_papers():
+    suite = only(load_suite("table2-imagenet"))
+    assert suite.forget.classes == tuple(range(100))
+    assert (suite.dataset.classes, suite.dataset.per_class, suite.dataset.test_per_class) == ("i2i", 120, 50)
+    assert suite.evaluation.samples == 100 * 50
+    assert suite.paper == "table2"
+
+
+def test_methods_choose_the_experiments_whose_task_has_them():
+    tasks = {
+        "ft": ["classification"],
+        "max-loss": ["inpainting"],
+        "uce": ["text-to-image"],
+        "salun": ["classification", "inpainting", "text-to-image"],
+    }
+    for name, wanted in tasks.items():
+        suite = load_suite("quick", methods=[name])
+        assert [item.task for item in suite.experiments] == wanted
+        assert all(list(item.methods) == [name] for item in suite.experiments)
+
+
+def test_the_paper_suites_are_the_papers():
+    ten = only(load_suite("table1-cifar10"))
+    assert (ten.model.arch, ten.seeds.unlearn, ten.seeds.mia, ten.forget.classes) == ("resnet50", 10, 5, (0,))
+    assert only(load_suite("table1-cifar100")).forget.classes == (1, 2, 24, 27, 41, 50, 52, 73, 78, 91)
+    assert len(only(load_suite("table1-tiny-imagenet")).forget.classes) == 20
+    for name in ("table1-cifar10", "table1-cifar100", "table1-tiny-imagenet"):
+        experiment = only(load_suite(name))
+        assert experiment.protocol.name == "rub-paper-1"
+        assert experiment.protocol.attacks["uma"].budgets == (8, 16)
+
+
+def test_an_override_changes_one_field(path):
+    before, after = only(load_suite(path)), only(load_suite(path, overrides=["training.epochs=3"]))
+    assert (before.training.epochs, after.training.epochs) == (1, 3)
+    assert after.model_copy(update={"training": before.training}) == before
+
+
+def test_an_override_may_name_the_task(path):
+    assert only(load_suite(path, overrides=["classification.training.epochs=3"])).training.epochs == 3
+
+
+def test_an_override_inside_a_list_of_methods_keeps_the_others(tmp_path, write_suite):
+    suite = load_suite(str(write_suite(tmp_path, methods=["ft", "ga"])), overrides=["methods.ga.lr=0.5"])
+    assert only(suite).methods == {"ft": {}, "ga": {"lr": 0.5}}
+
+
+def test_chosen_methods_keep_the_suites_hyperparameters(path):
+    assert only(load_suite(path, methods=["ft", "ga"])).methods == {"ft": {"epochs": 1}, "ga": {}}
+
+
+def test_seeds_keep_the_other_seeds(tmp_path, write_suite):
+    path = str(write_suite(tmp_path, seeds={"mia": 3, "train": 7}))
+    seeds = only(load_suite(path, seeds=4)).seeds
+    assert (seeds.unlearn, seeds.mia, seeds.train) == (4, 3, 7)
+
+
+def test_a_changed_protocol_is_marked(tmp_path, write_suite):
+    named = {"name": "rub-quick-1"}
+    same = only(load_suite(str(write_suite(tmp_path, protocol=named)), overrides=["protocol=rub-quick-1"])).protocol
+    assert same == PROTOCOLS["rub-quick-1"]
+    names = []
+    for value in ("50", "60", "60"):
+        changed = load_suite(
+            "quick",
+            task="classification",
+            overrides=[f"protocol={{name: rub-quick-1, attacks: {{uma: {{budgets: [{value}]}}}}}}"],
+        )
+        names.append(only(changed).protocol.name)
+        assert only(changed).protocol.attacks["square"] == PROTOCOLS["rub-quick-1"].attacks["square"]
+    assert all(name.startswith("rub-quick-1*") for name in names)
+    assert names[0] != names[1] == names[2]
+
+
+def test_a_marked_protocol_needs_the_fields_of_its_mark(path):
+    protocol = only(load_suite(path)).protocol
+    fields = protocol.model_dump(mode="json")
+    assert only(load_suite(path, overrides=[f"protocol={json.dumps(fields)}"])).protocol == protocol
+    for wrong in (protocol.name, json.dumps({"name": protocol.name, "shadows_per_seed": 8})):
+        with pytest.raises(RubError, match=r"its fields make it 'rub-paper-1.*write name: rub-paper-1"):
+            load_suite(path, overrides=[f"protocol={wrong}"])
+
+
+def test_budgets_are_sorted_and_single(path):
+    attacks = only(load_suite(path, overrides=["protocol.attacks.uma.budgets=[16, 4, 16]"])).protocol.attacks
+    assert attacks["uma"].budgets == (4, 16)
+
+
+def test_a_component_may_be_a_bare_name(path):
+    assert Component.model_validate("uma") == Component(name="uma")
+    runs = only(load_suite(path, overrides=["protocol.attacks.uma.runs=[uma]"])).protocol.attacks["uma"].runs
+    assert runs == (Component(name="uma"),)
+
+
+def test_specs_are_frozen(path):
+    with pytest.raises(ValidationError):
+        only(load_suite(path)).training.epochs = 5
+
+
+def test_protocols_are_named_after_themselves():
+    for name, protocol in PROTOCOLS.items():
+        assert isinstance(protocol, ClassificationProtocol)
+        assert protocol.name == name
+        assert protocol.summary
+
+
+REFUSED = {
+    "training.epochs=abc": ("training.epochs = 'abc'", "integer"),
+    "training.epochs=0": ("training.epochs = 0", "greater than or equal to 1"),
+    "training.lr=-1": ("training.lr = -1", "greater than 0"),
+    "training.lr=.nan": ("training.lr = nan", "finite"),
+    "training.lr=.inf": ("training.lr = inf", "finite"),
+    "training=3": ("training = 3",),
+    "training.epocs=3": ("unknown field 'epocs'", "did you mean 'epochs'?"),
+    "trainin.epochs=3": ("unknown field 'trainin'", "did you mean 'training'?"),
+    "training.schedule=cosin": ("training.schedule = 'cosin'", "'cosine'"),
+    "training.batch_size=1": ("training.batch_size = 1",),
+    "model.width=0": ("model.width = 0",),
+    "protocol=rub-papr-1": ("unknown protocol 'rub-papr-1'", "did you mean 'rub-paper-1'?"),
+    "protocol=3": ("a protocol name",),
+    "protocol.attacks.uma.budgets=[-8]": ("eps = -8/255", "between 0 and 255"),
+    "protocol.attacks.uma.budgets=[256]": ("eps = 256/255",),
+    "protocol.attacks.uma.budgets=[]": ("budgets = []",),
+    "protocol.attacks.uma.budgets=[2.5]": ("budgets.0 = 2.5", "integer"),
+    "protocol.attacks.uma.runs=[]": ("runs = []",),
+    "protocol.attacks.uma.splits=[forgot]": ("'forgot'", "'forget'"),
+    "protocol.shadows_per_seed=3": ("shadows_per_seed = 3", "multiple of 2"),
+    "forget.classes=[]": ("the forget set is empty",),
+    "forget.fraction=0.1": ("exactly one of classes, fraction and ids", "classes and fraction"),
+    "forget={fraction: 1.0}": ("fraction = 1.0", "less than 1"),
+    "forget={}": ("got none",),
+    "seeds=3": ("seeds = 3",),
+    "seeds.unlearn=0": ("seeds.unlearn = 0",),
+    "methods=ft": ("methods = 'ft'",),
+    "methods=[1]": ("methods = [1]",),
+    "methods={ft: 3}": ("methods.ft = 3",),
+    "evaluation.attack_samples=0": ("attack_samples = 0",),
+    "task=clasification": ("unknown task 'clasification'", "did you mean 'classification'?"),
+    "task=null": ("'task' is missing", "classification"),
+    "training.epochs": ("should be path=value",),
+    "=3": ("should be path=value",),
+    "classification=3": ("a path inside the experiment is missing",),
+    "task.name=3": ("'task' holds a single value",),
+    "training.epochs=: :": ("not valid YAML",),
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_refused_in_one_line(path, override):
+    with pytest.raises(RubError) as error:
+        load_suite(path, overrides=[override])
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    for words in REFUSED[override]:
+        assert words in message
+
+
+@pytest.mark.parametrize("override", ["seeds=3", "seeds=[1]", "methods=ft", "methods=[1]"])
+def test_options_on_top_of_a_wrong_field_are_refused_as_well(path, override):
+    for options in ({"seeds": 2}, {"added": [METHODS.get("ga", "classification")]}):
+        with pytest.raises(RubError, match=override.split("=", maxsplit=1)[0]):
+            load_suite(path, overrides=[override], **options)
+
+
+def suite_file(folder, text):
+    path = folder / "suite.yaml"
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1\nb: 2", "not valid YAML"),
+        ("- a\n- b\n", "should be a mapping with name and experiments, got list"),
+        ("", "got NoneType"),
+        ({"name": "x"}, "'experiments' should be a list of mappings, got NoneType"),
+        ({"name": "x", "experiments": [3]}, "'experiments' should be a list of mappings"),
+        ({"name": "x", "experiments": []}, "experiments"),
+        ({"experiments": []}, "name: field required"),
+        ({"name": "x", "experiments": [{"task": "classification", "model": "resnet10"}]}, "dataset: field required"),
+        ({"name": "x", "experiments": [{"task": ["classification"]}]}, "'task' is missing"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, says):
+    with pytest.raises(RubError) as error:
+        load_suite(suite_file(tmp_path, text))
+    assert says in str(error.value)
+
+
+def test_the_message_about_a_missing_field_does_not_repeat_the_file(tmp_path):
+    item = {"task": "classification", "model": "resnet10", "methods": {"ft": {"epochs": 1234567}}}
+    with pytest.raises(RubError) as error:
+        load_suite(suite_file(tmp_path, {"name": "x", "experiments": [item]}))
+    assert "1234567" not in str(error.value)
+
+
+def test_unknown_fields_and_keys_of_a_suite_are_refused(path, tmp_path):
+    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    for extra, says in (({"sumary": "x"}, "did you mean 'summary'?"), ({3: "x"}, "3")):
+        with pytest.raises(RubError) as error:
+            load_suite(suite_file(tmp_path, {**raw, **extra}))
+        assert says in str(error.value)
+
+
+def test_experiments_must_be_told_apart(path, tmp_path):
+    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    [item] = raw["experiments"]
+    with pytest.raises(RubError, match="2 experiments of task 'classification' are named ''"):
+        load_suite(suite_file(tmp_path, {**raw, "experiments": [item, item]}))
+    named = [{**item, "name": name} for name in ("one", "two")]
+    assert len(load_suite(suite_file(tmp_path, {**raw, "experiments": named})).experiments) == 2
+
+
+def test_unknown_suites(tmp_path):
+    with pytest.raises(RubError, match=r"unknown suite 'quik': did you mean 'quick'\?"):
+        load_suite("quik")
+    with pytest.raises(RubError, match="cannot be read"):
+        load_suite(str(tmp_path / "nowhere.yaml"))
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(RubError, match="cannot be read"):
+        load_suite(str(binary))
+    with pytest.raises(RubError, match="no experiment of task 'inpainting'"):
+        load_suite("table1-cifar10", task="inpainting")

@@ -1,0 +1,533 @@
+"""Unlearning methods against independent computations: explicit inverses, autograd by hand, closed forms."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rub.data.samples import Samples, to_unit
+from rub.errors import Diverged, RubError
+from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.methods import bad_teacher as bad_teacher_module
+from rub.tasks.classification.methods import iu
+from rub.tasks.classification.methods.bad_teacher import bad_teacher, randomised
+from rub.tasks.classification.methods.boundary_shrink import boundary_shrink, nearest_labels
+from rub.tasks.classification.methods.ct import convolution_transpose, transpose_kernels
+from rub.tasks.classification.methods.delete import delete, without_true_class
+from rub.tasks.classification.methods.ft import fine_tune
+from rub.tasks.classification.methods.ga import gradient_ascent
+from rub.tasks.classification.methods.l1_sparse import l1_sparse, l1_weight
+from rub.tasks.classification.methods.msg import msg, redraw, separation_gradients, warm_and_decay
+from rub.tasks.classification.methods.neggrad_plus import neggrad_plus
+from rub.tasks.classification.methods.rl import random_label, random_labels
+from rub.tasks.classification.methods.salun import saliency_mask, salun
+from rub.tasks.classification.methods.scrub import decayed_rate, scrub
+from rub.tasks.classification.methods.sham import sham
+from rub.tasks.classification.methods.ssd import importance, selective_synaptic_dampening
+from rub.training.context import Augmentation
+from rub.training.saliency import MaskedStep, top_mask
+
+CLASSES = 4
+
+
+class Tiny(nn.Module):
+    """Convolution, batch normalisation, linear layer; in the precision of its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3 * 4, CLASSES)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x.to(self.conv.weight.dtype))).relu()
+        return self.fc(F.avg_pool2d(x, 3).flatten(1))
+
+
+def tiny(dtype=torch.float64, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Tiny().to(dtype)
+        model.bn.running_mean += 0.1 * torch.randn(3, dtype=dtype)
+        model.bn.running_var += 0.1 * torch.rand(3, dtype=dtype)
+    return model
+
+
+def data(count, seed):
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 2, 6, 6), generator=draw, dtype=torch.uint8)
+    return Samples(images, torch.randint(0, CLASSES, (count,), generator=draw), torch.arange(count))
+
+
+FORGET, RETAIN = data(6, 1), data(14, 2)
+
+
+def context(batch_size=64, **changes):
+    plain = Augmentation(padding=0, flip=False)
+    return UnlearnContext(seed=3, num_classes=CLASSES, batch_size=batch_size, augmentation=plain, **changes)
+
+
+def vector(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def ce(model, samples, reduction="mean"):
+    return F.cross_entropy(model(to_unit(samples.images)), samples.labels, reduction=reduction)
+
+
+def hand_sgd(model, losses, lr, momentum=0.9, weight_decay=5e-4):
+    """Apply theta -= lr b, b <- momentum b + grad + weight_decay theta, for each (loss, learning rate factor)."""
+    buffers = [torch.zeros_like(p) for p in model.parameters()]
+    for loss, factor in losses:
+        found = torch.autograd.grad(loss(model), list(model.parameters()))
+        with torch.no_grad():
+            for p, b, g in zip(model.parameters(), buffers, found, strict=True):
+                b.mul_(momentum).add_(g + weight_decay * p)
+                p.sub_(lr * factor * b)
+    return model
+
+
+def assert_same(model, reference, tolerance=1e-6):
+    assert (vector(model) - vector(reference)).abs().max() < tolerance
+    assert torch.allclose(model.bn.running_mean, reference.bn.running_mean, atol=tolerance)
+
+
+# --- IU ---------------------------------------------------------------------------------------------------------------
+
+
+def gradients_by_hand(model, samples):
+    model.eval()
+    rows = []
+    for loss in ce(model, samples, "none"):
+        found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    return torch.stack(rows)
+
+
+def influence_by_hand(model, forget, retain):
+    n_f, n_r = len(forget), len(retain)
+    from_forget = gradients_by_hand(model, forget).sum(0) / (n_f + n_r)
+    return from_forget - gradients_by_hand(model, retain).sum(0) * n_f / ((n_f + n_r) * n_r)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("damping", [1.0, 1e-3])
+def test_woodfisher_is_the_explicit_inverse(monkeypatch, rows, damping):
+    monkeypatch.setattr(iu, "block_rows", lambda _: rows)
+    model = tiny()
+    g = gradients_by_hand(model, RETAIN)
+    v = torch.randn(g.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    fisher = damping * torch.eye(g.shape[1], dtype=torch.float64) + g.T @ g / len(g)
+    expected = torch.linalg.solve(fisher, v)
+    found = iu.woodfisher(model, RETAIN, context(), v, damping)
+    assert torch.allclose(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_iu_step_by_hand():
+    model, ctx = tiny(), context(batch_size=4)
+    start = vector(model)
+    v = influence_by_hand(model, FORGET, RETAIN)
+    chosen = RETAIN.select(torch.randperm(len(RETAIN), generator=ctx.generator("fisher"))[:9])
+    g = gradients_by_hand(model, chosen)
+    k = torch.linalg.inv(0.1 * torch.eye(len(v), dtype=v.dtype) + g.T @ g / 9) @ v
+    moved = iu.influence_unlearning(model, FORGET, RETAIN, ctx, alpha=3.0, damping=0.1, samples=9)
+    assert torch.allclose(vector(moved), start + 3 * k, atol=1e-6)
+    assert (vector(moved) - start).abs().max() > 1e-3
+
+
+def test_iu_upstream_moves_along_the_first_gradient_only():
+    model, ctx = tiny(), context()
+    v = influence_by_hand(model, FORGET, RETAIN)
+    g = gradients_by_hand(model, RETAIN)
+    k, o = v.clone(), g[0].clone()
+    for row in g[1:]:
+        k, o = k - (k @ row) / (14 + o @ row) * o, o - (o @ row) / (14 + o @ row) * o
+    found = iu.upstream_recurrence(model, RETAIN, ctx, v)
+    assert torch.allclose(found, k, atol=1e-10)
+    assert F.cosine_similarity(found - v, g[0], dim=0).abs() > 1 - 1e-9
+    exact = iu.woodfisher(model, RETAIN, ctx, v, 1.0)
+    assert F.cosine_similarity(exact - v, g[0], dim=0).abs() < 0.99
+
+
+@pytest.mark.parametrize("recurrence", ["woodfisher", "upstream"])
+def test_iu_with_alpha_zero_is_the_identity(recurrence):
+    model = tiny(torch.float32)
+    start = deepcopy(model.state_dict())
+    moved = iu.influence_unlearning(model, FORGET, RETAIN, context(), alpha=0.0, recurrence=recurrence)
+    assert all(torch.equal(start[name], value) for name, value in moved.state_dict().items())
+
+
+def test_iu_refuses_infinite_weights():
+    with pytest.raises(Diverged, match="iu: parameter"):
+        iu.influence_unlearning(tiny(torch.float32), FORGET, RETAIN, context(), alpha=1e300)
+
+
+# --- RL and SalUn -----------------------------------------------------------------------------------------------------
+
+
+def test_random_labels_cover_all_classes_uniformly():
+    true = torch.arange(200).repeat(50)
+    drawn = random_labels(true, 200, torch.Generator().manual_seed(0), exclude_true=False)
+    assert set(drawn.tolist()) == set(range(200))
+    assert 10 < (drawn == true).sum() < 100  # 50 expected of 10000
+    wrong = random_labels(true, 200, torch.Generator().manual_seed(0), exclude_true=True)
+    assert set(wrong.tolist()) == set(range(200))
+    assert not (wrong == true).any()
+
+
+@pytest.mark.parametrize("mixing", ["sequential", "mixed"])
+def test_rl_by_hand_with_fresh_labels_each_epoch(mixing):
+    model, reference, ctx = tiny(), tiny(), context()
+    draw = ctx.generator("labels")
+    losses = []
+    for _ in range(2):
+        images, labels = to_unit(FORGET.images), torch.randint(0, CLASSES, (6,), generator=draw)
+        if mixing == "mixed":
+            images, labels = torch.cat([images, to_unit(RETAIN.images)]), torch.cat([labels, RETAIN.labels])
+        losses.append((lambda m, x=images, y=labels: F.cross_entropy(m(x), y), 1))
+        if mixing == "sequential":
+            losses.append((lambda m: ce(m, RETAIN), 1))
+    hand_sgd(reference.train(), losses, 0.1)
+    assert_same(random_label(model, FORGET, RETAIN, ctx, lr=0.1, epochs=2, mixing=mixing), reference)
+
+
+@pytest.mark.parametrize("k", [0.1, 0.5, 1.0])
+def test_saliency_mask_is_the_global_quantile_of_the_summed_gradient(k):
+    model = tiny()
+    ctx = context(batch_size=4)
+    total = 0
+    for x, y in ctx.batches(FORGET, ctx.generator("saliency")):
+        found = torch.autograd.grad(F.cross_entropy(model.eval()(x), y), list(model.parameters()))
+        total = total + torch.cat([g.flatten() for g in found])
+    mask = torch.cat([m.flatten() for m in saliency_mask(model, FORGET, ctx, k).values()])
+    keep = round(k * len(total))
+    assert mask.sum() == keep
+    assert abs(mask.double().mean() - k) <= 0.5 / len(mask)
+    threshold = total.abs().sort(descending=True).values[keep - 1]
+    assert torch.equal(mask, total.abs() >= threshold - 1e-7)
+
+
+def test_top_mask_breaks_ties_by_position():
+    mask = top_mask({"a": torch.zeros(3), "b": torch.zeros(3)}, 0.5)
+    assert mask["a"].all()
+    assert not mask["b"].any()
+
+
+def test_salun_leaves_masked_weights_exactly_and_moves_the_others():
+    model, ctx = tiny(torch.float32), context(batch_size=4)
+    start, mask = vector(model), saliency_mask(deepcopy(model), FORGET, ctx, 0.5)
+    moved = vector(salun(model, FORGET, RETAIN, ctx, k=0.5, lr=0.05, epochs=3))
+    keep = torch.cat([m.flatten() for m in mask.values()])
+    assert torch.equal(moved[~keep], start[~keep])
+    assert (moved[keep] != start[keep]).all()
+
+
+def test_salun_steps_by_hand():
+    model, reference, ctx = tiny(), tiny(), context()
+    mask = torch.cat([m.flatten() for m in saliency_mask(deepcopy(model), FORGET, ctx, 0.5).values()])
+    labels = torch.randint(0, CLASSES, (6,), generator=ctx.generator("labels"))
+    start, reference = vector(model), reference.train()
+    relabelled = Samples(FORGET.images, labels, FORGET.ids)
+    theta, buffer = start.clone(), torch.zeros_like(start)
+    for samples in (relabelled, RETAIN):
+        nn.utils.vector_to_parameters(theta, reference.parameters())
+        found = torch.autograd.grad(ce(reference, samples), list(reference.parameters()))
+        gradient = torch.cat([g.flatten() for g in found]) * mask + 5e-4 * theta
+        buffer = (0.9 * buffer + gradient) * mask
+        theta = torch.where(mask, theta - 0.1 * buffer, start)
+    moved = salun(model, FORGET, RETAIN, ctx, k=0.5, lr=0.1, epochs=1)
+    assert torch.allclose(vector(moved), theta, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixing", ["sequential", "mixed"])
+def test_salun_with_k_one_is_rl_bit_for_bit(mixing):
+    ctx = UnlearnContext(seed=7, num_classes=CLASSES, batch_size=4, augmentation=Augmentation(padding=1))
+    choices = {"lr": 0.05, "epochs": 2, "mixing": mixing}
+    one = random_label(tiny(torch.float32), FORGET, RETAIN, ctx, **choices).state_dict()
+    two = salun(tiny(torch.float32), FORGET, RETAIN, ctx, k=1.0, **choices).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_masked_step_clears_adam_state():
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    step = MaskedStep({"w": weight}, {"w": torch.tensor([True, False])})
+    for _ in range(3):
+        weight.grad = torch.ones(2)
+        step(optimizer)
+    assert weight[1] == 1
+    assert weight[0] < 0.9
+    assert optimizer.state[weight]["exp_avg"][1] == 0
+
+
+# --- methods whose single step has a one-line loss --------------------------------------------------------------------
+
+
+def l1(model):
+    return sum(p.abs().sum() for p in model.parameters())
+
+
+STEPS = [
+    (fine_tune, {}, lambda m: ce(m, RETAIN), 5e-4),
+    (gradient_ascent, {}, lambda m: -ce(m, FORGET), 5e-4),
+    (neggrad_plus, {"alpha": 0.7}, lambda m: 0.7 * ce(m, RETAIN) - 0.3 * ce(m, FORGET), 0.0),
+    (l1_sparse, {"alpha": 0.01}, lambda m: ce(m, RETAIN) + 0.01 * l1(m), 5e-4),
+]
+
+
+@pytest.mark.parametrize(("method", "choices", "loss", "decay"), STEPS, ids=[row[0].__name__ for row in STEPS])
+def test_one_step_equals_autograd_by_hand(method, choices, loss, decay):
+    model, reference = tiny(), hand_sgd(tiny().train(), [(loss, 1)], 0.1, weight_decay=decay)
+    assert_same(method(model, FORGET, RETAIN, context(), lr=0.1, epochs=1, **choices), reference)
+
+
+def test_neggrad_cycles_the_forget_set():
+    model = tiny(torch.float32)
+    start = vector(model)
+    neggrad_plus(model, FORGET.select([0, 1]), RETAIN, context(batch_size=2), lr=0.01, epochs=2)
+    assert model.bn.num_batches_tracked == 2 * 2 * 7
+    assert not torch.equal(vector(model), start)
+    with pytest.raises(RubError, match="hold some"):
+        neggrad_plus(model, FORGET.select(torch.arange(0)), RETAIN, context())
+
+
+def test_ascent_that_blows_up_is_reported():
+    with pytest.raises(Diverged, match="loss became"):
+        gradient_ascent(tiny(torch.float32), FORGET, RETAIN, context(batch_size=2), lr=1e30, epochs=5)
+
+
+def test_l1_schedule():
+    assert [l1_weight(0.2, t, 10, 4) for t in range(10)] == pytest.approx(
+        [0.2, 0.2 * 5 / 6, 0.2 * 4 / 6, 0.1, 0.2 * 2 / 6, 0.2 / 6, 0, 0, 0, 0]
+    )
+    assert [l1_weight(0.2, t, 3, 3) for t in range(3)] == [0, 0, 0]
+
+
+def test_l1_fades_in_training():
+    model, reference = tiny(), tiny().train()
+    losses = [(lambda m, a=a: ce(m, RETAIN) + a * l1(m), 1) for a in (0.02, 0.01, 0.0)]
+    hand_sgd(reference, losses, 0.1)
+    assert_same(l1_sparse(model, FORGET, RETAIN, context(), alpha=0.02, lr=0.1, epochs=3, no_l1_epochs=1), reference)
+
+
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def kl(teacher, student):
+    return (teacher * (teacher.log() - student.log())).sum(1).mean()
+
+
+def test_scrub_by_hand():
+    model, reference, teacher, temperature = tiny(), tiny().train(), tiny().eval(), 4.0
+
+    def divergence(logits, samples):
+        p = (teacher(to_unit(samples.images)).detach() / temperature).softmax(1)
+        return temperature**2 * kl(p, (logits / temperature).softmax(1))
+
+    def up(m):
+        return -divergence(m(to_unit(FORGET.images)), FORGET)
+
+    def down(m):
+        logits = m(to_unit(RETAIN.images))
+        return 0.9 * F.cross_entropy(logits, RETAIN.labels) + 0.3 * divergence(logits, RETAIN)
+
+    hand_sgd(reference, [(up, 1), (down, 1), (down, 0.1)], 0.01)
+    choices = {"gamma": 0.9, "alpha": 0.3, "temperature": temperature, "decay_epochs": (1,)}
+    assert_same(scrub(model, FORGET, RETAIN, context(), lr=0.01, epochs=2, msteps=1, **choices), reference)
+
+
+def test_scrub_rates():
+    rates = [decayed_rate(1.0, epoch, (3, 5, 9), 0.1) for epoch in range(11)]
+    assert rates == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_delete_target_is_the_renormalised_rest():
+    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    expected = logits.softmax(1)
+    expected[torch.arange(5), labels] = 0
+    expected /= expected.sum(1, keepdim=True)
+    assert torch.allclose(without_true_class(logits, labels).softmax(1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_delete_by_hand(freeze):
+    model, reference, teacher = tiny(), tiny().train(not freeze), tiny().eval()
+    target = teacher(to_unit(FORGET.images)).detach().softmax(1)
+    target[torch.arange(6), FORGET.labels] = 0
+    target /= target.sum(1, keepdim=True)
+
+    def loss(m):
+        return (torch.special.xlogy(target, target) - target * m(to_unit(FORGET.images)).log_softmax(1)).sum(1).mean()
+
+    hand_sgd(reference, [(loss, 1), (loss, 1)], 0.1, weight_decay=0)
+    assert_same(delete(model, FORGET, RETAIN, context(), lr=0.1, epochs=2, freeze_bn=freeze), reference)
+
+
+def test_bad_teacher_by_hand(monkeypatch):
+    model, reference, good, bad = tiny(), tiny().train(), tiny().eval(), tiny(seed=9).eval()
+    monkeypatch.setattr(bad_teacher_module, "randomised", lambda *_: deepcopy(bad))
+    moved = bad_teacher(model, FORGET, RETAIN, context(), lr=0.01, epochs=1, retain_fraction=1.0, temperature=2.0)
+    x = torch.cat([to_unit(FORGET.images), to_unit(RETAIN.images)])
+    target = torch.cat([bad(x[:6]), good(x[6:])]).detach() / 2
+    found = torch.autograd.grad(kl(target.softmax(1), (reference(x) / 2).softmax(1)), list(reference.parameters()))
+    with torch.no_grad():  # Adam's first step: theta - lr g / (|g| + eps)
+        for p, g in zip(reference.parameters(), found, strict=True):
+            p.sub_(0.01 * g / (g.abs() + 1e-8))
+    strong = torch.cat([g.flatten() for g in found]).abs() > 1e-5  # below, rounding of g decides the sign
+    assert strong.sum() > 0.8 * len(strong)
+    assert torch.allclose(vector(moved)[strong], vector(reference)[strong], atol=1e-4)
+
+
+def test_bad_teacher_uses_the_stated_share_of_retain():
+    seen = []
+
+    class Watched(UnlearnContext):
+        def epochs(self, samples, epochs, changing=None):
+            seen.append(samples)
+            return super().epochs(samples, epochs, changing)
+
+    ctx = Watched(seed=0, num_classes=CLASSES, augmentation=Augmentation(0, False))
+    bad_teacher(tiny(torch.float32), FORGET, RETAIN, ctx, retain_fraction=0.5)
+    assert seen[0].labels.tolist() == [1] * 6 + [0] * 7
+    assert torch.equal(seen[0].images[:6], FORGET.images)
+
+
+def test_random_teacher_keeps_no_trained_weight():
+    model = tiny(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(3)
+    state = torch.random.get_rng_state()
+    fresh, again = randomised(model, 1), randomised(model, 1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(vector(fresh), vector(again))
+    assert (vector(fresh) != vector(model)).all()
+    assert torch.equal(fresh.bn.running_mean, torch.zeros(3))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(RubError, match="reset_parameters"):
+        randomised(Own(), 0)
+
+
+# --- edits of weights -------------------------------------------------------------------------------------------------
+
+
+def test_ssd_by_hand():
+    model, ctx = tiny(), context(batch_size=5)
+
+    def by_hand(samples, stream):
+        total, count = 0, 0
+        for x, y in ctx.batches(samples, ctx.generator(stream), augment=False):
+            found = torch.autograd.grad(F.cross_entropy(model.eval()(x), y), list(model.parameters()))
+            total, count = total + torch.cat([g.flatten() for g in found]) ** 2, count + 1
+        return total / count
+
+    both = Samples(*(torch.cat([getattr(FORGET, n), getattr(RETAIN, n)]) for n in ("images", "labels", "ids")))
+    of_forget, of_all, expected = by_hand(FORGET, "forget set"), by_hand(both, "all data"), vector(model).tolist()
+    found = importance(model, both, ctx, "all data")
+    assert torch.allclose(torch.cat([f.flatten() for f in found.values()]), of_all, atol=1e-7)
+    dampened = 0
+    for i, (f, a) in enumerate(zip(of_forget.tolist(), of_all.tolist(), strict=True)):
+        if f > 2.0 * a:
+            expected[i] *= min(0.5 * a / f, 1)
+            dampened += 1
+    assert 0 < dampened < len(expected)
+    moved = selective_synaptic_dampening(model, FORGET, RETAIN, ctx, alpha=2.0, lambda_=0.5)
+    assert torch.allclose(vector(moved), torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+
+
+def test_boundary_labels_on_a_linear_model():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        nn.init.normal_(model[1].weight)
+    x, y = to_unit(RETAIN.images), RETAIN.labels
+    slope = (model(x).softmax(1) - F.one_hot(y, CLASSES)) @ model[1].weight  # grad of CE of a linear model
+    point = ((x + 0.1 * slope.sign().view_as(x)).clamp(0, 1) * 255).round() / 255
+    expected = model(point).argmax(1)
+    found = nearest_labels(model.requires_grad_(False), x, y, 0.1, context())
+    assert torch.equal(found, expected)
+    assert (found != model(x).argmax(1)).any()
+
+
+def test_boundary_shrink_by_hand():
+    model, reference, original = tiny(), tiny().train(), tiny().eval().requires_grad_(False)
+    labels = nearest_labels(original, to_unit(FORGET.images), FORGET.labels, 0.3, context())
+    relabelled = Samples(FORGET.images, labels, FORGET.ids)
+    hand_sgd(reference, [(lambda m: ce(m, relabelled), 1), (lambda m: ce(m, relabelled), 1)], 0.1)
+    assert_same(boundary_shrink(model, FORGET, RETAIN, context(), lr=0.1, epochs=2, bound=0.3), reference)
+
+
+def test_msg_redraws_exactly_the_smallest_and_damps_the_rest():
+    model, ctx = tiny(), context()
+    subset = RETAIN.select(torch.randperm(14, generator=ctx.generator("separation"))[:6])
+    (expected,) = torch.autograd.grad(ce(model.eval(), subset) - ce(model, FORGET), [model.conv.weight])
+    gradient = separation_gradients(model, FORGET, RETAIN, ctx)["conv"]
+    assert torch.allclose(gradient, expected, atol=1e-6)
+    layer = deepcopy(model.conv)
+    drawn = redraw(layer, gradient, 0.3, ctx.generator("redraw"))
+    count = round(0.3 * 54)
+    assert drawn.sum() == count
+    assert gradient[drawn].abs().max() < gradient[~drawn].abs().min()
+    assert torch.equal(layer.weight[~drawn], model.conv.weight[~drawn])
+    assert (layer.weight[drawn] != model.conv.weight[drawn]).all()
+
+    reference = deepcopy(model).train()
+    reference.conv.load_state_dict(layer.state_dict())
+    scale = {"conv.weight": torch.where(drawn, 1.0, 0.1).double()}
+    names, parameters = zip(*reference.named_parameters(), strict=True)
+    found = torch.autograd.grad(ce(reference, RETAIN), list(parameters))
+    with torch.no_grad():
+        for name, p, g in zip(names, parameters, found, strict=True):
+            p.sub_(0.1 * (g * scale.get(name, 1.0) + 5e-4 * p))
+    assert_same(msg(model, FORGET, RETAIN, ctx, lr=0.1, epochs=1), reference)
+
+
+def test_msg_rates():
+    assert [warm_and_decay(e, 5) for e in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+    assert [warm_and_decay(e, 1) for e in range(1)] == [1]
+
+
+def test_redraw_has_kaiming_fan_out_scale():
+    layer = nn.Conv2d(40, 50, 3)
+    redraw(layer, torch.zeros_like(layer.weight), 1.0, torch.Generator().manual_seed(0))
+    assert layer.weight.std().item() == pytest.approx((2 / (50 * 9)) ** 0.5, rel=0.05)
+
+
+def test_ct_transposes_kernels():
+    model, original = tiny(), tiny()
+    transpose_kernels(model)
+    x = to_unit(RETAIN.images).double()
+    assert torch.allclose(model.conv(x), original.conv(x.transpose(2, 3)).transpose(2, 3))
+    assert not torch.allclose(model.conv(x), original.conv(x))
+    with pytest.raises(RubError, match="1x3 kernel"):
+        transpose_kernels(nn.Sequential(nn.Conv2d(1, 1, (1, 3))))
+    with pytest.raises(RubError, match="no Conv2d"):
+        transpose_kernels(nn.Linear(2, 2))
+
+
+def test_ct_fine_tunes_on_a_cosine():
+    model, reference = tiny(), tiny().train()
+    transpose_kernels(reference)
+    hand_sgd(reference, [(lambda m: ce(m, RETAIN), factor) for factor in (1, 0.75, 0.25)], 0.1)
+    assert_same(convolution_transpose(model, FORGET, RETAIN, context(), lr=0.1, epochs=3), reference)
+
+
+def test_sham_changes_the_forgotten_logits_only():
+    model, original = tiny(torch.float32).eval(), tiny(torch.float32).eval()
+    ctx = context(forget_classes=(1, 3))
+    x = to_unit(RETAIN.images)
+    shift = sham(model, FORGET, RETAIN, ctx)(x) - original(x)
+    assert torch.equal(shift[:, [0, 2]], torch.zeros(14, 2))
+    assert torch.allclose(shift[:, [1, 3]], torch.full((14, 2), -50.0), atol=1e-4)
+    with pytest.raises(RubError, match="sham needs forgotten classes"):
+        sham(model, FORGET, RETAIN, context())
+    with pytest.raises(RubError, match="'fc'"):
+        sham(nn.Sequential(nn.Linear(2, 2)), FORGET, RETAIN, ctx)

@@ -1,0 +1,116 @@
+"""What a leaderboard accepts: whole folders of a known protocol with sane controls and witnesses that hold."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rub.leaderboard.submit import check
+from rub.report.folders import read_folder
+from rub.store.manifest import changed_files, seal_folder
+from rub.store.records import write_records
+from rub.witness.claims import Sources
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A small run under a protocol of RUB's: digits, one method, with a model that fits them."""
+    from rub import load_suite, run
+    from rub.api import make_runtime
+
+    folder = tmp_path_factory.mktemp("quick")
+    changes = [
+        "evaluation.attack_samples=10", "evaluation.control_samples=4", "protocol=rub-paper-1", "seeds.unlearn=1",
+    ]  # fmt: skip
+    suite = load_suite("quick", task="classification", methods=["ft"], overrides=changes)
+    run(suite, store=folder / "store", out=folder / "out", runtime=make_runtime(device="cpu"), command="rub run quick")
+    return folder
+
+
+@pytest.fixture
+def changed(quick, tmp_path):
+    """Change the records of the run, seal it again, and return which rules it breaks."""
+
+    def change(edit):
+        out = Path(shutil.copytree(quick / "out", tmp_path / "changed"))
+        rows = [row for record in read_folder(out).records if (row := edit(record)) is not None]
+        (out / "samples.parquet").unlink()
+        write_records(rows, [], out)
+        seal_folder(out, {"command": "", "code_version": ""})
+        return {rule.name: rule.problems for rule in check(out, Sources()) if rule.problems}
+
+    return change
+
+
+def test_a_whole_run_is_accepted_and_its_copy_is_sealed_and_small(quick, rub, tmp_path):
+    out = tmp_path / "results" / "mine"
+    said = rub("submit", quick / "out", "--store", quick / "store", "--out", out)
+    assert said.code == 0, said.out
+    assert said.out.count("kept") == 6
+    assert changed_files(out) == []
+    assert len(read_folder(out).records) == len(read_folder(quick / "out").records)
+    assert not list(out.rglob("*.png")) + list(out.rglob("*.svg")) + list(out.rglob("*.html"))
+    facts = json.loads((out / "submission.json").read_text())
+    assert facts["seal_of_the_run"] == json.loads((quick / "out" / "manifest.json").read_text())["seal"]
+    assert rub("verify", out, "--store", quick / "store").code == 0
+    assert rub("report", out, "--out", tmp_path / "site").code == 0
+
+
+def test_a_place_that_is_taken_is_refused(quick, refused):
+    refused("submit", quick / "out", "--out", quick / "store", says="is there already")
+
+
+def test_witnesses_that_cannot_be_checked_are_rejected(quick, rub, tmp_path):
+    said = rub("submit", quick / "out", "--store", tmp_path / "none", "--out", tmp_path / "sub")
+    assert said.code == 1
+    assert "cannot be checked: the unlearned model is not in the store" in said.out
+    assert not (tmp_path / "sub").exists()
+
+
+def test_recoveries_without_witnesses_are_rejected(quick, tmp_path):
+    out = Path(shutil.copytree(quick / "out", tmp_path / "bare"))
+    shutil.rmtree(out / "witnesses")
+    seal_folder(out, {})
+    [rule] = [rule for rule in check(out, Sources()) if rule.problems]
+    assert (rule.name, "left no witnesses" in rule.problems[0]) == ("witnesses", True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "rule", "says"),
+    [
+        (lambda r: r.model_copy(update={"protocol": "rub-paper-1*abc"}), "protocol", "has changed choices"),
+        (lambda r: r.model_copy(update={"protocol": "mine"}), "protocol", "is not one of RUB's"),
+        (lambda r: r.model_copy(update={"task": "cooking"}), "protocol", "task 'cooking': not known here"),
+        (lambda r: None if r.method == "ft" else r, "measured", "no unlearning method"),
+        (lambda r: r.model_copy(update={"value": None, "status": "failed"} if r.method == "ft" else {}), "measured",
+         "ft has no number after uma"),
+        (lambda r: r.model_copy(update={"n": 9} if (r.method, r.attack) == ("ft", "uma") else {}), "measured",
+         "attacked on 9 samples"),
+        (lambda r: r.model_copy(update={"protocol": "rub-quick-1"}), "protocol", "is a tour"),
+        (lambda r: None if r.method == "sham" else r, "sane", "are not all there"),
+        (lambda r: None if r.method == "original" else r, "controls", "no original"),
+        (lambda r: None if r.method == "retrain" else r, "controls", "none of retrain"),
+        (lambda r: r.model_copy(update={"value": 0.3} if (r.method, r.attack) == ("original", "uma") else {}), "sane",
+         "brings back 30 % of the original"),
+        (lambda r: None if r.attack == "uma" else r, "sane", "uma was not run"),
+        (lambda r: r.model_copy(update={"value": 0.5} if (r.method, r.metric) == ("sham", "logit_auc") else {}), "sane",
+         "the sham, which forgot nothing, is nearer to retrain"),
+    ],
+)  # fmt: skip
+def test_every_rule_says_what_breaks_it(changed, edit, rule, says):
+    broken = changed(edit)
+    assert says in " ".join(broken[rule])
+    assert all("\n" not in line for lines in broken.values() for line in lines)
+
+
+def test_export(quick, rub, refused, tmp_path):
+    said = rub("export", quick / "out", "--method", "ft")
+    assert said.out.startswith("- dataset:")
+    assert (
+        rub("export", quick / "out", "--method", "ft", "--format", "model-card", "--out", tmp_path / "c.md").code == 0
+    )
+    assert "Robust Unlearning Benchmark" in (tmp_path / "c.md").read_text()
+    refused("export", quick / "out", "--method", "fft", says="did you mean 'ft'")
+    refused("export", quick / "out", "--method", "ft", "--format", "x", says="eval-results or model-card")
+    refused("export", quick / "out", "--method", "ft", "--out", tmp_path, says="cannot be written")

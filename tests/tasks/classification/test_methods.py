@@ -1,0 +1,145 @@
+"""One table over every unlearning method of classification: it runs, is finite, repeats itself, and has a full card."""
+
+from copy import deepcopy
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+from rub.data.samples import Samples
+from rub.errors import RubError
+from rub.registry import METHODS, card_of, resolve
+from rub.tasks.classification.context import UnlearnContext
+from rub.training.context import Augmentation
+
+# method id -> hyperparameters under which three classes of noise and one epoch show an effect
+TABLE = {
+    "ft": {"epochs": 1},
+    "rl": {"epochs": 1},
+    "iu": {"samples": 10},
+    "l1-sparse": {"epochs": 1},
+    "salun": {"epochs": 1},
+    "ga": {"epochs": 1},
+    "neggrad-plus": {"epochs": 1},
+    "scrub": {"epochs": 1},
+    "bad-teacher": {"epochs": 1},
+    "ssd": {"alpha": 1.0},
+    "boundary-shrink": {"epochs": 1, "lr": 0.01},
+    "delete": {"epochs": 1},
+    "msg": {"epochs": 1},
+    "ct": {"epochs": 1},
+    "sham": {},
+}
+DRAWN = {"ft", "rl", "l1-sparse", "salun", "neggrad-plus", "scrub", "bad-teacher", "msg", "ct"}
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(4))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(self.body(x).flatten(1))
+
+
+def entry_of(name):
+    import_module(f"rub.tasks.classification.methods.{name.replace('-', '_')}")
+    return METHODS.get(name, "classification")
+
+
+def case():
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (45, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    samples = Samples(images, torch.arange(45) % 3, torch.arange(45))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Small()
+    return model, samples.select(samples.labels == 0), samples.select(samples.labels != 0)
+
+
+def unlearn(name, seed=0, **context):
+    entry = entry_of(name)
+    model, forget, retain = case()
+    ctx = UnlearnContext(
+        seed=seed, num_classes=3, forget_classes=(0,), batch_size=8, augmentation=Augmentation(padding=1), **context
+    )
+    return entry.load()(model, forget, retain, ctx, **resolve(entry, TABLE[name], "suite")).state_dict()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_it_runs_repeats_itself_and_changes_the_model(name):
+    original, outside = case()[0].state_dict(), torch.random.get_rng_state()
+    first, second = unlearn(name), unlearn(name)
+    assert torch.equal(torch.random.get_rng_state(), outside), "it must draw from its context only"
+    assert first.keys() == original.keys()
+    assert all(torch.isfinite(value).all() for value in first.values())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], original[key]) for key in original if "running" not in key)
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_the_seed_matters(name):
+    one, two = unlearn(name, seed=0), unlearn(name, seed=1)
+    assert any(not torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bfloat16_keeps_float32_weights(name):
+    found = unlearn(name, precision="bfloat16")
+    assert all(torch.isfinite(value).all() for value in found.values())
+    assert all(value.dtype in (torch.float32, torch.int64) for value in found.values())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_it_reports_progress_up_to_the_end(name):
+    seen = []
+    unlearn(name, progress=lambda done, total, note="": seen.append((done, total)))
+    assert name == "sham" or seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_data_is_left_alone(name):
+    entry = entry_of(name)
+    model, forget, retain = case()
+    before = deepcopy((forget, retain))
+    entry.load()(
+        model, forget, retain, UnlearnContext(seed=0, num_classes=3, forget_classes=(0,), batch_size=8), **TABLE[name]
+    )
+    for now, then in zip((forget, retain), before, strict=True):
+        assert torch.equal(now.images, then.images)
+        assert torch.equal(now.labels, then.labels)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_hyperparameters_and_card(name):
+    entry = entry_of(name)
+    values = resolve(entry, {}, "suite")
+    card = card_of(entry)
+    assert set(card.defaults) == set(values), "every hyperparameter names the source of its default"
+    assert card.paper
+    assert card.equation
+    assert card.differences
+    assert bool(card.upstream) == (name != "sham")
+    with pytest.raises(RubError, match="unknown field 'learning_rate'"):
+        resolve(entry, {"learning_rate": 1}, "suite")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ft", {"lr": 0}),
+        ("ft", {"epochs": 0}),
+        ("ft", {"lr": float("nan")}),
+        ("rl", {"mixing": "both"}),
+        ("salun", {"k": 1.5}),
+        ("neggrad-plus", {"alpha": -0.1}),
+        ("iu", {"damping": 0}),
+        ("scrub", {"temperature": 0}),
+        ("sham", {"shift": 1}),
+    ],
+)
+def test_values_out_of_range_are_refused(name, given):
+    with pytest.raises(RubError, match=next(iter(given))):
+        resolve(entry_of(name), given, "suite")

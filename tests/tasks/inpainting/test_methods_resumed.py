@@ -1,0 +1,34 @@
+"""Unlearning that is killed goes on from the state that it kept, and ends in the same weights."""
+
+import pytest
+
+from rub.models.mae.model import MAEConfig, MaskedAutoencoder
+from rub.registry import METHODS, resolve
+from rub.tasks.inpainting.context import UnlearnContext
+
+MAE = MAEConfig(image_size=8, patch_size=2, channels=3, dim=16, depth=1, heads=2, decoder_dim=16, decoder_depth=1,
+                decoder_heads=2)  # fmt: skip
+SETTINGS = {
+    "i2i": {},
+    "salun": {"target": "noise-image"},
+    "max-loss": {},
+    "retain-label": {},
+    "noisy-label": {},
+    "random-encoder": {},
+}
+
+
+def test_every_method_is_here():
+    assert {entry.name for entry in METHODS.entries("inpainting") if entry.origin == "rub"} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_method_ends_the_same(name, ends_the_same, samples_of):
+    entry = METHODS.get(name, "inpainting")
+    parameters = resolve(entry, {"epochs": 3, "lr": 1e-3, **SETTINGS[name]}, "test")
+
+    def work(context):
+        changed = entry.load()(MaskedAutoencoder(MAE, 0), samples_of(11, 0), samples_of(17, 1), context, **parameters)
+        return [value.clone() for value in changed.state_dict().values()]
+
+    ends_the_same(work, UnlearnContext(seed=3, batch_size=7), kills=(7, 5))

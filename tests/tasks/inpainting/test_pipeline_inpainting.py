@@ -1,0 +1,314 @@
+"""The image-to-image task from a suite to tables, pictures, witnesses and audits."""
+
+import json
+import shutil
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rub import load_suite
+from rub.api import make_runtime, plan
+from rub.data.samples import to_unit
+from rub.metrics.generative import frechet_distance
+from rub.models.mae.checkpoints import load_mae, to_original, to_transformers
+from rub.models.mae.masks import gather, keyed_noise, make_mask
+from rub.store.artifacts import Store, file_sha256
+from rub.store.records import identity, read_records
+from rub.tasks.inpainting.spec import PROTOCOLS
+
+BUDGETS = {("none", "none"), ("uma", "8/255"), ("uma", "unbounded"), ("uma", "free"), ("noise", "8/255")}
+
+
+def values(ran):
+    found = {}
+    for row in ran.result.records:
+        found[row.method, row.attack, row.budget, row.metric, row.split] = row
+    return found
+
+
+def test_every_cell_is_there(tiny_i2i):
+    rows = tiny_i2i.result.records
+    assert not tiny_i2i.result.failures
+    assert {row.method for row in rows} == {"original", "retrain", "random_init", "i2i", "salun"}
+    assert {(row.attack, row.budget) for row in rows} == BUDGETS
+    assert all(row.status == "ok" and row.value is not None and row.n > 0 for row in rows)
+    assert {row.split for row in rows} == {"forget", "retain", "steered"}
+    judged = {row.extractor for row in rows if row.metric in ("is", "fid", "fid_original", "kid")}
+    assert len(judged) == 1
+    assert judged.pop().startswith("digits-resnet10@")
+    assert all(row.extractor == "" for row in rows if row.metric in ("psnr", "mse_input", "recovered"))
+    assert {"2 splits" in row.setting for row in rows if row.metric == "is"} == {True}
+    assert {"biased" in row.setting for row in rows if row.metric == "fid"} == {True}  # 12 images, 32 features
+
+
+def test_the_original_is_its_own_reference(tiny_i2i):
+    cells = values(tiny_i2i)
+    for attack, budget in BUDGETS:
+        row = cells["original", attack, budget, "mse_original", "forget"]
+        assert row.value == 0
+        assert cells["original", attack, budget, "recovered", "forget"].value == 1
+    assert cells["original", "none", "none", "fid_original", "forget"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_searches_never_leave_a_sample_worse_than_it_was(tiny_i2i):
+    clean = defaultdict(dict)
+    for row in tiny_i2i.result.samples:
+        if row["split"] != "steered":
+            clean[row["method"], row["split"], row["sample_id"]][row["attack"], row["budget"]] = row["distance"]
+    cells = values(tiny_i2i)
+    for (method, split, _), found in clean.items():
+        assert max(found.values()) <= max(1.0, 10 * cells[method, "none", "none", "mse_original", split].value)
+    for method in ("i2i", "salun", "retrain"):
+        for attack, budget in BUDGETS - {("none", "none")}:
+            before = cells[method, "none", "none", "mse_original", "forget"].value
+            assert cells[method, attack, budget, "mse_original", "forget"].value <= before * 1.0001
+
+
+def test_numbers_by_hand(tiny_i2i):
+    """MSE, PSNR and FID of one clean row, computed again from the stored weights and images."""
+    store = Store(tiny_i2i.store)
+    [(experiment, graph)] = plan(load_suite(str(tiny_i2i.path)), make_runtime(device="cpu"))
+    stage = next(stage for stage in graph.stages if stage.label == "measure salun, seed 0")
+    inputs = {role: store.find(need.kind, need.key) for role, need in stage.inputs.items()}
+    original, unlearned = (
+        load_mae(inputs[role].file("weights.safetensors")).eval() for role in ("original", "unlearned")
+    )
+    ids = torch.from_numpy(np.load(inputs["chosen"].file("forget_ids.npy")))
+    images = torch.from_numpy(np.load(inputs["data"].file("test_images.npy")))
+    known = np.load(inputs["data"].file("test_ids.npy")).tolist()
+    x = to_unit(images[[known.index(i) for i in ids.tolist()]])
+    mask = make_mask(keyed_noise(ids, 16, experiment.model.mask_seed), 0.5)
+    with torch.no_grad():
+        made, wanted = (gather(m.denormalise(m(x, mask)), mask.hidden) for m in (unlearned, original))
+    error = (made - wanted).square().mean((1, 2))
+    cells = values(tiny_i2i)
+    assert cells["salun", "none", "none", "mse_original", "forget"].value == pytest.approx(
+        float(error.mean()), rel=1e-4
+    )
+    truth = gather(unlearned.patchify(x), mask.hidden)
+    by_hand = float((made - truth).square().mean())
+    assert cells["salun", "none", "none", "mse_input", "forget"].value == pytest.approx(by_hand, rel=1e-4)
+    decibel = float((10 * (1 / error).log10()).mean())
+    assert cells["salun", "none", "none", "psnr", "forget"].value == pytest.approx(decibel, rel=1e-4)
+    real, before = (np.load(inputs["reference"].file(f"forget_{name}.npy")) for name in ("real", "original"))
+    row = cells["original", "none", "none", "fid", "forget"]
+    assert row.value == pytest.approx(frechet_distance(before, real), rel=1e-6)
+
+
+def test_masks_are_stored_and_belong_to_the_image(tiny_i2i):
+    store = Store(tiny_i2i.store)
+    [(_, graph)] = plan(load_suite(str(tiny_i2i.path)), make_runtime(device="cpu"))
+    chosen = store.find("choose", graph.stages[0].key)
+    ids = torch.from_numpy(np.load(chosen.file("retain_ids.npy")))
+    noise = np.load(chosen.file("retain_noise.npy"))
+    alone = keyed_noise(ids[5:6], 16, 0)
+    assert np.array_equal(noise[5, :16], alone[0].numpy())
+
+
+def test_the_command_prints_table_2_and_resumes(tiny_i2i, rub, tmp_path):
+    said = rub("run", tiny_i2i.path, "--store", tiny_i2i.store, "--out", tmp_path / "again", "--device", "cpu")
+    assert said.code == 0, said
+    assert "0 stages run" in said.out
+    for words in ("Table 2", "IS[digits-resnet10]", "FID[digits-resnet10]", "unbounded", "What comes back"):
+        assert words in said.out, words
+    assert max(len(line) for line in said.out.splitlines() if "again" not in line) <= 80
+    first, second = (read_records(folder) for folder in (tiny_i2i.out, tmp_path / "again"))
+    assert [identity(row) for row in first] == [identity(row) for row in second]
+
+
+def test_galleries_are_pictures(tiny_i2i):
+    found = sorted((tiny_i2i.out / "figures").glob("gallery-*.png"))
+    assert {path.name.split("-digits")[0] for path in found} >= {"gallery-i2i-forget", "gallery-salun-retain"}
+    picture = np.asarray(Image.open(found[0]).convert("L"))
+    assert min(picture.shape) > 150
+    assert picture.std() > 10
+    [page] = (tiny_i2i.out / "report" / "experiments").iterdir()
+    assert "gallery-i2i-forget" in page.read_text()
+
+
+def test_witnesses_hold(tiny_i2i, rub):
+    said = rub("verify", tiny_i2i.out, "--store", tiny_i2i.store, "--device", "cpu")
+    assert said.code == 0, said
+    held = int(said.out.strip().splitlines()[-1].split()[0])
+    recovered = [row for row in tiny_i2i.result.samples if row["split"] == "forget" and row["recovered"]]
+    assert held == len(recovered) > 0
+
+
+def test_witnesses_hold_for_given_weights_and_embedded_data(tiny_i2i, rub, tmp_path):
+    """Without the store: only the two weight files and the data set's name are needed."""
+    path = next((tiny_i2i.out / "witnesses").glob("*i2i-0-uma-8-255*.json"))
+    claim = json.loads(path.read_text())
+    for item in (path, path.with_suffix(".safetensors")):
+        shutil.copy(item, tmp_path / item.name)
+    files = [
+        tiny_i2i.store / claim["models"][role]["kind"] / claim["models"][role]["key"] / "weights.safetensors"
+        for role in ("original", "unlearned")
+    ]
+    given = ("--original", files[0], "--unlearned", files[1], "--store", tmp_path / "no-store")
+    assert rub("verify", tmp_path, *given).code == 0
+    swapped = rub("verify", tmp_path, "--original", files[1], "--unlearned", files[0], "--store", tmp_path / "none")
+    assert swapped.code == 3
+    assert "another SHA-256" in swapped.out
+    assert rub("verify", tmp_path, "--store", tmp_path / "none").code == 3
+
+
+def damaged(tiny_i2i, folder, change):
+    """Copy one claim, change its probes, and make their hash fit again: a forged witness."""
+    path = next((tiny_i2i.out / "witnesses").glob("*salun-0-uma-8-255*.json"))
+    claim = json.loads(path.read_text())
+    tensors = load_file(path.with_suffix(".safetensors"))
+    change(claim, tensors)
+    save_file(tensors, folder / "w.safetensors")
+    claim["tensors_sha256"] = file_sha256(folder / "w.safetensors")
+    (folder / "w.json").write_text(json.dumps(claim))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda claim, tensors: tensors["delta"].fill_(100), "outside the budget"),
+        (lambda claim, tensors: claim.update(at_most=1e-9), "claimed at most"),
+        (lambda claim, tensors: claim.update(budget="unbounded", at_most=1e-12), "claimed at most"),
+    ],
+    ids=["budget", "claim", "other-budget"],
+)
+def test_forged_witnesses_do_not_hold(tiny_i2i, rub, tmp_path, change, says):
+    damaged(tiny_i2i, tmp_path, change)
+    said = rub("verify", tmp_path, "--store", tiny_i2i.store)
+    assert said.code == 1, said
+    assert says in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda claim, tensors: tensors.update(delta=torch.zeros(1, 2, 3)), "not the visible patches"),
+        (lambda claim, tensors: claim["samples"][0].update(sha256="0" * 64), "is not the one of the claim"),
+        (lambda claim, tensors: claim["samples"][0].update(id=10**9), "has no test image"),
+        (lambda claim, tensors: claim.update(task="none"), "unknown"),
+        (lambda claim, tensors: claim.update(schema_version=2), "schema_version"),
+        (lambda claim, tensors: claim["models"]["original"].update(kind="../x"), "models.original.kind"),
+        (lambda claim, tensors: claim["settings"].update(mask_ratio="x"), "mask ratio"),
+        (lambda claim, tensors: claim["data"].update(key="0" * 64, spec={"name": 3}), "the claim's data set"),
+        (lambda claim, tensors: claim["data"].update(key="../.."), "not a stage kind and a key"),
+        (lambda claim, tensors: claim["models"].pop("original"), "names no original model"),
+    ],
+    ids=["shape", "image", "id", "task", "schema", "path", "setting", "data", "escape", "model"],
+)
+def test_claims_that_cannot_be_checked_say_why(tiny_i2i, rub, tmp_path, change, says):
+    damaged(tiny_i2i, tmp_path, change)
+    said = rub("verify", tmp_path, "--store", tiny_i2i.store)
+    assert said.code == 3, said
+    assert says in said.out, said.out
+
+
+def test_a_flipped_byte_in_the_probes_is_seen(tiny_i2i, rub, tmp_path):
+    damaged(tiny_i2i, tmp_path, lambda claim, tensors: None)
+    data = bytearray((tmp_path / "w.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "w.safetensors").write_bytes(bytes(data))
+    said = rub("verify", tmp_path, "--store", tiny_i2i.store)
+    assert said.code == 3
+    assert "another SHA-256" in said.out
+
+
+def test_nothing_to_verify(refused, tmp_path):
+    refused("verify", tmp_path, says="no witnesses here")
+
+
+def checkpoint(tiny_i2i, role):
+    claim = json.loads(next((tiny_i2i.out / "witnesses").glob("*salun-0-uma-8-255*.json")).read_text())["models"][role]
+    return tiny_i2i.store / claim["kind"] / claim["key"] / claim["file"]
+
+
+AUDIT = ("--data", "digits", "--size", 16, "--forget-classes", "0,1,2", "--samples", 10, "--judge-epochs", 1)
+
+
+def test_audit_of_transformers_and_original_layouts(tiny_i2i, rub, tmp_path):
+    """The original as a .pth of facebookresearch/mae's keys, the other from transformers: the same audit."""
+    original, unlearned = (load_mae(checkpoint(tiny_i2i, role)) for role in ("original", "unlearned"))
+    torch.save({"model": original.state_dict()}, tmp_path / "before.pth")
+    names = to_transformers(unlearned.state_dict())
+    assert set(to_original(names)) == set(unlearned.state_dict())
+    torch.save(names, tmp_path / "after.pth")
+    mean, std = (",".join(map(repr, getattr(original.config, name))) for name in ("mean", "std"))
+    said = rub(
+        "audit", "inpainting", "--original", tmp_path / "before.pth", "--unlearned", tmp_path / "after.pth", *AUDIT,
+        "--mean", mean, "--std", std, "--mask-ratio", 0.5, "--protocol", "rub-quick-1", "--out", tmp_path / "out",
+        "--store", tmp_path / "store", "--device", "cpu",
+    )  # fmt: skip
+    assert said.code == 0, said
+    assert "Verdict:" in said.out
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    assert rub("verify", tmp_path / "out", "--store", tmp_path / "store").code == 0
+
+
+def test_bad_audits(tiny_i2i, refused, tmp_path):
+    weights = checkpoint(tiny_i2i, "original")
+    encoder = {k: v for k, v in load_file(weights).items() if not k.startswith(("decoder", "mask_token"))}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+
+    def asked(says, **changes):
+        given = {
+            "original": weights,
+            "unlearned": weights,
+            "data": "digits",
+            "size": 16,
+            "forget-classes": "0",
+            **changes,
+        }
+        arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+        refused("audit", "inpainting", *arguments, "--store", tmp_path / "store", "--judge-epochs", 1, says=says)
+
+    asked("no such file", original=tmp_path / "none.pth")
+    asked("decoder is missing", unlearned=tmp_path / "encoder.pth")
+    asked("takes images (1, 16, 16), but the data has (1, 32, 32)", size=32)
+    asked("class 11 does not exist", **{"forget-classes": "11"})
+    asked("mask_ratio", **{"mask-ratio": "1.5"})
+    asked("unknown protocol", protocol="rub-paper-9")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": {"arch": "mae-mini", "mask_ratio": 1.0}}, "mask_ratio"),
+        ({"model": {"arch": "mae-mini", "mask_ratio": 0}}, "mask_ratio"),
+        ({"model": {"arch": "mae-tiny"}}, "did you mean"),
+        ({"methods": ["original"]}, "is a control"),
+        ({"forget": {"fraction": 0.1}}, "forgets whole classes"),
+        ({"model": {"arch": "mae-mini", "weights": "none.pth"}}, "retrains"),
+        ({"model": {"arch": "mae-mini", "weights": "none.pth"}, "retrains": 0}, "no such file"),
+        ({"judge": {"name": "inception", "weights": "none.pth"}}, "Inception's weights are not at"),
+        ({"methods": {"i2i": {"alfa": 1}}}, "did you mean 'alpha'?"),
+        ({"protocol": {"name": "rub-paper-1", "attacks": {"uma": {"runs": ["uma"], "budgets": ["wide"]}}}}, "budgets"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_bad_suites(tiny_i2i, refused, tmp_path, change, says):
+    suite = yaml.safe_load(tiny_i2i.path.read_text())
+    suite["experiments"][0].update(change)
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(suite))
+    refused("plan", tmp_path / "bad.yaml", says=says)
+
+
+def test_protocols_have_their_own_names():
+    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+    assert set(PROTOCOLS) == {"rub-paper-1", "rub-strict-1", "rub-audit-1", "rub-quick-1"}
+
+
+def test_a_reported_run_has_its_figures_and_galleries_again(tiny_i2i, tmp_path):
+    from rub.report.writing import write_reports
+
+    _, refused = write_reports([tiny_i2i.out], tmp_path / "site")
+    assert refused == {}
+    [experiment] = (tmp_path / "site" / "experiments").iterdir()
+    pictures = {path.name for path in (tmp_path / "site" / "figures").rglob("*.*")}
+    for name in pictures:
+        assert name in experiment.read_text()
+    assert {path.name for path in (tiny_i2i.out / "figures").glob("gallery-*.png")} <= pictures
+    assert any(name.startswith("robustness-") for name in pictures)

@@ -1,0 +1,49 @@
+"""Unlearning that is killed goes on from the state that it kept, and ends in the same weights."""
+
+import pytest
+import torch
+
+from rub.models.diffusion.adapters import Adapter
+from rub.models.diffusion.sampling import Sampler
+from rub.registry import METHODS, resolve
+from rub.tasks.text_to_image.context import Side, UnlearnContext
+
+NAMES = ("church", "a photo of a church", "an old church")
+OTHERS = ("a garbage truck", "the digit seven", "a drawing of the digit one")
+SETTINGS = {
+    "esd-x": {},
+    "esd-u": {"drawn_by": "model"},
+    "fmn": {"template": "a photo of {}"},
+    "spm": {"rank": 2},
+    "salun": {"mask_batches": 1},
+    "erasediff": {"inner_steps": 2, "every": 4},
+    "scissorhands": {"prune_batches": 1},
+    "advunlearn": {"warmup": 2, "attack_every": 3, "attack_steps": 2, "k": 2, "retain_batch": 2},
+}
+
+
+def side(prompts, seed):
+    latents = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Side(prompts, latents, tuple(prompts[i % 3] for i in range(5)))
+
+
+def weights(result):
+    return list((result.state if isinstance(result, Adapter) else result.state_dict()).values())
+
+
+def test_every_method_that_takes_steps_is_here():
+    closed_form = {"uce"}
+    known = {entry.name for entry in METHODS.entries("text-to-image") if entry.origin == "rub"}
+    assert known - closed_form == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_method_ends_the_same(name, make_model, ends_the_same):
+    entry = METHODS.get(name, "text-to-image")
+    parameters = resolve(entry, {"iterations": 12, "lr": 1e-3, **SETTINGS[name]}, "test")
+
+    def work(context):
+        return weights(entry.load()(make_model(), side(NAMES, 0), side(OTHERS, 1), context, **parameters))
+
+    context = UnlearnContext(seed=3, batch_size=2, sampler=Sampler("ddim", 3), anchor="a photo")
+    ends_the_same(work, context, kills=(5, 4))
