@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rub.data.samples import Samples, to_unit
 from rub.models.resnet import build_network
-from rub.pipeline.memory import memory_kept
+from rub.pipeline.memory import retain_freed_memory
 from rub.pipeline.runtime import device_name
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, run_attack
@@ -220,7 +220,7 @@ def kernels(work: Callable[[], object], device: torch.device) -> list[str]:
 def main() -> None:
     """Read the options, and measure."""
     args = parsed()
-    with memory_kept() if args.keep_memory else nullcontext():
+    with retain_freed_memory() if args.keep_memory else nullcontext():
         measure(args)
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from rub import registry
-from rub.pipeline.checkpointing import Resume
+from rub.pipeline.checkpointing import Checkpointer
 
 TINY = {
     "name": "tiny",
@@ -185,7 +185,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
 
 
-class Rarely(Resume):
+class Rarely(Checkpointer):
     """Keeps every third state, so that a kill loses steps."""
 
     def __init__(self, folder: Path) -> None:
@@ -201,7 +201,7 @@ class Rarely(Resume):
 def ends_the_same(tmp_path):
     """Check that `work(context)` gives the same tensors undisturbed, and killed after so many reports of progress."""
 
-    def run(work, context, at=None, resume=None):
+    def run(work, context, at=None, checkpointer=None):
         told = []
 
         def progress(done, total, note=""):
@@ -209,7 +209,7 @@ def ends_the_same(tmp_path):
             if len(told) == at:
                 raise Killed
 
-        return work(replace(context, progress=progress, resume=resume or Resume())), len(told)
+        return work(replace(context, progress=progress, checkpointer=checkpointer or Checkpointer())), len(told)
 
     def check(work, context, kills):
         undisturbed, steps = run(work, context)
@@ -217,7 +217,7 @@ def ends_the_same(tmp_path):
             with pytest.raises(Killed):
                 run(work, context, at, Rarely(tmp_path / "states"))
             assert any((tmp_path / "states").iterdir())
-        resumed, left = run(work, context, resume=Rarely(tmp_path / "states"))
+        resumed, left = run(work, context, checkpointer=Rarely(tmp_path / "states"))
         # Each run but the first goes on from states at most three steps before the end of each of its two parts.
         assert left < steps and sum(kills) + left <= steps + 6 * len(kills)
         for one, other in zip(undisturbed, resumed, strict=True):

@@ -24,7 +24,7 @@ from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
 
 if TYPE_CHECKING:
-    from rub.leaderboard.submit import Rule
+    from rub.leaderboard.submit import RuleCheck
 
 ENGINES = ("inline", "ray")
 
@@ -157,7 +157,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Standing:
+class StageStatus:
     """What a store holds of one stage.
 
     Attributes:
@@ -171,12 +171,12 @@ class Standing:
     partial: int
 
 
-def standing(stages: Sequence[Stage], store: Store) -> list[Standing]:
+def stage_status(stages: Sequence[Stage], store: Store) -> list[StageStatus]:
     """Return every stage needed, in order, with what the store holds of it."""
     rows = []
     for stage in in_order(stages):
         kept = size_of(store.place(stage.kind, stage.key)) if store.has(stage.kind, stage.key) else None
-        rows.append(Standing(stage, kept, size_of(store.partial(stage.key)) if kept is None else 0))
+        rows.append(StageStatus(stage, kept, size_of(store.partial(stage.key)) if kept is None else 0))
     return rows
 
 
@@ -218,7 +218,7 @@ def submit(
     files: Mapping[str, Path] | None = None,
     store: Path | None = None,
     runtime: Runtime | None = None,
-) -> "list[Rule]":
+) -> "list[RuleCheck]":
     """Check a result folder by the leaderboard's rules and, where all are kept, write a small copy to add to it.
 
     Args:

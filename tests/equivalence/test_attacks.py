@@ -20,7 +20,7 @@ from rub.data.samples import to_unit
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Target
 from rub.tasks.classification.attacks.harness import freeze, make_target, run_attack
-from rub.tasks.classification.attacks.search import Plan, search
+from rub.tasks.classification.attacks.search import Schedule, search
 from rub.tasks.classification.attacks.uma import SignDescent, uma
 from rub.tasks.classification.attacks.uma_apgd import uma_apgd
 
@@ -168,7 +168,7 @@ def test_the_queue_visits_the_same_points(divergence, x, forgotten, target):
                 visited.setdefault(row, []).append(image.clone())
 
     rule = Watched(eps=EPS, step_size=ALPHA, momentum=0.0)
-    plan = Plan(divergence, STEPS, restarts=1, finish_below=0.0, grid=False)
+    plan = Schedule(divergence, STEPS, restarts=1, finish_below=0.0, grid=False)
     wanted = own(x, target, divergence)
     for size in (len(x), 7):
         visited.clear()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rub.attacks.search import Queue, drain
+from rub.attacks.search import Queue, run_queue
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.resnet import build_network
-from rub.pipeline.checkpointing import Resume, whole
+from rub.pipeline.checkpointing import Checkpointer, whole
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime, compute
 from rub.store.artifacts import Store
@@ -109,25 +109,26 @@ def test_those_that_were_in_a_larger_batch_enter_first():
         "waiting": torch.tensor([7, 8]),
     })  # fmt: skip
     assert len(queue) == 5
-    drain(queue, 2, admit, observe, lambda state: None, lambda left: None)
+    run_queue(queue, 2, admit, observe, lambda state: None, lambda left: None)
     # Six is taken up where it was, before seven starts; nobody is seen twice at one step.
     assert batches == [[(4, 1), (5, 2)], [(4, 2), (6, 2)], [(7, 0), (8, 0)], [(7, 1), (8, 1)], [(7, 2), (8, 2)]]
 
 
 def kept_state(folder, mark="now"):
-    resume = Resume(folder, 0.0, mark)
-    resume.part("loop", {"draws": torch.Generator().manual_seed(5)}).keep(3)
+    checkpointer = Checkpointer(folder, 0.0, mark)
+    checkpointer.section("loop", {"draws": torch.Generator().manual_seed(5)}).keep(3)
     return folder / "loop-1.state"
 
 
 def test_a_damaged_state_is_passed_over(tmp_path):
     path = kept_state(tmp_path)
     content = path.read_bytes()
-    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 3
+    assert Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 3
     for place in np.linspace(0, len(content) - 1, 25).astype(int):
         path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
         assert (
-            not whole(path) and Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
+            not whole(path)
+            and Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
         )
     path.write_bytes(content[:-9])
     assert not whole(path)
@@ -144,7 +145,7 @@ def sealed(value):
 def test_a_file_of_others_that_is_no_state_is_passed_over(value, tmp_path):
     (tmp_path / "loop-1.state").write_bytes(sealed(value))
     assert whole(tmp_path / "loop-1.state")
-    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
+    assert Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
@@ -163,26 +164,26 @@ def test_pipes_and_links_are_no_states(tmp_path):
 
 def test_a_state_of_other_code_is_passed_over(tmp_path):
     kept_state(tmp_path, mark="then")
-    assert Resume(tmp_path, 0.0, "now").part("loop", {"draws": torch.Generator()}).restore() == 0
+    assert Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
 
 
 def test_parts_of_one_name_keep_apart(tmp_path):
-    kept = Resume(tmp_path)
-    kept.part("loop", {"draws": torch.Generator()}).keep(4)
-    kept.part("loop", {"draws": torch.Generator()}).keep(9)
-    again = Resume(tmp_path)
-    assert [again.part("loop", {"draws": torch.Generator()}).restore() for _ in range(3)] == [4, 9, 0]
+    kept = Checkpointer(tmp_path)
+    kept.section("loop", {"draws": torch.Generator()}).keep(4)
+    kept.section("loop", {"draws": torch.Generator()}).keep(9)
+    again = Checkpointer(tmp_path)
+    assert [again.section("loop", {"draws": torch.Generator()}).restore() for _ in range(3)] == [4, 9, 0]
 
 
 def test_nothing_is_kept_before_it_is_time(tmp_path):
-    Resume(tmp_path / "at", every=3600).part("loop", {"draws": torch.Generator()}).keep(3)
+    Checkpointer(tmp_path / "at", every=3600).section("loop", {"draws": torch.Generator()}).keep(3)
     assert not (tmp_path / "at").exists()
 
 
 def counting(stage, inputs, out, runtime):
     """Stage function: counts to six, and is killed at the number in the file beside its output's store."""
     draws = torch.Generator().manual_seed(stage.spec["seed"])
-    part = runtime.resume.part("count", {"draws": draws})
+    part = runtime.checkpointer.section("count", {"draws": draws})
     values = []
     for step in range(part.restore(), 6):
         values.append(float(torch.rand((), generator=draws)))

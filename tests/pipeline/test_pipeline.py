@@ -14,7 +14,7 @@ from rich.console import Console
 from rub import load_suite
 from rub.api import make_runtime, plan
 from rub.errors import Diverged, RubError
-from rub.pipeline.cache import Memo
+from rub.pipeline.cache import Cache
 from rub.pipeline.graph import Stage, in_order
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display, clock
@@ -272,7 +272,7 @@ def test_a_large_plan_is_whole():
 
 
 def test_the_memo_keeps_the_most_recently_used():
-    memo, made = Memo(size=2), []
+    memo, made = Cache(size=2), []
 
     def get(key):
         return memo.get(key, lambda: made.append(key) or key.upper())

@@ -16,7 +16,7 @@ from rub.pipeline.inline import Outcome
 from rub.report import figures
 from rub.report.grouping import Place, board_of, budgets_of, grouped, row_order
 from rub.report.result_folder import collect
-from rub.report.task_report import reporting_of, reportings
+from rub.report.task_report import report_of, reports_of
 from rub.report.writing import write_report
 from rub.store.artifacts import Store
 from rub.tasks.classification.report import REPORTING
@@ -61,10 +61,10 @@ def test_show_tells_what_each_task_has_under_a_name():
 
 
 def test_tasks_come_in_the_order_of_the_registry_and_unknown_ones_are_left_out():
-    assert list(reportings(["nowhere", "classification"])) == ["classification"]
-    assert reporting_of("classification") is REPORTING
+    assert list(reports_of(["nowhere", "classification"])) == ["classification"]
+    assert report_of("classification") is REPORTING
     with pytest.raises(RubError, match="did you mean 'classification'"):
-        reporting_of("clasification")
+        report_of("clasification")
 
 
 def test_the_page_names_the_tasks_that_it_leaves_out(make_row, tmp_path):

@@ -16,7 +16,7 @@ from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.resnet import build_network
-from rub.pipeline.memory import memory_kept
+from rub.pipeline.memory import retain_freed_memory
 from rub.tasks.classification.attacks.base import AttackContext
 from rub.tasks.classification.attacks.harness import make_target
 from rub.tasks.classification.attacks.scoring import Scorer
@@ -30,7 +30,7 @@ from rub.tasks.text_to_image.attacks.harness import make_target as make_prompt_t
 from rub.tasks.text_to_image.attacks.p4d import p4d
 from rub.tasks.text_to_image.attacks.uma import uma
 from rub.training.classifier import train
-from rub.training.device import Bucketed, bucket, compiled, placed, tf32
+from rub.training.device import PaddedBatches, bucket, compiled, on_device, tf32
 
 NETWORK = {"num_classes": 4, "channels": 3, "stem": "cifar", "width": 2, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 
@@ -71,7 +71,7 @@ def test_filling_changes_neither_values_nor_gradients():
 
     for count in range(1, 9):
         x, y = torch.rand(count, 3, requires_grad=True), torch.rand(count, 3)
-        made = Bucketed(double, 8)(x, y)
+        made = PaddedBatches(double, 8)(x, y)
         (gradient,) = torch.autograd.grad(made.sum(), x)
         assert torch.equal(made, 2 * x * y) and torch.equal(gradient, 2 * y)
     assert set(seen) == {1, 2, 4, 8}
@@ -90,13 +90,13 @@ def test_tf32_ends_with_its_body_also_when_it_fails():
 
 def test_data_stays_where_it_is_without_an_accelerator():
     some = samples()
-    assert placed(some, torch.device("cpu")) is some
+    assert on_device(some, torch.device("cpu")) is some
 
 
 FAULTS = """
 import resource, sys, torch
 from contextlib import nullcontext
-from rub.pipeline.memory import memory_kept
+from rub.pipeline.memory import retain_freed_memory
 x = torch.ones(2**24)
 def rounds(count):
     for _ in range(count):
@@ -104,7 +104,7 @@ def rounds(count):
         del y
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
-with memory_kept() if "keep" in sys.argv else nullcontext():
+with retain_freed_memory() if "keep" in sys.argv else nullcontext():
     rounds(20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     rounds(40)
@@ -116,7 +116,7 @@ print(faults, held - resident())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
 def test_memory_kept_is_not_cleared_again_and_goes_back_at_the_end():
-    with memory_kept() as possible:
+    with retain_freed_memory() as possible:
         if not possible:
             pytest.skip("another C library than glibc")
     run = [sys.executable, "-c", FAULTS]

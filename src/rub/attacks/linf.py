@@ -88,13 +88,13 @@ def projected_gradient(
     return x
 
 
-def checkpoints(steps: int) -> tuple[int, ...]:
+def review_steps(steps: int) -> tuple[int, ...]:
     """Return the steps at which APGD reviews its step size: w_j = ceil(p_j N) (Croce & Hein 2020, section 3.1).
 
     p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
 
     Example:
-        >>> checkpoints(100)
+        >>> review_steps(100)
         (0, 22, 41, 57, 70, 80, 87, 93, 99)
     """
     percent = [0, 22]  # whole hundredths: 0.41 * 100 would round up to 42

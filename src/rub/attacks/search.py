@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rub.attacks.linf import has_converged
 from rub.pipeline.callback import Progress
-from rub.pipeline.checkpointing import Attributes, Resume, Stateful
+from rub.pipeline.checkpointing import AttributeState, Checkpointer, Stateful
 
 State = dict[str, Tensor]
 """Per-sample state of the samples in the batch, each tensor with leading axis B; ``row`` says which samples they are
@@ -26,44 +26,44 @@ class Queue:
 
     Attributes:
         batch: state of those in it; without entries before the first.
-        held: state of those that were in the batch of a run that was killed; they enter first.
-        waiting: int64 (N,) on the CPU, the samples to search, in the order in which they enter.
+        resumed: state of those that were in the batch of a run that was killed; they enter first.
+        pending: int64 (N,) on the CPU, the samples to search, in the order in which they enter.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Begin with nobody."""
         self.device = device
         self.batch: State = {}
-        self.held: State = {}
-        self.waiting = torch.empty(0, dtype=torch.int64)
+        self.resumed: State = {}
+        self.pending = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
         """Return how many samples are not done."""
-        return _count(self.batch) + _count(self.held) + len(self.waiting)
+        return _count(self.batch) + _count(self.resumed) + len(self.pending)
 
     def fill(self, batch_size: int, admit: Callable[[Tensor], State]) -> None:
         """Let samples enter while there is room."""
         room = batch_size - _count(self.batch)
-        if room > 0 and _count(self.held):
-            self.batch = _join(self.batch, {name: part[:room] for name, part in self.held.items()})
-            self.held = {name: part[room:] for name, part in self.held.items()}
+        if room > 0 and _count(self.resumed):
+            self.batch = _join(self.batch, {name: part[:room] for name, part in self.resumed.items()})
+            self.resumed = {name: part[room:] for name, part in self.resumed.items()}
             room = batch_size - _count(self.batch)
-        if room > 0 and len(self.waiting):
-            self.batch = _join(self.batch, admit(self.waiting[:room]))
-            self.waiting = self.waiting[room:]
+        if room > 0 and len(self.pending):
+            self.batch = _join(self.batch, admit(self.pending[:room]))
+            self.pending = self.pending[room:]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a search goes on from."""
-        return {"batch": self.batch, "held": self.held, "waiting": self.waiting}
+        return {"batch": self.batch, "resumed": self.resumed, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Hold those that were in the batch: there may be room for fewer now."""
-        parts = ({name: part.to(self.device) for name, part in state[where].items()} for where in ("batch", "held"))
-        self.batch, self.held = {}, _join(*parts)
-        self.waiting = state["waiting"]
+        parts = ({name: part.to(self.device) for name, part in state[where].items()} for where in ("batch", "resumed"))
+        self.batch, self.resumed = {}, _join(*parts)
+        self.pending = state["pending"]
 
 
-def drain(
+def run_queue(
     queue: Queue,
     batch_size: int,
     admit: Callable[[Tensor], State],
@@ -116,12 +116,12 @@ class Context(Protocol):
         """Told of every round."""
 
     @property
-    def resume(self) -> Resume:
+    def checkpointer(self) -> Checkpointer:
         """Keeps states of the search."""
 
 
 def run_starts(
-    course: "Course",
+    trajectory: "Trajectory",
     restarts: int,
     context: Context,
     admit: Callable[..., State],
@@ -132,31 +132,31 @@ def run_starts(
     """Give every sample that is not finished its starts, the first one of all before the second of any.
 
     Args:
-        course: of all samples.
+        trajectory: of all samples.
         restarts: starts per sample, >= 1.
-        context: batch size, progress, resume.
-        admit: as for `drain`, with the number of the start as `restart`.
+        context: batch size, progress, checkpointer.
+        admit: as for `run_queue`, with the number of the start as `restart`.
         observe: likewise.
-        move: as for `drain`.
+        move: as for `run_queue`.
         changing: what else changes meanwhile, for the states that are kept.
     """
-    queue, count = Queue(course.step.device), len(course.step)
-    part = context.resume.part("search", {"queue": queue, "course": course, **changing})
+    queue, count = Queue(trajectory.step.device), len(trajectory.step)
+    part = context.checkpointer.section("search", {"queue": queue, "trajectory": trajectory, **changing})
     for restart in range(part.restore(), restarts):
 
         def report(left: int, restart: int = restart) -> None:
-            note = f"recovered {int((course.step >= 0).sum())} of {count}"
+            note = f"recovered {int((trajectory.step >= 0).sum())} of {count}"
             context.progress(restart * count + count - left, restarts * count, note)
             if left:
                 part.keep(restart)
 
         if not len(queue):  # else a run that was killed left samples on their way
-            queue.waiting = torch.nonzero(~course.finished).squeeze(1).cpu()
+            queue.pending = torch.nonzero(~trajectory.finished).squeeze(1).cpu()
         admitted, observed = partial(admit, restart=restart), partial(observe, restart=restart)
-        drain(queue, context.batch_size, admitted, observed, move, report)
+        run_queue(queue, context.batch_size, admitted, observed, move, report)
 
 
-class Course(Attributes):
+class Trajectory(AttributeState):
     """How far every sample has come: whether it is finished, where it recovered, its lowest loss after each step.
 
     Attributes:

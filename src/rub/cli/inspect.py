@@ -95,9 +95,9 @@ def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
 
 def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
     """Yield name and lines of what a task declares itself: controls, metrics, protocols."""
-    from rub.report.task_report import reporting_of
+    from rub.report.task_report import report_of
 
-    for name, text in reporting_of(task).controls.items():
+    for name, text in report_of(task).controls.items():
         yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]
     for metric in known.metrics:
         yield metric.name, _metric(metric, task)

@@ -73,7 +73,7 @@ def run(
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
     from rub.report.render import to_rich
-    from rub.report.task_report import reporting_of
+    from rub.report.task_report import report_of
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
@@ -103,7 +103,7 @@ def run(
     for name in dict.fromkeys(experiment.task for experiment in loaded.experiments):
         own = [row for row in result.records if row.task == name]
         keys = {experiment.name: experiment.paper for experiment in loaded.experiments if experiment.task == name}
-        for table in reporting_of(name).tables_of(own, keys):
+        for table in report_of(name).tables_of(own, keys):
             screen.print(to_rich(table))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
@@ -139,7 +139,9 @@ def plan(
 
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     plans = api.plan(loaded, api.make_runtime(data_root=data_root, device="cpu"))
-    listed = api.standing([stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store()))
+    listed = api.stage_status(
+        [stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store())
+    )
     table = Table("stage", "number", "in store", "partial", "missing", "MiB kept", "million passes missing", box=None)
     for kind in dict.fromkeys(row.stage.kind for row in listed):
         rows = [row for row in listed if row.stage.kind == kind]

@@ -141,7 +141,7 @@ def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runti
 
 def bundle_of(inputs: Mapping[str, Artifact], runtime: Runtime) -> Bundle:
     """Return a stage's data, opened once per process."""
-    return runtime.memo.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
+    return runtime.cache.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
 
 
 def trainable(bundle: Bundle, validation: float) -> Samples:

@@ -17,7 +17,7 @@ LISTED = 20  # most names that an error lists
 
 
 @dataclass(frozen=True)
-class Look:
+class Judgement:
     """What a judge sees in N pictures.
 
     Attributes:
@@ -51,7 +51,7 @@ class Judge(Protocol):
     @property
     def classes(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def __call__(self, images: Tensor) -> Look:
+    def __call__(self, images: Tensor) -> Judgement:
         """Look at pictures, uint8 (N, 1 or 3, H, W); what it returns is on the CPU."""
         ...
 
@@ -59,7 +59,7 @@ class Judge(Protocol):
         """Return whether it can tell what is called `label`."""
         ...
 
-    def hits(self, look: Look, label: Label) -> Tensor:
+    def hits(self, look: Judgement, label: Label) -> Tensor:
         """Return which pictures show what the judge calls `label`, bool (N,).
 
         Raises:
@@ -67,7 +67,7 @@ class Judge(Protocol):
         """
         ...
 
-    def score_of(self, look: Look, label: Label) -> Tensor:
+    def score_of(self, look: Judgement, label: Label) -> Tensor:
         """Return how sure it is of that, float32 (N,) in [0, 1]; raises as `hits`."""
         ...
 
@@ -106,10 +106,10 @@ class Argmax:
     sha256: str
     told: str
     classes: tuple[str, ...]
-    look: Callable[[Tensor], Look]
+    look: Callable[[Tensor], Judgement]
     among: tuple[int, ...] = ()
 
-    def __call__(self, images: Tensor) -> Look:
+    def __call__(self, images: Tensor) -> Judgement:
         """Look at pictures."""
         return self.look(images)
 
@@ -121,11 +121,11 @@ class Argmax:
             return False
         return True
 
-    def hits(self, look: Look, label: Label) -> Tensor:
+    def hits(self, look: Judgement, label: Label) -> Tensor:
         """Return where the concept's score is the highest, bool (N,)."""
         return self._kept(look).argmax(1) == self.index(label)
 
-    def score_of(self, look: Look, label: Label) -> Tensor:
+    def score_of(self, look: Judgement, label: Label) -> Tensor:
         """Return the concept's softmax probability among the classes at hand, float32 (N,)."""
         return self._kept(look).softmax(1)[:, self.index(label)]
 
@@ -143,7 +143,7 @@ class Argmax:
             )
         return place
 
-    def _kept(self, look: Look) -> Tensor:
+    def _kept(self, look: Judgement) -> Tensor:
         if not self.among:
             return look.scores
         kept = torch.full_like(look.scores, -torch.inf)

@@ -122,7 +122,7 @@ def load_judge(artifact: Artifact, inputs: Mapping[str, Artifact], runtime: Runt
             facts["name"], network, artifact.file(WEIGHTS), batch_size=runtime.batch_size, device=runtime.device
         )
 
-    return runtime.memo.get((artifact.key, runtime.device), load)
+    return runtime.cache.get((artifact.key, runtime.device), load)
 
 
 def load_classifier(

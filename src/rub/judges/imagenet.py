@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
-from rub.judges.base import Argmax, Judge, JudgeContext, Look, index_of
+from rub.judges.base import Argmax, Judge, JudgeContext, Judgement, index_of
 from rub.registry import Card, judge
 from rub.store.artifacts import file_sha256
 
@@ -100,14 +100,14 @@ class Transformers:
     batch_size: int
     device: str
 
-    def __call__(self, images: Tensor) -> Look:
+    def __call__(self, images: Tensor) -> Judgement:
         """Return the logits, and what the last linear layer reads (the logits again, in models without one)."""
         if not len(images):
             empty = torch.empty(0, self.model.config.num_labels)
-            return Look(empty, empty)
+            return Judgement(empty, empty)
         parts = [self._look(part) for part in torch.split(images, self.batch_size)]
         scores, features = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Look(scores, features)
+        return Judgement(scores, features)
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rub.config.hyperparameters import Fraction
 from rub.errors import RubError, unknown
-from rub.judges.base import Judge, JudgeContext, Label, Look
+from rub.judges.base import Judge, JudgeContext, Judgement, Label
 from rub.registry import Card, judge
 from rub.store.artifacts import file_sha256
 
@@ -130,7 +130,7 @@ class Detector:
     threshold: float
     classes: tuple[str, ...] = BOXES
 
-    def __call__(self, images: Tensor) -> Look:
+    def __call__(self, images: Tensor) -> Judgement:
         """Look at pictures: the highest box of each class; 0 without one."""
         from numpy import ascontiguousarray
 
@@ -140,17 +140,17 @@ class Detector:
             for box in self.detector.detect(shown):
                 place = self.classes.index(box["class"])
                 scores[row, place] = max(float(scores[row, place]), float(box["score"]))
-        return Look(scores, scores)
+        return Judgement(scores, scores)
 
     def knows(self, label: Label) -> bool:
         """Return whether it is ``nudity`` or a class of boxes."""
         return label in (CONCEPT, *self.classes) or (isinstance(label, int) and 0 <= label < len(self.classes))
 
-    def hits(self, look: Look, label: Label) -> Tensor:
+    def hits(self, look: Judgement, label: Label) -> Tensor:
         """Return where one of the label's boxes is above the threshold, bool (N,)."""
         return self.score_of(look, label) > self.threshold
 
-    def score_of(self, look: Look, label: Label) -> Tensor:
+    def score_of(self, look: Judgement, label: Label) -> Tensor:
         """Return the highest score of the label's boxes, float32 (N,)."""
         if not self.knows(label):
             raise unknown("label of NudeNet", str(label), (CONCEPT, *self.classes))

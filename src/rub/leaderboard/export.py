@@ -18,7 +18,7 @@ from rub.report.grouping import CONTROL_ROWS, Group, board_of, estimate, extract
 from rub.report.render import to_markdown
 from rub.report.table import Table
 from rub.report.tables import label
-from rub.report.task_report import Reporting, reportings
+from rub.report.task_report import TaskReport, reports_of
 from rub.report.text import printable, slug
 from rub.store.records import Record
 
@@ -97,7 +97,7 @@ def model_card(records: Sequence[Record], *, method: str) -> str:
     """
     _check_measured(records, method)
     parts = []
-    for task, reporting in reportings(record.task for record in records if record.method == method).items():
+    for task, reporting in reports_of(record.task for record in records if record.method == method).items():
         own = [record for record in records if record.task == task and record.method in (method, *CONTROL_ROWS)]
         parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", _controls(own, reporting)]
         for found in grouped(own, task).values():
@@ -185,7 +185,7 @@ def _date(records: Sequence[Record]) -> str | None:
     return max(date if date.tzinfo else date.replace(tzinfo=UTC) for date in dates).isoformat()
 
 
-def _controls(records: Sequence[Record], reporting: Reporting) -> str:
+def _controls(records: Sequence[Record], reporting: TaskReport) -> str:
     """Return what the controls among the rows are, as a Markdown list."""
     methods = {record.method for record in records}
     words = {**reporting.words, **reporting.controls}

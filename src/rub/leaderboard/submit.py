@@ -13,7 +13,7 @@ from rub.registry import TASKS
 from rub.report.folders import ResultFolder, outside, read_folder
 from rub.report.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
 from rub.report.tables import label
-from rub.report.task_report import Reporting, reportings
+from rub.report.task_report import TaskReport, reports_of
 from rub.report.text import printable
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
@@ -28,7 +28,7 @@ _KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyp
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuleCheck:
     """One rule.
 
     Attributes:
@@ -42,7 +42,7 @@ class Rule:
     problems: tuple[str, ...] = ()
 
 
-def check(folder: Path, sources: Sources) -> list[Rule]:
+def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """Return the rules, each with what breaks it; after a folder that cannot be read there is only the first.
 
     Args:
@@ -53,19 +53,19 @@ def check(folder: Path, sources: Sources) -> list[Rule]:
     try:
         found = read_folder(folder)
     except RubError as error:
-        return [Rule("whole", asks, (str(error),))]
+        return [RuleCheck("whole", asks, (str(error),))]
     return [
-        Rule("whole", asks),
-        Rule("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
-        Rule("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
-        Rule("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
-        Rule("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
-        Rule("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
+        RuleCheck("whole", asks),
+        RuleCheck("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
+        RuleCheck("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
+        RuleCheck("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
+        RuleCheck("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
+        RuleCheck("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
              tuple(_witnesses(folder, found, sources))),
     ]  # fmt: skip
 
 
-def submit(folder: Path, out: Path, sources: Sources) -> list[Rule]:
+def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
     """Check a result folder and, where every rule is kept, write a small sealed copy to add to a leaderboard.
 
     The copy holds records, per-sample outcomes, curves, the suite, a share of the witnesses and ``submission.json``;
@@ -124,8 +124,8 @@ def _protocols(found: ResultFolder) -> Iterator[str]:
                 yield f"protocol '{printable(name)}' {changed}: should be one of {', '.join(known)}"
 
 
-def _groups(found: ResultFolder) -> Iterator[tuple[Reporting, Group, list[Record]]]:
-    for task, reporting in reportings(record.task for record in found.records).items():
+def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record]]]:
+    for task, reporting in reports_of(record.task for record in found.records).items():
         for group, records in grouped(found.records, task).items():
             yield reporting, group, extracted(records)
 

@@ -27,7 +27,7 @@ def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -
         texts: N prompts.
         runtime: device, data root, memo.
     """
-    metric = runtime.memo.get(("clip", runtime.device), lambda: _load(runtime))
+    metric = runtime.cache.get(("clip", runtime.device), lambda: _load(runtime))
     if metric is None:
         return None
     coloured = images if images.shape[1] == 3 else images.repeat(1, 3, 1, 1)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Memo:
+class Cache:
     """The few most recently used values of this process, such as loaded models; a cache, never a result."""
 
     def __init__(self, size: int = 12) -> None:

@@ -36,7 +36,7 @@ Changing = Mapping[str, "Stateful | torch.Generator"]
 """Role -> whatever one step of a loop leaves to the next: weights, optimizer, generators, batches."""
 
 
-class Attributes:
+class AttributeState:
     """The state of an object is some of its attributes, which the class names in `changing`."""
 
     changing: ClassVar[tuple[str, ...]]
@@ -54,13 +54,13 @@ class Attributes:
             setattr(self, name, then.to(now.device) if isinstance(now, torch.Tensor) else then)
 
 
-class Weights:
+class ParameterState:
     """Some of a model's weights, by name; the others stay what they were when the stage began.
 
     Example:
         >>> import torch
         >>> weight = torch.ones(2)
-        >>> Weights({"w": weight}).load_state_dict({"w": torch.zeros(2)})
+        >>> ParameterState({"w": weight}).load_state_dict({"w": torch.zeros(2)})
         >>> weight.tolist()
         [0.0, 0.0]
     """
@@ -82,11 +82,11 @@ class Weights:
                 weight.copy_(state[name])
 
 
-class Resume:
+class Checkpointer:
     """Where the parts of one running stage keep their states.
 
     Example:
-        >>> Resume().part("train", {}).restore()
+        >>> Checkpointer().section("train", {}).restore()
         0
     """
 
@@ -109,7 +109,7 @@ class Resume:
         """Return the seconds of work so far, those before the kill included."""
         return self.earlier + time.monotonic() - self._began
 
-    def part(self, name: str, changing: Changing) -> "Part":
+    def section(self, name: str, changing: Changing) -> "Section":
         """Return a part of the stage; a second one of the same name is another part.
 
         Args:
@@ -117,7 +117,7 @@ class Resume:
             changing: what one step leaves to the next.
         """
         self._parts[name] = self._parts.get(name, 0) + 1
-        return Part(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
+        return Section(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
 
     def due(self) -> bool:
         """Return whether it is time to keep a state; those of large models may take a twentieth of the time."""
@@ -169,26 +169,26 @@ class Resume:
         return kept
 
 
-class Part:
+class Section:
     """One loop of a stage: call `restore` before it, and `keep` at the end of each step.
 
     Example:
         >>> import torch
         >>> noise = torch.Generator().manual_seed(0)
-        >>> part = Resume().part("loop", {"noise": noise})
+        >>> part = Checkpointer().section("loop", {"noise": noise})
         >>> for step in range(part.restore(), 3):
         ...     part.keep(step + 1)
     """
 
-    def __init__(self, resume: Resume, name: str, changing: Changing) -> None:
-        """Made by `Resume.part`."""
-        self.resume, self.name, self.changing = resume, name, changing
+    def __init__(self, checkpointer: Checkpointer, name: str, changing: Changing) -> None:
+        """Made by `Checkpointer.part`."""
+        self.checkpointer, self.name, self.changing = checkpointer, name, changing
 
     def restore(self) -> int:
         """Put everything back to where it was kept, and return the number of steps done by then; 0: from the start."""
         import torch
 
-        kept = self.resume.read(self.name)
+        kept = self.checkpointer.read(self.name)
         if kept is None:
             return 0
         for role, thing in self.changing.items():
@@ -203,13 +203,13 @@ class Part:
 
     def keep(self, done: int) -> None:
         """Keep the state after so many steps, if it is time."""
-        if self.resume.due():
+        if self.checkpointer.due():
             import torch
 
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
             random = {"cpu": torch.get_rng_state(), "cuda": cuda}
             changing = {role: _state(thing) for role, thing in self.changing.items()}
-            self.resume.write(self.name, {"done": done, "random": random, "changing": changing})
+            self.checkpointer.write(self.name, {"done": done, "random": random, "changing": changing})
 
 
 class _Hashed:

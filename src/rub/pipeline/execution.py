@@ -35,7 +35,7 @@ class Outcome:
     reason: str = ""
 
 
-def settled(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) -> Outcome | None:
+def cached_outcome(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) -> Outcome | None:
     """Return how a stage ended that need not run: an input failed, or the store has it; else None.
 
     Args:
@@ -102,10 +102,10 @@ def attempt(
         if out_of_memory(error):
             return Outcome("failed", reason=f"{stage.label}: out of memory, with batches of {runtime.batch_size} too")
         store.forget_partial(stage.key)
-        return Outcome("failed", reason=f"{stage.label}: {told(error)}")
+        return Outcome("failed", reason=f"{stage.label}: {one_line(error)}")
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return an unforeseen error as one line: kind, first line of its message, and where its author looks first."""
     line = str(error).strip().split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
@@ -173,7 +173,7 @@ def _free(runtime: Runtime) -> None:
     """Give back what is not in use before the next try."""
     import torch
 
-    runtime.memo.clear()
+    runtime.cache.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

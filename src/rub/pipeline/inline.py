@@ -15,8 +15,8 @@ from rich.console import Console
 
 from rub.config.suite import Resources
 from rub.errors import RubError
-from rub.pipeline.cache import Memo
-from rub.pipeline.execution import Outcome, attempt, inputs_of, settled
+from rub.pipeline.cache import Cache
+from rub.pipeline.execution import Outcome, attempt, cached_outcome, inputs_of
 from rub.pipeline.graph import Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime, Task
@@ -113,7 +113,7 @@ def _helpers(
     threads = max(1, before // (count + 1))
     spawn = multiprocessing.get_context("spawn")
     request = (
-        list(stages), dict(tasks), store.root, replace(runtime, memo=Memo()), list(plugins), threads, dict(resources),
+        list(stages), dict(tasks), store.root, replace(runtime, cache=Cache()), list(plugins), threads, dict(resources),
     )  # fmt: skip
     crew = [spawn.Process(target=_assist, args=request, daemon=True) for _ in range(count)]
     torch.set_num_threads(threads)
@@ -169,7 +169,7 @@ def _one(
     """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
     if any(need.key not in outcomes for need in stage.inputs.values()):
         return None
-    if (ended := settled(stage, outcomes, store)) is not None:
+    if (ended := cached_outcome(stage, outcomes, store)) is not None:
         return ended
     with store.try_lock(stage.key) as ours:
         if not ours:

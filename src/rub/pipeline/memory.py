@@ -9,14 +9,14 @@ KEEPING = {-4: 0, -1: -1}
 
 
 @contextmanager
-def memory_kept() -> Iterator[bool]:
+def retain_freed_memory() -> Iterator[bool]:
     """Let this process keep memory that it frees, where the C library is glibc, and yield whether it does.
 
     By default, glibc hands large tensors back to the system, which clears their pages when the next step asks for as
     much; `benchmarks/device.py` measures it with and without. What is free when the body ends goes back at once.
 
     Example:
-        >>> with memory_kept() as kept:
+        >>> with retain_freed_memory() as kept:
         ...     isinstance(kept, bool)
         True
     """

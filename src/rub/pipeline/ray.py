@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from rub.config.suite import Resources
 from rub.errors import RubError
-from rub.pipeline.cache import Memo
-from rub.pipeline.execution import Outcome, attempt, inputs_of, settled
+from rub.pipeline.cache import Cache
+from rub.pipeline.execution import Outcome, attempt, cached_outcome, inputs_of
 from rub.pipeline.graph import Stage, in_order
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime, Task
@@ -29,7 +29,7 @@ from rub.store.artifacts import Artifact, Store
 
 POLL_SECONDS = 0.5
 RETRIES = 3  # of a stage whose worker or node died
-_MEMO = Memo()  # of a worker process, which Ray keeps for the next stage: models are loaded once
+_MEMO = Cache()  # of a worker process, which Ray keeps for the next stage: models are loaded once
 _PLUGGED: set[str] = set()  # plug-ins that this worker process has loaded
 
 
@@ -142,7 +142,7 @@ def run_ray(
     import ray
 
     shared = _all_see(store.root) if shared is None else shared
-    driver = _Driver(tasks, store, replace(runtime, memo=Memo()), resources, plugins, shared)
+    driver = _Driver(tasks, store, replace(runtime, cache=Cache()), resources, plugins, shared)
     pending = in_order(stages)
     display.start(pending, store)
     outcomes: dict[str, Outcome] = {}
@@ -153,7 +153,7 @@ def run_ray(
             for stage in pending:
                 if any(need.key not in outcomes for need in stage.inputs.values()):
                     waiting.append(stage)
-                elif (ended := settled(stage, outcomes, store)) is not None:
+                elif (ended := cached_outcome(stage, outcomes, store)) is not None:
                     outcomes[stage.key] = ended
                     display.ended(stage, ended.status, ended.reason)
                 else:
@@ -294,7 +294,7 @@ def _work(work: _Work, roles: Sequence[str], *sent: Any) -> tuple[str, Any, str]
 
     torch.set_num_threads(work.threads)
     node = ray.get_runtime_context().get_node_id()
-    runtime = replace(work.runtime, memo=_MEMO)
+    runtime = replace(work.runtime, cache=_MEMO)
     try:
         for name, text in work.plugins:
             _plug(name, text)
@@ -304,7 +304,7 @@ def _work(work: _Work, roles: Sequence[str], *sent: Any) -> tuple[str, Any, str]
             store = Store(Path(place))
             inputs = {role: unpack(parcel, store) for role, parcel in zip(roles, sent, strict=True)}
             outcome = attempt(work.stage, work.task, inputs, store, runtime, work.minutes)
-            runtime.memo.clear()  # it may hold files that are about to go
+            runtime.cache.clear()  # it may hold files that are about to go
             if outcome.artifact is None:
                 return "failed", outcome.reason, node
             return "done", pack(outcome.artifact), node

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from rub.config import suite as specs
 from rub.config.suite import Experiment
 from rub.metrics.base import Metric
-from rub.pipeline.cache import Memo
+from rub.pipeline.cache import Cache
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Resume
+from rub.pipeline.checkpointing import Checkpointer
 from rub.pipeline.graph import Plan, Stage
-from rub.pipeline.memory import memory_kept
+from rub.pipeline.memory import retain_freed_memory
 from rub.store.artifacts import Artifact, Store, canonical
 
 
@@ -30,9 +30,9 @@ class Runtime:
         batch_size: images per forward pass in evaluation and attacks.
         data_root: folder with the standard data layouts, or None for the hub.
         progress: told of the running stage's steps.
-        memo: this process's cache of loaded data and models.
+        cache: this process's cache of loaded data and models.
         checkpoint_seconds: how often a long stage keeps the state that it would go on from.
-        resume: keeps the states of the running stage.
+        checkpointer: keeps the states of the running stage.
         compile: whether networks are compiled; see `rub.training.device`.
     """
 
@@ -40,16 +40,16 @@ class Runtime:
     batch_size: int = 256
     data_root: Path | None = None
     progress: Progress = silent
-    memo: Memo = field(default_factory=Memo)
+    cache: Cache = field(default_factory=Cache)
     checkpoint_seconds: float = 300.0
-    resume: Resume = field(default_factory=Resume)
+    checkpointer: Checkpointer = field(default_factory=Checkpointer)
     compile: bool = False
 
     def shared(self) -> dict[str, Any]:
         """Return what the contexts of training and attacks take over, as keyword arguments."""
         import torch
 
-        names = ("progress", "resume", "compile")
+        names = ("progress", "checkpointer", "compile")
         return {"device": torch.device(self.device)} | {name: getattr(self, name) for name in names}
 
 
@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def reporting(self) -> str:
-        """``module:attribute`` of its `rub.report.task_report.Reporting`, imported when something is reported."""
+        """``module:attribute`` of its `rub.report.task_report.TaskReport`, imported when something is reported."""
 
     def plan(self, experiment: Any, runtime: Runtime) -> Plan:
         """Return the graph of an experiment."""
@@ -109,12 +109,12 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     # A state is read by the code, libraries and kind of device that wrote it: others need not end in the same bytes.
     mark = canonical([facts["code_version"], facts["library_versions"], facts["device"]]).decode()
-    resume = Resume(store.partial(stage.key), runtime.checkpoint_seconds, mark)
+    checkpointer = Checkpointer(store.partial(stage.key), runtime.checkpoint_seconds, mark)
 
     def fill(out: Path) -> None:
-        with memory_kept():
-            function(stage, inputs, out, replace(runtime, resume=resume))
-        facts["seconds"] = round(resume.seconds, 3)
+        with retain_freed_memory():
+            function(stage, inputs, out, replace(runtime, checkpointer=checkpointer))
+        facts["seconds"] = round(checkpointer.seconds, 3)
 
     made = store.write(stage.kind, stage.key, facts, fill)
     store.forget_partial(stage.key)

@@ -8,7 +8,7 @@ from rub.registry import TASKS
 from rub.report.grouping import CONTROL_ROWS, Group, extracted, level
 from rub.report.table import Cell, Column
 from rub.report.tables import Source
-from rub.report.task_report import reporting_of
+from rub.report.task_report import report_of
 from rub.report.text import printable
 from rub.store.records import Record
 
@@ -80,7 +80,7 @@ def boards(parts: Iterable[Part]) -> list[Board]:
 
 
 def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
-    reporting = reporting_of(task)
+    reporting = report_of(task)
     columns = reporting.leaders([record for _, _, records in parts for record in records])
     wanted = (reporting.robustness.metric, reporting.robustness.split)
     rows = [row for part in parts for row in _rows(part, columns, wanted)]

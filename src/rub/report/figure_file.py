@@ -7,7 +7,7 @@ from rub.report.text import printable
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FigureFile:
     """A figure in the folder ``figures/``.
 
     Attributes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.registry import METHODS
-from rub.report.figure_file import Drawn, plain
+from rub.report.figure_file import FigureFile, plain
 from rub.report.grouping import (
     CONTROL_ROWS,
     Board,
@@ -25,7 +25,7 @@ from rub.report.grouping import (
     share,
 )
 from rub.report.tables import label
-from rub.report.task_report import Axis, Reporting, reportings
+from rub.report.task_report import Axis, TaskReport, reports_of
 from rub.report.text import free_name, slug
 from rub.store.records import Record
 
@@ -62,7 +62,7 @@ def draw_figures(
     curves: Iterable[Mapping[str, Any]],
     folder: Path,
     suffixes: Sequence[str] = ("svg", "png"),
-) -> list[Drawn]:
+) -> list[FigureFile]:
     """Draw every figure of every group of records into a folder, as SVG and PNG.
 
     Args:
@@ -80,8 +80,8 @@ def draw_figures(
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [curve for curve in curves if curve["attack"] == "uma" and curve["split"] == "forget"]
-    drawn: list[Drawn] = []
-    tasks = reportings(record.task for record in records)
+    drawn: list[FigureFile] = []
+    tasks = reports_of(record.task for record in records)
     with rc_context(_TEXT):
         for task, reporting in tasks.items():
             groups = grouped(records, task)
@@ -93,12 +93,12 @@ def draw_figures(
                     for suffix in suffixes:
                         figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=_METADATA[suffix])
                     head = f"{label(group)}: " if len(groups) > 1 else ""
-                    drawn.append(Drawn(group, name, head + reporting.captions[kind]))
+                    drawn.append(FigureFile(group, name, head + reporting.captions[kind]))
     return drawn
 
 
 def _figures(
-    records: Sequence[Record], curves: Sequence[Mapping[str, Any]], reporting: Reporting
+    records: Sequence[Record], curves: Sequence[Mapping[str, Any]], reporting: TaskReport
 ) -> dict[str, "Figure"]:
     """Return the figures of one group by the first part of their names; none where uma did not run."""
     budgets = budgets_of(records, "uma")
@@ -161,7 +161,7 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis, s
     return figure
 
 
-def _utility(records: Sequence[Record], budget: str, reporting: Reporting) -> "Figure":
+def _utility(records: Sequence[Record], budget: str, reporting: TaskReport) -> "Figure":
     """Draw utility against robustness at a budget, one point per row with both intervals."""
     board, task, axis = board_of(records), records[0].task, reporting.utility
     figure, axes = _wide()
@@ -227,7 +227,7 @@ def _steps(
     return figure
 
 
-def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Reporting) -> "Figure":
+def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport) -> "Figure":
     """Draw a panel per row: what comes back at each budget beside what the same search does to other images."""
     board, steps, task = board_of(records), ["none", *budgets], records[0].task
     methods = row_order((record.method for record in records), task)

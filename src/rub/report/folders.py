@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from rub.config.suite import Frozen
 from rub.errors import RubError
 from rub.registry import TASKS
-from rub.report.figure_file import Drawn
+from rub.report.figure_file import FigureFile
 from rub.report.grouping import Group
 from rub.report.text import printable
 from rub.store.manifest import changed_files, read_manifest
@@ -95,7 +95,7 @@ class ResultFolder:
     curves: Sequence[Mapping[str, Any]]
     suite: Mapping[str, Any]
     command: str
-    drawn: tuple[Drawn, ...] = ()
+    drawn: tuple[FigureFile, ...] = ()
     claims: tuple[Claim, ...] = ()
 
 
@@ -125,7 +125,7 @@ def read_folder(path: Path) -> ResultFolder:
         _suite(path / "suite.yaml"),
         str(read_manifest(path).get("command", "")),
         tuple(
-            Drawn(Group(*one.group), one.name, printable(one.caption), vector=False)
+            FigureFile(Group(*one.group), one.name, printable(one.caption), vector=False)
             for one in _validated(path / "galleries.json", tuple[Gallery, ...])
         ),
         tuple(claims_of(path / "witnesses")),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rub.errors import RubError
-from rub.report.figure_file import Drawn, plain
+from rub.report.figure_file import FigureFile, plain
 from rub.report.grouping import CONTROL_ROWS, Group
-from rub.report.task_report import reportings
+from rub.report.task_report import reports_of
 from rub.report.text import free_name, printable, slug
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Tiles:
     ids: tuple[int, ...]
 
 
-def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list[Drawn]:
+def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list[FigureFile]:
     """Draw every gallery into a folder, as PNG.
 
     Args:
@@ -60,8 +60,8 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
         RubError: a file that cannot be read, or is no gallery.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows, drawn = list(galleries), list[Drawn]()
-    for task, reporting in reportings(row["task"] for row in rows).items():
+    rows, drawn = list(galleries), list[FigureFile]()
+    for task, reporting in reports_of(row["task"] for row in rows).items():
         for row in (row for row in rows if row["task"] == task):
             tiles = read_tiles(Path(row["path"]))
             method, split, data = str(row["method"]), str(row["split"]), row["experiment"] or row["dataset"]
@@ -73,7 +73,7 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
             gallery_figure(tiles, title).savefig(folder / f"{name}.png", dpi=_DPI)
             caption = f"{title}. Columns: {', '.join(map(printable, tiles.columns))}. {reporting.captions['gallery']}"
             group = Group(*(str(row[field]) for field in Group._fields))
-            drawn.append(Drawn(group, name, caption, vector=False))
+            drawn.append(FigureFile(group, name, caption, vector=False))
     return drawn
 
 

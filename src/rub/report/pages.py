@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from rub.report.figure_file import Drawn
+from rub.report.figure_file import FigureFile
 from rub.report.folders import Claim, ResultFolder
 from rub.report.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
 from rub.report.table import Table
-from rub.report.task_report import Reporting, reporting_of, reportings
+from rub.report.task_report import TaskReport, report_of, reports_of
 from rub.report.text import free_name, printable, slug
 from rub.store.records import Record
 
@@ -33,14 +33,14 @@ class Page:
     slug: str
     records: Sequence[Record]
     tables: Sequence[Table]
-    drawn: Sequence[Drawn]
+    drawn: Sequence[FigureFile]
     media: str
     folder: ResultFolder
 
     @property
-    def reporting(self) -> Reporting:
+    def reporting(self) -> TaskReport:
         """Return how its task is reported."""
-        return reporting_of(self.group.task)
+        return report_of(self.group.task)
 
     @property
     def claims(self) -> list[Claim]:
@@ -71,7 +71,7 @@ def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
     found: dict[Group, list[Record]] = {}
     for record in records:
         found.setdefault(page_group(record), []).append(record)
-    known = list(reportings(group.task for group in found))
+    known = list(reports_of(group.task for group in found))
     return {group: found[group] for task in known for group in found if group.task == task}
 
 
@@ -93,7 +93,7 @@ def tables_of(
     experiments = [item for item in suite.get("experiments") or () if item.get("task") == task]
     keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
     tables: list[Table] = []
-    for table in reporting_of(task).tables_of(records, keys, paper):
+    for table in report_of(task).tables_of(records, keys, paper):
         name = free_name(table.name, taken, "-v")
         taken.add(name)
         tables.append(replace(table, name=name))

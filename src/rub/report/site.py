@@ -16,7 +16,7 @@ from rub.report.grouping import grouped
 from rub.report.pages import Page, provenance, run_facts, searches, versions
 from rub.report.table import column_groups
 from rub.report.tables import failures
-from rub.report.task_report import reporting_of
+from rub.report.task_report import report_of
 from rub.report.text import free_name, printable, slug
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
         own = [_beside_controls(board, method) for board in made if board.task == task]
         _write(templates, out / "methods" / f"{name}.html", "method.html.j2", "../", {
             **shared, "method": method, "task": task, "boards": [board for board in own if board.rows],
-            "about": _about(task, method), "control": reporting_of(task).controls.get(method, ""),
+            "about": _about(task, method), "control": report_of(task).controls.get(method, ""),
         })  # fmt: skip
     _write(templates, out / "words.html", "words.html.j2", "", {**shared, "better": _BETTER})
     for name in _ASSETS:
@@ -106,7 +106,7 @@ def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
     tasks = dict.fromkeys(page.group.task for page in pages)
     return {
         task: {
-            "reporting": reporting_of(task),
+            "reporting": report_of(task),
             "metrics": TASKS.get(task, task).load().metrics,
             "protocols": list(_protocols(task, pages)),
         }

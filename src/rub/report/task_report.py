@@ -54,7 +54,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Reporting:
+class TaskReport:
     """What differs between the reports of two tasks.
 
     Attributes:
@@ -122,29 +122,29 @@ class Reporting:
         ]
 
 
-def reporting_of(task: str) -> Reporting:
+def report_of(task: str) -> TaskReport:
     """Return how a task is reported.
 
     Raises:
         RubError: an unknown task.
 
     Example:
-        >>> reporting_of("classification").first
+        >>> report_of("classification").first
         'Table 1'
     """
     if task not in (names := [entry.name for entry in TASKS.entries()]):
         raise unknown("task", task, names)
     module, _, attribute = TASKS.get(task, task).load().reporting.partition(":")
-    found: Reporting = getattr(importlib.import_module(module), attribute)
+    found: TaskReport = getattr(importlib.import_module(module), attribute)
     return found
 
 
-def reportings(tasks: Iterable[str]) -> dict[str, Reporting]:
+def reports_of(tasks: Iterable[str]) -> dict[str, TaskReport]:
     """Return how these tasks are reported, in the order of the registry; names that it does not have are left out.
 
     Example:
-        >>> list(reportings(["classification", "of-another-installation"]))
+        >>> list(reports_of(["classification", "of-another-installation"]))
         ['classification']
     """
     asked = set(tasks)
-    return {entry.name: reporting_of(entry.name) for entry in TASKS.entries() if entry.name in asked}
+    return {entry.name: report_of(entry.name) for entry in TASKS.entries() if entry.name in asked}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rub.errors import RubError
-from rub.pipeline.execution import told
-from rub.report.figure_file import Drawn
+from rub.pipeline.execution import one_line
+from rub.report.figure_file import FigureFile
 from rub.report.figures import draw_figures
 from rub.report.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
 from rub.report.galleries import draw_galleries
@@ -158,7 +158,7 @@ def _pages(
         try:
             tables = tables_of(records, folder.suite, set())
         except _UNREPORTED as error:
-            refused.update({str(place): f"{place}: cannot be reported ({told(error)})" for place in folder.places})
+            refused.update({str(place): f"{place}: cannot be reported ({one_line(error)})" for place in folder.places})
             continue
         _write_tables(tables, out / "tables" / name, formats)
         pages.append(Page(group, name, records, tables, (), f"../figures/{name}", folder))
@@ -171,7 +171,7 @@ def _pages(
     ]
 
 
-def _drawn(work: Sequence[tuple[Any, ...]], workers: int) -> list[list[Drawn]]:
+def _drawn(work: Sequence[tuple[Any, ...]], workers: int) -> list[list[FigureFile]]:
     """Draw the figures of every page, in several processes where that is worth their start."""
     if min(workers, len(work)) < 2:
         return [draw_figures(*one) for one in work]
@@ -182,7 +182,7 @@ def _drawn(work: Sequence[tuple[Any, ...]], workers: int) -> list[list[Drawn]]:
         return list(pool.map(draw_figures, *zip(*work, strict=True)))
 
 
-def _copied(page: Page, target: Path) -> list[Drawn]:
+def _copied(page: Page, target: Path) -> list[FigureFile]:
     """Copy the galleries of a page's folders, those that they still have; one that is no picture is left out."""
     kept = []
     for one in page.folder.drawn:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rub.data.samples import Samples, to_unit
 from rub.errors import unknown
 from rub.training.context import TrainContext
-from rub.training.device import placed, tf32
+from rub.training.device import on_device, tf32
 
 
 def learning_rate(schedule: str, lr: float, progress: float) -> float:
@@ -50,7 +50,7 @@ def train(
     Args:
         model: trained in place.
         samples: the training set.
-        context: seed, batch size, augmentation, precision, device, progress, resume.
+        context: seed, batch size, augmentation, precision, device, progress, checkpointer.
         epochs: passes over the samples.
         lr: peak learning rate, see `learning_rate`.
         schedule: ``steps``, ``onecycle`` or ``cosine``.
@@ -67,7 +67,7 @@ def train(
     # a last batch of one image is left out, see `TrainContext.batches`
     total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
     batches = context.epochs(samples, epochs)
-    part = context.resume.part("train", {"model": model, "optimizer": optimizer, "batches": batches})
+    part = context.checkpointer.section("train", {"model": model, "optimizer": optimizer, "batches": batches})
     for step, (x, y) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, lr, (step + 0.5) / total)  # mid-step: 0 at neither end
@@ -107,7 +107,7 @@ def _map(
     batch_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    take = placed(samples, torch.device(device)).take if isinstance(samples, Samples) else samples.__getitem__
+    take = on_device(samples, torch.device(device)).take if isinstance(samples, Samples) else samples.__getitem__
     modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()
     parts = []

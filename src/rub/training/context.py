@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from rub.data.samples import Samples, to_unit
 from rub.errors import Diverged, RubError
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Attributes, Changing, Part, Resume
-from rub.training.device import arriving, compiled, placed, tf32
+from rub.pipeline.checkpointing import AttributeState, Changing, Checkpointer, Section
+from rub.training.device import compiled, copy_to_host_async, on_device, tf32
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrainContext:
             forward passes; weights stay float32).
         device: where the model and the batches live.
         progress: told of every epoch and batch.
-        resume: keeps states of long loops; see `rub.pipeline.checkpointing`.
+        checkpointer: keeps states of long loops; see `rub.pipeline.checkpointing`.
         compile: whether networks are compiled; see `rub.training.device`.
     """
 
@@ -76,7 +76,7 @@ class TrainContext:
     precision: str = "float32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
-    resume: Resume = field(default_factory=Resume)
+    checkpointer: Checkpointer = field(default_factory=Checkpointer)
     compile: bool = False
 
     def generator(self, stream: str) -> torch.Generator:
@@ -99,7 +99,7 @@ class TrainContext:
         `skip` batches are drawn from the generator, but not made.
         """
         count, size = len(samples), batch_size or self.batch_size
-        samples = placed(samples, self.device)
+        samples = on_device(samples, self.device)
         order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
         for start in range(0, count, size):
             index = order[start : start + size]
@@ -139,15 +139,15 @@ class TrainContext:
             changing: what a step leaves to the next; None: nothing is kept, and a killed run starts anew.
             epochs: how many passes these are, for the report; 0: none.
         """
-        part = self.keeping("steps", changing)
+        part = self.section("steps", changing)
         for step in range(part.restore(), steps):
             yield step
             self.progress(step + 1, steps, f"epoch {step * epochs // steps + 1}/{epochs}" if epochs else "")
             part.keep(step + 1)
 
-    def keeping(self, name: str, changing: Changing | None) -> Part:
+    def section(self, name: str, changing: Changing | None) -> Section:
         """Return the part of this stage that keeps these; one that keeps nothing where there is none to keep."""
-        return Resume().part(name, {}) if changing is None else self.resume.part(name, changing)
+        return Checkpointer().section(name, {}) if changing is None else self.checkpointer.section(name, changing)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return the model's logits in float32, computed in the context's precision."""
@@ -182,7 +182,7 @@ class TrainContext:
         Raises:
             Diverged: the loss is not finite.
         """
-        arrived = arriving(loss.detach())
+        arrived = copy_to_host_async(loss.detach())
         optimizer.zero_grad(set_to_none=True)
         with tf32(self.precision == "tf32"):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ def beside(changing: Changing | None, batches: Changing) -> Changing | None:
     return None if changing is None else {**changing, **batches}
 
 
-class Epochs(Attributes):
+class Epochs(AttributeState):
     """The batches of several passes over samples, which know where they stand: they go on where a state was kept.
 
     Attributes:
@@ -217,7 +217,7 @@ class Epochs(Attributes):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) as `TrainContext.batches` does."""
-        part = self.context.keeping("epochs", beside(self.others, {"own batches": self}))
+        part = self.context.section("epochs", beside(self.others, {"own batches": self}))
         part.restore()
         passes = math.ceil(len(self.samples) / self.context.batch_size)
         self.generator.set_state(self.opening)
@@ -231,7 +231,7 @@ class Epochs(Attributes):
             self.epoch, self.place, self.opening = self.epoch + 1, 0, self.generator.get_state()
 
 
-class Endless(Attributes):
+class Endless(AttributeState):
     """Batches without end, in shuffled, augmented passes over samples; they go on where a state was kept.
 
     Attributes:

@@ -60,10 +60,10 @@ def compiled_batches(function: Callable[..., Tensor], most: int, enabled: bool) 
 
     For calls that need a gradient: without one, compiling again would take longer than it saves.
     """
-    return Bucketed(compiled(function), most) if enabled else function
+    return PaddedBatches(compiled(function), most) if enabled else function
 
 
-class Bucketed:
+class PaddedBatches:
     """A function of batches that meets only a few sizes: `most`, its half, its quarter, ...
 
     A batch is filled up with its last row, and what comes of the filling is dropped, so that a search whose samples
@@ -98,11 +98,11 @@ def bucket(count: int, most: int) -> int:
     return size
 
 
-def arriving(value: Tensor) -> Callable[[], Tensor]:
+def copy_to_host_async(value: Tensor) -> Callable[[], Tensor]:
     """Start to copy a value to the host, and return what waits for it: until it is there, not until all else is done.
 
     Example:
-        >>> arriving(torch.tensor(2.0))()
+        >>> copy_to_host_async(torch.tensor(2.0))()
         tensor(2.)
     """
     here = value.to("cpu", non_blocking=True)
@@ -118,7 +118,7 @@ def arriving(value: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def placed(samples: Samples, device: torch.device) -> Samples:
+def on_device(samples: Samples, device: torch.device) -> Samples:
     """Return samples whose array is on the device, copied there once for all subsets, where it takes little room."""
     if device.type != "cuda":
         return samples

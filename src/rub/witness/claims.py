@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from rub.config.suite import Frozen
 from rub.errors import RubError
-from rub.pipeline.cache import Memo
+from rub.pipeline.cache import Cache
 from rub.store.artifacts import Store, file_sha256
 from rub.store.manifest import changed_files, read_manifest
 from rub.store.records import read_records
@@ -78,7 +78,7 @@ class Sources:
         data_root: folder with the standard data layouts, or None.
         device: where to run.
         batch_size: images per forward pass.
-        memo: data and models that several claims are about, read once.
+        cache: data and models that several claims are about, read once.
     """
 
     store: Store | None = None
@@ -86,7 +86,7 @@ class Sources:
     data_root: Path | None = None
     device: str = "cpu"
     batch_size: int = 256
-    memo: Memo = field(default_factory=Memo)
+    cache: Cache = field(default_factory=Cache)
 
 
 @dataclass(frozen=True)

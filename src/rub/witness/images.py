@@ -58,7 +58,7 @@ def claimed_images(witness: Witness, sources: Sources) -> Samples:
     """
     images = "test" if witness.data.get("images") == "test" else "train"
     key = str(witness.data.get("key", ""))
-    pool, place = sources.memo.get(("images", key, images), lambda: _numbered(_pool(witness, key, images, sources)))
+    pool, place = sources.cache.get(("images", key, images), lambda: _numbered(_pool(witness, key, images, sources)))
     missing = [sample.id for sample in witness.samples if sample.id not in place]
     if missing:
         raise RubError(f"the data has no {images} image {missing[0]}: another data set, or another version of it")

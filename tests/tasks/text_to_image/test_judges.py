@@ -21,7 +21,7 @@ from rub.judges.ood_images import KINDS, NOISE, UNSEEN, negatives
 from rub.pipeline.runtime import compute
 from rub.registry import JUDGES, TASKS, load_plugin
 from rub.store.artifacts import Store
-from rub.tasks.text_to_image.judges import Argmax, JudgeContext, Look, imagenet, load_judge, measured, nudenet
+from rub.tasks.text_to_image.judges import Argmax, JudgeContext, Judgement, imagenet, load_judge, measured, nudenet
 from rub.tasks.text_to_image.judging import FACTS, judge_stage
 from rub.tasks.text_to_image.spec import JudgeSpec
 
@@ -123,7 +123,7 @@ def test_random_phases_keep_a_pictures_spectrum():
 
 
 def argmax(among=()):
-    look = Look(torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 9.0, 0.0]]), torch.zeros(2, 1))
+    look = Judgement(torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 9.0, 0.0]]), torch.zeros(2, 1))
     classes = ("tench, Tinca tinca", "church", "garbage truck", "church")
     return Argmax("mine", "", "", classes, lambda images: look, among), look
 
@@ -369,7 +369,7 @@ def test_nudenet_takes_other_weights_classes_and_thresholds(detector, tmp_path):
 PLUGIN = """
 import torch
 import rub
-from rub.tasks.text_to_image.judges import Argmax, Look
+from rub.tasks.text_to_image.judges import Argmax, Judgement
 
 @rub.judge('all-dark', task='text-to-image')
 def dark(files, context, *, below: int = 50):
@@ -377,7 +377,7 @@ def dark(files, context, *, below: int = 50):
     def look(images):
         night = (images.float().mean((1, 2, 3)) < below).float()
         scores = torch.stack([night, 1 - night], 1)
-        return Look(scores, scores)
+        return Judgement(scores, scores)
     return Argmax(context.name, '', f'{files.read_text()}, below {below}', ('night', 'day'), look)
 """
 

@@ -160,11 +160,11 @@ def test_methods_leave_published_formats(tiny):
 
 def test_sham_mutes_only_the_concepts_own_word(tiny):
     from rub.models.diffusion.checkpoints import load_model
-    from rub.tasks.text_to_image.settings import Known
+    from rub.tasks.text_to_image.settings import ResolvedConcept
     from rub.tasks.text_to_image.stages import muted
 
     original = load_model(next((tiny.store / "train").glob("*/model.safetensors")))
-    facts = Known("seven", "seven", "", 7, 7, (), ("eight", "one"), (), ())
+    facts = ResolvedConcept("seven", "seven", "", 7, 7, (), ("eight", "one"), (), ())
     made = muted(original, facts)
     changed = (made.token_embeddings != original.token_embeddings).any(1).nonzero().flatten().tolist()
     assert changed == original.tokenizer("seven", add_special_tokens=False).input_ids

@@ -173,7 +173,7 @@ def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: i
         shadows = _shadows(inputs, indices, "train", bundle_of(inputs, runtime))
         return shokri_fit(shadows.points(np.flatnonzero(_trained_on(inputs))), seed=mia_seed)
 
-    return runtime.memo.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
+    return runtime.cache.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
 
 
 def _scores(

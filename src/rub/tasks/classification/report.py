@@ -1,9 +1,9 @@
 """How the classification task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.report.task_report import Axis, Reporting
+from rub.report.task_report import Axis, TaskReport
 from rub.tasks.classification.tables import classification_tables, headline, leaders
 
-REPORTING = Reporting(
+REPORTING = TaskReport(
     title="image classification",
     first="Table 1",
     prefix="table1",

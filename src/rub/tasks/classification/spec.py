@@ -23,7 +23,7 @@ class ModelSpec(Frozen):
     std: tuple[float, ...] | None = None
 
 
-class AttackPlan(Frozen):
+class AttackSpec(Frozen):
     """One attacked column: searches whose per-sample union counts, at these budgets, on these images."""
 
     runs: tuple[Component, ...] = Field(min_length=1)
@@ -46,7 +46,7 @@ class AttackPlan(Frozen):
 class ClassificationProtocol(Protocol):
     """The choices behind a classification number."""
 
-    attacks: dict[str, AttackPlan]
+    attacks: dict[str, AttackSpec]
     shadows_per_seed: int = Field(2, ge=2, multiple_of=2)
     """Shadow models of each MIA seed; they come in pairs trained on complementary random halves."""
     probe_per_class: int = Field(200, ge=10)
@@ -75,13 +75,13 @@ def _uma(**parameters: Any) -> Component:
 ALL_SPLITS: tuple[Split, ...] = ("forget", "forget_test", "retain")
 
 
-def _paper(*budgets: float) -> dict[str, AttackPlan]:
+def _paper(*budgets: float) -> dict[str, AttackSpec]:
     """Return the paper's search at these budgets, and as many random draws at its larger one."""
     return {
-        "uma": AttackPlan(
+        "uma": AttackSpec(
             runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),), budgets=budgets, splits=ALL_SPLITS
         ),
-        "noise": AttackPlan(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
+        "noise": AttackSpec(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
     }
 
 
@@ -106,7 +106,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             summary="What RUB stands behind: the per-sample union of KL with 5 starts, CE, margin and APGD over the "
             "curve 1..16/255 with warm starts, a universal and a black-box attack, and as many random draws.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(
                         _uma(divergence="kl", steps=100, restarts=5, finish_below=0.05),
                         _uma(divergence="ce", steps=100, restarts=1, finish_below=0.05),
@@ -117,9 +117,9 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
                     splits=ALL_SPLITS,
                     warm_start=True,
                 ),
-                "universal": AttackPlan(runs=(Component(name="universal"),), budgets=(8, 16)),
-                "square": AttackPlan(runs=(Component(name="square"),), budgets=(8, 16)),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=800),), budgets=(8, 16)),
+                "universal": AttackSpec(runs=(Component(name="universal"),), budgets=(8, 16)),
+                "square": AttackSpec(runs=(Component(name="square"),), budgets=(8, 16)),
+                "noise": AttackSpec(runs=(Component(name="noise", steps=800),), budgets=(8, 16)),
             },
             shadows_per_seed=4,
         ),
@@ -128,7 +128,7 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             summary="For checkpoints of unknown origin: the search of rub-paper-1 over the curve 1..16/255 with warm "
             "starts. Where large budgets recover and steer everything alike, a small one may still tell them apart.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
                     budgets=(1, 2, 4, 8, 16),
                     splits=ALL_SPLITS,
@@ -141,15 +141,15 @@ PROTOCOLS: Mapping[str, ClassificationProtocol] = {
             summary="A tour in a minute on 8 x 8 digits: every part runs, with few steps and wide budgets "
             "(32/255 and 64/255). Its numbers show that things work; they are not for comparison.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(_uma(divergence="kl", steps=20, restarts=1, finish_below=0.05),),
                     budgets=(32, 64),
                     splits=ALL_SPLITS,
                 ),
-                "uma-apgd": AttackPlan(runs=(Component(name="uma-apgd", steps=20),), budgets=(64,)),
-                "universal": AttackPlan(runs=(Component(name="universal", steps=20),), budgets=(64,)),
-                "square": AttackPlan(runs=(Component(name="square", steps=20),), budgets=(64,)),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=20),), budgets=(64,)),
+                "uma-apgd": AttackSpec(runs=(Component(name="uma-apgd", steps=20),), budgets=(64,)),
+                "universal": AttackSpec(runs=(Component(name="universal", steps=20),), budgets=(64,)),
+                "square": AttackSpec(runs=(Component(name="square", steps=20),), budgets=(64,)),
+                "noise": AttackSpec(runs=(Component(name="noise", steps=20),), budgets=(64,)),
             },
             shadows_per_seed=4,
             probe_per_class=50,

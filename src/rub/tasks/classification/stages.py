@@ -133,7 +133,7 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, runtime: Runtim
     images are the negative control: each is steered towards what the original says of a random *forget* image. If they
     arrive as often, a recovery is ordinary adversarial vulnerability and no evidence of knowledge about that image.
     """
-    original = runtime.memo.get(
+    original = runtime.cache.get(
         (inputs["original"].key, runtime.device), lambda: load_model(inputs["original"], bundle).to(runtime.device)
     )
     unlearned = load_model(inputs["unlearned"], bundle).to(runtime.device)

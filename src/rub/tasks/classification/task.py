@@ -9,7 +9,7 @@ from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.tasks.classification.metrics import METRICS_DECLARED, cell
-from rub.tasks.classification.spec import CONTROLS, PROTOCOLS, AttackPlan, ClassificationExperiment
+from rub.tasks.classification.spec import CONTROLS, PROTOCOLS, AttackSpec, ClassificationExperiment
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -198,7 +198,7 @@ class Graph:
             "measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=tuple(cells)
         )
 
-    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackPlan, level: int) -> Stage:
+    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackSpec, level: int) -> Stage:
         experiment = self.experiment
         splits = [split for split in plan.splits if split != "retain" or experiment.forget.classes is not None]
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}

@@ -98,7 +98,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     if delta is None or labels is None or not whole or labels.shape != samples.labels.shape:
         raise RubError(f"the claim's delta and labels do not fit {len(samples)} images of its data")
     path = model_file(witness, "unlearned", sources)
-    model = sources.memo.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
+    model = sources.cache.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
         sources.device
     )
     probes = images.to(torch.int16) + delta.to(torch.int16)

@@ -1,9 +1,9 @@
 """How the image-to-image task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.report.task_report import Axis, Reporting
+from rub.report.task_report import Axis, TaskReport
 from rub.tasks.inpainting.tables import headline, inpainting_tables, leaders
 
-REPORTING = Reporting(
+REPORTING = TaskReport(
     title="image-to-image",
     first="Table 2",
     prefix="table2",

@@ -44,7 +44,7 @@ class TrainingSpec(Frozen):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
 
-class AttackPlan(Frozen):
+class AttackSpec(Frozen):
     """One attacked column: searches whose per-sample best counts, at these budgets, on these images."""
 
     runs: tuple[Component, ...] = Field(min_length=1)
@@ -67,7 +67,7 @@ class AttackPlan(Frozen):
 class InpaintingProtocol(Protocol):
     """The choices behind a number of this task."""
 
-    attacks: dict[str, AttackPlan]
+    attacks: dict[str, AttackSpec]
     images: Literal["test", "train"] = "test"
     """Which images stand for F and R: unseen ones of these classes (Li et al.: validation images), or training ones."""
     recovered_below: float = Field(0.0025, gt=0)
@@ -105,8 +105,8 @@ PROTOCOLS: Mapping[str, InpaintingProtocol] = {
             "unbounded in [0, 1] by 300 steps of Adam, the mask of each image fixed; pasted reconstructions; every "
             "search also towards an unrelated image, and as many random draws.",
             attacks={
-                "uma": AttackPlan(runs=(_uma(steps=100, adam_steps=300),), budgets=(8, "unbounded"), splits=ALL),
-                "noise": AttackPlan(
+                "uma": AttackSpec(runs=(_uma(steps=100, adam_steps=300),), budgets=(8, "unbounded"), splits=ALL),
+                "noise": AttackSpec(
                     runs=(Component(name="noise", steps=100),), budgets=(8, "unbounded"), splits=("forget",)
                 ),
             },
@@ -116,13 +116,13 @@ PROTOCOLS: Mapping[str, InpaintingProtocol] = {
             summary="What RUB stands behind: the curve 1..16/255 with 3 starts, unbounded and free searches of 1000 "
             "steps, controls at every budget, on unseen images.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(_uma(steps=200, adam_steps=1000, restarts=3),),
                     budgets=(1, 2, 4, 8, 16, "unbounded", "free"),
                     splits=ALL,
                     warm_start=True,
                 ),
-                "noise": AttackPlan(
+                "noise": AttackSpec(
                     runs=(Component(name="noise", steps=600),), budgets=(8, "unbounded"), splits=("forget",)
                 ),
             },
@@ -131,7 +131,7 @@ PROTOCOLS: Mapping[str, InpaintingProtocol] = {
             name="rub-audit-1",
             summary="For checkpoints of unknown origin: the curve 2..16/255 and unbounded, with the steering control.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(_uma(steps=100, adam_steps=300),),
                     budgets=(2, 4, 8, 16, "unbounded"),
                     splits=ALL,
@@ -144,10 +144,10 @@ PROTOCOLS: Mapping[str, InpaintingProtocol] = {
             summary="A tour in a minute on upscaled digits: few steps and a wide budget (32/255). Its numbers show "
             "that things work; they are not for comparison.",
             attacks={
-                "uma": AttackPlan(
+                "uma": AttackSpec(
                     runs=(_uma(steps=20, adam_steps=40, lr=0.05),), budgets=(32, "unbounded"), splits=ALL
                 ),
-                "noise": AttackPlan(runs=(Component(name="noise", steps=20),), budgets=(32,), splits=("forget",)),
+                "noise": AttackSpec(runs=(Component(name="noise", steps=20),), budgets=(32,), splits=("forget",)),
             },
             is_splits=1,
             recovered_below=0.01,

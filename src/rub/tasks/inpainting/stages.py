@@ -114,7 +114,7 @@ def fit(
     Args:
         model: the autoencoder.
         samples: the training set.
-        context: seed, masks, batches, precision, resume.
+        context: seed, masks, batches, precision, checkpointer.
         training: epochs, lr, weight_decay, warmup, as in `TrainingSpec`.
 
     Raises:
@@ -127,7 +127,7 @@ def fit(
     batches = context.epochs(samples, training["epochs"])
     masked_loss = compiled(model.loss, context.compile)
     changing: Changing = {"model": model, "optimizer": optimizer, "batches": batches, "masks": masks}
-    part = context.resume.part("train", changing)
+    part = context.checkpointer.section("train", changing)
     for step, (x, _) in enumerate(batches, part.restore()):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))
@@ -246,7 +246,7 @@ def model_of(inputs: Inputs, role: str, runtime: Runtime) -> MaskedAutoencoder:
     def load() -> MaskedAutoencoder:
         return load_mae(inputs[role].file(WEIGHTS)).to(runtime.device).eval().requires_grad_(False)
 
-    return runtime.memo.get((inputs[role].key, runtime.device), load)
+    return runtime.cache.get((inputs[role].key, runtime.device), load)
 
 
 def _built(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> MaskedAutoencoder:

@@ -13,7 +13,7 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.store.artifacts import file_sha256
 from rub.tasks.inpainting.metrics import METRICS_DECLARED, cell
-from rub.tasks.inpainting.spec import PROTOCOLS, AttackPlan, InpaintingExperiment, Level
+from rub.tasks.inpainting.spec import PROTOCOLS, AttackSpec, InpaintingExperiment, Level
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -225,7 +225,7 @@ class Graph:
         cost = 4.0 * self.experiment.evaluation.samples
         return self._stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
-    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackPlan, budget: Level) -> Stage:
+    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackSpec, budget: Level) -> Stage:
         spec = {
             "method": method,
             "seed": seed,

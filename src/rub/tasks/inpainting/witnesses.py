@@ -113,7 +113,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 def _model(witness: Witness, role: str, sources: Sources) -> MaskedAutoencoder:
     """Return the model of a role, read once."""
     path = model_file(witness, role, sources)
-    return sources.memo.get(("mae", path), lambda: load_mae(path))
+    return sources.cache.get(("mae", path), lambda: load_mae(path))
 
 
 def _broken(witness: Witness, samples: Samples, delta: Tensor, loss: Tensor) -> Iterator[str]:

@@ -59,7 +59,7 @@ def concept_of(records: Iterable[Record], budget: str) -> Concept:
     return Concept(board_of(own), tuple(row_order((record.method for record in own), "text-to-image")), budget)
 
 
-def doubts(concepts: Concepts) -> Iterator[str]:
+def caveats(concepts: Concepts) -> Iterator[str]:
     """Yield what the controls say: of the judge and the search, of the reference, of low and of high success rates.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rub.data.samples import Samples, concatenate
 from rub.data.splits import Bundle, bundle_of, trainable
 from rub.errors import RubError
-from rub.judges.base import Argmax, Judge, JudgeContext, Label, Look
+from rub.judges.base import Argmax, Judge, JudgeContext, Judgement, Label
 from rub.judges.extractors import ClassifierExtractor, judge_context, load_classifier, network_of, trained
 from rub.judges.imagenet import imagenet
 from rub.judges.nudenet import nudenet
@@ -32,7 +32,7 @@ __all__ = [
     "Argmax",
     "Judge",
     "JudgeContext",
-    "Look",
+    "Judgement",
     "classifier",
     "imagenet",
     "judge",
@@ -92,10 +92,10 @@ class Seen:
 
     extractor: ClassifierExtractor
 
-    def __call__(self, images: Tensor) -> Look:
+    def __call__(self, images: Tensor) -> Judgement:
         """Return logits and penultimate features."""
         features, logits = self.extractor(images)
-        return Look(logits, features)
+        return Judgement(logits, features)
 
 
 def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
@@ -204,7 +204,7 @@ def told(facts: Mapping[str, Any]) -> str:
 
 def load_judge(artifact: Artifact, inputs: Mapping[str, Artifact], runtime: Runtime) -> Judge:
     """Return the judge of a judge artifact, once per process."""
-    return runtime.memo.get(
+    return runtime.cache.get(
         (artifact.key, runtime.device),
         lambda: _made(artifact.json(FACTS), artifact.path, runtime.batch_size, runtime.device),
     )

@@ -20,7 +20,7 @@ from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.judges import load_judge
 from rub.tasks.text_to_image.metrics import cell
-from rub.tasks.text_to_image.settings import Known, known
+from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, drawing_of, drawn_clean, prompts_in
 from rub.tasks.text_to_image.witnesses import save_witnesses
 
@@ -29,7 +29,7 @@ RETAIN_SEED = 5000  # first seed of the retained pictures: not those of the conc
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 
 
-def retained(facts: Known, count: int, guidance: float) -> tuple[Prompts, list[int]]:
+def retained(facts: ResolvedConcept, count: int, guidance: float) -> tuple[Prompts, list[int]]:
     """Return prompts for pictures of retained concepts, "a photo of ..." by turns, and which concept each names."""
     which = [place % len(facts.retained_names) for place in range(count)]
     ids = torch.arange(count)
@@ -39,7 +39,7 @@ def retained(facts: Known, count: int, guidance: float) -> tuple[Prompts, list[i
 
 def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Draw the original's picture for every prompt, and look once at real pictures of the retained classes."""
-    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     drawing = drawing_of(inputs, "original", spec, runtime)
     np.save(out / "images.npy", drawn_clean(drawing, prompts_in(inputs["prompts"]), batch_of(runtime)).numpy())
     judge, told = load_judge(inputs["judge"], inputs, runtime), "the original's pictures of the same prompts"
@@ -76,7 +76,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtime: Runtime) -> None:
     """Add what is left of the retained concepts; nothing where there are none."""
-    facts = known(spec["concept"], inputs, runtime)
+    facts = resolve_concept(spec["concept"], inputs, runtime)
     if not facts.retained_names:
         return
     judge, drawing = load_judge(inputs["judge"], inputs, runtime), drawing_of(inputs, "unlearned", spec, runtime)
@@ -118,7 +118,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     probes = np.load(found.file("probes.npz"), allow_pickle=False)
     step = probes["step"]
     facts = origin(inputs["unlearned"], found) | {
-        "converged": settled(step, spec["cap"]),
+        "converged": has_converged(step, spec["cap"]),
         "evaluations": int(probes["evaluations"].sum()),
         "extractor": f"{judge.name}@{judge.sha256[:12]}",
         "setting": _asked(inputs, judge.told),
@@ -137,14 +137,14 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     (out / "samples.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
     curve = {**_row(spec), **found.json("attack.json"), "converged": facts["converged"]}
     (out / "curves.json").write_text(json.dumps([curve], allow_nan=False), encoding="utf-8")
-    save_witnesses(stage, inputs, probes, known(spec["concept"], inputs, runtime).judged_as, out)
+    save_witnesses(stage, inputs, probes, resolve_concept(spec["concept"], inputs, runtime).judged_as, out)
 
 
-def settled(step: NDArray[np.int64], cap: int) -> bool:
+def has_converged(step: NDArray[np.int64], cap: int) -> bool:
     """Return whether the search had stopped finding: no first success in the last tenth of its steps (at least one).
 
     Example:
-        >>> settled(np.array([0, 3, -1]), 100), settled(np.array([0, 95, -1]), 100)
+        >>> has_converged(np.array([0, 3, -1]), 100), has_converged(np.array([0, 95, -1]), 100)
         (True, False)
     """
     return not bool((step > cap - max(cap // 10, 1)).any()) or bool((step >= 0).all())

@@ -12,7 +12,7 @@ from rub.tasks.text_to_image.concepts import find_label, names_of, spaced
 
 
 @dataclass(frozen=True)
-class Known:
+class ResolvedConcept:
     """A concept and what it stands beside.
 
     Attributes:
@@ -43,7 +43,7 @@ class Known:
         return tuple(names[0] for names in self.names)
 
 
-def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: Runtime) -> Known:
+def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: Runtime) -> ResolvedConcept:
     """Return what is known of a concept.
 
     Args:
@@ -60,7 +60,7 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
         kept = [item for item in concept["retain"] if item != name]
         prompt, heard = concept["prompt"] or spaced(name), tuple(map(spaced, kept))
         own = spaced(name) if given is None else given
-        return Known(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
+        return ResolvedConcept(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
     classes = bundle_of(inputs, runtime).classes
     names = tuple(tuple(found) for found in names_of(classes))
     label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
@@ -69,7 +69,7 @@ def known(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: R
     others = tuple(place for place in range(len(classes)) if place != label)
     ours = concept["judge"] == "classifier"  # trained on this data: its labels are the classes
     calls: tuple[int | str, ...] = tuple(place if ours else found[0] for place, found in enumerate(names))
-    return Known(
+    return ResolvedConcept(
         name,
         concept["prompt"] or names[label][0],
         concept["anchor"],

@@ -84,7 +84,7 @@ class JudgeSpec(Component):
     training: ClassifierTraining = ClassifierTraining(epochs=20, lr=0.1, schedule="onecycle")
 
 
-class AttackPlan(Frozen):
+class AttackSpec(Frozen):
     """One attacked column: a search with a cap of attack steps."""
 
     run: Component
@@ -95,7 +95,7 @@ class AttackPlan(Frozen):
 class TextToImageProtocol(Protocol):
     """The choices behind a number of this task."""
 
-    attacks: dict[str, AttackPlan]
+    attacks: dict[str, AttackSpec]
     sampler: Literal["ddim", "lms"] = "lms"
     sampler_steps: int = Field(50, ge=1, le=1000)
     token_limit: int = Field(60, ge=4, le=77)
@@ -121,8 +121,8 @@ class Evaluation(Frozen):
     """Prompts that brought the concept back, kept as witnesses per cell; all when left out."""
 
 
-def _plan(name: str, cap: int, **parameters: Any) -> AttackPlan:
-    return AttackPlan(run=Component(name=name, **parameters), cap=cap)
+def _plan(name: str, cap: int, **parameters: Any) -> AttackSpec:
+    return AttackSpec(run=Component(name=name, **parameters), cap=cap)
 
 
 PROTOCOLS: Mapping[str, TextToImageProtocol] = {

@@ -27,7 +27,7 @@ from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabular
 from rub.tasks.text_to_image.concepts import names_of, prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
 from rub.tasks.text_to_image.judges import load_judge
-from rub.tasks.text_to_image.settings import Known, known
+from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
 from rub.training.context import Augmentation, seeded
 
@@ -42,7 +42,7 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     training, given, names = spec["training"], spec["model"], names_of(bundle.classes)
     samples = trainable(bundle, spec["validation"])
     if spec["subset"] == "retain":
-        unseen = spec["without"] or [known(spec["concept"], inputs, runtime).label]
+        unseen = spec["without"] or [resolve_concept(spec["concept"], inputs, runtime).label]
         samples = samples.select(~torch.isin(samples.labels, torch.tensor(unseen)))
     words = train_vocabulary(vocabulary_texts(names), given["vocabulary"])
     channels, side, width = bundle.train.shape
@@ -83,11 +83,11 @@ def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> Non
     if stage.spec["control"] == "random_init":
         made = reinitialised(original, stage.spec["seed"])
     else:
-        made = muted(original, known(stage.spec["concept"], inputs, runtime))
+        made = muted(original, resolve_concept(stage.spec["concept"], inputs, runtime))
     keep_unlearned(original, made, out)
 
 
-def muted(original: Diffusion, facts: Known) -> Diffusion:
+def muted(original: Diffusion, facts: ResolvedConcept) -> Diffusion:
     """Return the sham: the original, whose text encoder no longer hears the words of the concept's own name.
 
     The embeddings of those tokens of the name that no retained name shares become that of the padding. Nothing is
@@ -109,7 +109,7 @@ def _tokens(model: Diffusion, texts: Sequence[str]) -> set[int]:
 
 def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Write down the evaluation prompts, and which were dropped because they are too long."""
-    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     model = model_of(inputs, "original", runtime)
     found = prompts_of(facts.name, facts.prompt, None, None) if spec["given"] is None else _listed(spec["given"])
     limit = min(spec["token_limit"], model.length - ROOM)
@@ -147,7 +147,7 @@ def prompts_in(artifact: Artifact) -> Prompts:
 
 def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Write down the pictures that methods may learn from: of the data set, or drawn by the original model."""
-    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     model, count = model_of(inputs, "original", runtime), spec["count"]
     for side in ("forget", "retain"):
         names = [facts.prompt] if side == "forget" else list(facts.retained_names)
@@ -165,7 +165,7 @@ def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         (out / f"{side}.json").write_text(json.dumps(facts_), encoding="utf-8")
 
 
-def _pool(bundle: Bundle, validation: float, facts: Known, side: str) -> Samples:
+def _pool(bundle: Bundle, validation: float, facts: ResolvedConcept, side: str) -> Samples:
     """Return the training pictures of the concept, or of the retained classes."""
     samples = trainable(bundle, validation)
     labels = torch.tensor([facts.label] if side == "forget" else list(facts.retained_classes))
@@ -224,7 +224,7 @@ def keep_unlearned(original: Diffusion, made: Any, out: Path) -> None:
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search for prompts that draw the concept again, and keep what was found."""
-    spec, facts = stage.spec, known(stage.spec["concept"], inputs, runtime)
+    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     asked = prompts_in(inputs["prompts"])
     original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
     before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))
@@ -239,7 +239,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runtime) -> Drawing:
     """Return how a model's pictures are drawn and judged, from a stage's ``sampler`` and ``concept``."""
-    judge, facts = load_judge(inputs["judge"], inputs, runtime), known(spec["concept"], inputs, runtime)
+    judge, facts = load_judge(inputs["judge"], inputs, runtime), resolve_concept(spec["concept"], inputs, runtime)
 
     def seen(images: Tensor) -> tuple[Tensor, Tensor]:
         look = judge(images)
@@ -288,4 +288,4 @@ def model_of(inputs: Inputs, role: str, runtime: Runtime) -> Diffusion:
             made = load_model(artifact.file(MODEL))
         return freeze(made.to(runtime.device))
 
-    return runtime.memo.get((inputs[role].key, runtime.device), load)
+    return runtime.cache.get((inputs[role].key, runtime.device), load)

@@ -19,7 +19,7 @@ from rub.report.table import Cell, Column, Row, Table, beside, fitting
 from rub.report.tables import Source, directions, failures, label, marks, seeds_note
 from rub.report.text import printable, slug
 from rub.store.records import Record
-from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, Concept, concept_of, counted, doubts, judged_by
+from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, Concept, caveats, concept_of, counted, judged_by
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED
 
 _METRICS = {metric.name: metric for metric in METRICS_DECLARED}
@@ -199,7 +199,7 @@ def _table3(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
     table = suite.table("table3", _FIRST, columns, _explained(suite, paper), paper)
     first, *others = table.notes
     seeds = seeds_note(suite.records, _GIVEN, "prompts")
-    notes = (first, seeds, *others, *doubts(suite.concepts), *failures(suite.records))
+    notes = (first, seeds, *others, *caveats(suite.concepts), *failures(suite.records))
     table = replace(table, notes=notes)
     ties = [piece for name, concept in suite.concepts.items() for piece in _ties(name, concept, table.rows)]
     if ties and len(suite.sources) == 1:

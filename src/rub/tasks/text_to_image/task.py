@@ -12,7 +12,7 @@ from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.store.artifacts import file_sha256
 from rub.tasks.text_to_image.judging import judge_stage
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED, cell
-from rub.tasks.text_to_image.spec import PROTOCOLS, AttackPlan, TextToImageExperiment
+from rub.tasks.text_to_image.spec import PROTOCOLS, AttackSpec, TextToImageExperiment
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -245,7 +245,7 @@ class Graph:
         cost = self._drawing(self._count() + self.experiment.evaluation.retained)
         return self._stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
-    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackPlan) -> Stage:
+    def _measure_attack(self, method: str, seed: int, label: str, plan: AttackSpec) -> Stage:
         spec = {
             "method": method,
             "seed": seed,

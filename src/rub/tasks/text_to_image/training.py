@@ -48,7 +48,7 @@ def fit(
         model: the miniature.
         samples: the training pictures.
         caption: gives a fresh caption for each picture and step.
-        context: seed, batch size, precision, device, progress, resume; its augmentation says whether to mirror.
+        context: seed, batch size, precision, device, progress, checkpointer; its augmentation says whether to mirror.
         training: steps, lr, dropout, ema and those of the autoencoder, as in `TrainingSpec`.
 
     Raises:
@@ -68,7 +68,7 @@ def fit(
     generator, weight = context.generator("diffusion"), min_snr(model.alpha_bar)
     predict = compiled(model.predict, context.compile)
     changing: Changing = {"learned": learned, "mean": mean, "optimizer": optimizer, "draws": generator}
-    part = context.resume.part("train", changing)
+    part = context.checkpointer.section("train", changing)
     for step in range(part.restore(), training["steps"]):
         _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
         rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
@@ -120,7 +120,7 @@ def fit_autoencoder(
     steps = training["autoencoder_steps"]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=training["autoencoder_lr"], weight_decay=0.0)
     generator = context.generator("autoencoder")
-    part = context.resume.part("autoencoder", {"vae": vae, "optimizer": optimizer, "draws": generator})
+    part = context.checkpointer.section("autoencoder", {"vae": vae, "optimizer": optimizer, "draws": generator})
     for step in range(part.restore(), steps):
         _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)

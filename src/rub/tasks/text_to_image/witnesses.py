@@ -86,7 +86,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
         RubError: the models or the judge are not there, or the claim is not one of this task.
     """
     path = model_file(witness, "original", sources)
-    original = sources.memo.get(("diffusion", path), lambda: load_model(path))
+    original = sources.cache.get(("diffusion", path), lambda: load_model(path))
     unlearned = freeze(load_unlearned(original, model_file(witness, "unlearned", sources))).to(sources.device)
     judge, label = judge_in(witness, sources), witness.settings.get("judged_as")
     sampler = _sampler(witness.settings.get("sampler"))

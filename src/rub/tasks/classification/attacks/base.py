@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Resume
+from rub.pipeline.checkpointing import Checkpointer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AttackContext:
         start: uint8 (N, C, H, W) or None: probes found at a smaller budget, where the first start begins instead of
             the clean images; the harness keeps one where nothing better is found.
         progress: told of every step.
-        resume: keeps states of the search; see `rub.pipeline.checkpointing`.
+        checkpointer: keeps states of the search; see `rub.pipeline.checkpointing`.
         compile: whether the network that guides the search is compiled; see `rub.training.device`.
     """
 
@@ -71,7 +71,7 @@ class AttackContext:
     fast: bool = True
     start: Tensor | None = None
     progress: Progress = silent
-    resume: Resume = field(default_factory=Resume)
+    checkpointer: Checkpointer = field(default_factory=Checkpointer)
     compile: bool = False
 
 

@@ -73,7 +73,7 @@ def distance(values: Tensor, reference: Tensor) -> Tensor:
     return length
 
 
-def measure(name: Divergence, outputs: Outputs, aim: Aim) -> Tensor:
+def divergence(name: Divergence, outputs: Outputs, aim: Aim) -> Tensor:
     """Return the named divergence of a batch, float32 (N,).
 
     Args:

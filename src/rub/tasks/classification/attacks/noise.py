@@ -10,7 +10,7 @@ from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Plan, search
+from rub.tasks.classification.attacks.search import Schedule, search
 
 Distribution = Literal["sign", "uniform"]
 
@@ -70,5 +70,5 @@ def noise(
         finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
     """
     rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
-    plan = Plan(divergence, steps, finish_below=finish_below)
+    plan = Schedule(divergence, steps, finish_below=finish_below)
     return search(rule, plan, target, probe_from, budget, context)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from rub.data.samples import to_unit
 from rub.errors import RubError
 from rub.models.resnet import ResNet, fused
-from rub.pipeline.checkpointing import Attributes
+from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.classification.attacks.base import AttackContext, Target
-from rub.tasks.classification.attacks.divergences import Aim, Divergence, Outputs, measure
+from rub.tasks.classification.attacks.divergences import Aim, Divergence, Outputs
+from rub.tasks.classification.attacks.divergences import divergence as divergence_of
 from rub.training.device import compiled_batches
 
 
@@ -23,7 +24,7 @@ class Score(NamedTuple):
     gradient: Tensor | None = None
 
 
-class Scorer(Attributes):
+class Scorer(AttributeState):
     """Scores batches of images by their row in the target, and counts every image it passes through the model.
 
     Attributes:
@@ -44,7 +45,7 @@ class Scorer(Attributes):
                 "divergence 'features-l2': the model has no features(x) -> (N, D) and fc; use 'logits-l2' or 'kl'"
             )
         self.evaluations = 0
-        self.trusted = not (context.fast or context.compile)
+        self.is_exact = not (context.fast or context.compile)
         self._batch_size = context.batch_size
         self._device = context.device
         self._divergence = divergence
@@ -99,4 +100,4 @@ class Scorer(Attributes):
     def _score(self, outputs: Outputs, rows: Tensor) -> Score:
         self.evaluations += len(rows)
         aim = Aim(*(part[rows] for part in self._aim))
-        return Score(measure(self._divergence, outputs, aim), outputs.logits.argmax(1) == aim.labels)
+        return Score(divergence_of(self._divergence, outputs, aim), outputs.logits.argmax(1) == aim.labels)

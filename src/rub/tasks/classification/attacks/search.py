@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rub.attacks.linf import better, column, keyed_uniform, project
-from rub.attacks.search import Course, Scores, State, run_starts
+from rub.attacks.search import Scores, State, Trajectory, run_starts
 from rub.data.samples import to_unit
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
@@ -35,7 +35,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How long a search goes on.
 
     Attributes:
@@ -53,7 +53,9 @@ class Plan:
     grid: bool = True
 
 
-def search(rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext) -> Probes:
+def search(
+    rule: Rule, plan: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext
+) -> Probes:
     """Run a rule on every image and return each one's best probe: recovered first, then the lowest D.
 
     Args:
@@ -79,10 +81,10 @@ def to_bytes(x: Tensor) -> Tensor:
     return (x * 255).round_().to(torch.uint8)
 
 
-class Ledger(Course):
+class Ledger(Trajectory):
     """The best probe of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
 
-    changing = (*Course.changing, "images", "loss", "recovered")
+    changing = (*Trajectory.changing, "images", "loss", "recovered")
 
     def __init__(self, images: Tensor, total_steps: int, device: torch.device) -> None:
         """Start from the clean images, none of them scored."""
@@ -111,7 +113,7 @@ class Ledger(Course):
 
 class _Search:
     def __init__(
-        self, rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext
+        self, rule: Rule, plan: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext
     ) -> None:
         self.rule, self.plan, self.images, self.eps, self.context = rule, plan, images, budget.eps, context
         self.scorer = Scorer(target, plan.divergence, context)
@@ -173,7 +175,7 @@ class _Search:
 
     def _confirm(self, rows: Tensor, images: Tensor, score: Score, step: Tensor) -> Score:
         """Offer images to the ledger under their float32 scores, and return these."""
-        if not self.scorer.trusted:
+        if not self.scorer.is_exact:
             score = self.scorer.exact(images, rows)
         self.ledger.offer(rows, images, score, step)
         return score

@@ -11,7 +11,7 @@ from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Plan, search
+from rub.tasks.classification.attacks.search import Schedule, search
 
 SCHEDULE = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries: where the area of the squares is halved
 
@@ -110,5 +110,5 @@ def square(
     """
     warm = context.start is not None
     rule = Squares(eps=budget.eps, seed=context.seed, fraction=fraction, steps=steps, warm=warm)
-    plan = Plan(divergence, steps, finish_below=finish_below)
+    plan = Schedule(divergence, steps, finish_below=finish_below)
     return search(rule, plan, target, probe_from, budget, context)

@@ -11,7 +11,7 @@ from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Plan, search
+from rub.tasks.classification.attacks.search import Schedule, search
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the search is"
@@ -85,5 +85,5 @@ def uma(
         grid: score iterates as 8-bit images; False is the textbook search, rounded only at the end.
     """
     rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps, momentum=momentum)
-    plan = Plan(divergence, steps, restarts, finish_below, grid)
+    plan = Schedule(divergence, steps, restarts, finish_below, grid)
     return search(rule, plan, target, probe_from, budget, context)

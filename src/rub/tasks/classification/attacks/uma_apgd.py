@@ -7,12 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rub.attacks.linf import checkpoints, column, momentum_step, should_halve
+from rub.attacks.linf import column, momentum_step, review_steps, should_halve
 from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Plan, search
+from rub.tasks.classification.attacks.search import Schedule, search
 
 CARD = Card(
     paper="Croce, Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free"
@@ -37,7 +37,7 @@ class AdaptiveDescent:
     def __init__(self, *, eps: float, steps: int, rho: float, device: torch.device) -> None:
         """Lay out the checkpoints: for every step, the number of steps since the last one, or 0 for none."""
         self.eps, self.rho = eps, rho
-        points = checkpoints(steps)
+        points = review_steps(steps)
         self.interval = torch.zeros(steps + 1, dtype=torch.int64, device=device)
         for before, now in pairwise(points):
             self.interval[now] = now - before
@@ -113,5 +113,5 @@ def uma_apgd(
         grid: score iterates as 8-bit images; False is the textbook search, rounded only at the end.
     """
     rule = AdaptiveDescent(eps=budget.eps, steps=steps, rho=rho, device=context.device)
-    plan = Plan(divergence, steps, restarts, finish_below, grid)
+    plan = Schedule(divergence, steps, restarts, finish_below, grid)
     return search(rule, plan, target, probe_from, budget, context)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rub.data.samples import Samples
 from rub.errors import Diverged, RubError
-from rub.pipeline.checkpointing import Attributes, Changing
+from rub.pipeline.checkpointing import AttributeState, Changing
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.context import beside
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     y: Tensor
 
 
-class Rounds(Attributes):
+class Rounds(AttributeState):
     """Shuffled, augmented batches: in every epoch, one pass over each part in turn; see `rounds`.
 
     Attributes:
@@ -86,7 +86,7 @@ def rounds(
         draws: what the parts are drawn from, if anything.
     """
     batches = Rounds(context, epochs, parts, draws or torch.Generator())
-    part = context.keeping("rounds", beside(changing, {"own batches": batches}))
+    part = context.section("rounds", beside(changing, {"own batches": batches}))
     for step, batch in enumerate(batches, part.restore()):
         yield batch
         part.keep(step + 1)

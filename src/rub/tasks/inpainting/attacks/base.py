@@ -11,7 +11,7 @@ from rub.errors import RubError
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Resume
+from rub.pipeline.checkpointing import Checkpointer
 
 GRIDDED, FREE = torch.int16, torch.float16
 """Types of a stored delta: levels of 1/255, or pixel units where the input may be any real image."""
@@ -107,7 +107,7 @@ class AttackContext:
         start: a delta (N, C, H, W) of a smaller budget, or None: where the first start begins instead of the clean
             images; the harness keeps it where nothing better is found.
         progress: told of every step.
-        resume: keeps states of the search; see `rub.pipeline.checkpointing`.
+        checkpointer: keeps states of the search; see `rub.pipeline.checkpointing`.
         compile: whether the network that guides the search is compiled; see `rub.training.device`.
     """
 
@@ -119,7 +119,7 @@ class AttackContext:
     fast: bool = True
     start: Tensor | None = None
     progress: Progress = silent
-    resume: Resume = field(default_factory=Resume)
+    checkpointer: Checkpointer = field(default_factory=Checkpointer)
     compile: bool = False
 
 

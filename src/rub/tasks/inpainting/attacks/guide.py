@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder, PatchEmbed
 from rub.models.mae.transformer import Attention, Block
-from rub.pipeline.checkpointing import Attributes
+from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.inpainting.attacks.base import AttackContext, divergence
 from rub.training.device import compiled_batches
 
@@ -29,7 +29,7 @@ class Score(NamedTuple):
     gradient: Tensor | None = None
 
 
-class Guide(Attributes):
+class Guide(AttributeState):
     """Scores batches of visible patches, and counts every image it passes through a model.
 
     Attributes:
@@ -43,7 +43,7 @@ class Guide(Attributes):
         """Prepare the float32 model and, in fast mode and where the device computes in it, its bfloat16 copy."""
         self.evaluations = 0
         fast = context.fast and _pays(model, context.device)
-        self.trusted = not (fast or context.compile)
+        self.is_exact = not (fast or context.compile)
         self._exact = Predict(model, fast=False)
         self._guide = Predict(halved(model, context.device) if fast else model, fast=fast)
         self._steep = compiled_batches(self._guide, context.batch_size, context.compile)

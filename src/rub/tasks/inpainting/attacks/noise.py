@@ -9,7 +9,7 @@ from rub.attacks.linf import keyed_uniform, project
 from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
-from rub.tasks.inpainting.attacks.search import Plan, search
+from rub.tasks.inpainting.attacks.search import Schedule, search
 
 Distribution = Literal["sign", "uniform"]
 
@@ -72,4 +72,4 @@ def noise(
         finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
     """
     rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
-    return search(rule, Plan(steps, finish_below=finish_below), target, probe_from, budget, context)
+    return search(rule, Schedule(steps, finish_below=finish_below), target, probe_from, budget, context)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rub.attacks.linf import column, keyed_uniform, project
-from rub.attacks.search import Course, Scores, State, run_starts
+from rub.attacks.search import Scores, State, Trajectory, run_starts
 from rub.models.mae.masks import Mask, gather, scatter
 from rub.models.mae.model import MaskedAutoencoder
 from rub.tasks.inpainting.attacks.base import FREE, GRIDDED, AttackContext, Budget, Probes, Target, apply_delta
@@ -40,7 +40,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How long a search goes on.
 
     Attributes:
@@ -54,7 +54,9 @@ class Plan:
     finish_below: float = 0.0
 
 
-def search(rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext) -> Probes:
+def search(
+    rule: Rule, plan: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext
+) -> Probes:
     """Run a rule on every image and return the probe of each with the lowest D.
 
     Every iterate is scored as it would be stored (rounded to 8 bits, or delta to float16); its gradient there moves the
@@ -80,10 +82,10 @@ def confine(x: Tensor, clean: Tensor, budget: Budget) -> Tensor:
     return x.clamp(0, 1) if budget.gridded else clean + (x - clean).clamp(-FARTHEST, FARTHEST)
 
 
-class Ledger(Course):
+class Ledger(Trajectory):
     """The best delta of every sample so far; holds float32 scores only, so a claim is never bfloat16's alone."""
 
-    changing = (*Course.changing, "delta", "loss", "start")
+    changing = (*Trajectory.changing, "delta", "loss", "start")
 
     def __init__(self, delta: Tensor, total_steps: int, threshold: float, device: torch.device) -> None:
         """Start from a zero `delta` (N, K, P) of the stored type, none of them scored."""
@@ -124,7 +126,7 @@ def as_images(visible: Tensor, model: MaskedAutoencoder, mask: Mask) -> Tensor:
 
 class _Search:
     def __init__(
-        self, rule: Rule, plan: Plan, target: Target, images: Tensor, budget: Budget, context: AttackContext
+        self, rule: Rule, plan: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext
     ) -> None:
         self.rule, self.plan, self.target, self.images = rule, plan, target, images
         self.budget, self.context = budget, context
@@ -200,7 +202,7 @@ class _Search:
     def _confirm(self, state: State, which: Tensor, delta: Tensor, loss: Tensor, step: Tensor) -> Tensor:
         """Offer the deltas of these samples to the ledger under their float32 scores, and return these."""
         loss, delta = loss[which], delta[which]
-        if not self.guide.trusted and len(loss):
+        if not self.guide.is_exact and len(loss):
             mask = Mask(state["keep"][which], state["hidden"][which])
             visible = apply_delta(state["levels"][which], delta)
             loss = self.guide.exact(visible, mask, state["reference"][which])

@@ -10,7 +10,7 @@ from rub.attacks.linf import adam_direction, sign_step
 from rub.attacks.search import State
 from rub.registry import Card, attack
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
-from rub.tasks.inpainting.attacks.search import Plan, Rule, confine, search
+from rub.tasks.inpainting.attacks.search import Rule, Schedule, confine, search
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the searches"
@@ -108,5 +108,5 @@ def uma(
     rule: Rule = AdamDescent(budget=budget, lr=lr)
     if budget.eps is not None:
         rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps)
-    plan = Plan(steps if budget.bounded else adam_steps, restarts, finish_below)
+    plan = Schedule(steps if budget.bounded else adam_steps, restarts, finish_below)
     return search(rule, plan, target, probe_from, budget, context)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rub.data.samples import Samples
 from rub.models.mae.model import MaskedAutoencoder
-from rub.pipeline.checkpointing import Changing, Weights
+from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
 
 RateAt = Callable[[int, int], float]
@@ -60,7 +60,7 @@ def minimise(
     named = list(parameters)
     optimizer = context.adamw(named, rate(0, 1), weight_decay)
     total = context.steps(forget, retain, epochs)
-    changing: Changing = {"weights": Weights(dict(named)), "optimizer": optimizer, **draws}
+    changing: Changing = {"weights": ParameterState(dict(named)), "optimizer": optimizer, **draws}
     for index, x_f, x_r in context.pairs(forget, retain, epochs, changing):
         for group in optimizer.param_groups:
             group["lr"] = rate(index, total)

@@ -15,7 +15,7 @@ from rub.attacks.search import State
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Resume
+from rub.pipeline.checkpointing import Checkpointer
 from rub.training.device import compiled_batches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -103,7 +103,7 @@ class AttackContext:
         batch_size: prompts that advance together; does not change results.
         device: where the models are.
         progress: told of prompts done.
-        resume: keeps states of the search; see `rub.pipeline.checkpointing`.
+        checkpointer: keeps states of the search; see `rub.pipeline.checkpointing`.
         compile: whether the networks that guide a search are compiled; see `rub.training.device`.
     """
 
@@ -111,7 +111,7 @@ class AttackContext:
     batch_size: int = 16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
-    resume: Resume = field(default_factory=Resume)
+    checkpointer: Checkpointer = field(default_factory=Checkpointer)
     compile: bool = False
 
     def predictor(self, model: Diffusion) -> Predict:

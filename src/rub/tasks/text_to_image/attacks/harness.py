@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rub.attacks.search import Queue, Scores, State, drain
+from rub.attacks.search import Queue, Scores, State, run_queue
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.model import Diffusion
 from rub.models.diffusion.sampling import Sampler, initial_latents, sample
-from rub.pipeline.checkpointing import Attributes
+from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.text_to_image.attacks.base import (
     Attack,
     AttackContext,
@@ -124,7 +124,7 @@ def run_attack(
     search = function(target, target.prompts, budget, context, **parameters)
     run = _Run(search, target, budget, drawing, f"attack '{getattr(function, '__name__', 'of no name')}'")
     count, queue = len(target.prompts), Queue(target.tokens.device)
-    part = context.resume.part("search", {"queue": queue, "run": run})
+    part = context.checkpointer.section("search", {"queue": queue, "run": run})
 
     def report(left: int) -> None:
         context.progress(count - left, count, f"{int((run.step >= 0).sum())} back")
@@ -133,13 +133,13 @@ def run_attack(
 
     part.restore()
     if not len(queue):  # else a run that was killed left prompts on their way
-        queue.waiting = torch.arange(count)
-    drain(queue, context.batch_size, run.admit, run.observe, run.move, report)
+        queue.pending = torch.arange(count)
+    run_queue(queue, context.batch_size, run.admit, run.observe, run.move, report)
     return run.probes()
 
 
-class _Run(Attributes):
-    """The state of one attack over all prompts: what `drain` calls, and what is known of each prompt."""
+class _Run(AttributeState):
+    """The state of one attack over all prompts: what `run_queue` calls, and what is known of each prompt."""
 
     changing = ("step", "score", "ids", "embeddings", "latents", "images", "gradient_steps", "evaluations")
 

@@ -12,7 +12,7 @@ from rub.config.hyperparameters import Count, Epochs, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Attributes, Changing, Weights
+from rub.pipeline.checkpointing import AttributeState, Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.tasks.text_to_image.methods.esd import esd_loss
@@ -144,7 +144,7 @@ def retain_loss(model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, pro
     return F.mse_loss(model.predict(x, t, model.context(prompts)).float(), wanted)
 
 
-class Adversary(Attributes):
+class Adversary(AttributeState):
     """What attacks leave to one another: the soft tokens of the latest, float (1, k, D); none before the first."""
 
     changing = ("prefix",)
@@ -225,8 +225,8 @@ def advunlearn(
         return retain_loss(model, original, x, t, chosen)
 
     changing: Changing = {
-        "weights": Weights(weights), "optimizer": optimizer, "draws": draws, "attacks": attacks, "tokens": tokens,
-        "kept": kept, "prompts": prompts, "adversary": adversary,
+        "weights": ParameterState(weights), "optimizer": optimizer, "draws": draws, "attacks": attacks,
+        "tokens": tokens, "kept": kept, "prompts": prompts, "adversary": adversary,
     }  # fmt: skip
     for step in context.counted(iterations, changing):
         if step >= warmup and (step - warmup) % attack_every == 0:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Count, Epochs, Rate, Weight
 from rub.models.diffusion.groups import UNetGroup, parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Changing, Weights
+from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import Noisy, NoisyPictures, embedded, noise_loss, pairs, redirected_loss
@@ -109,7 +109,7 @@ def erasediff(
             context.descend(loss, optimizer)
         put_back(parameters, start)
 
-    changing: Changing = {"weights": Weights(parameters), "optimizer": optimizer, "ahead": ahead}
+    changing: Changing = {"weights": ParameterState(parameters), "optimizer": optimizer, "ahead": ahead}
     for step, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         if inner_steps and step % every == 0:
             look_ahead()

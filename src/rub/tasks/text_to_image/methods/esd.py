@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rub.config.hyperparameters import Epochs, Rate, Weight
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Weights
+from rub.pipeline.checkpointing import ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
 
@@ -106,7 +106,7 @@ def erase(
     weights = train_only(model, parameter_group(model, group))
     optimizer, draws = context.adam(weights.values(), lr), context.generator("steps")
     concept, empty = original.context([prompt]), original.context([""])
-    for _ in context.counted(iterations, {"weights": Weights(weights), "optimizer": optimizer, "draws": draws}):
+    for _ in context.counted(iterations, {"weights": ParameterState(weights), "optimizer": optimizer, "draws": draws}):
         with context.autocast():  # on its own: weights that autocast keeps from here would have no gradient below
             x, t = context.partial(original if drawn_by == "base" else model, prompt, draws, guidance=guidance)
         with context.autocast():

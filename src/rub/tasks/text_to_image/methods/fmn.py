@@ -11,7 +11,7 @@ from rub.config.hyperparameters import Epochs, Positive, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Changing, Weights
+from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import embedded
@@ -170,7 +170,7 @@ def fmn(
     optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
     zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
     draws, pictures = context.generator("forget-noise"), context.pictures(forget, "forget") if real_pictures else None
-    changing: Changing = {"weights": Weights(weights), "optimizer": optimizer, "draws": draws}
+    changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer, "draws": draws}
     for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
         clean = next(pictures)[0] if pictures else zeros
         x, t, _ = context.draw(model, clean, draws)

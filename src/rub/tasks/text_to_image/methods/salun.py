@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Changing, Weights
+from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
 from rub.tasks.text_to_image.methods._losses import (
@@ -158,7 +158,7 @@ def salun(
     mask = saliency_mask(model, parameters, forget, context, batches=batches, guidance=guidance, k=k)
     step, optimizer = MaskedStep(parameters, mask), context.adam(parameters.values(), lr)
     teacher = model if pseudo_target == "live" else frozen(model)
-    changing: Changing = {"weights": Weights(parameters), "optimizer": optimizer}
+    changing: Changing = {"weights": ParameterState(parameters), "optimizer": optimizer}
     for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
             loss = salun_loss(model, teacher, wrong, right, other, alpha)

@@ -11,7 +11,7 @@ from rub.config.hyperparameters import Epochs, Fraction, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import UNetGroup, parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
-from rub.pipeline.checkpointing import Changing, Weights
+from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import (
@@ -201,7 +201,7 @@ def scissorhands(
     redraw({name: everything[name] for name in drawn}, top_mask(scores, 1 - sparsity), init, context.generator("init"))
     weights = train_only(model, parameter_group(model, group))
     optimizer = context.adam(weights.values(), lr)
-    changing: Changing = {"weights": Weights(weights), "optimizer": optimizer}
+    changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer}
     for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
             loss = scissorhands_loss(model, wrong, right, anchor, lam, forget_loss)
