@@ -113,16 +113,9 @@ def copied_store(tiny, tmp_path):
 @pytest.fixture(autouse=True)
 def _private_registries():
     """Take away what plug-ins registered when the test is over."""
-    before = [(known, dict(known._entries)) for known in (registry.METHODS, registry.ATTACKS, registry.TASKS)]
     modules = set(sys.modules)
-    yield
-    for known, entries in before:
-        added = set(known._entries) - set(entries)
-        for key in added:
-            del known._entries[key]
-        for key, entry in entries.items():
-            if known._entries[key].origin != entry.origin:
-                known._entries[key] = entry
+    with registry.scoped():
+        yield
     for name in set(sys.modules) - modules:
         if name.startswith("rub_plugin_"):
             del sys.modules[name]

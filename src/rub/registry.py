@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -211,6 +212,22 @@ KINDS: Mapping[str, Registry[Any]] = {
     "models": NETWORKS,
     "judges": JUDGES,
 }
+
+
+@contextmanager
+def scoped() -> Iterator[None]:
+    """Take away, at the end of the body, what was registered in it."""
+    registries = (*KINDS.values(), TASKS)
+    before = [dict(registry._entries) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, entries in zip(registries, before, strict=True):
+            for key, now in list(registry._entries.items()):
+                if key not in entries:
+                    del registry._entries[key]
+                elif entries[key].origin != now.origin:  # a component of RUB may have been loaded meanwhile
+                    registry._entries[key] = entries[key]
 
 
 def _decorator(registry: Registry[Any], name: str, task: str, card: Card | None) -> Callable[[F], F]:
