@@ -26,7 +26,7 @@ from scipy.stats import kendalltau, ttest_rel
 
 from rub import read_records
 from rub.metrics.statistics import clustered_mean, paired_difference, wilson
-from rub.report.grouping import budgets_of
+from rub.reports.grouping import budgets_of
 from rub.store.records import Record
 
 BUDGETS = ("none", "8/255", "16/255")  # the paper's
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     records = [row for row in read_records(parser.parse_args().folder) if row.status == "ok"]
-    paper = json.loads(files("rub.report").joinpath("paper_tables.json").read_text())["table1"][records[0].dataset]
+    paper = json.loads(files("rub.reports").joinpath("paper_tables.json").read_text())["table1"][records[0].dataset]
     for lines in (numbers(records, paper), orders(records, paper), controls(records)):
         print("\n".join(lines), end="\n\n")
 

@@ -40,7 +40,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     found = samples(folder)
     caps = {row.attack: int(row.budget) for row in read_records(folder) if row.metric == "asr_post"}
-    paper = json.loads(files("rub.report").joinpath("paper_tables.json").read_text())["table3"]
+    paper = json.loads(files("rub.reports").joinpath("paper_tables.json").read_text())["table3"]
     paper = {NAMES.get(name, name): row for name, row in paper.items()}
     tables = [numbers(found, paper, caps["uma"]), orders(found, paper), controls(found)]
     if len({seed for cell in found.values() for seed, _ in cell}) > 1:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rub.api import make_runtime, verify
 from rub.registry import METHODS
-from rub.report.writing import write_reports
+from rub.reports.writing import write_reports
 from rub.store.manifest import seal_folder
 from rub.store.records import Record, write_records
 from rub.tasks.classification.metrics import cell

@@ -31,7 +31,7 @@ from rub import load_suite, read_records
 from rub.data.readers import read_cifar10, read_npz
 from rub.errors import RubError
 from rub.models.weights import read_state
-from rub.report.folders import read_folder
+from rub.reports.folders import read_folder
 from rub.store.records import identity
 from rub.witness.claims import read_witness
 

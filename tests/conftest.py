@@ -97,7 +97,7 @@ def tiny(tmp_path_factory, write_suite):
 @pytest.fixture(scope="session")
 def tiny_out(tiny, tmp_path_factory):
     """The result folder of the tiny run."""
-    from rub.report.result_folder import write_result
+    from rub.reports.result_folder import write_result
 
     out = tmp_path_factory.mktemp("tiny-out")
     write_result(tiny.result, tiny.suite, out, f"rub run {tiny.path}")

@@ -18,7 +18,7 @@ from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime, Task
 from rub.registry import TASKS
-from rub.report.result_folder import Result, collect, prepare, write_result
+from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
@@ -253,7 +253,7 @@ def report(
     Raises:
         RubError: an unknown format, a place that cannot be written, or no folder that can be shown.
     """
-    from rub.report.writing import write_reports
+    from rub.reports.writing import write_reports
 
     return write_reports(folders, out, formats, workers)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rub.leaderboard.submit import check
-from rub.report.folders import read_folder
+from rub.reports.folders import read_folder
 from rub.store.manifest import changed_files, seal_folder
 from rub.store.records import write_records
 from rub.witness.claims import Sources

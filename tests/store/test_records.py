@@ -158,7 +158,7 @@ def test_the_tiny_run_survives_its_own_files(tiny, tiny_out):
 
 def test_experiments_with_equal_rows_keep_their_own_witnesses(tmp_path):
     """Two concepts of one suite make claims about the same method, seed, attack and budget."""
-    from rub.report.result_folder import _write_witnesses
+    from rub.reports.result_folder import _write_witnesses
     from rub.witness.claims import read_witness, witness_files, write_witness
 
     fields = {

@@ -193,7 +193,7 @@ def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:
 
 def _tell(report: Any, screen: Console) -> None:
     """Print an audit's figures and verdict."""
-    from rub.audit.base import lines
+    from rub.audits.base import lines
 
     for line in lines(report):
         screen.print(line, highlight=False, soft_wrap=True)

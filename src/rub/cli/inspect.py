@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from rub.errors import unknown
 from rub.registry import KINDS, TASKS, Entry
-from rub.report.cards import described
+from rub.reports.cards import described
 
 if TYPE_CHECKING:
     from rub.config.suite import Protocol
@@ -95,7 +95,7 @@ def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
 
 def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
     """Yield name and lines of what a task declares itself: controls, metrics, protocols."""
-    from rub.report.task_report import report_of
+    from rub.reports.task_report import report_of
 
     for name, text in report_of(task).controls.items():
         yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]

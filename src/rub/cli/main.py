@@ -72,8 +72,8 @@ def run(
     from rub import api
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
-    from rub.report.render import to_rich
-    from rub.report.task_report import report_of
+    from rub.reports.render import to_rich
+    from rub.reports.task_report import report_of
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    from rub.report.text import printable  # a message may quote what a file of others holds
+    from rub.reports.text import printable  # a message may quote what a file of others holds
 
     Console(stderr=True).print(
         f"rub: {' '.join(printable(message).split())}", markup=False, highlight=False, soft_wrap=True

@@ -68,7 +68,7 @@ def export(
 ) -> None:
     """Write one method's results for its model repository on the Hugging Face Hub."""
     from rub.leaderboard.export import eval_results, model_card
-    from rub.report.folders import read_folder
+    from rub.reports.folders import read_folder
 
     records = read_folder(folder).records
     if kind not in ("eval-results", "model-card"):

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from rub.errors import RubError, unknown
 from rub.metrics.statistics import Interval
 from rub.registry import TASKS
-from rub.report.grouping import CONTROL_ROWS, Group, board_of, estimate, extracted, grouped
-from rub.report.render import to_markdown
-from rub.report.table import Table
-from rub.report.tables import label
-from rub.report.task_report import TaskReport, reports_of
-from rub.report.text import printable, slug
+from rub.reports.grouping import CONTROL_ROWS, Group, board_of, estimate, extracted, grouped
+from rub.reports.render import to_markdown
+from rub.reports.table import Table
+from rub.reports.tables import label
+from rub.reports.task_report import TaskReport, reports_of
+from rub.reports.text import printable, slug
 from rub.store.records import Record
 
 if TYPE_CHECKING:

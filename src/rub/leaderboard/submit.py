@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 from rub.errors import RubError
 from rub.registry import TASKS
-from rub.report.folders import ResultFolder, outside, read_folder
-from rub.report.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
-from rub.report.tables import label
-from rub.report.task_report import TaskReport, reports_of
-from rub.report.text import printable
+from rub.reports.folders import ResultFolder, outside, read_folder
+from rub.reports.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
+from rub.reports.tables import label
+from rub.reports.task_report import TaskReport, reports_of
+from rub.reports.text import printable
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
 from rub.witness.claims import Sources, checks, witness_files

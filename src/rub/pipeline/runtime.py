@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def reporting(self) -> str:
-        """``module:attribute`` of its `rub.report.task_report.TaskReport`, imported when something is reported."""
+        """``module:attribute`` of its `rub.reports.task_report.TaskReport`, imported when something is reported."""
 
     def plan(self, experiment: Any, runtime: Runtime) -> Plan:
         """Return the graph of an experiment."""

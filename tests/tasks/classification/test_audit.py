@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rub import audit
 from rub.api import make_runtime
-from rub.audit.base import MARGIN, Rate, Report, Verdict, conclude, lines
+from rub.audits.base import MARGIN, Rate, Report, Verdict, conclude, lines
 from rub.data.sources import load_images
 from rub.errors import RubError
 from rub.metrics.statistics import wilson

@@ -302,7 +302,7 @@ def test_protocols_have_their_own_names():
 
 
 def test_a_reported_run_has_its_figures_and_galleries_again(tiny_i2i, tmp_path):
-    from rub.report.writing import write_reports
+    from rub.reports.writing import write_reports
 
     _, refused = write_reports([tiny_i2i.out], tmp_path / "site")
     assert refused == {}

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from rub.errors import RubError
-from rub.report import figures
-from rub.report.galleries import draw_galleries, read_tiles
-from rub.report.render import to_csv, to_latex, to_markdown, to_rich
-from rub.report.tables import paper_numbers
-from rub.report.writing import write_report
+from rub.reports import figures
+from rub.reports.galleries import draw_galleries, read_tiles
+from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
+from rub.reports.tables import paper_numbers
+from rub.reports.writing import write_report
 from rub.store.records import Record
 from rub.tasks.inpainting.metrics import cell
 from rub.tasks.inpainting.report import REPORTING

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rub.audit.base import Rate
+from rub.audits.base import Rate
 from rub.metrics.statistics import wilson
 from rub.tasks.inpainting.verdict import Figures, judge
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rub.report.tables import paper_numbers
+from rub.reports.tables import paper_numbers
 from rub.tasks.text_to_image.accounting import from_counts, summarise
 
 CONCEPTS = {"church": 50, "garbage_truck": 50, "nudity": 118, "parachute": 50, "tench": 50}

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from rub.metrics.statistics import Interval, wilson
-from rub.report import figures
-from rub.report.galleries import draw_galleries
-from rub.report.grouping import budgets_of, extracted, share, tie_letters
-from rub.report.render import to_csv, to_latex, to_markdown, to_rich
-from rub.report.tables import paper_numbers
+from rub.reports import figures
+from rub.reports.galleries import draw_galleries
+from rub.reports.grouping import budgets_of, extracted, share, tie_letters
+from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
+from rub.reports.tables import paper_numbers
 from rub.store.records import Record
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED, cell
 from rub.tasks.text_to_image.report import REPORTING
@@ -477,7 +477,7 @@ def test_no_utility_no_figure_of_it(one):
 
 @pytest.mark.parametrize(("side", "channels", "across"), [(8, 1, 112), (32, 3, 128), (512, 3, 256)])
 def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, channels, across):
-    monkeypatch.setattr("rub.report.galleries.reportings", lambda tasks: {"text-to-image": REPORTING})
+    monkeypatch.setattr("rub.reports.galleries.reportings", lambda tasks: {"text-to-image": REPORTING})
     tiles = np.random.default_rng(0).integers(0, 256, (2, 3, side, side, channels), dtype=np.uint8)
     columns = np.array(["before", "after", "after, uma"])
     np.savez(tmp_path / "g.npz", tiles=tiles, columns=columns, ids=np.array([7, 4706]))
@@ -495,7 +495,7 @@ def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, chan
 
 
 def test_the_page_shows_all_concepts_together(five, tmp_path):
-    from rub.report.writing import write_report
+    from rub.reports.writing import write_report
 
     names = ("church", "garbage-truck", "nudity", "parachute", "tench")
     facts = {"suite": {"name": "demo", "experiments": [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rub.api import audit, make_runtime
-from rub.audit.base import Rate
+from rub.audits.base import Rate
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
 from rub.tasks.text_to_image.verdict import Figures, judge

@@ -1,6 +1,6 @@
 """How the classification task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.report.task_report import Axis, TaskReport
+from rub.reports.task_report import Axis, TaskReport
 from rub.tasks.classification.tables import classification_tables, headline, leaders
 
 REPORTING = TaskReport(

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from rub.metrics.statistics import tie_groups
-from rub.report.grouping import CONTROL_ROWS, Place, board_of, budgets_of, grouped, row_order, seed_means
-from rub.report.table import Cell, Column, Table, fitting
-from rub.report.tables import Source, failures, seeds_note
-from rub.report.text import printable
+from rub.reports.grouping import CONTROL_ROWS, Place, board_of, budgets_of, grouped, row_order, seed_means
+from rub.reports.table import Cell, Column, Table, fitting
+from rub.reports.tables import Source, failures, seeds_note
+from rub.reports.text import printable
 from rub.store.records import Record
 from rub.tasks.classification.metrics import METRICS_DECLARED
 
@@ -29,7 +29,7 @@ def classification_tables(records: Sequence[Record], paper: Mapping[str, Any] | 
 
     Args:
         records: rows of any task; those of other tasks are left out.
-        paper: method -> the paper's numbers for this data set, from `rub.report.tables.paper_numbers`.
+        paper: method -> the paper's numbers for this data set, from `rub.reports.tables.paper_numbers`.
 
     Returns:
         Tables that fit 80 columns each; empty without classification records.

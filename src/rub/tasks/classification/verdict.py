@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rub.audit.base import MARGIN, Rate, Verdict, VerdictName, percent
+from rub.audits.base import MARGIN, Rate, Verdict, VerdictName, percent
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How the image-to-image task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.report.task_report import Axis, TaskReport
+from rub.reports.task_report import Axis, TaskReport
 from rub.tasks.inpainting.tables import headline, inpainting_tables, leaders
 
 REPORTING = TaskReport(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rub.report.grouping import (
+from rub.reports.grouping import (
     CONTROL_ROWS,
     Place,
     board_of,
@@ -19,9 +19,9 @@ from rub.report.grouping import (
     row_order,
     share,
 )
-from rub.report.table import Column, Table, fitting
-from rub.report.tables import Source, failures, seeds_note
-from rub.report.text import printable
+from rub.reports.table import Column, Table, fitting
+from rub.reports.tables import Source, failures, seeds_note
+from rub.reports.text import printable
 from rub.store.records import Record
 from rub.tasks.inpainting.metrics import METRICS_DECLARED, cell
 
@@ -56,7 +56,7 @@ def inpainting_tables(records: Sequence[Record], paper: Mapping[str, Any] | None
 
     Args:
         records: rows of any task; those of other tasks are left out.
-        paper: method -> metric -> budget -> split -> the paper's number, from `rub.report.tables.paper_numbers`.
+        paper: method -> metric -> budget -> split -> the paper's number, from `rub.reports.tables.paper_numbers`.
 
     Returns:
         Tables that fit 80 columns each; empty without records of this task.

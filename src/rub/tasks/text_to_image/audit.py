@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.audit.base import Audited, Rate, Report, Rows, broken, conclude, measure, percent
+from rub.audits.base import Audited, Rate, Report, Rows, broken, conclude, measure, percent
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
 from rub.pipeline.progress import Display

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rub.metrics.statistics import Interval
-from rub.report.grouping import CONTROL_ROWS, Board, Place, board_of, records_at, row_order, share
-from rub.report.text import printable
+from rub.reports.grouping import CONTROL_ROWS, Board, Place, board_of, records_at, row_order, share
+from rub.reports.text import printable
 from rub.store.records import Record
 
 CONTROL_ATTACKS = ("random-prefix", "seed-search")

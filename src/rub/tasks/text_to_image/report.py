@@ -1,6 +1,6 @@
 """How the text-to-image task is reported: its tables, the axes of its figures, and what its words mean."""
 
-from rub.report.task_report import Axis, TaskReport
+from rub.reports.task_report import Axis, TaskReport
 from rub.tasks.text_to_image.tables import headline, leaders, text_to_image_tables
 
 REPORTING = TaskReport(

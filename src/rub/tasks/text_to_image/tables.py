@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rub.report.grouping import (
+from rub.reports.grouping import (
     CONTROL_ROWS,
     Group,
     Place,
@@ -15,9 +15,9 @@ from rub.report.grouping import (
     row_order,
     tie_letters,
 )
-from rub.report.table import Cell, Column, Row, Table, beside, fitting
-from rub.report.tables import Source, directions, failures, label, marks, seeds_note
-from rub.report.text import printable, slug
+from rub.reports.table import Cell, Column, Row, Table, beside, fitting
+from rub.reports.tables import Source, directions, failures, label, marks, seeds_note
+from rub.reports.text import printable, slug
 from rub.store.records import Record
 from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, Concept, caveats, concept_of, counted, judged_by
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED
@@ -55,7 +55,7 @@ def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | N
 
     Args:
         records: rows of any task; those of other tasks are left out. An experiment is one concept, named after it.
-        paper: method -> concept -> metric -> the paper's number, from `rub.report.tables.paper_numbers`.
+        paper: method -> concept -> metric -> the paper's number, from `rub.reports.tables.paper_numbers`.
 
     Returns:
         Tables that fit 80 columns each; empty without records of this task.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rub.audit.base import Rate, Verdict, VerdictName, percent
+from rub.audits.base import Rate, Verdict, VerdictName, percent
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.registry import METHODS
-from rub.report.figure_file import FigureFile, plain
-from rub.report.grouping import (
+from rub.reports.figure_file import FigureFile, plain
+from rub.reports.grouping import (
     CONTROL_ROWS,
     Board,
     Group,
@@ -24,9 +24,9 @@ from rub.report.grouping import (
     row_order,
     share,
 )
-from rub.report.tables import label
-from rub.report.task_report import Axis, TaskReport, reports_of
-from rub.report.text import free_name, slug
+from rub.reports.tables import label
+from rub.reports.task_report import Axis, TaskReport, reports_of
+from rub.reports.text import free_name, slug
 from rub.store.records import Record
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from rub.report import figures
-from rub.report.writing import write_report
+from rub.reports import figures
+from rub.reports.writing import write_report
 from rub.store.records import read_records, write_records
 from rub.tasks.classification.report import REPORTING
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from rub.report.grouping import Group
-from rub.report.text import printable
+from rub.reports.grouping import Group
+from rub.reports.text import printable
 
 
 @dataclass(frozen=True)

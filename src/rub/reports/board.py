@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rub.registry import TASKS
-from rub.report.grouping import CONTROL_ROWS, Group, extracted, level
-from rub.report.table import Cell, Column
-from rub.report.tables import Source
-from rub.report.task_report import report_of
-from rub.report.text import printable
+from rub.reports.grouping import CONTROL_ROWS, Group, extracted, level
+from rub.reports.table import Cell, Column
+from rub.reports.tables import Source
+from rub.reports.task_report import report_of
+from rub.reports.text import printable
 from rub.store.records import Record
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from rub.errors import RubError
 from rub.pipeline.execution import one_line
-from rub.report.figure_file import FigureFile
-from rub.report.figures import draw_figures
-from rub.report.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
-from rub.report.galleries import draw_galleries
-from rub.report.grouping import Group
-from rub.report.pages import Page, merged, page_records, page_slug, tables_of
-from rub.report.render import to_csv, to_latex, to_markdown
-from rub.report.site import write_site
-from rub.report.table import Table
+from rub.reports.figure_file import FigureFile
+from rub.reports.figures import draw_figures
+from rub.reports.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
+from rub.reports.galleries import draw_galleries
+from rub.reports.grouping import Group
+from rub.reports.pages import Page, merged, page_records, page_slug, tables_of
+from rub.reports.render import to_csv, to_latex, to_markdown
+from rub.reports.site import write_site
+from rub.reports.table import Table
 from rub.store import manifest as sealing
 from rub.store.records import Record
 
@@ -45,7 +45,7 @@ def write_report(
         out: the result folder; is made when it is not there.
         facts: ``command``, and ``suite``: the suite as plain data with its experiments.
         paper: the paper's numbers for all experiments; None takes each experiment's own ``paper`` key of the suite.
-        galleries: pictures of what models make, as for `rub.report.galleries.draw_galleries`.
+        galleries: pictures of what models make, as for `rub.reports.galleries.draw_galleries`.
 
     Returns:
         The path of the leaderboard, ``report/index.html``.

@@ -14,7 +14,7 @@ from rub.errors import RubError
 from rub.pipeline.execution import Outcome
 from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.runtime import code_version
-from rub.report.text import free_name
+from rub.reports.text import free_name
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
 from rub.store.manifest import seal_folder
 from rub.store.records import Record, write_records
@@ -94,7 +94,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapp
 
 def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
     """Write a result folder and return the path of its page."""
-    from rub.report.writing import write_report
+    from rub.reports.writing import write_report
 
     try:
         _clear(out)

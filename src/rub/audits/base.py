@@ -14,7 +14,7 @@ from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime, Task
-from rub.report.result_folder import Result, collect, prepare, write_result
+from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.records import Record
 

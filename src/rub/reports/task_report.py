@@ -7,8 +7,8 @@ from typing import Any
 
 from rub.errors import unknown
 from rub.registry import TASKS
-from rub.report.table import Column, Table
-from rub.report.tables import paper_numbers
+from rub.reports.table import Column, Table
+from rub.reports.tables import paper_numbers
 from rub.store.records import Record
 
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from rub.report.render import to_latex
-from rub.report.tables import paper_numbers
+from rub.reports.render import to_latex
+from rub.reports.tables import paper_numbers
 from rub.tasks.classification.tables import classification_tables
 
 LATEX = shutil.which("pdflatex")

@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 from rub.errors import RubError
-from rub.report.folders import copy_gallery, read_folder
-from rub.report.pages import merged
-from rub.report.writing import write_report, write_reports
+from rub.reports.folders import copy_gallery, read_folder
+from rub.reports.pages import merged
+from rub.reports.writing import write_report, write_reports
 from rub.store import manifest as sealing
 from rub.store.records import read_records, write_records
 
@@ -355,7 +355,7 @@ def test_results_stay_until_there_are_better_ones(tiny, tmp_path, monkeypatch):
 
 
 def test_a_second_run_into_one_folder_leaves_nothing_of_the_first(tiny, tmp_path):
-    from rub.report.result_folder import prepare, write_result
+    from rub.reports.result_folder import prepare, write_result
 
     for _ in range(2):
         prepare(tmp_path / "out")

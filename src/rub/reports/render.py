@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rub.report.table import Table, column_groups
+from rub.reports.table import Table, column_groups
 
 if TYPE_CHECKING:
     from rich.console import Group as RichGroup
@@ -25,7 +25,7 @@ def to_rich(table: Table) -> "RichGroup":
     """Return title, table and notes for a terminal: parts of a cell below each other, controls in brackets on top.
 
     Example:
-        >>> from rub.report.table import Table
+        >>> from rub.reports.table import Table
         >>> to_rich(Table("empty", "Empty", (), (), ("a note",))).renderables[0].plain
         'Empty'
     """
@@ -60,7 +60,7 @@ def to_markdown(table: Table) -> str:
     r"""Return a GitHub table with its title and notes; every text is escaped.
 
     Example:
-        >>> from rub.report.table import Table
+        >>> from rub.reports.table import Table
         >>> to_markdown(Table("t", "a|b", (), (), ()))
         '### a\\|b\n\n| method |\n|:---|\n'
     """
@@ -78,7 +78,7 @@ def to_latex(table: Table) -> str:
     r"""Return a ``table`` environment for booktabs, title as caption, notes below; every text is escaped.
 
     Example:
-        >>> from rub.report.table import Table
+        >>> from rub.reports.table import Table
         >>> r"\caption{50\% \& more}" in to_latex(Table("t", "50% & more", (), (), ()))
         True
     """
@@ -105,7 +105,7 @@ def to_csv(table: Table) -> str:
     r"""Return one line per cell with its raw numbers, in the column's unit: value, low, high, paper.
 
     Example:
-        >>> from rub.report.table import Table
+        >>> from rub.reports.table import Table
         >>> to_csv(Table("t", "empty", (), (), ()))
         'method,control,group,column,unit,value,low,high,paper,text,note\n'
     """

@@ -13,11 +13,11 @@ from rub.config.suite import load_suite
 from rub.errors import RubError
 from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.inline import Outcome
-from rub.report import figures
-from rub.report.grouping import Place, board_of, budgets_of, grouped, row_order
-from rub.report.result_folder import collect
-from rub.report.task_report import report_of, reports_of
-from rub.report.writing import write_report
+from rub.reports import figures
+from rub.reports.grouping import Place, board_of, budgets_of, grouped, row_order
+from rub.reports.result_folder import collect
+from rub.reports.task_report import report_of, reports_of
+from rub.reports.writing import write_report
 from rub.store.artifacts import Store
 from rub.tasks.classification.report import REPORTING
 from rub.tasks.classification.task import TASK

@@ -1,6 +1,6 @@
 """What the tables of every task share: cells from records, notes on counts, seeds and failures, the paper's numbers.
 
-Every table fits a terminal of 80 columns; one that would not is continued in a second table (`rub.report.table`).
+Every table fits a terminal of 80 columns; one that would not is continued in a second table (`rub.reports.table`).
 """
 
 import json
@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
-from rub.report.grouping import (
+from rub.reports.grouping import (
     CONTROL_ROWS,
     Board,
     Group,
@@ -23,8 +23,8 @@ from rub.report.grouping import (
     row_order,
     share,
 )
-from rub.report.table import Cell, Column, Row, Table
-from rub.report.text import printable, slug
+from rub.reports.table import Cell, Column, Row, Table
+from rub.reports.text import printable, slug
 from rub.store.records import Record
 
 _UNDIVIDED = ("table2", "table3")  # of the paper: one data set each, so that the name alone is the key
@@ -44,7 +44,7 @@ def paper_numbers(key: str) -> Mapping[str, Any] | None:
     """
     if not key:
         return None
-    tables = json.loads(files("rub.report").joinpath("paper_tables.json").read_text(encoding="utf-8"))
+    tables = json.loads(files("rub.reports").joinpath("paper_tables.json").read_text(encoding="utf-8"))
     known = {name: tables[name] for name in _UNDIVIDED}
     known |= {
         f"{table}/{part}": rows for table, parts in tables.items() if table not in known for part, rows in parts.items()

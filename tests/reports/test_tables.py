@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from rub.errors import RubError
-from rub.report.render import to_csv, to_latex, to_markdown, to_rich
-from rub.report.tables import paper_numbers
+from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
+from rub.reports.tables import paper_numbers
 from rub.tasks.classification.tables import classification_tables, leaders
 
 T2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom, from tables
@@ -221,7 +221,7 @@ def test_groups_are_never_mixed(records):
 
 def test_no_part_of_the_report_imports_torch():
     code = (
-        "import sys, rub.report.site, rub.report.galleries; from rub.report.task_report import report_of;"
+        "import sys, rub.reports.site, rub.reports.galleries; from rub.reports.task_report import report_of;"
         " report_of('classification'); import rub.tasks.inpainting.report; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

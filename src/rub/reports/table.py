@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
-from rub.report.grouping import Place
+from rub.reports.grouping import Place
 
 WIDTH = 80
 LABEL_WIDTH = 15
@@ -23,7 +23,7 @@ class Cell:
         high: upper end.
         paper: the paper's own number in the column's unit.
         note: what a mark means in words, or why there is no value.
-        anchor: names the records behind it on the page, see `rub.report.grouping.anchor`; "" where there are none.
+        anchor: names the records behind it on the page, see `rub.reports.grouping.anchor`; "" where there are none.
     """
 
     parts: tuple[str, ...]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rub.report.writing import write_report, write_reports
+from rub.reports.writing import write_report, write_reports
 from rub.store.manifest import seal_folder
 from rub.store.records import write_records
 

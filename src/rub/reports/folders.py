@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from rub.config.suite import Frozen
 from rub.errors import RubError
 from rub.registry import TASKS
-from rub.report.figure_file import FigureFile
-from rub.report.grouping import Group
-from rub.report.text import printable
+from rub.reports.figure_file import FigureFile
+from rub.reports.grouping import Group
+from rub.reports.text import printable
 from rub.store.manifest import changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim

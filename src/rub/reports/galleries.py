@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rub.errors import RubError
-from rub.report.figure_file import FigureFile, plain
-from rub.report.grouping import CONTROL_ROWS, Group
-from rub.report.task_report import reports_of
-from rub.report.text import free_name, printable, slug
+from rub.reports.figure_file import FigureFile, plain
+from rub.reports.grouping import CONTROL_ROWS, Group
+from rub.reports.task_report import reports_of
+from rub.reports.text import free_name, printable, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

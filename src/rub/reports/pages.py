@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from rub.report.figure_file import FigureFile
-from rub.report.folders import Claim, ResultFolder
-from rub.report.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
-from rub.report.table import Table
-from rub.report.task_report import TaskReport, report_of, reports_of
-from rub.report.text import free_name, printable, slug
+from rub.reports.figure_file import FigureFile
+from rub.reports.folders import Claim, ResultFolder
+from rub.reports.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
+from rub.reports.table import Table
+from rub.reports.task_report import TaskReport, report_of, reports_of
+from rub.reports.text import free_name, printable, slug
 from rub.store.records import Record
 
 

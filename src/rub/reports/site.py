@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.registry import METHODS, TASKS
-from rub.report.board import Board, boards
-from rub.report.cards import Described, described
-from rub.report.grouping import grouped
-from rub.report.pages import Page, provenance, run_facts, searches, versions
-from rub.report.table import column_groups
-from rub.report.tables import failures
-from rub.report.task_report import report_of
-from rub.report.text import free_name, printable, slug
+from rub.reports.board import Board, boards
+from rub.reports.cards import Described, described
+from rub.reports.grouping import grouped
+from rub.reports.pages import Page, provenance, run_facts, searches, versions
+from rub.reports.table import column_groups
+from rub.reports.tables import failures
+from rub.reports.task_report import report_of
+from rub.reports.text import free_name, printable, slug
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -70,7 +70,7 @@ def _templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=PackageLoader("rub.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("rub.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     made.filters |= {"spans": column_groups, "short": _short}
