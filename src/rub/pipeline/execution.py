@@ -14,6 +14,7 @@ from typing import Literal
 
 from rub.errors import Diverged, RubError
 from rub.pipeline.graph import Stage
+from rub.pipeline.memory import return_freed_memory
 from rub.pipeline.runtime import Runtime, Task, compute
 from rub.store.artifacts import Artifact, Store
 
@@ -100,6 +101,8 @@ def attempt(
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
     except Exception as error:
         if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what the stage held would be held until the error is gone
+            _free(runtime)
             return Outcome("failed", reason=f"{stage.label}: out of memory, with batches of {runtime.batch_size} too")
         store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: {one_line(error)}")
@@ -175,5 +178,6 @@ def _free(runtime: Runtime) -> None:
 
     runtime.cache.clear()
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # of malloc.h: M_MMAP_MAX, so that all comes from the heap, and M_TRIM_THRESHOLD, so that it never shrinks
 KEEPING = {-4: 0, -1: -1}
@@ -20,15 +21,24 @@ def retain_freed_memory() -> Iterator[bool]:
         ...     isinstance(kept, bool)
         True
     """
+    library = _glibc()
+    for option, value in KEEPING.items() if library else ():
+        library.mallopt(option, value)
+    try:
+        yield library is not None
+    finally:
+        return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Hand what is free back to the system, where the C library is glibc."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> Any:
     try:
         library = ctypes.CDLL(None)
-        mallopt, trim = library.mallopt, library.malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library, or none that can be asked
-        yield False
-        return
-    for option, value in KEEPING.items():
-        mallopt(option, value)
-    try:
-        yield True
-    finally:
-        trim(0)
+    except (OSError, TypeError):  # a system without one that can be asked
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -268,7 +268,7 @@ def image_classifier(tmp_path):
         ({"methods": {"sham": {}}}, "is a control that always runs"),
         ({"model": {"arch": "stable-diffusion"}, "retrains": 0}, "needs a diffusers folder or a hub id"),
         ({"model": {"arch": "stable-diffusion", "weights": "no/such"}, "retrains": 0}, "not in the hub's cache"),
-        ({"model": {"arch": "sd-huge"}}, "unknown text-to-image model"),
+        ({"model": {"arch": "sd-huge"}}, "unknown text-to-image network"),
         ({"judge": {"name": "imagenet", "weights": "nowhere"}}, "no such file or folder"),
         ({"judge": {"name": "classifier", "among": [1]}}, "unknown field 'among'"),
         ({"dataset": None}, "is trained on one"),
