@@ -34,5 +34,4 @@ def unknown(what: str, asked: str, known: Iterable[str]) -> RubError:
 
 
 def _short(name: str) -> str:
-    """Return a name short enough for a line; names may come from others."""
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

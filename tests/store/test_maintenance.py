@@ -7,7 +7,7 @@ import pytest
 from rub.api import make_runtime
 from rub.pipeline.graph import in_order
 from rub.store.artifacts import Store
-from rub.store.maintenance import damaged, held
+from rub.store.maintenance import damaged, usage
 
 
 def flip(path):

@@ -25,10 +25,10 @@ JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def given_weights(original: Path | None, unlearned: Path | None) -> dict[str, Path]:
-    """Return the weights that were given, by role."""
+    """Weights that were given, by role."""
     return {name: path for name, path in {"original": original, "unlearned": unlearned}.items() if path is not None}
 
 
 def console() -> Console:
-    """Return a console for standard output; made per call, so that redirections are seen."""
+    """Console for standard output; made per call, so that redirections are seen."""
     return Console()

@@ -19,10 +19,10 @@ def list_(store: STORE = None) -> None:
     """List what the store holds, by kind of stage."""
     from rich.table import Table
 
-    from rub.store.maintenance import held
+    from rub.store.maintenance import usage
 
     table = Table("stage", "number", "MiB", box=None)
-    kept = held(_opened(store))
+    kept = usage(_opened(store))
     for one in kept:
         table.add_row(one.kind, str(one.count), f"{one.size / 2**20:.1f}")
     table.add_row("all", str(sum(one.count for one in kept)), f"{sum(one.size for one in kept) / 2**20:.1f}")
@@ -32,7 +32,7 @@ def list_(store: STORE = None) -> None:
 @store_app.command(epilog="Example: rub store check --store DIR")
 def check(store: STORE = None) -> None:
     """Compare every file with its checksum; exit 1 if one differs. `rub run` computes what is damaged again."""
-    from rub.store.maintenance import damaged, held
+    from rub.store.maintenance import damaged, usage
 
     opened = _opened(store)
     bad = 0
@@ -40,7 +40,7 @@ def check(store: STORE = None) -> None:
         bad += 1
         console().print(f"{kind}/{key[:12]}: {why}", markup=False, highlight=False, soft_wrap=True)
     console().print(
-        f"{sum(one.count for one in held(opened))} artifacts and partial stages, {bad} damaged", highlight=False
+        f"{sum(one.count for one in usage(opened))} artifacts and partial stages, {bad} damaged", highlight=False
     )
     if bad:
         raise typer.Exit(1)

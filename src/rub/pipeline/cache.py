@@ -11,12 +11,11 @@ class Cache:
     """The few most recently used values of this process, such as loaded models; a cache, never a result."""
 
     def __init__(self, size: int = 12) -> None:
-        """Keep at most `size` values."""
         self.size = size
         self._values: OrderedDict[Any, Any] = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
-        """Return the value under the key, making it when it is not kept."""
+        """The value under a key, made when it is not kept."""
         if key not in self._values:
             self._values[key] = make()
         self._values.move_to_end(key)

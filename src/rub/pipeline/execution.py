@@ -37,7 +37,7 @@ class Outcome:
 
 
 def cached_outcome(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) -> Outcome | None:
-    """Return how a stage ended that need not run: an input failed, or the store has it; else None.
+    """Outcome of a stage that need not run (cached, or blocked by a failed input), else None.
 
     Args:
         stage: whose inputs have all ended.
@@ -52,7 +52,7 @@ def cached_outcome(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) 
 
 
 def inputs_of(stage: Stage, outcomes: Mapping[str, Outcome]) -> dict[str, Artifact]:
-    """Return role -> artifact of a stage whose inputs have all ended well."""
+    """Role -> artifact of a stage whose inputs have all ended well."""
     found = {role: outcomes[need.key].artifact for role, need in stage.inputs.items()}
     return {role: artifact for role, artifact in found.items() if artifact is not None}
 
@@ -109,7 +109,7 @@ def attempt(
 
 
 def one_line(error: Exception) -> str:
-    """Return an unforeseen error as one line: kind, first line of its message, and where its author looks first."""
+    """Unforeseen error as one line: kind, first line of its message, and where its author looks first."""
     line = str(error).strip().split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     # The last line that is not inside a library.
@@ -118,7 +118,7 @@ def one_line(error: Exception) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: Python's, numpy's, or torch's on the CPU or a GPU.
+    """Whether memory ran out: Python's, numpy's, or torch's on the CPU or a GPU.
 
     Example:
         >>> out_of_memory(MemoryError()), out_of_memory(ValueError("no"))

@@ -166,7 +166,6 @@ def _one(
     display: Display,
     limits: Resources | None,
 ) -> Outcome | None:
-    """Return how the stage ended, or None while it, or something it needs, is in another process's hands."""
     if any(need.key not in outcomes for need in stage.inputs.values()):
         return None
     if (ended := cached_outcome(stage, outcomes, store)) is not None:

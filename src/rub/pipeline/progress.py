@@ -21,7 +21,6 @@ class Display:
     """
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        """Write to `console`; `quiet` shows nothing at all."""
         self.console = console
         self.quiet = quiet
         self._live: Progress | None = None
@@ -111,7 +110,7 @@ class Display:
             self._live.update(self._overall, completed=self._done, note=f"{self._done}/{self._total} {more}")
 
     def seconds_left(self) -> float:
-        """Return the estimated time left, from the seconds per cost of each kind of stage so far.
+        """Estimated time left, from the seconds per cost of each kind of stage so far.
 
         What other processes did meanwhile shortens it; 0 while too little has been done to tell.
         """
@@ -125,7 +124,7 @@ class Display:
         )
 
     def elapsed(self) -> float:
-        """Return the seconds since the display was made."""
+        """Seconds since the display was made."""
         return time.monotonic() - self._began
 
     def _say(self, line: str) -> None:
@@ -134,7 +133,7 @@ class Display:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as ``42 s``, ``3 min 10 s`` or ``2 h 05 min``.
+    """Duration as ``42 s``, ``3 min 10 s`` or ``2 h 05 min``.
 
     Example:
         >>> clock(190)

@@ -189,7 +189,6 @@ class _Driver:
         plugins: Sequence[Path],
         shared: bool,
     ) -> None:
-        """Read the plug-ins, and define the Ray function."""
         import ray
 
         self.tasks, self.store, self.runtime, self.resources, self.shared = tasks, store, runtime, resources, shared
@@ -225,7 +224,7 @@ class _Driver:
         return self.remote.options(**options).remote(work, list(sent), *sent.values())
 
     def received(self, stage: Stage, reference: Any) -> Outcome | None:
-        """Return how a stage ended, with its artifact in the driver's store; None where another process has it.
+        """Outcome of a stage, with its artifact in the driver's store; None where another process has it.
 
         Raises:
             RubError: the worker says that the request is wrong.
@@ -251,7 +250,6 @@ class _Driver:
         return Outcome("done", unpack(content, self.store))
 
     def _sent(self, artifact: Artifact) -> Any:
-        """Return what stands for an input: its place in the shared store, or its parcel, put into Ray once."""
         import ray
 
         if self.shared:
@@ -262,7 +260,7 @@ class _Driver:
 
 
 def pack(artifact: Artifact) -> _Parcel:
-    """Return an artifact as one value that can travel."""
+    """Artifact as one value that can travel."""
     names = artifact.manifest["files"]
     return _Parcel(dict(artifact.manifest), {name: artifact.file(name).read_bytes() for name in names})
 
@@ -338,12 +336,10 @@ def _plug(name: str, text: str) -> None:
 
 
 def _heaviest(stage: Stage) -> str:
-    """Return the key of the input that took the most work, most often the model that others start from too."""
     return max(stage.inputs.values(), key=lambda need: need.cost).key if stage.inputs else stage.key
 
 
 def _all_see(root: Path) -> bool:
-    """Return whether every node of the cluster sees the store's folder, by a file that the driver puts there."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -30,12 +30,12 @@ _NO_KINDS = ("locks", "damaged", PARTIAL)
 
 
 def canonical(value: Any) -> bytes:
-    """Return the canonical JSON of a spec: sorted keys, no spaces; what keys are hashes of. Infinity is a value."""
+    """Canonical JSON of a spec: sorted keys, no spaces; what keys are hashes of. Infinity is a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as hex."""
+    """SHA-256 of a file's bytes, as hex."""
     digest = sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -57,20 +57,20 @@ class Artifact:
 
     @property
     def key(self) -> str:
-        """Return the stage key, 64 hex digits."""
+        """Stage key, 64 hex digits."""
         return str(self.manifest["key"])
 
     def file(self, name: str) -> Path:
-        """Return the path of one of its files; `KeyError` if the manifest does not list it."""
+        """Path of one of its files; `KeyError` if the manifest does not list it."""
         self.manifest["files"][name]
         return self.path / name
 
     def json(self, name: str) -> Any:
-        """Return one of its JSON files, parsed."""
+        """One of its JSON files, parsed."""
         return json.loads(self.file(name).read_text(encoding="utf-8"))
 
     def sha256(self, name: str) -> str:
-        """Return the SHA-256 of one of its files, from the manifest."""
+        """SHA-256 of one of its files, from the manifest."""
         return str(self.manifest["files"][name])
 
 
@@ -91,13 +91,13 @@ class Store:
             raise RubError(f"store {root}: cannot be created ({error.strerror}); give another with --store") from None
 
     def place(self, kind: str, key: str) -> Path:
-        """Return where the artifact of a kind and key is; refuse names and links that could leave the store."""
+        """Path of the artifact of a kind and key; names and links that could leave the store are refused."""
         if not _NAME.fullmatch(kind) or not _KEY.fullmatch(key):
             raise RubError(f"store: '{kind}/{key}' is not a stage kind and a key of 64 hex digits")
         return self._inside(kind, key)
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """Return the artifact if it is there and whole, verifying every checksum once per process.
+        """The artifact if it is there and whole, verifying every checksum once per process.
 
         An artifact that is damaged is moved aside to ``damaged/``, so that the stage runs again.
         """
@@ -115,7 +115,7 @@ class Store:
         return artifact
 
     def has(self, kind: str, key: str) -> bool:
-        """Return whether the artifact is there, without reading its files (for plans)."""
+        """Whether the artifact is there, without reading its files (for plans)."""
         return (self.place(kind, key) / MANIFEST).is_file()
 
     def places(self) -> Iterator[tuple[str, str, Path]]:
@@ -169,7 +169,7 @@ class Store:
         return artifact
 
     def partial(self, key: str) -> Path:
-        """Return the folder for the states of a stage that is under way; it need not be there."""
+        """Folder for the states of a stage that is under way; it need not be there."""
         return self.place(PARTIAL, key)
 
     def partials(self) -> Iterator[tuple[str, Path]]:
@@ -201,7 +201,7 @@ class Store:
             lock.release()
 
     def _inside(self, *names: str) -> Path:
-        """Return a path below the root.
+        """Path below the root.
 
         Raises:
             RubError: a part of it is a link, which RUB never makes: it could lead out of the store.
@@ -224,7 +224,7 @@ class Store:
 
 
 def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the names of files that are missing, changed, or that the manifest does not list."""
+    """Names of files that are missing, changed, or that the manifest does not list."""
     listed = manifest.get("files")
     if not isinstance(listed, dict):
         return [MANIFEST]
@@ -235,12 +235,12 @@ def damaged_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of all of a manifest but its own ``seal``."""
+    """SHA-256 of all of a manifest but its own ``seal``."""
     return sha256(canonical({name: value for name, value in manifest.items() if name != "seal"})).hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Return the manifest, or None where it is missing, no manifest, or changed since it was sealed."""
+    """Manifest, or None where it is missing, no manifest, or changed since it was sealed."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         whole = isinstance(manifest, dict) and manifest.get("seal") == seal(manifest)
@@ -278,7 +278,6 @@ def _disk_errors(root: Path) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Return whether a write failed for lack of space; the libraries that write arrays drop the error number."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return re.search(r"\d+ requested and \d+ written|No space left on device", str(error)) is not None

@@ -10,7 +10,7 @@ from rub.store.artifacts import PARTIAL, Store, damaged_files, read_manifest
 
 
 @dataclass(frozen=True)
-class Kept:
+class KindUsage:
     """What a store holds of one kind of stage.
 
     Attributes:
@@ -24,14 +24,14 @@ class Kept:
     size: int
 
 
-def held(store: Store) -> list[Kept]:
-    """Return what a store holds, by kind, the largest first."""
+def usage(store: Store) -> list[KindUsage]:
+    """What a store holds, by kind, the largest first."""
     sizes: dict[str, list[int]] = {}
     for kind, _, place in store.places():
         sizes.setdefault(kind, []).append(size_of(place))
     if under_way := [size_of(place) for _, place in store.partials()]:
         sizes[PARTIAL] = under_way
-    kept = [Kept(kind, len(found), sum(found)) for kind, found in sizes.items()]
+    kept = [KindUsage(kind, len(found), sum(found)) for kind, found in sizes.items()]
     return sorted(kept, key=lambda one: -one.size)
 
 
@@ -61,7 +61,7 @@ def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, i
 
 
 def size_of(place: Path) -> int:
-    """Return the bytes of the files in a folder; 0 where there is none. A run may be changing it meanwhile."""
+    """Bytes of the files in a folder; 0 where there is none. A run may be changing it meanwhile."""
     total = 0
     with suppress(FileNotFoundError, NotADirectoryError):
         for item in place.iterdir():

@@ -40,7 +40,7 @@ def seal_folder(folder: Path, facts: Mapping[str, Any]) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a result folder; it may come from anyone.
+    """Manifest of a result folder; it may come from anyone.
 
     Raises:
         RubError: it is absent, of a newer RUB, or not as it was written.
@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return one line for each file that is missing, changed, a link, or not in the manifest; none where all is whole.
+    """One line for each file that is missing, changed, a link, or not in the manifest; none where all is whole.
 
     Raises:
         RubError: as for `read_manifest`.
@@ -94,7 +94,6 @@ def changed_files(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield RUB's own files by relative path; links are named, not followed."""
     for own in OWN:
         top = folder / own
         below = sorted(top.rglob("*")) if top.is_dir() and not top.is_symlink() else []
@@ -104,5 +103,4 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _text(manifest: Mapping[str, Any]) -> str:
-    """Return the one way to write a manifest, so that not even a space can be added."""
     return json.dumps(manifest, indent=1, sort_keys=True) + "\n"

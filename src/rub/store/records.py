@@ -69,7 +69,7 @@ class Record(Frozen):
 
 
 def identity(record: Record) -> dict[str, Any]:
-    """Return a record without what may differ between two equal runs: times, the creation date, the device."""
+    """The record without what may differ between two equal runs: times, the creation date, the device."""
     return record.model_dump(exclude={"seconds", "created", "device"})
 
 
@@ -130,7 +130,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":
-    """Return an in-memory duckdb connection with the views ``records`` and ``samples`` over result folders.
+    """In-memory duckdb connection with the views ``records`` and ``samples`` over result folders.
 
     Example:
         >>> from pathlib import Path
@@ -153,7 +153,7 @@ def _number(version: Any) -> float:
 
 
 def number(value: float | None) -> float | None:
-    """Return the value, or None where it is NaN: JSON and parquet rows hold no NaN."""
+    """The value, or None where it is NaN: JSON and parquet rows hold no NaN."""
     return None if value is None or math.isnan(value) else float(value)
 
 
@@ -162,7 +162,6 @@ def _flat(versions: Mapping[str, str]) -> list[str]:
 
 
 def _schema() -> Any:
-    """Return the arrow schema of `Record`, so that empty and failed rows keep their column types."""
     import pyarrow as pa
 
     kinds = {

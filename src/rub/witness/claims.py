@@ -127,7 +127,7 @@ def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], f
 
 
 def file_stem(witness: Witness, experiment: str = "") -> str:
-    """Return the name under which a result folder keeps a witness of one of its experiments.
+    """Name under which a result folder keeps a witness of one of its experiments.
 
     Example:
         >>> sample = {"id": 0, "sha256": "0" * 64, "value": 0.0}
@@ -149,7 +149,7 @@ def file_stem(witness: Witness, experiment: str = "") -> str:
 
 
 def witness_files(folder: Path) -> Sequence[Path]:
-    """Return the claims in a result folder, or in its ``witnesses/``, sorted by name.
+    """Claims in a result folder, or in its ``witnesses/``, sorted by name.
 
     Raises:
         RubError: there are none.
@@ -162,7 +162,7 @@ def witness_files(folder: Path) -> Sequence[Path]:
 
 
 def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
-    """Return a claim and its probes; both may come from anyone and are not trusted.
+    """Claim and its probes; both may come from anyone and are not trusted.
 
     Raises:
         RubError: a link, a file that is too large, damaged or no witness, or probes that are not those of the claim.
@@ -180,7 +180,7 @@ def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
 
 
 def read_claim(path: Path) -> Witness:
-    """Return a claim without its probes; it may come from anyone and is not trusted.
+    """Claim without its probes; it may come from anyone and is not trusted.
 
     Raises:
         RubError: a link, a file that is too large, damaged, or no witness.
@@ -201,7 +201,6 @@ def _check_file(path: Path, largest: int = LARGEST) -> None:
 
 
 def _rows(folder: Path) -> set[tuple[Any, ...]] | None:
-    """Return which rows a result folder has, with the weights that they name; None for loose witnesses."""
     if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
         return None
     return {
@@ -211,20 +210,17 @@ def _rows(folder: Path) -> set[tuple[Any, ...]] | None:
 
 
 def _row(witness: Witness) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows that a claim may be about: with the weights of its unlearned model, by file or by source."""
     unlearned = witness.models.get("unlearned")
     for weights in () if unlearned is None else (unlearned.sha256, *unlearned.sources):
         yield witness.task, witness.method, witness.unlearn_seed, witness.attack, witness.budget, weights
 
 
 def _drawn(folder: Path, paths: Sequence[Path], count: int) -> list[Path]:
-    """Return so many of the files, drawn by the SHA-256 of the manifest with their names."""
     seal = str(read_manifest(folder)["seal"])
     return sorted(sorted(paths, key=lambda path: sha256(f"{seal}/{path.name}".encode()).digest())[:count])
 
 
 def _changed(folder: Path) -> list[str]:
-    """Return one line for each file of a result folder that is not as it was sealed; none for loose witnesses."""
     if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
         return []
     try:
@@ -234,7 +230,7 @@ def _changed(folder: Path) -> list[str]:
 
 
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
-    """Return the weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's.
+    """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's.
 
     Raises:
         RubError: neither is there, or the file holds other weights than the claim is about.

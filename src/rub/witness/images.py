@@ -22,7 +22,7 @@ _BY_PATH = ("folder", "npz")  # data that has a place instead of a name
 
 
 def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
-    """Return which file of a stage's output a claim is about, and the foreign checkpoint that it was read from."""
+    """The file of a stage's output that a claim is about, and the foreign checkpoint that it was read from."""
     given = artifact.manifest["spec"].get("sha256", {}) if artifact.manifest["kind"] == "import" else {}
     sources = [given] if isinstance(given, str) else sorted(given.values())
     return {
@@ -35,7 +35,7 @@ def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
 
 
 def data_reference(artifact: Artifact, images: str) -> dict[str, Any]:
-    """Return which data a claim is about; a path of this machine is nobody else's, and left out.
+    """The data that a claim is about; a path of this machine is nobody else's, and left out.
 
     Args:
         artifact: of the data stage.
@@ -46,12 +46,12 @@ def data_reference(artifact: Artifact, images: str) -> dict[str, Any]:
 
 
 def image_sha256(image: Tensor) -> str:
-    """Return the SHA-256 of an image's uint8 pixels (C, H, W)."""
+    """SHA-256 of an image's uint8 pixels (C, H, W)."""
     return sha256(image.contiguous().numpy().tobytes()).hexdigest()
 
 
 def claimed_images(witness: Witness, sources: Sources) -> Samples:
-    """Return the images of a claim, out of the store's data or the data root, after comparing their SHA-256.
+    """Images of a claim, out of the store's data or the data root, after comparing their SHA-256.
 
     Raises:
         RubError: the data is not there, or has no such image, or another one under its id.
@@ -70,12 +70,10 @@ def claimed_images(witness: Witness, sources: Sources) -> Samples:
 
 
 def _numbered(pool: Samples) -> tuple[Samples, dict[int, int]]:
-    """Return images with the row of each id."""
     return pool, {identity: row for row, identity in enumerate(pool.ids.tolist())}
 
 
 def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
-    """Return all training or test images of the data that a claim names."""
     artifact = sources.store.find("data", key) if sources.store is not None else None
     if artifact is not None:
         bundle = load_bundle(artifact)
@@ -92,7 +90,6 @@ def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
 
 
 def _dataset(given: Any) -> DatasetSpec:
-    """Return the claim's data set; a claim of others has no say over which place of this machine is read."""
     fields: Mapping[str, Any] = given if isinstance(given, dict) else {}
     try:
         return DatasetSpec.model_validate({name: value for name, value in fields.items() if name != "path"})
