@@ -61,7 +61,7 @@ def test_what_was_damaged_is_computed_again(tiny, copied_store, rub):
 def test_ls_and_gc(tiny, copied_store, write_suite, rub, tmp_path):
     from rub import api, load_suite
 
-    before = {one.kind: one.count for one in held(Store(copied_store))}
+    before = {one.kind: one.count for one in usage(Store(copied_store))}
     listed = rub("store", "ls", "--store", copied_store)
     assert listed.code == 0
     assert "measure-attack" in listed.out
@@ -69,7 +69,7 @@ def test_ls_and_gc(tiny, copied_store, write_suite, rub, tmp_path):
     [(_, graph)] = api.plan(load_suite(str(fewer)), make_runtime(device="cpu"))
     said = rub("store", "gc", fewer, "--store", copied_store)
     assert "would be deleted" in said.out
-    assert {one.kind: one.count for one in held(Store(copied_store))} == before
+    assert {one.kind: one.count for one in usage(Store(copied_store))} == before
     rub("store", "gc", fewer, "--store", copied_store, "--yes")
     kept = {key for _, key, _ in Store(copied_store).places()}
     assert kept == {stage.key for stage in in_order(graph.stages)}
