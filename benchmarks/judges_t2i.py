@@ -17,7 +17,7 @@ from rich.console import Console
 from rub import load_suite
 from rub.api import make_runtime
 from rub.data.samples import Samples
-from rub.data.splits import bundle_of
+from rub.data.splits import input_dataset
 from rub.judges.base import JudgeContext
 from rub.judges.imagenet import imagenet
 from rub.metrics.statistics import wilson
@@ -51,8 +51,8 @@ def main() -> None:
     with Display(Console(stderr=True)) as display:
         outcomes = run_inline([wanted], {"text-to-image": task}, Store(args.store), runtime, display)
     inputs = {role: outcomes[stage.key].artifact for role, stage in wanted.inputs.items()}
-    bundle = bundle_of(inputs, runtime)
-    names = [given[0] for given in names_of(bundle.classes)]
+    dataset = input_dataset(inputs, runtime)
+    names = [given[0] for given in names_of(dataset.classes)]
     labels = torch.arange(len(names)).repeat_interleave(args.each)
     ids, weights = torch.arange(len(labels)), torch.full((len(labels),), args.guidance)
     asked = Prompts(ids, tuple(f"a photo of {names[label]}" for label in labels.tolist()), SEED + ids, weights)
@@ -62,7 +62,7 @@ def main() -> None:
         (load_judge(inputs["judge"], inputs, runtime), True),
         (imagenet(args.judge, JudgeContext(args.judge.name), among=among), False),
     )
-    for what, shown in (("drawn", replace(bundle, test=Samples(images, labels, ids))), ("real", bundle)):
+    for what, shown in (("drawn", replace(dataset, test=Samples(images, labels, ids))), ("real", dataset)):
         for judge, ours in judges:
             found = measured(judge, shown, SEED, ours=ours)
             low, high = wilson(round(found["accuracy"] * found["n"]), found["n"])

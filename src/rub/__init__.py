@@ -1,7 +1,7 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, and the decorators `method`, `attack` and `judge` with `Card`.
+`report`, `submit`, `read_records`, and the decorators `method`, `attack`, `dataset` and `judge` with `Card`.
 """
 
 import importlib
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rub.api import audit, plan, report, run, submit, verify
     from rub.config.suite import load_suite
+    from rub.data.base import dataset
     from rub.registry import Card, attack, judge, method
     from rub.store.records import read_records
 
 __all__ = [
-    "Card", "attack", "audit", "judge", "load_suite", "method", "plan", "read_records", "report", "run", "submit",
-    "verify",
+    "Card", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "read_records", "report", "run",
+    "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -29,6 +30,7 @@ _WHERE = {
     "read_records": "rub.store.records",
     "Card": "rub.registry",
     "attack": "rub.registry",
+    "dataset": "rub.data.base",
     "judge": "rub.registry",
     "method": "rub.registry",
 }

@@ -274,7 +274,7 @@ def source_hash(entry: Entry[Any]) -> str:
 
     It enters the stage keys, so that an edit of a plug-in recomputes its results.
     """
-    source = None if entry.origin == "rub" else inspect.getsourcefile(entry.load())
+    source = None if entry.origin == "rub" else inspect.getsourcefile(sys.modules[entry.origin])
     return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
 
 
@@ -292,6 +292,9 @@ def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[st
     }
 
 
+_DECORATORS = "@rub.method, @rub.attack, @rub.dataset or @rub.judge"
+
+
 def load_plugin(path: Path) -> list[Entry[Any]]:
     """Run a plug-in file so that its decorators register, and return what it registered.
 
@@ -299,9 +302,7 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
         RubError: the file is missing, it raises while it is imported, it registers nothing, or for no known task.
     """
     if not path.is_file():
-        raise RubError(
-            f"--plugin {path}: no such file; give a Python file that uses @rub.method, @rub.attack or @rub.judge"
-        )
+        raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
     name = f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -316,13 +317,11 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
             if isinstance(error, RubError):
                 raise
             raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    found = [entry for registry in (METHODS, ATTACKS, JUDGES) for entry in registry.entries() if entry.origin == name]
+    found = [entry for registry in KINDS.values() for entry in registry.entries() if entry.origin == name]
     if not found:
-        raise RubError(
-            f"--plugin {path}: registers nothing; decorate a function with @rub.method, @rub.attack or @rub.judge"
-        )
+        raise RubError(f"--plugin {path}: registers nothing; decorate a function with {_DECORATORS}")
     tasks = {entry.name for entry in TASKS.entries()}
     for entry in found:
-        if entry.task not in tasks:
+        if entry.task not in (ANY, *tasks):
             raise RubError(f"--plugin {path}: {entry.name}: {unknown('task', entry.task, tasks)}")
     return found

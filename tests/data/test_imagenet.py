@@ -12,11 +12,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rub.data import hub
-from rub.data.folders import Selection
+from rub.data.base import Selection
 from rub.data.imagenet import HUB_ID, i2i_classes, i2i_wnids
 from rub.data.sources import fingerprint, load_images
 from rub.data.spec import DatasetSpec, data_stage
-from rub.data.splits import load_bundle, read
+from rub.data.splits import load_dataset, read
 from rub.errors import RubError
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
@@ -341,7 +341,7 @@ def run(stage, root, folder):
     folder.mkdir()
     read(stage, {}, folder, Runtime(data_root=root))
     names = {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    return load_bundle(Artifact(folder, {"key": stage.key, "files": names}))
+    return load_dataset(Artifact(folder, {"key": stage.key, "files": names}))
 
 
 def test_a_spec_without_a_selection_is_what_it_was():
@@ -358,10 +358,10 @@ def test_the_stage_reads_the_selection(root, tmp_path):
     stage = data_stage("inpainting", DatasetSpec(**asked, skip_unreadable=True), root)
     json.dumps(stage.spec)
     assert set(stage.spec) == {"name", "size", "fingerprint", "classes", "per_class", "skip_unreadable"}
-    bundle = run(stage, root, tmp_path / "out")
-    assert bundle.classes == WNIDS[1:3]
-    assert len(bundle.train) == 4
-    assert bundle.skipped == (f"val/{WNIDS[1]}/{WNIDS[1]}_0.JPEG",)
+    dataset = run(stage, root, tmp_path / "out")
+    assert dataset.classes == WNIDS[1:3]
+    assert len(dataset.train) == 4
+    assert dataset.skipped == (f"val/{WNIDS[1]}/{WNIDS[1]}_0.JPEG",)
     keys = {
         data_stage("inpainting", DatasetSpec(**{**asked, **change}), root).key
         for change in ({}, {"classes": WNIDS[2:0:-1]}, {"per_class": 3}, {"test_per_class": 3}, {"size": 9})
@@ -371,13 +371,13 @@ def test_the_stage_reads_the_selection(root, tmp_path):
 
 def test_artifacts_without_the_list_of_skipped_images_load(tmp_path):
     stage = data_stage("classification", DatasetSpec(name="digits", size=32), None)
-    bundle = run(stage, None, tmp_path / "out")
-    assert bundle.train.images.shape == (1433, 1, 32, 32)
+    dataset = run(stage, None, tmp_path / "out")
+    assert dataset.train.images.shape == (1433, 1, 32, 32)
     facts = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert facts.pop("skipped") == []
     (tmp_path / "out" / "meta.json").write_text(json.dumps(facts))
     names = dict.fromkeys((path.name for path in (tmp_path / "out").iterdir()), "")
-    assert load_bundle(Artifact(tmp_path / "out", {"key": "", "files": names})).skipped == ()
+    assert load_dataset(Artifact(tmp_path / "out", {"key": "", "files": names})).skipped == ()
 
 
 def test_i2i_stands_for_the_papers_classes_in_order(tmp_path):
@@ -388,9 +388,9 @@ def test_i2i_stands_for_the_papers_classes_in_order(tmp_path):
     short = data_stage("inpainting", DatasetSpec(name="imagenet", size=4, classes="i2i"), tmp_path)
     spelled = data_stage("inpainting", DatasetSpec(name="imagenet", size=4, classes=i2i_wnids()), tmp_path)
     assert short.key == spelled.key
-    bundle = run(short, tmp_path, tmp_path / "out")
-    assert bundle.classes == i2i_wnids()
-    assert bundle.train.labels.tolist() == list(range(200))
+    dataset = run(short, tmp_path, tmp_path / "out")
+    assert dataset.classes == i2i_wnids()
+    assert dataset.train.labels.tolist() == list(range(200))
     as_folder = DatasetSpec(name="folder", path=str(tmp_path / "imagenet"), size=4, classes="i2i")
     assert len(data_stage("inpainting", as_folder, None).spec["classes"]) == 200
 

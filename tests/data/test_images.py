@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rub.data import hub, sources
+from rub.data import catalog, hub, sources
+from rub.data.base import Selection
 from rub.data.samples import Samples, concatenate
-from rub.data.sources import Selection, fingerprint, load_images
+from rub.data.sources import fingerprint, load_images
 from rub.errors import RubError
 
 
@@ -605,7 +607,8 @@ def test_an_unreachable_hub_ends_in_one_line(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setitem(hub.HUB, "cifar10", ("nobody-at-all/not-a-data-set", "img", "label", "test"))
+    absent = hub.HubDataset("nobody-at-all/not-a-data-set", "img", "label", "test")
+    monkeypatch.setattr(catalog, "CIFAR10", replace(catalog.CIFAR10, hub=absent))
     one_line(
         lambda: load_images("cifar10", tmp_path), "cifar-10-batches-py/", "--data-root", "nobody-at-all", "reachable"
     )
@@ -697,7 +700,7 @@ def test_large_sets_are_decoded_into_a_file(tmp_path, monkeypatch):
             Image.new("RGB", (8, 8), (40 * number, len(name), 7)).save(tmp_path / name / f"{number}.png")
     small = load_images("folder", None, path=tmp_path, size=8, selection=Selection())
     monkeypatch.setattr(decoding, "LARGE", 100)
-    assert isinstance(decoding.room((3, 3, 8, 8)), np.memmap)
+    assert isinstance(decoding.allocate((3, 3, 8, 8)), np.memmap)
     large = load_images("folder", None, path=tmp_path, size=8, selection=Selection())
     assert torch.equal(small.train.images, large.train.images)
 
@@ -706,4 +709,4 @@ def test_large_sets_are_decoded_into_a_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding.os, "posix_fallocate", full)
     with pytest.raises(RubError, match="set TMPDIR to a larger disk"):
-        decoding.room((3, 3, 8, 8))
+        decoding.allocate((3, 3, 8, 8))

@@ -11,7 +11,7 @@ import yaml
 from rich.markup import escape
 
 from rub.errors import unknown
-from rub.registry import KINDS, TASKS, Entry
+from rub.registry import DATASETS, KINDS, TASKS, Entry
 from rub.reports.cards import described
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
     import torch
 
     from rub.api import default_data_root, default_store, free_bytes
-    from rub.data.sources import LAYOUTS
+    from rub.data.base import source_of
     from rub.pipeline.runtime import code_version, device_name, library_versions
 
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
@@ -155,8 +155,10 @@ def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
     if root is None:
         yield "[b]data[/b]     no --data-root and no RUB_DATA: only digits, and the hub where there is a network"
     else:
-        for name, folder in LAYOUTS.items():
-            found = (root / folder).is_dir()
-            yield f"[b]data[/b]     {name}: {'found' if found else 'absent'} at {escape(str(root / folder))}"
+        for source in (source_of(entry.name) for entry in DATASETS.entries()):
+            if source.layout is not None:
+                place = root / source.layout
+                state = "found" if place.exists() else "absent"
+                yield f"[b]data[/b]     {source.name}: {state} at {escape(str(place))}"
     place = store or default_store()
     yield f"[b]store[/b]    {escape(str(place))}, {free_bytes(place) / 2**30:.1f} GiB free"

@@ -29,17 +29,17 @@ class Unreadable(RubError):
 def decode(
     listed: Listed, size: int | None, skip: bool = False, progress: Progress = silent
 ) -> tuple[Samples, list[Path]]:
-    """Decode files into one array, (N, 3, size, size); return the samples and the files that were skipped.
+    """Decode files into one array, (N, 3, size, size); also the files that were skipped.
 
     An id is a file's place in the list, and a skipped file keeps its own.
     """
     height, width = (size, size) if size is not None else _first_shape(listed, skip)
-    images = room((len(listed), 3, height, width))
+    images = allocate((len(listed), 3, height, width))
 
     def put(index: int) -> bool:
         path = listed[index][0]
         try:
-            pixels = picture(path, size)
+            pixels = read_image(path, size)
         except Unreadable:
             if skip:
                 return False
@@ -58,13 +58,13 @@ def decode(
             good += pool.map(put, range(start, min(start + BLOCK, len(listed))))
             progress(len(good), len(listed))
     labels = np.array([label for _, label in listed])
-    return kept(images, labels, np.array(good)), [
+    return compact(images, labels, np.array(good)), [
         path for (path, _), fine in zip(listed, good, strict=True) if not fine
     ]
 
 
-def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return an array to fill: in memory, or, where it is large, in a file that goes with it.
+def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Array to fill: in memory, or, where it is large, in a file that goes with it.
 
     Raises:
         RubError: no room for the file.
@@ -85,8 +85,8 @@ def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def kept(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:
-    """Return the rows that are good, with their places as ids; they move up inside `images`, without a copy of it."""
+def compact(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:
+    """Samples of the rows that are good, with their places as ids; they move up inside `images`, without a copy."""
     places = np.flatnonzero(good)
     for target, place in enumerate(places):
         if target != place:
@@ -98,8 +98,8 @@ def kept(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.
     )
 
 
-def picture(source: Path | BytesIO, size: int | None, name: str = "") -> NDArray[np.uint8]:
-    """Return an image as uint8 (H, W, 3).
+def read_image(source: Path | BytesIO, size: int | None, name: str = "") -> NDArray[np.uint8]:
+    """Image as uint8 (H, W, 3).
 
     With `size`, the shorter side is resized to it (bicubic, antialiased) and the centre cut out: Pillow's
     ``ImageOps.fit``, which does both in one step.
@@ -134,7 +134,7 @@ def picture(source: Path | BytesIO, size: int | None, name: str = "") -> NDArray
 def _first_shape(listed: Listed, skip: bool) -> tuple[int, int]:
     for path, _ in listed:
         try:
-            height, width, _ = picture(path, None).shape
+            height, width, _ = read_image(path, None).shape
             return height, width
         except Unreadable:
             if not skip:

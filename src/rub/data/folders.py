@@ -1,72 +1,17 @@
 """Class folders of images: which of their files are wanted, and reading them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from rub.data.base import EVERYTHING, Read, Selection
 from rub.data.decoding import Listed, decode
-from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
 TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
-
-
-class Read(NamedTuple):
-    """What a reader returns: class names in the order of the labels, training and test samples, names left out."""
-
-    classes: tuple[str, ...]
-    train: Samples
-    test: Samples
-    skipped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which images of class folders are read.
-
-    Attributes:
-        classes: folder names (wnids) in the order of the labels; None reads all, sorted by name.
-        per_class: training images per class: those whose ``<class>/<file>`` has the smallest SHA-256; None: all.
-        test_per_class: likewise for test images.
-        skip_unreadable: leave out, and list, images that cannot be decoded; they are not replaced by others.
-
-    Example:
-        >>> Selection(("n01443537", "n01484850"), per_class=120).given()
-        {'classes': ['n01443537', 'n01484850'], 'per_class': 120}
-    """
-
-    classes: tuple[str, ...] | None = None
-    per_class: int | None = None
-    test_per_class: int | None = None
-    skip_unreadable: bool = False
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Selection":
-        """Return the selection that `given` wrote into a mapping, whatever else is in it."""
-        classes = facts.get("classes")
-        return cls(
-            None if classes is None else tuple(classes),
-            facts.get("per_class"),
-            facts.get("test_per_class"),
-            facts.get("skip_unreadable", False),
-        )
-
-    def given(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, as JSON values."""
-        changed = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
-
-    @property
-    def partial(self) -> bool:
-        """Whether files are left out before any is opened."""
-        return any(value is not None for value in (self.classes, self.per_class, self.test_per_class))
-
-
-EVERYTHING = Selection()
 
 
 @dataclass(frozen=True)
@@ -86,8 +31,62 @@ class Listing:
     test: Listed
 
     def name(self, path: Path) -> str:
-        """Return a file's name relative to the data set's folder."""
+        """File name relative to the data set's folder."""
         return path.relative_to(self.folder).as_posix()
+
+
+def read_folder(
+    folder: Path, *, size: int | None = None, selection: Selection = EVERYTHING, progress: Progress = silent
+) -> Read:
+    """Read any image folder, see `list_folder`.
+
+    Raises:
+        RubError: as `list_folder` and `read_listing`.
+    """
+    return read_listing(list_folder(folder, selection), size, selection.skip_unreadable, progress)
+
+
+def read_imagenet(folder: Path, *, size: int, selection: Selection = EVERYTHING, progress: Progress = silent) -> Read:
+    """Read ``train/<wnid>/*`` and ``val/<wnid>/*``.
+
+    Raises:
+        RubError: as `list_imagenet` and `read_listing`.
+    """
+    return read_listing(list_imagenet(folder, selection), size, selection.skip_unreadable, progress)
+
+
+def folder_fingerprint(folder: Path, selection: Selection) -> str:
+    """SHA-256 of all files of an image folder, or, where a part is selected, of the selected ones."""
+    return _listing_digest(list_folder(folder, selection)) if selection.partial else digest(files_below(folder))
+
+
+def imagenet_fingerprint(folder: Path, selection: Selection) -> str:
+    """SHA-256 of the selected files: split, name, size, bytes."""
+    return _listing_digest(list_imagenet(folder, selection))
+
+
+def files_below(place: Path) -> Iterable[tuple[str, Path]]:
+    """Name and path of a file, or of all files of a folder, sorted by path."""
+    files = [place] if place.is_file() else sorted(item for item in place.rglob("*") if item.is_file())
+    return ((item.relative_to(place).as_posix(), item) for item in files)
+
+
+def digest(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over (what names a file, NUL, its bytes) of each file.
+
+    Raises:
+        RubError: a file that cannot be read.
+    """
+    found = sha256()
+    try:
+        for name, item in files:
+            found.update(name.encode() + b"\0")
+            with item.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    found.update(block)
+    except OSError as error:
+        raise RubError(f"{error.filename}: cannot be read ({error.strerror}); check the file and its rights") from None
+    return found.hexdigest()
 
 
 def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
@@ -120,7 +119,7 @@ def read_listing(listing: Listing, size: int | None, skip: bool = False, progres
 
     Args:
         listing: which files.
-        size: side in pixels to which images are resized, see `picture`; None for images that have one size.
+        size: side in pixels to which images are resized, see `read_image`; None for images that have one size.
         skip: leave out images that cannot be decoded, and name them in `Read.skipped`.
         progress: told of the images decoded.
 
@@ -140,8 +139,8 @@ def read_listing(listing: Listing, size: int | None, skip: bool = False, progres
     return Read(listing.classes, parts[0], parts[1], tuple(lost))
 
 
-def pictures(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name.
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder, sorted by name.
 
     Raises:
         RubError: the folder is missing or holds no images.
@@ -154,11 +153,19 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
+def _listing_digest(listing: Listing) -> str:
+    return digest(
+        (f"{split}\0{listing.name(item)}\0{item.stat().st_size}", item)
+        for split, listed in (("train", listing.train), ("test", listing.test))
+        for item, _ in listed
+    )
+
+
 def _listing(folder: Path, base: Path, held: Path | None, selection: Selection) -> Listing:
     classes = _classes(folder, base, held, selection)
-    train = {name: pictures(base / name) for name in classes}
+    train = {name: image_files(base / name) for name in classes}
     if held is not None:
-        test = {name: pictures(held / name) for name in classes}
+        test = {name: image_files(held / name) for name in classes}
     else:
         shares = {name: (_by_hash(items, base), _share(len(items))) for name, items in train.items()}
         test = {name: items[:count] for name, (items, count) in shares.items()}

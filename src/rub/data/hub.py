@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from http.client import HTTPException
 from threading import Event, Thread
 from typing import Any
@@ -11,40 +12,49 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 
-from rub.data.folders import Read
+from rub.data.base import EVERYTHING, Read, Selection
 from rub.data.samples import Samples
 from rub.errors import RubError
 
-# name -> (hub id, image column, label column, test split)
-HUB: Mapping[str, tuple[str, str, str, str]] = {
-    "cifar10": ("uoft-cs/cifar10", "img", "label", "test"),
-    "cifar100": ("uoft-cs/cifar100", "img", "fine_label", "test"),
-    "tiny-imagenet": ("zh-plus/tiny-imagenet", "image", "label", "valid"),
-}
 
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set that the hub's library `datasets` downloads whole.
 
-def read_hub(name: str, where: str, seconds: float) -> Read:
-    """Load a data set through `datasets`: from its cache, else over the network.
-
-    Args:
-        name: a key of `HUB`.
-        where: begins the error message: what was looked for on disk, and how to provide it.
-        seconds: how long to wait for the hub in all.
-
-    Raises:
-        RubError: it is not cached and the hub is not reachable; both ways to provide the data are named.
+    Attributes:
+        id: on the hub.
+        image: column of the images.
+        label: column of the labels.
+        test: split of the test images; those for training are in ``train``.
     """
-    source, image, label, test = HUB[name]
-    loaded = _load(source, where, seconds)
-    classes = tuple(loaded["train"].features[label].names)
-    return Read(classes, _samples(loaded["train"], image, label), _samples(loaded[test], image, label))
 
+    id: str
+    image: str
+    label: str
+    test: str
 
-def revision(name: str, where: str, seconds: float = 15) -> str:
-    """Return what identifies the hub data set's content: its id and the fingerprints of its splits."""
-    source = HUB[name][0]
-    loaded = _load(source, where, seconds)
-    return " ".join([source, *(f"{split}={part._fingerprint}" for split, part in sorted(loaded.items()))])
+    def read(self, where: str, seconds: float) -> Read:
+        """Load the data through `datasets`: from its cache, else over the network.
+
+        Args:
+            where: begins the error message: what was looked for on disk, and how to provide it.
+            seconds: how long to wait for the hub in all.
+
+        Raises:
+            RubError: it is not cached and the hub is not reachable; both ways to provide the data are named.
+        """
+        loaded = _load(self.id, where, seconds)
+        train, test = (_samples(loaded[split], self.image, self.label) for split in ("train", self.test))
+        return Read(tuple(loaded["train"].features[self.label].names), train, test)
+
+    def revision(self, where: str, seconds: float, selection: Selection = EVERYTHING) -> str:
+        """Hub id and the fingerprints of all splits.
+
+        Raises:
+            RubError: as `read`.
+        """
+        loaded = _load(self.id, where, seconds)
+        return " ".join([self.id, *(f"{split}={part._fingerprint}" for split, part in sorted(loaded.items()))])
 
 
 def open_stream(source: str, where: str, seconds: float) -> Any:
@@ -78,7 +88,7 @@ def raw_rows(rows: Any, source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def stream_revision(source: str, where: str, seconds: float) -> str:
-    """Return what identifies a streamed data set's content: its id and commit.
+    """Hub id and commit of a streamed data set.
 
     Raises:
         RubError: as `open_stream`.
@@ -113,7 +123,7 @@ def _load(source: str, where: str, seconds: float) -> Any:
 
 @contextmanager
 def _cached_only() -> Iterator[None]:
-    """Let the hub's libraries look in their cache alone: nothing is asked of a network that is not there."""
+    """Make the hub's libraries use their cache alone."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -129,7 +139,7 @@ def _cached_only() -> Iterator[None]:
 
 
 def reachable(seconds: float) -> bool:
-    """Return whether the hub answers, through a proxy where one is set; a name look-up that hangs is cut off too."""
+    """Whether the hub answers, through a proxy where one is set; a name look-up that hangs is cut off too."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:

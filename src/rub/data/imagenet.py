@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from rub.data import hub
-from rub.data.decoding import Unreadable, kept, picture, room
-from rub.data.folders import Read, Selection
+from rub.data.base import Read, Selection
+from rub.data.decoding import Unreadable, allocate, compact, read_image
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
@@ -33,7 +33,7 @@ class I2IClass(NamedTuple):
 
 @cache
 def i2i_classes() -> tuple[I2IClass, ...]:
-    """Return the 200 classes of Li et al. (ICLR 2024), which the paper uses: the first 100 are forgotten.
+    """The 200 classes of Li et al. (ICLR 2024), which the paper uses: the first 100 are forgotten.
 
     Source: ``datacsv/img_r_folder_dict.yaml`` of jpmorganchase/i2i_mage, branch i2i, commit ae25285.
 
@@ -49,51 +49,54 @@ def i2i_classes() -> tuple[I2IClass, ...]:
 
 
 def i2i_wnids() -> tuple[str, ...]:
-    """Return the wnids of `i2i_classes` in order: labels 0..99 are forgotten, 100..199 retained."""
+    """The wnids of `i2i_classes` in order: labels 0..99 are forgotten, 100..199 retained."""
     return tuple(item.wnid for item in i2i_classes())
 
 
-def read_imagenet_hub(selection: Selection, size: int, where: str, seconds: float, progress: Progress = silent) -> Read:
-    """Stream ImageNet from the hub and keep the first images of each class, until every class has its share.
+class HubImageNet:
+    """ImageNet as the hub streams it: of each class the first images are kept, until every class has its share.
 
     The order is the hub's own, which is fixed; so is the subset, but it is not the one that a folder gives. Images are
-    resized as `picture` does. Samples are ordered by class; an id is label * share + rank.
-
-    Args:
-        selection: its classes must be among the 200 of `i2i_classes`, and it must limit the training images.
-        size: side of the images in pixels.
-        where: begins the error message, as in `rub.data.hub.read_hub`.
-        seconds: how long to wait for the hub to answer.
-        progress: told of the images kept.
-
-    Raises:
-        RubError: a selection that cannot be streamed, no access, or a row that is damaged or contradicts its label.
+    resized as `read_image` does. Samples are ordered by class; an id is label * share + rank.
     """
-    wnids = _streamed(selection)
-    splits = hub.open_stream(HUB_ID, where, seconds)
-    shares = {"train": cast(int, selection.per_class), "validation": selection.test_per_class or VAL_PER_CLASS}
-    parts: list[Samples] = []
-    lost: list[str] = []
-    for split, share in shares.items():
-        rows = hub.raw_rows(splits[split], HUB_ID)
-        samples, skipped = _fill(_wanted(rows, wnids), wnids, share, size, selection.skip_unreadable, progress)
-        parts.append(samples)
-        lost += [f"{split}/{name}" for name in skipped]
-    return Read(wnids, parts[0], parts[1], tuple(lost))
 
+    def read(self, where: str, seconds: float, *, size: int, selection: Selection, progress: Progress = silent) -> Read:
+        """Stream the classes of a selection.
 
-def imagenet_revision(selection: Selection, where: str, seconds: float) -> str:
-    """Return what identifies the hub's ImageNet: its id and commit.
+        Args:
+            where: begins the error message, as in `rub.data.base.Hub`.
+            seconds: how long to wait for the hub to answer.
+            size: side of the images in pixels.
+            selection: its classes must be among the 200 of `i2i_classes`, and it must limit the training images.
+            progress: told of the images kept.
 
-    Raises:
-        RubError: a selection that cannot be streamed, or no access.
-    """
-    _streamed(selection)
-    return hub.stream_revision(HUB_ID, where, seconds)
+        Raises:
+            RubError: a selection that cannot be streamed, no access, or a row that is damaged or contradicts its label.
+        """
+        wnids = _streamed(selection)
+        splits = hub.open_stream(HUB_ID, where, seconds)
+        shares = {"train": cast(int, selection.per_class), "validation": selection.test_per_class or VAL_PER_CLASS}
+        parts: list[Samples] = []
+        lost: list[str] = []
+        for split, share in shares.items():
+            rows = hub.raw_rows(splits[split], HUB_ID)
+            samples, skipped = _fill(_wanted(rows, wnids), wnids, share, size, selection.skip_unreadable, progress)
+            parts.append(samples)
+            lost += [f"{split}/{name}" for name in skipped]
+        return Read(wnids, parts[0], parts[1], tuple(lost))
+
+    def revision(self, where: str, seconds: float, selection: Selection) -> str:
+        """Hub id and commit.
+
+        Raises:
+            RubError: a selection that cannot be streamed, or no access.
+        """
+        _streamed(selection)
+        return hub.stream_revision(HUB_ID, where, seconds)
 
 
 def _streamed(selection: Selection) -> tuple[str, ...]:
-    """Return the classes, or refuse what would stream all 150 GB or whose label numbers are not known here."""
+    # all of it would be 150 GB, and the label numbers of other classes are not known here
     if selection.per_class is None:
         raise RubError("dataset.per_class: needed to read imagenet from the hub; give one, such as per_class: 120")
     known = set(i2i_wnids())
@@ -128,7 +131,7 @@ def _fill(
     progress: Progress,
 ) -> tuple[Samples, list[str]]:
     total = len(wnids) * share
-    images = room((total, 3, size, size))
+    images = allocate((total, 3, size, size))
     good, seen = np.zeros(total, dtype=bool), np.zeros(len(wnids), dtype=np.int64)
     skipped = []
     for label, name, content in rows:
@@ -137,7 +140,7 @@ def _fill(
         place = label * share + seen[label]
         seen[label] += 1
         try:
-            images[place] = picture(BytesIO(content), size, f"{HUB_ID}: {name}").transpose(2, 0, 1)
+            images[place] = read_image(BytesIO(content), size, f"{HUB_ID}: {name}").transpose(2, 0, 1)
             good[place] = True
         except Unreadable:
             if not skip:
@@ -149,4 +152,4 @@ def _fill(
     labels = np.repeat(np.arange(len(wnids)), share)
     if len(gone := np.setdiff1d(labels, labels[good])):
         raise RubError(f"{HUB_ID}: no readable image for {len(gone)} of {len(wnids)} classes, such as {wnids[gone[0]]}")
-    return kept(images, labels, good), skipped
+    return compact(images, labels, good), skipped

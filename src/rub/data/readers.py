@@ -1,14 +1,17 @@
-"""Readers of digits, of the archives of CIFAR and Tiny ImageNet, and of ``.npz`` files."""
+"""Readers of digits, of the archives of CIFAR and Tiny ImageNet, of ``.npz`` files and of arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rub.data.base import Read, Selection
 from rub.data.decoding import decode
-from rub.data.folders import TEST_SHARE, Read, pictures
+from rub.data.folders import TEST_SHARE, image_files
 from rub.data.samples import Samples, concatenate
 from rub.data.unpickle import load_arrays, text
 from rub.errors import RubError
@@ -16,11 +19,11 @@ from rub.errors import RubError
 MOST_CLASSES = 1 << 16  # a label beyond is no class number, and its count of classes would fill the memory
 
 
-def read_digits(size: int | None = None) -> Read:
-    """Return scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing.
+def read_digits(root: Path | None = None, *, size: int | None = None) -> Read:
+    """Scikit-learn's 1,797 digits, 8 x 8, 0..16 scaled to 0..255; every fifth of each class is for testing.
 
     With `size`, the 8-bit images are resized to size x size by Pillow's bilinear filter (fixed point, so the same bits
-    on every machine).
+    on every machine). They come with the library: `root` is not read.
     """
     from sklearn.datasets import load_digits
 
@@ -36,6 +39,12 @@ def read_digits(size: int | None = None) -> Read:
     ids = np.arange(len(labels))
     train = _samples(images[~test], labels[~test], ids[~test])
     return Read(tuple(str(digit) for digit in range(10)), train, _samples(images[test], labels[test], ids[test]))
+
+
+def digits_fingerprint(root: Path | None, selection: Selection) -> str:
+    """SHA-256 of the pixels at their own size."""
+    read = read_digits()
+    return sha256(read.train.images.numpy().tobytes() + read.test.images.numpy().tobytes()).hexdigest()
 
 
 def read_cifar10(folder: Path) -> Read:
@@ -60,7 +69,7 @@ def read_tiny_imagenet(folder: Path) -> Read:
     if not wnids or any(Path(wnid).name != wnid for wnid in wnids):
         raise RubError(f"{listing}: should list the names of class folders, one per line; copy the file again")
     place = {wnid: index for index, wnid in enumerate(wnids)}
-    train = [(item, place[wnid]) for wnid in wnids for item in pictures(folder / "train" / wnid / "images")]
+    train = [(item, place[wnid]) for wnid in wnids for item in image_files(folder / "train" / wnid / "images")]
     test = []
     annotations = _present(folder / "val" / "val_annotations.txt")
     for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -73,44 +82,65 @@ def read_tiny_imagenet(folder: Path) -> Read:
     return Read(tuple(wnids), decode(train, 64)[0], decode(sorted(test), 64)[0])
 
 
-READERS: Mapping[str, Callable[[Path], Read]] = {
-    "cifar10": read_cifar10,
-    "cifar100": read_cifar100,
-    "tiny-imagenet": read_tiny_imagenet,
-}
-
-
 def read_npz(path: Path) -> Read:
-    """Read x_train, y_train, x_test, y_test from an ``.npz``: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
+    """Read x_train, y_train, x_test, y_test from an ``.npz``, see `from_arrays`.
 
     Raises:
         RubError: a missing array, a wrong type or shape, or a damaged file; pickled arrays are refused.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+            arrays = [stored[name] for name in ("x_train", "y_train", "x_test", "y_test")]
     except Exception as error:  # damaged bytes fail in any way: BadZipFile, zlib.error, ValueError, TypeError...
         reason = " ".join(str(error).split())
         raise RubError(f"{path}: not a usable .npz ({reason}); needs x_train, y_train, x_test, y_test") from None
+    return from_arrays(str(path), *arrays)
+
+
+def from_arrays(
+    where: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, classes: Sequence[str] | None = None
+) -> Read:
+    """Data set of arrays or tensors: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), and class numbers (N,).
+
+    Args:
+        where: begins the error messages.
+        x_train: images to train on.
+        y_train: their labels, from 0.
+        x_test: images to test on, of the same shape.
+        y_test: their labels.
+        classes: a name for each class; None names them by their numbers.
+
+    Raises:
+        RubError: a wrong type or shape, or fewer names than classes.
+
+    Example:
+        >>> grey = np.zeros((2, 8, 8), dtype=np.uint8)
+        >>> from_arrays("grey", grey, [0, 1], grey, [0, 1]).train.shape
+        (1, 8, 8)
+    """
     parts = []
-    for name in ("train", "test"):
-        images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
+    for name, given, numbers in (("train", x_train, y_train), ("test", x_test, y_test)):
+        images, labels = np.asarray(given), np.asarray(numbers).reshape(-1)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
             raise RubError(
-                f"{path}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
+                f"{where}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
             )
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MOST_CLASSES:
-            raise RubError(f"{path}: y_{name} should be class numbers from 0 below {MOST_CLASSES}, got {labels.dtype}")
+            raise RubError(f"{where}: y_{name} should be class numbers from 0 below {MOST_CLASSES}, got {labels.dtype}")
+        shape = images.shape
         images = images[:, None] if images.ndim == 3 else images
         channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images
         if images.shape[1] not in (1, 3):
-            raise RubError(f"{path}: x_{name} should have 1 or 3 channels, got the shape {arrays[f'x_{name}'].shape}")
+            raise RubError(f"{where}: x_{name} should have 1 or 3 channels, got the shape {shape}")
         parts.append(_samples(images, labels, np.arange(len(labels))))
-    if parts[0].images.shape[1:] != parts[1].images.shape[1:]:
-        raise RubError(f"{path}: x_train and x_test should hold images of one shape")
+    if parts[0].shape != parts[1].shape:
+        raise RubError(f"{where}: x_train and x_test should hold images of one shape")
     count = int(max(part.labels.max() for part in parts)) + 1
-    return Read(tuple(str(index) for index in range(count)), parts[0], parts[1])
+    names = tuple(str(name) for name in (range(count) if classes is None else classes))
+    if len(names) < count:
+        raise RubError(f"{where}: names {len(names)} classes, but a label is {count - 1}; should name each class")
+    return Read(names, parts[0], parts[1])
 
 
 def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""`Samples`: images with labels and stable ids, the one form in which image data travels through RUB."""
+"""`Samples`, images with labels and stable ids: the one form in which image data travels; and decoded data sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ class Samples:
     Attributes:
         stored: uint8, shape (M, C, H, W), values 0 to 255.
         labels: int64, shape (N,), class indices.
-        ids: int64, shape (N,): position in the data set's official order; unique within a split, stable for ever.
+        ids: int64, shape (N,): position in the data set's official order; unique within a
+            split and stable across versions.
         rows: int64, shape (N,): which of the stored images these are; None: all, in order.
 
     Example:
@@ -39,31 +40,53 @@ class Samples:
             raise ValueError(f"lengths differ: {count} images, {len(self.labels)} labels, {len(self.ids)} ids")
 
     def __len__(self) -> int:
-        """Return N, the number of samples."""
         return len(self.labels)
 
     @property
     def images(self) -> Tensor:
-        """Return all images, uint8 (N, C, H, W): of a subset, a copy."""
+        """All images, uint8 (N, C, H, W): of a subset, a copy."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return (C, H, W)."""
+        """(C, H, W)."""
         channels, height, width = self.stored.shape[1:]
         return channels, height, width
 
     def take(self, index: Tensor | Sequence[int] | slice) -> Tensor:
-        """Return the images at these positions, uint8 (B, C, H, W)."""
+        """Images at these positions, uint8 (B, C, H, W)."""
         chosen = index if isinstance(index, slice) else torch.as_tensor(index)
         return self.stored[chosen if self.rows is None else self.rows[chosen]]
 
     def select(self, index: Tensor | Sequence[int]) -> "Samples":
-        """Return the samples at these positions (int64) or where this mask (bool, shape (N,)) is true."""
+        """Samples at these positions (int64) or where this mask (bool, shape (N,)) is true."""
         chosen = torch.as_tensor(index)
         chosen = chosen if chosen.dtype == torch.bool else chosen.long()
         rows = torch.arange(len(self.stored)) if self.rows is None else self.rows
         return Samples(self.stored, self.labels[chosen], self.ids[chosen], rows[chosen])
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A decoded data set; images of the store are memory-mapped, so that they cost no memory until they are read.
+
+    Attributes:
+        classes: class names, in the order of the labels; their number is C.
+        train: training samples, in official order.
+        test: test samples, in official order.
+        mean: per-channel mean for the network's normalisation, in [0, 1] pixel space.
+        std: per-channel standard deviation, likewise.
+        flip: whether mirroring an image keeps its class.
+        skipped: names of images left out because they cannot be decoded, when that was asked for.
+    """
+
+    classes: tuple[str, ...]
+    train: Samples
+    test: Samples
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    skipped: tuple[str, ...] = ()
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:

@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rub.config.suite import Frozen, located
+from rub.data.base import Selection, source_of
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
+from rub.registry import DATASETS, source_hash
 
-_NAMED = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "none")  # not to be taken for these
 DATA_VERSION = 1  # raised when the data stage's results change
 
 
@@ -18,7 +19,7 @@ class DatasetSpec(Frozen):
     """Which images, and how they are split."""
 
     name: str
-    """A name of `rub list datasets`, or ``folder`` / ``npz`` with a path."""
+    """A name of `rub list datasets`; ``folder`` and ``npz`` need a path."""
     path: str | None = None
     """As it is, or below the data root."""
     size: int | None = Field(None, ge=4, le=1024)
@@ -40,7 +41,7 @@ class DatasetSpec(Frozen):
 
     @property
     def title(self) -> str:
-        """Return what records and tables call the data: a folder or file of the user's by its own name.
+        """Name in records and tables: of a folder or file of the user's, its own.
 
         Example:
             >>> DatasetSpec(name="folder", path="data/imagenette2-64").title, DatasetSpec(name="cifar10").title
@@ -49,7 +50,8 @@ class DatasetSpec(Frozen):
         if self.path is None:
             return self.name
         own = Path(self.path).stem
-        return f"{own} ({self.name})" if own in _NAMED else own
+        others = {"none", *(entry.name for entry in DATASETS.entries())} - {self.name}  # not to be taken for these
+        return f"{own} ({self.name})" if own in others else own
 
 
 class TrainingSpec(Frozen):
@@ -109,25 +111,32 @@ def check_classes(classes: Iterable[int], count: int) -> None:
         raise RubError("forget: the forget set is the whole training set; there should be something to keep")
 
 
+def num_images(dataset: DatasetSpec, otherwise: int) -> int:
+    """Number of training images for estimates of cost, or `otherwise` where it is not known before they are read."""
+    return source_of(dataset.name).images or otherwise
+
+
 def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:
-    """Return the stage that decodes the data set once; its key holds the hash of the source files.
+    """Stage that decodes the data set once; its key holds the hash of the source files, and of a plug-in's reader.
 
     Raises:
         RubError: a field that the data set does not take or lacks, or data that is not there.
     """
-    from rub.data.folders import Selection
     from rub.data.imagenet import i2i_wnids
     from rub.data.sources import check, fingerprint
 
     path = located(dataset.path, data_root) if dataset.path is not None else None
     classes = i2i_wnids() if dataset.classes == "i2i" else dataset.classes
     selection = Selection(classes, dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
-    check(dataset.name, path=path, size=dataset.size, selection=selection)
+    name, size = dataset.name, dataset.size
+    check(name, path=path, size=size, selection=selection)
+    source = source_hash(DATASETS.get(name, task))
     spec = {
-        "name": dataset.name,
-        "size": dataset.size,
-        "fingerprint": fingerprint(dataset.name, data_root, path=path, selection=selection),
+        "name": name,
+        "size": size,
+        "fingerprint": fingerprint(name, data_root, path=path, size=size, selection=selection),
         **selection.given(),  # only what is given, so that data without a selection keeps its key
+        **({"source": source} if source else {}),
     }
     files = {"path": path} if path is not None else {}
-    return Stage(task, "data", DATA_VERSION, f"read {dataset.name}", spec, files=files, cost=1000)
+    return Stage(task, "data", DATA_VERSION, f"read {name}", spec, files=files, cost=1000)

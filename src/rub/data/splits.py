@@ -1,4 +1,4 @@
-"""From a decoded data set to the splits of the task: train, validation, forget, retain, test."""
+"""From a decoded data set to the splits of a task: validation, forget, retain, test."""
 
 import json
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.folders import Selection
-from rub.data.samples import Samples
-from rub.data.sources import ImageDataset, load_images
+from rub.data.base import Selection
+from rub.data.samples import ImageDataset, Samples
+from rub.data.sources import load_images
 from rub.data.spec import check_classes
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
@@ -24,29 +24,6 @@ from rub.training.context import seeded
 CHUNK = 1024  # images copied at once
 _MAPPED: set[Path] = set()  # files for which this process's limit was raised
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A decoded data set; images are memory-mapped, so that it costs no memory until it is read.
-
-    Attributes:
-        classes: class names; their number is C.
-        train: all training samples, in official order.
-        test: all test samples, in official order.
-        mean: per-channel mean for the network's normalisation, in [0, 1] pixel space.
-        std: per-channel standard deviation, likewise.
-        flip: whether mirroring keeps the class.
-        skipped: names of images left out because they cannot be decoded, when that was asked for.
-    """
-
-    classes: tuple[str, ...]
-    train: Samples
-    test: Samples
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool
-    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +45,12 @@ class Splits:
     forget_classes: tuple[int, ...]
 
     def test_where(self, *, forgotten: bool) -> Samples:
-        """Return the test samples of forgotten, or of retained, classes."""
+        """Test samples of forgotten, or of retained, classes."""
         inside = torch.isin(self.test.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
         return self.test.select(inside if forgotten else ~inside)
 
 
-def save_bundle(dataset: ImageDataset, folder: Path) -> None:
+def save_dataset(dataset: ImageDataset, folder: Path) -> None:
     """Write a data set as arrays that can be memory-mapped."""
     for name, samples in (("train", dataset.train), ("test", dataset.test)):
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), *samples.shape)}
@@ -93,8 +70,8 @@ def save_bundle(dataset: ImageDataset, folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def load_bundle(artifact: Artifact) -> Bundle:
-    """Open a data artifact written by `save_bundle`."""
+def load_dataset(artifact: Artifact) -> ImageDataset:
+    """Open a data artifact written by `save_dataset`."""
     facts = artifact.json("meta.json")
     train, test = (
         Samples(
@@ -106,11 +83,11 @@ def load_bundle(artifact: Artifact) -> Bundle:
     )
     mean, std = tuple(facts["mean"]), tuple(facts["std"])
     skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
-    return Bundle(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+    return ImageDataset(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
 
 
 def mapped(path: Path) -> Tensor:
-    """Return the array of a file without reading it: pages come and go as they are used."""
+    """Array of a file, without reading it: pages come and go as they are used."""
     with suppress(ImportError):  # not on Windows
         import resource
 
@@ -126,7 +103,7 @@ def mapped(path: Path) -> Tensor:
 
 
 def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
-    """Stage function: decode the data set once into arrays that later stages memory-map."""
+    """Stage function: decode the data set once, into arrays that later stages memory-map."""
     spec = stage.spec
     images = load_images(
         spec["name"],
@@ -136,21 +113,21 @@ def read(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runti
         selection=Selection.of(spec),
         progress=runtime.progress,
     )
-    save_bundle(images, out)
+    save_dataset(images, out)
 
 
-def bundle_of(inputs: Mapping[str, Artifact], runtime: Runtime) -> Bundle:
-    """Return a stage's data, opened once per process."""
-    return runtime.cache.get(inputs["data"].key, lambda: load_bundle(inputs["data"]))
+def input_dataset(inputs: Mapping[str, Artifact], runtime: Runtime) -> ImageDataset:
+    """Data set among a stage's inputs, opened once per process."""
+    return runtime.cache.get(inputs["data"].key, lambda: load_dataset(inputs["data"]))
 
 
-def trainable(bundle: Bundle, validation: float) -> Samples:
-    """Return all training samples that are not held out."""
-    return bundle.train.select((~held_out(bundle.train.labels, validation)).nonzero()[:, 0])
+def trainable(dataset: ImageDataset, validation: float) -> Samples:
+    """Training samples that are not held out."""
+    return dataset.train.select((~held_out(dataset.train.labels, validation)).nonzero()[:, 0])
 
 
 def held_out(labels: Tensor, fraction: float) -> Tensor:
-    """Return a mask, bool (N,), of a stratified share of each class, the same for every experiment."""
+    """Mask, bool (N,), of a stratified share of each class, the same for every experiment."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     generator = seeded(VALIDATION_SEED, "validation")
     for label in sorted(set(labels.tolist())):
@@ -160,18 +137,18 @@ def held_out(labels: Tensor, fraction: float) -> Tensor:
     return mask
 
 
-def split(bundle: Bundle, forget: Mapping[str, Any], validation: float) -> Splits:
-    """Return the splits for a forget spec (`ForgetSpec.model_dump()`).
+def split(dataset: ImageDataset, forget: Mapping[str, Any], validation: float) -> Splits:
+    """Splits for a forget spec (`ForgetSpec.model_dump()`).
 
     Raises:
         RubError: a class or sample that does not exist, or a forget set that is empty or everything.
     """
-    outside = held_out(bundle.train.labels, validation)
-    train = bundle.train.select((~outside).nonzero()[:, 0])
+    outside = held_out(dataset.train.labels, validation)
+    train = dataset.train.select((~outside).nonzero()[:, 0])
     classes: tuple[int, ...] = ()
     if forget["classes"] is not None:
         classes = tuple(forget["classes"])
-        check_classes(classes, len(bundle.classes))
+        check_classes(classes, len(dataset.classes))
         chosen = torch.isin(train.labels, torch.tensor(classes))
     elif forget["fraction"] is not None:
         chosen = torch.zeros(len(train), dtype=torch.bool)
@@ -189,14 +166,14 @@ def split(bundle: Bundle, forget: Mapping[str, Any], validation: float) -> Split
     return Splits(
         train.select(chosen.nonzero()[:, 0]),
         train.select((~chosen).nonzero()[:, 0]),
-        bundle.train.select(outside.nonzero()[:, 0]),
-        bundle.test,
+        dataset.train.select(outside.nonzero()[:, 0]),
+        dataset.test,
         classes,
     )
 
 
 def subset(samples: Samples, count: int | None, stream: str) -> Samples:
-    """Return a fixed random subset of at most `count` samples, in order of their place; all when None."""
+    """Fixed random subset of at most `count` samples, in order of their place; all when None."""
     if count is None or count >= len(samples):
         return samples
     order = torch.randperm(len(samples), generator=seeded(0, stream))[:count]

@@ -32,7 +32,7 @@ class _Kind:
         self.order = text(state[1])
 
     def array(self, raw: Any, shape: Any, order: str) -> NDArray[Any]:
-        """Return the array of these bytes; `ValueError` where they are none."""
+        # ValueError where these bytes are no array
         kind = self.code.lstrip("|<>=")
         if kind not in _KINDS or self.order not in ("|", "<", ">", "=") or not isinstance(raw, bytes | bytearray):
             raise ValueError("no array of plain numbers")
@@ -64,7 +64,7 @@ def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
 
 
 def _encode(given: Any, *_: Any) -> bytes:
-    """Stand for ``_codecs.encode``: Python 3 writes Python 2's bytes as Latin text."""
+    # for _codecs.encode: Python 3 writes Python 2's bytes as Latin text
     return given if isinstance(given, bytes) else text(given).encode("latin1")
 
 
@@ -92,7 +92,7 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[misc, name-defined, unused
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """Return the dictionary pickled in a file, with text keys; only numbers, text, lists and arrays are rebuilt.
+    """Dictionary pickled in a file, with text keys; only numbers, text, lists and arrays are rebuilt.
 
     Raises:
         RubError: the file is damaged, holds no dictionary, or asks for anything that could run code.
@@ -109,5 +109,5 @@ def load_arrays(path: Path) -> dict[str, Any]:
 
 
 def text(value: object) -> str:
-    """Return what Python 2 pickled as bytes, and Python 3 as text, as text."""
+    """Text that Python 2 pickled as bytes, or Python 3 as text."""
     return value.decode("latin1") if isinstance(value, bytes) else str(value)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rub.data.samples import Samples
-from rub.data.splits import Bundle, bundle_of, trainable
+from rub.data.samples import ImageDataset, Samples
+from rub.data.splits import input_dataset, trainable
 from rub.judges.extractor_stage import INCEPTION_FILE
 from rub.judges.inception import load_inception
 from rub.metrics.generative import Extractor
@@ -62,23 +62,23 @@ def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runt
         (out / INCEPTION_FILE).write_bytes(stage.files["weights"].read_bytes())
         (out / FACTS).write_text(json.dumps({"name": "inception-v3-compat"}), encoding="utf-8")
         return
-    bundle = bundle_of(inputs, runtime)
-    network = network_of(spec["model"], bundle, len(bundle.classes))
-    model = trained(network, trainable(bundle, spec["validation"]), judge_context(spec, bundle, runtime), spec)
-    logits = predict(model, bundle.test, batch_size=runtime.batch_size, device=runtime.device)
-    right = (logits.argmax(1) == bundle.test.labels).double().mean()
+    dataset = input_dataset(inputs, runtime)
+    network = network_of(spec["model"], dataset, len(dataset.classes))
+    model = trained(network, trainable(dataset, spec["validation"]), judge_context(spec, dataset, runtime), spec)
+    logits = predict(model, dataset.test, batch_size=runtime.batch_size, device=runtime.device)
+    right = (logits.argmax(1) == dataset.test.labels).double().mean()
     save_weights(model, out / WEIGHTS)
     facts = {"name": spec["name"], "model": spec["model"], "accuracy": round(float(right), 4), "n": len(logits)}
     (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def judge_context(spec: Mapping[str, Any], bundle: Bundle, runtime: Runtime) -> TrainContext:
+def judge_context(spec: Mapping[str, Any], dataset: ImageDataset, runtime: Runtime) -> TrainContext:
     """Return how a judge is trained, from its stage's ``training`` and ``seed``."""
     training = spec["training"]
     return TrainContext(
         seed=spec["seed"],
         batch_size=training["batch_size"],
-        augmentation=Augmentation(training["padding"], bundle.flip),
+        augmentation=Augmentation(training["padding"], dataset.flip),
         precision=training["precision"],
         **runtime.shared(),
     )
@@ -97,14 +97,14 @@ def trained(network: Mapping[str, Any], samples: Samples, context: TrainContext,
     return train(build_network(**network, seed=context.seed).to(context.device), samples, context, **schedule)
 
 
-def network_of(model: Mapping[str, Any], bundle: Bundle, classes: int) -> dict[str, Any]:
+def network_of(model: Mapping[str, Any], dataset: ImageDataset, classes: int) -> dict[str, Any]:
     """Return the arguments of `build_network` for a classifier of a data set; JSON values only."""
     return {
         **{name: model[name] for name in ("arch", "stem", "width")},
         "num_classes": classes,
-        "channels": bundle.train.shape[0],
-        "mean": bundle.mean,
-        "std": bundle.std,
+        "channels": dataset.train.shape[0],
+        "mean": dataset.mean,
+        "std": dataset.std,
     }
 
 
@@ -116,8 +116,8 @@ def load_judge(artifact: Artifact, inputs: Mapping[str, Artifact], runtime: Runt
         if "model" not in facts:
             path = artifact.file(INCEPTION_FILE)
             return load_inception(path, batch_size=runtime.batch_size, device=runtime.device)
-        bundle = bundle_of(inputs, runtime)
-        network = network_of(facts["model"], bundle, len(bundle.classes))
+        dataset = input_dataset(inputs, runtime)
+        network = network_of(facts["model"], dataset, len(dataset.classes))
         return load_classifier(
             facts["name"], network, artifact.file(WEIGHTS), batch_size=runtime.batch_size, device=runtime.device
         )

@@ -7,18 +7,17 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from rub.data.folders import Selection
+from rub.data.base import Selection, source_of
 from rub.data.samples import Samples
 from rub.data.sources import load_images
 from rub.data.spec import DatasetSpec
-from rub.data.splits import load_bundle
+from rub.data.splits import load_dataset
 from rub.errors import RubError
 from rub.registry import first_error
 from rub.store.artifacts import Artifact
 from rub.witness.claims import Sources, Witness
 
 LARGEST_SIDE = 256
-_BY_PATH = ("folder", "npz")  # data that has a place instead of a name
 
 
 def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
@@ -76,14 +75,15 @@ def _numbered(pool: Samples) -> tuple[Samples, dict[int, int]]:
 def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
     artifact = sources.store.find("data", key) if sources.store is not None else None
     if artifact is not None:
-        bundle = load_bundle(artifact)
-        return bundle.test if images == "test" else bundle.train
+        dataset = load_dataset(artifact)
+        return dataset.test if images == "test" else dataset.train
     spec = _dataset(witness.data.get("spec"))
     if spec.size is not None and spec.size > LARGEST_SIDE:
         raise RubError(f"the claim asks for images of {spec.size} px; at most {LARGEST_SIDE} are made for a check")
     selection = Selection.of(spec.model_dump(exclude_defaults=True))
-    path = sources.data_root if spec.name in _BY_PATH else None
-    if spec.name in _BY_PATH and path is None:
+    by_path = source_of(spec.name).by_path
+    path = sources.data_root if by_path else None
+    if by_path and path is None:
         raise RubError(f"the claim is about a {spec.name} of images: give its place with --data-root")
     loaded = load_images(spec.name, sources.data_root, path=path, size=spec.size, selection=selection)
     return loaded.test if images == "test" else loaded.train

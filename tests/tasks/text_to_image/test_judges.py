@@ -12,9 +12,9 @@ from PIL import Image
 
 import rub
 from rub.api import make_runtime
-from rub.data.samples import Samples
+from rub.data.samples import ImageDataset, Samples
 from rub.data.spec import DatasetSpec, TrainingSpec, data_stage
-from rub.data.splits import Bundle, bundle_of
+from rub.data.splits import input_dataset
 from rub.errors import RubError
 from rub.judges.ood_images import KINDS, NOISE, UNSEEN, negatives
 from rub.pipeline.runtime import compute
@@ -46,7 +46,7 @@ def digits(tmp_path_factory):
     stage = judge_stage(T2I, JudgeSpec(name="classifier", width=8, training=TRAINING), data, DIGITS, None)
     made = stored(stage, inputs, store, runtime)
     assert load_judge(made, inputs, runtime) is load_judge(made, inputs, runtime)  # once per process
-    return load_judge(made, inputs, runtime), made.json(FACTS), bundle_of(inputs, runtime)
+    return load_judge(made, inputs, runtime), made.json(FACTS), input_dataset(inputs, runtime)
 
 
 def called(judge, images, labels=range(10)):
@@ -55,8 +55,8 @@ def called(judge, images, labels=range(10)):
 
 
 def test_the_trained_judge_is_right_on_digits_and_says_how_often(digits):
-    judge, facts, bundle = digits
-    look, labels = judge(bundle.test.images), bundle.test.labels
+    judge, facts, dataset = digits
+    look, labels = judge(dataset.test.images), dataset.test.labels
     right = torch.stack([judge.hits(look, label) for label in range(10)])[labels, torch.arange(len(labels))]
     assert float(right.float().mean()) == pytest.approx(facts["accuracy"], abs=1e-4) and facts["accuracy"] > 0.9
     sevens = float(right[labels == 7].float().mean())
@@ -230,16 +230,16 @@ def test_a_foreign_judge_is_measured_on_real_images_and_on_nothing(folder, tmp_p
     """Classes by their names, and one that the judge does not have; the hits are counted by hand."""
     images, labels = random_images(30, 3, 16, 16), torch.arange(30) % 3
     samples = Samples(images, labels, torch.arange(30))
-    bundle = Bundle(("church", "n01440764", "kettle"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
+    dataset = ImageDataset(("church", "n01440764", "kettle"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
     judge = imagenet(folder, JudgeContext("tiny"))
-    facts = measured(judge, bundle, 0, ours=False)
+    facts = measured(judge, dataset, 0, ours=False)
     calls = by_hand(folder, images)[0].argmax(1)
     church, tench = (calls == 1)[labels == 0], (calls == 0)[labels == 1]  # n01440764 is called tench
     assert facts["n"] == 20 and facts["accuracy"] == pytest.approx(float(torch.cat([church, tench]).float().mean()))
     assert facts["by_class"] == {"church": pytest.approx(church.float().mean()), "tench": tench.float().mean()}
     nothing = by_hand(folder, negatives(samples, 500, 0, 0, UNSEEN).images)[0].argmax(1)
     assert facts["taken"] == pytest.approx(float((nothing < 2).float().mean()), abs=1e-4)
-    unknown = Bundle(("kettle", "bow"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
+    unknown = ImageDataset(("kettle", "bow"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
     assert measured(judge, unknown, 0, ours=False) == {}
 
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rub.data.samples import Samples
-from rub.data.splits import Bundle, Splits, bundle_of, split, subset
+from rub.data.samples import ImageDataset, Samples
+from rub.data.splits import Splits, input_dataset, split, subset
 from rub.metrics.base import Measured
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
@@ -51,9 +51,9 @@ OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper
 
 def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on clean images: accuracies, membership inference, bias-free metrics."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    parts = split(bundle, spec["forget"], spec["validation"])
-    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
+    model = load_model(inputs["unlearned"], dataset).to(runtime.device)
     facts = {
         "weights_sha256": inputs["unlearned"].sha256(WEIGHTS),
         "seconds": inputs["unlearned"].manifest["seconds"],
@@ -73,7 +73,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     if parts.forget_classes:
         measured.share("ua_test", right[~kept])
         measured.add("logit_auc", logit_auc(test, parts.test.labels, parts.forget_classes), len(test))
-        probe = _probe(view, bundle, parts, test_features, spec["probe_per_class"], spec["probe_total"])
+        probe = _probe(view, dataset, parts, test_features, spec["probe_per_class"], spec["probe_total"])
         measured.add("probe_accuracy", probe, int((~kept).sum()))
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
     attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
@@ -81,14 +81,14 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for mia_seed, called in shadow_members(spec, inputs, runtime, forget, parts.forget.labels.numpy()):
         measured.share("mia_shadow", called, mia_seed=mia_seed)
     if "shadow_0" in inputs:
-        _scores(measured, view, inputs, bundle, parts, forget, test)
+        _scores(measured, view, inputs, dataset, parts, forget, test)
     measured.save(out)
 
 
 def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Re-evaluate the stored probes in float32 and count what they recover, beside the retrained model's."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    model = load_model(inputs["unlearned"], bundle).to(runtime.device)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    model = load_model(inputs["unlearned"], dataset).to(runtime.device)
     cells = {"attack": spec["attack"], "budget": spec["budget"]}
     samples: Rows = []
     curves: Rows = []
@@ -112,8 +112,8 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         samples += _sample_rows(spec, name, artifact, listed, recovered)
         curves.append({**_row(spec, name), **facts})
         if name == "forget":
-            places = np.searchsorted(bundle.train.ids.numpy(), listed["ids"])
-            images = bundle.train.select(torch.from_numpy(places))
+            places = np.searchsorted(dataset.train.ids.numpy(), listed["ids"])
+            images = dataset.train.select(torch.from_numpy(places))
             save_witnesses(stage, inputs, images, probes, outputs, listed["step"] == 0, out)
             if "attack_retrained" in inputs:
                 _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
@@ -170,27 +170,27 @@ def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: i
     """Return the shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
 
     def fit() -> MembershipAttack:
-        shadows = _shadows(inputs, indices, "train", bundle_of(inputs, runtime))
+        shadows = _shadows(inputs, indices, "train", input_dataset(inputs, runtime))
         return shokri_fit(shadows.points(np.flatnonzero(_trained_on(inputs))), seed=mia_seed)
 
     return runtime.cache.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
 
 
 def _scores(
-    measured: Measured, view: View, inputs: Inputs, bundle: Bundle, parts: Splits, forget: Floats, test: Floats
+    measured: Measured, view: View, inputs: Inputs, dataset: ImageDataset, parts: Splits, forget: Floats, test: Floats
 ) -> None:
     """Add offline RMIA and LiRA: forgotten training images against unseen test images of the same classes."""
     count = sum(role.startswith("shadow_") for role in inputs)
-    train = _shadows(inputs, range(count), "train", bundle)
-    unseen = _shadows(inputs, range(count), "test", bundle)
-    forgotten = np.flatnonzero(np.isin(bundle.train.ids.numpy(), parts.forget.ids.numpy()))
+    train = _shadows(inputs, range(count), "train", dataset)
+    unseen = _shadows(inputs, range(count), "test", dataset)
+    forgotten = np.flatnonzero(np.isin(dataset.train.ids.numpy(), parts.forget.ids.numpy()))
     same = (
         np.isin(parts.test.labels.numpy(), parts.forget_classes) if parts.forget_classes else np.ones(len(test), bool)
     )
     others = np.random.default_rng(0).permutation(np.flatnonzero(same))
     if len(parts.validation):
         held = subset(parts.validation, POPULATION, "rmia-population")
-        outside = np.flatnonzero(np.isin(bundle.train.ids.numpy(), held.ids.numpy()))
+        outside = np.flatnonzero(np.isin(dataset.train.ids.numpy(), held.ids.numpy()))
         population, seen = train.points(outside), view(held)[1]
     else:  # nothing was held out: half of the unseen images are the population, the other half the non-members
         others, outside = others[::2], others[1::2]
@@ -209,12 +209,14 @@ def _scores(
         measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
 
 
-def _probe(view: View, bundle: Bundle, parts: Splits, test_features: Floats, per_class: int, total: int) -> float:
+def _probe(
+    view: View, dataset: ImageDataset, parts: Splits, test_features: Floats, per_class: int, total: int
+) -> float:
     """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
     chosen = [
         subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
     ]
-    for label in range(len(bundle.classes)):
+    for label in range(len(dataset.classes)):
         if label not in parts.forget_classes:
             chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
     features = np.concatenate([view(part)[0] for part in chosen])
@@ -262,19 +264,19 @@ def _trained_on(inputs: Inputs) -> Bools:
     return np.asarray(first | second)
 
 
-def _shadows(inputs: Inputs, indices: range, part: str, bundle: Bundle) -> ShadowOutputs:
+def _shadows(inputs: Inputs, indices: range, part: str, dataset: ImageDataset) -> ShadowOutputs:
     artifacts = [inputs[f"shadow_{index}"] for index in indices]
     logits = np.stack(
         [np.load(item.file(f"{part}_logits.npy"), mmap_mode="r", allow_pickle=False) for item in artifacts]
     )
     if part == "train":
         member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in artifacts])
-        return ShadowOutputs(logits, member, bundle.train.labels.numpy())
+        return ShadowOutputs(logits, member, dataset.train.labels.numpy())
     # Nobody trained on test points; half of the shadows are set aside for each all the same, so that members and
     # non-members are judged by equally many: a mean of more shadows is another quantity.
     aside = np.random.default_rng(1).random((len(logits) // 2, logits.shape[1])) < 0.5
     member = np.stack([aside, ~aside], axis=1).reshape(logits.shape[:2])
-    return ShadowOutputs(logits, member, bundle.test.labels.numpy())
+    return ShadowOutputs(logits, member, dataset.test.labels.numpy())
 
 
 def _joined(first: ShadowOutputs, second: ShadowOutputs) -> ShadowOutputs:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rub.data.samples import Samples
-from rub.data.splits import Bundle, Splits, bundle_of, split, subset, trainable
+from rub.data.samples import ImageDataset, Samples
+from rub.data.splits import Splits, input_dataset, split, subset, trainable
 from rub.errors import Diverged
 from rub.models.formats.classifier import load_weights
 from rub.models.resnet import build_network
@@ -33,28 +33,28 @@ WEIGHTS, NETWORK = "weights.safetensors", "network.json"
 
 def split_ids(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Check the forget spec against the data, and write down the ids of every part."""
-    parts = split(bundle_of(inputs, runtime), stage.spec["forget"], stage.spec["validation"])
+    parts = split(input_dataset(inputs, runtime), stage.spec["forget"], stage.spec["validation"])
     for name in ("forget", "retain", "validation"):
         np.save(out / f"{name}_ids.npy", getattr(parts, name).ids.numpy())
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Train a network from scratch on all training data, or on the retain set (the retrained reference)."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
     if spec["subset"]["kind"] == "retain":
-        samples = split(bundle, spec["subset"]["forget"], spec["validation"]).retain
+        samples = split(dataset, spec["subset"]["forget"], spec["validation"]).retain
     else:
-        samples = trainable(bundle, spec["validation"])
-    model = _fit(spec, bundle, samples, spec["seed"], runtime)
-    _save_model(model, spec["model"], bundle, out)
+        samples = trainable(dataset, spec["validation"])
+    model = _fit(spec, dataset, samples, spec["seed"], runtime)
+    _save_model(model, spec["model"], dataset, out)
 
 
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Read a checkpoint that someone else made into an artifact; its hash is in the spec."""
-    bundle = bundle_of(inputs, runtime)
-    model = _network(stage.spec["model"], bundle, seed=0)
+    dataset = input_dataset(inputs, runtime)
+    model = _network(stage.spec["model"], dataset, seed=0)
     load_weights(stage.files["weights"], model)
-    _save_model(model, stage.spec["model"], bundle, out)
+    _save_model(model, stage.spec["model"], dataset, out)
 
 
 def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -62,36 +62,36 @@ def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
     Shadows 2i and 2i + 1 get complementary halves, so each sample is out of exactly half of all shadows.
     """
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    samples = trainable(bundle, spec["validation"])
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    samples = trainable(dataset, spec["validation"])
     order = torch.randperm(len(samples), generator=seeded(spec["half_seed"], "half"))
     member = torch.zeros(len(samples), dtype=torch.bool)
     member[order[: len(samples) // 2]] = True
     member = member if spec["half"] == 0 else ~member
-    model = _fit(spec, bundle, samples.select(member.nonzero()[:, 0]), spec["seed"], runtime)
-    inside = torch.zeros(int(bundle.train.ids.max()) + 1, dtype=torch.bool)
+    model = _fit(spec, dataset, samples.select(member.nonzero()[:, 0]), spec["seed"], runtime)
+    inside = torch.zeros(int(dataset.train.ids.max()) + 1, dtype=torch.bool)
     inside[samples.ids[member]] = True
-    np.save(out / "member.npy", inside[bundle.train.ids].numpy())
-    for name, part in (("train", bundle.train), ("test", bundle.test)):
+    np.save(out / "member.npy", inside[dataset.train.ids].numpy())
+    for name, part in (("train", dataset.train), ("test", dataset.test)):
         logits = predict(model, part, batch_size=runtime.batch_size, device=runtime.device)
         np.save(out / f"{name}_logits.npy", logits.numpy().astype(np.float32))
 
 
 def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Run an unlearning method on a private copy of the original model."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    parts = split(bundle, spec["forget"], spec["validation"])
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
     context = UnlearnContext(
         seed=spec["seed"],
-        num_classes=len(bundle.classes),
+        num_classes=len(dataset.classes),
         forget_classes=parts.forget_classes,
         batch_size=spec["batch_size"],
-        augmentation=Augmentation(spec["padding"], bundle.flip),
+        augmentation=Augmentation(spec["padding"], dataset.flip),
         precision=spec["precision"],
         **runtime.shared(),
     )
     method = METHODS.get(spec["method"]["name"], "classification").load()
-    original = load_model(inputs["original"], bundle).to(runtime.device)
+    original = load_model(inputs["original"], dataset).to(runtime.device)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
     with torch.random.fork_rng():
         torch.manual_seed(spec["seed"])
@@ -107,8 +107,8 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search probes for one model, budget and set of images; keep them with their curves."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    samples, target = aim(spec, inputs, bundle, runtime)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    samples, target = aim(spec, inputs, dataset, runtime)
     context = AttackContext(
         seed=spec["seed"],
         ids=samples.ids,
@@ -126,7 +126,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     save_probes(union(found), samples, target.labels, out)
 
 
-def aim(spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, runtime: Runtime) -> tuple[Samples, Target]:
+def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime: Runtime) -> tuple[Samples, Target]:
     """Return the images of a split and the target that the search maps them to.
 
     ``forget`` and ``forget_test`` images aim at what the original model says of themselves (paper eq. 2). ``retain``
@@ -134,10 +134,10 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, bundle: Bundle, runtime: Runtim
     arrive as often, a recovery is ordinary adversarial vulnerability and no evidence of knowledge about that image.
     """
     original = runtime.cache.get(
-        (inputs["original"].key, runtime.device), lambda: load_model(inputs["original"], bundle).to(runtime.device)
+        (inputs["original"].key, runtime.device), lambda: load_model(inputs["original"], dataset).to(runtime.device)
     )
-    unlearned = load_model(inputs["unlearned"], bundle).to(runtime.device)
-    parts = split(bundle, spec["forget"], spec["validation"])
+    unlearned = load_model(inputs["unlearned"], dataset).to(runtime.device)
+    parts = split(dataset, spec["forget"], spec["validation"])
     samples = choose(parts, spec["split"], spec["samples"])
     source = samples
     if spec["split"] == "retain":
@@ -178,13 +178,13 @@ def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> 
     (out / "attack.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def load_model(artifact: Artifact, bundle: Bundle) -> nn.Module:
+def load_model(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
     """Return the network of a model artifact, in eval mode, on the CPU."""
     facts = artifact.json(NETWORK)
     model = build_network(
         facts["arch"],
-        num_classes=len(bundle.classes),
-        channels=bundle.train.shape[0],
+        num_classes=len(dataset.classes),
+        channels=dataset.train.shape[0],
         stem=facts["stem"],
         width=facts["width"],
         mean=tuple(facts["mean"]),
@@ -194,7 +194,7 @@ def load_model(artifact: Artifact, bundle: Bundle) -> nn.Module:
     return model.eval()
 
 
-def _save_model(model: nn.Module, spec: Mapping[str, Any], bundle: Bundle, out: Path) -> None:
+def _save_model(model: nn.Module, spec: Mapping[str, Any], dataset: ImageDataset, out: Path) -> None:
     """Write weights, and what is needed to build the network around them: its own normalisation included."""
 
     def values(name: str) -> list[float]:
@@ -202,34 +202,34 @@ def _save_model(model: nn.Module, spec: Mapping[str, Any], bundle: Bundle, out: 
         return [float(value) for value in buffer.flatten()]  # type: ignore[union-attr]
 
     save_weights(model, out / WEIGHTS)
-    facts = {**spec, "mean": values("mean"), "std": values("std"), "classes": list(bundle.classes)}
+    facts = {**spec, "mean": values("mean"), "std": values("std"), "classes": list(dataset.classes)}
     (out / NETWORK).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _network(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> nn.Module:
+def _network(spec: Mapping[str, Any], dataset: ImageDataset, seed: int) -> nn.Module:
     return build_network(
         spec["arch"],
-        num_classes=len(bundle.classes),
-        channels=bundle.train.shape[0],
+        num_classes=len(dataset.classes),
+        channels=dataset.train.shape[0],
         stem=spec["stem"],
         width=spec["width"],
-        mean=spec["mean"] or bundle.mean,
-        std=spec["std"] or bundle.std,
+        mean=spec["mean"] or dataset.mean,
+        std=spec["std"] or dataset.std,
         seed=seed,
     )
 
 
-def _fit(spec: Mapping[str, Any], bundle: Bundle, samples: Samples, seed: int, runtime: Runtime) -> nn.Module:
+def _fit(spec: Mapping[str, Any], dataset: ImageDataset, samples: Samples, seed: int, runtime: Runtime) -> nn.Module:
     training = spec["training"]
     context = UnlearnContext(
         seed=seed,
-        num_classes=len(bundle.classes),
+        num_classes=len(dataset.classes),
         batch_size=training["batch_size"],
-        augmentation=Augmentation(training["padding"], bundle.flip),
+        augmentation=Augmentation(training["padding"], dataset.flip),
         precision=training["precision"],
         **runtime.shared(),
     )
-    model = _network(spec["model"], bundle, seed).to(runtime.device)
+    model = _network(spec["model"], dataset, seed).to(runtime.device)
     return fit(
         model,
         samples,

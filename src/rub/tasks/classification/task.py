@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rub.data.spec import check_classes, data_stage
+from rub.data.base import source_of
+from rub.data.spec import check_classes, data_stage, num_images
 from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
@@ -26,7 +27,6 @@ VERSIONS = {
 RETRAIN_SEED, SHADOW_SEED = 1000, 2000
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
 # name -> (training images, classes) of the data sets that are known before they are read
-_KNOWN = {"digits": (1433, 10), "cifar10": (50_000, 10), "cifar100": (50_000, 100), "tiny-imagenet": (100_000, 200)}
 
 
 class ClassificationTask:
@@ -86,8 +86,8 @@ class Graph:
             for label, plan in experiment.protocol.attacks.items()
         }
         self.data = data_stage("classification", experiment.dataset, data_root)
-        self.size, classes = _KNOWN.get(experiment.dataset.name, (10_000, 0))
-        if classes:
+        self.size = num_images(experiment.dataset, 10_000)
+        if classes := source_of(experiment.dataset.name).classes:
             check_classes(experiment.forget.classes or (), classes)
         self.original = self._train("train original", {"kind": "all"}, experiment.seeds.train)
         pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.samples import Samples
-from rub.data.splits import Bundle, bundle_of, split, subset, trainable
+from rub.data.samples import ImageDataset, Samples
+from rub.data.splits import input_dataset, split, subset, trainable
 from rub.errors import Diverged, RubError
 from rub.models.mae.checkpoints import load_mae, refuse_normalised, save_mae
 from rub.models.mae.masks import Mask, keyed_noise, make_mask
@@ -61,8 +61,8 @@ class Side:
 
 def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Choose the images of F and R, their mask noise, and the unrelated images of the steering control."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    parts = split(bundle, spec["forget"], spec["validation"])
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
     test = spec["images"] == "test"
     pools = {
         "forget": parts.test_where(forgotten=True) if test else parts.forget,
@@ -83,9 +83,9 @@ def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def side_of(name: str, inputs: Inputs, runtime: Runtime) -> Side:
     """Return the images of F (``forget``) or R (``retain``) as the choosing stage wrote them down."""
-    bundle, chosen = bundle_of(inputs, runtime), inputs["chosen"]
+    dataset, chosen = input_dataset(inputs, runtime), inputs["chosen"]
     facts = chosen.json("chosen.json")
-    pool = bundle.test if facts["images"] == "test" else bundle.train
+    pool = dataset.test if facts["images"] == "test" else dataset.train
     ids = torch.from_numpy(np.load(chosen.file(f"{name}_ids.npy"), allow_pickle=False))
     place = torch.full((int(pool.ids.max()) + 1,), -1)
     place[pool.ids] = torch.arange(len(pool))
@@ -95,14 +95,14 @@ def side_of(name: str, inputs: Inputs, runtime: Runtime) -> Side:
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Train an autoencoder from scratch on all training images, or on the retain set (the retrained reference)."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
     if spec["subset"] == "retain":
-        samples = split(bundle, spec["forget"], spec["validation"]).retain
+        samples = split(dataset, spec["forget"], spec["validation"]).retain
     else:
-        samples = trainable(bundle, spec["validation"])
+        samples = trainable(dataset, spec["validation"])
     training = spec["training"]
-    model = _built(spec["model"], bundle, spec["seed"]).to(runtime.device)
-    fit(model, samples, _context(spec["seed"], spec["model"]["mask_ratio"], training, bundle, runtime), training)
+    model = _built(spec["model"], dataset, spec["seed"]).to(runtime.device)
+    fit(model, samples, _context(spec["seed"], spec["model"]["mask_ratio"], training, dataset, runtime), training)
     save_mae(model, out / WEIGHTS)
 
 
@@ -140,12 +140,12 @@ def fit(
 
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Read a checkpoint that someone else made; refuse one that predicts normalised patches."""
-    bundle, path = bundle_of(inputs, runtime), stage.files["weights"]
+    dataset, path = input_dataset(inputs, runtime), stage.files["weights"]
     arch, sizes = stage.spec["arch"], dict(stage.spec["sizes"])
     if arch in ARCHITECTURES:
         sizes |= {"heads": ARCHITECTURES[arch][4], "decoder_heads": ARCHITECTURES[arch][7]}
     model = load_mae(path, **{name: value for name, value in sizes.items() if value is not None})
-    images = subset(bundle.train, 64, "look")
+    images = subset(dataset.train, 64, "look")
     size = images.shape
     wanted = (model.config.channels, model.config.image_size, model.config.image_size)
     if size != wanted:
@@ -162,9 +162,9 @@ def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> Non
 
 def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Run an unlearning method on a private copy of the original model."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    parts = split(bundle, spec["forget"], spec["validation"])
-    context = _context(spec["seed"], spec["mask_ratio"], spec, bundle, runtime)
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
+    context = _context(spec["seed"], spec["mask_ratio"], spec, dataset, runtime)
     method = METHODS.get(spec["method"]["name"], "inpainting").load()
     original = load_mae(inputs["original"].file(WEIGHTS)).to(runtime.device)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
@@ -249,15 +249,15 @@ def model_of(inputs: Inputs, role: str, runtime: Runtime) -> MaskedAutoencoder:
     return runtime.cache.get((inputs[role].key, runtime.device), load)
 
 
-def _built(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> MaskedAutoencoder:
-    channels, height, width = bundle.train.shape
+def _built(spec: Mapping[str, Any], dataset: ImageDataset, seed: int) -> MaskedAutoencoder:
+    channels, height, width = dataset.train.shape
     if height != width:
         raise RubError(f"data: images of {width} x {height} pixels; the autoencoder takes square ones")
     return build_mae(
         spec["arch"],
         channels=channels,
-        mean=bundle.mean,
-        std=bundle.std,
+        mean=dataset.mean,
+        std=dataset.std,
         image_size=height,
         patch_size=spec["patch_size"],
         seed=seed,
@@ -265,13 +265,13 @@ def _built(spec: Mapping[str, Any], bundle: Bundle, seed: int) -> MaskedAutoenco
 
 
 def _context(
-    seed: int, mask_ratio: float, training: Mapping[str, Any], bundle: Bundle, runtime: Runtime
+    seed: int, mask_ratio: float, training: Mapping[str, Any], dataset: ImageDataset, runtime: Runtime
 ) -> UnlearnContext:
     return UnlearnContext(
         seed=seed,
         mask_ratio=mask_ratio,
         batch_size=training["batch_size"],
-        augmentation=Augmentation(training["padding"], bundle.flip),
+        augmentation=Augmentation(training["padding"], dataset.flip),
         precision=training["precision"],
         **runtime.shared(),
     )

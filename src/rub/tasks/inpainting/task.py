@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rub.config.suite import located
-from rub.data.spec import data_stage
+from rub.data.spec import data_stage, num_images
 from rub.errors import RubError
 from rub.judges.extractor_stage import judge_stage
 from rub.pipeline.graph import Plan, Stage
@@ -30,7 +30,6 @@ VERSIONS = {
 }
 RETRAIN_SEED, RANDOM_SEED = 1000, 2000  # seeds of different roles must not meet
 IMAGE_METRICS = ("is", "fid", "fid_original", "kid", "mse_original", "mse_input", "psnr", "ssim", "recovered")
-_KNOWN = {"digits": 1433, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}  # training images
 
 
 class InpaintingTask:
@@ -92,7 +91,7 @@ class Graph:
             for label, plan in experiment.protocol.attacks.items()
         }
         self.data = data_stage("inpainting", experiment.dataset, data_root)
-        self.size = _KNOWN.get(experiment.dataset.name, 24_000)
+        self.size = num_images(experiment.dataset, 24_000)
         self.judge = judge_stage("inpainting", experiment.judge, self.data, experiment.dataset, data_root, self.size)
         self.chosen = self._chosen()
         self.original = self._original()

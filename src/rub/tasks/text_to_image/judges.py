@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rub.data.samples import Samples, concatenate
-from rub.data.splits import Bundle, bundle_of, trainable
+from rub.data.samples import ImageDataset, Samples, concatenate
+from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
 from rub.judges.base import Argmax, Judge, JudgeContext, Judgement, Label
 from rub.judges.extractors import ClassifierExtractor, judge_context, load_classifier, network_of, trained
@@ -101,28 +101,28 @@ class Seen:
 def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
     """Stage function: train the classifier or take in a judge, look how good it is, and write both down."""
     spec = stage.spec
-    bundle = bundle_of(inputs, runtime) if "data" in inputs else None
+    dataset = input_dataset(inputs, runtime) if "data" in inputs else None
     facts = {"name": spec["name"], "judge": spec["judge"]}
     if "training" in spec:
-        assert bundle is not None
-        facts |= _train(spec, bundle, out, runtime)
+        assert dataset is not None
+        facts |= _train(spec, dataset, out, runtime)
     else:
         facts |= {"weights": _copied(stage, out), "sha256": spec["sha256"]}
     (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     made = _made(facts, out, runtime.batch_size, runtime.device)  # a judge that cannot be is noticed here
-    if bundle is not None:
-        facts |= measured(made, bundle, spec["seed"], ours="training" in spec)
+    if dataset is not None:
+        facts |= measured(made, dataset, spec["seed"], ours="training" in spec)
         (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _train(spec: Mapping[str, Any], bundle: Bundle, out: Path, runtime: Runtime) -> dict[str, Any]:
-    seen, nothing = trainable(bundle, spec["validation"]), len(bundle.classes)
+def _train(spec: Mapping[str, Any], dataset: ImageDataset, out: Path, runtime: Runtime) -> dict[str, Any]:
+    seen, nothing = trainable(dataset, spec["validation"]), len(dataset.classes)
     kinds = KINDS if spec["judge"]["parameters"]["strict"] else NOISE
     other = negatives(seen, len(seen) // SHARE, nothing, spec["seed"], kinds)
-    network = network_of(spec["model"], bundle, nothing + 1)
-    model = trained(network, concatenate([seen, other]), judge_context(spec, bundle, runtime), spec)
+    network = network_of(spec["model"], dataset, nothing + 1)
+    model = trained(network, concatenate([seen, other]), judge_context(spec, dataset, runtime), spec)
     save_weights(model, out / WEIGHTS)
-    classes = [", ".join(names) for names in names_of(bundle.classes)]
+    classes = [", ".join(names) for names in names_of(dataset.classes)]
     return {"weights": ".", "network": network, "classes": [*classes, NEITHER], "neither": list(kinds)}
 
 
@@ -136,12 +136,12 @@ def _copied(stage: Stage, out: Path) -> str | None:
     return path.name if path.is_file() else "."
 
 
-def measured(judge: Judge, bundle: Bundle, seed: int, *, ours: bool) -> dict[str, Any]:
+def measured(judge: Judge, dataset: ImageDataset, seed: int, *, ours: bool) -> dict[str, Any]:
     """Return how good a judge is: on real test images, and on pictures of nothing of `UNSEEN` kinds.
 
     Args:
         judge: what looks.
-        bundle: gives the test images; classes that the judge does not know are left out.
+        dataset: gives the test images; classes that the judge does not know are left out.
         seed: of the pictures of nothing.
         ours: whether its classes are those of the data set.
 
@@ -149,16 +149,16 @@ def measured(judge: Judge, bundle: Bundle, seed: int, *, ours: bool) -> dict[str
         ``accuracy`` on ``n`` images, ``by_class``, the share ``taken`` for a class of ``nothing`` pictures of nothing,
         ``taken_by_kind``; nothing at all where the judge knows none of the classes.
     """
-    names = names_of(bundle.classes)
+    names = names_of(dataset.classes)
     labels = {place: place if ours else _called(judge, own) for place, own in enumerate(names)}
     known = {place: label for place, label in labels.items() if label is not None}
-    test = _spread(bundle.test, list(known), None if ours else -(-LOOKS // max(len(known), 1)))
+    test = _spread(dataset.test, list(known), None if ours else -(-LOOKS // max(len(known), 1)))
     if not len(test):
         return {}
     look, right = judge(test.images), torch.zeros(len(test), dtype=torch.bool)
     for place, label in known.items():
         right |= judge.hits(look, label) & (test.labels == place)
-    fresh = negatives(bundle.test, LOOKS, 0, seed, UNSEEN)
+    fresh = negatives(dataset.test, LOOKS, 0, seed, UNSEEN)
     look = judge(fresh.images)
     taken = torch.stack([judge.hits(look, label) for label in known.values()]).any(0)
     by_kind = taken.reshape(len(UNSEEN), -1)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rub.config.suite import located
-from rub.data.spec import DatasetSpec
+from rub.data.spec import DatasetSpec, num_images
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
 from rub.registry import JUDGES, NETWORKS, resolved
@@ -16,7 +16,6 @@ SEED = 3000  # of the judge's training; the models under test use others
 FACTS = "judge.json"
 IMAGENET = "microsoft/resnet-50"  # UnlearnDiffAtk's
 _OURS = ("arch", "stem", "width", "training")  # fields that say how RUB trains its own judge
-_KNOWN = {"digits": 1433, "cifar10": 50_000, "cifar100": 50_000}  # training images, for the cost
 
 
 def judge_stage(
@@ -66,7 +65,7 @@ def judge_stage(
         "validation": dataset.validation,
         "seed": SEED,
     }
-    cost = 4.5 * judge.training.epochs * _KNOWN.get(dataset.name, 9_500)
+    cost = 4.5 * judge.training.epochs * num_images(dataset, 9_500)
     return Stage(task, "judge", JUDGE_VERSION, "train the judge", spec, inputs, cost=cost)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rub.data.splits import bundle_of
+from rub.data.splits import input_dataset
 from rub.metrics.base import Measured
 from rub.metrics.clip_score import clip_score_or_none
 from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
@@ -44,7 +44,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     np.save(out / "images.npy", drawn_clean(drawing, prompts_in(inputs["prompts"]), batch_of(runtime)).numpy())
     judge, told = load_judge(inputs["judge"], inputs, runtime), "the original's pictures of the same prompts"
     if "data" in inputs:
-        test = bundle_of(inputs, runtime).test
+        test = input_dataset(inputs, runtime).test
         chosen = test.select(torch.isin(test.labels, torch.tensor(facts.retained_classes)))
         images = chosen.take(slice(spec["real"]))
         told = f"{len(images)} real test images of retained classes"

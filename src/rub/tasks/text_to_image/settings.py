@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rub.data.splits import bundle_of
+from rub.data.splits import input_dataset
 from rub.errors import RubError
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
@@ -61,7 +61,7 @@ def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], 
         prompt, heard = concept["prompt"] or spaced(name), tuple(map(spaced, kept))
         own = spaced(name) if given is None else given
         return ResolvedConcept(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
-    classes = bundle_of(inputs, runtime).classes
+    classes = input_dataset(inputs, runtime).classes
     names = tuple(tuple(found) for found in names_of(classes))
     label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
     if label >= len(classes):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.samples import Samples
-from rub.data.splits import Bundle, bundle_of, trainable
+from rub.data.samples import ImageDataset, Samples
+from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
 from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, save_unlearned
 from rub.models.diffusion.mini import build_mini, reinitialised
@@ -38,14 +38,14 @@ ROOM = 8  # tokens left free for an attack, where the text encoder is shorter th
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Train a miniature from scratch, on all classes or without some (the retrained reference)."""
-    spec, bundle = stage.spec, bundle_of(inputs, runtime)
-    training, given, names = spec["training"], spec["model"], names_of(bundle.classes)
-    samples = trainable(bundle, spec["validation"])
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    training, given, names = spec["training"], spec["model"], names_of(dataset.classes)
+    samples = trainable(dataset, spec["validation"])
     if spec["subset"] == "retain":
         unseen = spec["without"] or [resolve_concept(spec["concept"], inputs, runtime).label]
         samples = samples.select(~torch.isin(samples.labels, torch.tensor(unseen)))
     words = train_vocabulary(vocabulary_texts(names), given["vocabulary"])
-    channels, side, width = bundle.train.shape
+    channels, side, width = dataset.train.shape
     if width != side:
         raise RubError(f"data: images of {width} x {side} pixels; a miniature takes square ones")
     model = build_mini(
@@ -55,7 +55,7 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         tokenizer=make_tokenizer(*words, given["length"]),
         seed=spec["seed"],
     ).to(runtime.device)
-    mirror = bundle.flip if training["mirror"] is None else training["mirror"]
+    mirror = dataset.flip if training["mirror"] is None else training["mirror"]
     context = UnlearnContext(
         seed=spec["seed"],
         batch_size=training["batch_size"],
@@ -152,7 +152,7 @@ def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for side in ("forget", "retain"):
         names = [facts.prompt] if side == "forget" else list(facts.retained_names)
         if "data" in inputs:
-            samples, labels = _pool(bundle_of(inputs, runtime), spec["validation"], facts, side), facts.main_names
+            samples, labels = _pool(input_dataset(inputs, runtime), spec["validation"], facts, side), facts.main_names
             order = torch.randperm(len(samples), generator=seeded(0, f"pictures-{side}"))[:count]
             chosen = samples.select(order)
             latents = encoded(model, chosen, mirror=False)[0]
@@ -165,9 +165,9 @@ def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         (out / f"{side}.json").write_text(json.dumps(facts_), encoding="utf-8")
 
 
-def _pool(bundle: Bundle, validation: float, facts: ResolvedConcept, side: str) -> Samples:
+def _pool(dataset: ImageDataset, validation: float, facts: ResolvedConcept, side: str) -> Samples:
     """Return the training pictures of the concept, or of the retained classes."""
-    samples = trainable(bundle, validation)
+    samples = trainable(dataset, validation)
     labels = torch.tensor([facts.label] if side == "forget" else list(facts.retained_classes))
     return samples.select(torch.isin(samples.labels, labels))
 

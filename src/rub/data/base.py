@@ -1,0 +1,237 @@
+"""What a data set declares: where its files lie, how they are read, and what a suite may ask of it. Free of torch."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+
+from rub.errors import RubError
+from rub.registry import ANY, DATASETS, Entry
+
+if TYPE_CHECKING:
+    from rub.data.samples import Samples
+
+F = TypeVar("F", bound=Callable[..., Any])
+OPTIONS = ("size", "selection", "progress")
+
+
+class Read(NamedTuple):
+    """What a reader gives: class names in the order of the labels, training and test samples, names left out."""
+
+    classes: tuple[str, ...]
+    train: "Samples"
+    test: "Samples"
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of class folders are read.
+
+    Attributes:
+        classes: folder names (wnids) in the order of the labels; None reads all, sorted by name.
+        per_class: training images per class: those whose ``<class>/<file>`` has the smallest SHA-256; None: all.
+        test_per_class: likewise for test images.
+        skip_unreadable: leave out, and list, images that cannot be decoded; they are not replaced by others.
+
+    Example:
+        >>> Selection(("n01443537", "n01484850"), per_class=120).given()
+        {'classes': ['n01443537', 'n01484850'], 'per_class': 120}
+    """
+
+    classes: tuple[str, ...] | None = None
+    per_class: int | None = None
+    test_per_class: int | None = None
+    skip_unreadable: bool = False
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Selection":
+        """Selection that `given` wrote into a mapping, whatever else is in it."""
+        classes = facts.get("classes")
+        return cls(
+            None if classes is None else tuple(classes),
+            facts.get("per_class"),
+            facts.get("test_per_class"),
+            facts.get("skip_unreadable", False),
+        )
+
+    def given(self) -> dict[str, Any]:
+        """Fields that differ from their defaults, as JSON values."""
+        changed = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+    @property
+    def partial(self) -> bool:
+        """Whether files are left out before any is opened."""
+        return any(value is not None for value in (self.classes, self.per_class, self.test_per_class))
+
+
+EVERYTHING = Selection()
+
+
+class Hub(Protocol):
+    """Where a data set is downloaded from when it is not on disk.
+
+    `where` begins every error message: what was looked for on disk, and how to provide it. After so many seconds
+    without the hub, both methods give up.
+    """
+
+    @property
+    def read(self) -> Callable[..., Read]:
+        """``read(where, seconds, **options)``: what the data set's own reader gives, with the same options."""
+        ...
+
+    def revision(self, where: str, seconds: float, selection: Selection) -> str:
+        """Text that identifies the content."""
+        ...
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """How a named data set is found and read.
+
+    Attributes:
+        name: as suites call it.
+        read: ``read(place, *, size, selection, progress) -> Read``, with those of the three keyword arguments that the
+            data set takes; one without a default must be given. `place` is the folder of the layout, or
+            ``dataset.path``, or else the data root (None where there is none).
+        layout: folder below the data root that holds its files.
+        inside: what the layout should hold, for the message that it is not there.
+        by_path: its place is ``dataset.path``, which names it in tables.
+        hub: where it is downloaded from when the layout is not there.
+        fingerprint: (place, selection) -> SHA-256 of the content; None: of all files of the place, or, where it has
+            none, of what the reader gives.
+        mean: per-channel mean for normalisation, in [0, 1] pixel space; None: of its training images.
+        std: per-channel standard deviation, likewise.
+        flip: whether mirroring an image keeps its class.
+        images: number of training images, where it is known before they are read; for estimates of cost.
+        classes: number of classes, likewise; a forgotten class that does not exist is then refused before the run.
+    """
+
+    name: str
+    read: Callable[..., Read]
+    layout: str | None = None
+    inside: str = ""
+    by_path: bool = False
+    hub: Hub | None = None
+    fingerprint: Callable[..., str] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flip: bool = False
+    images: int | None = None
+    classes: int | None = None
+
+    @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """Keyword arguments of the reader: which of `OPTIONS` the data set takes.
+
+        Raises:
+            RubError: the reader has another one.
+        """
+        named = inspect.signature(self.read).parameters
+        found = {name: it for name, it in named.items() if it.kind is inspect.Parameter.KEYWORD_ONLY}
+        if strange := sorted(found.keys() - set(OPTIONS)):
+            raise RubError(
+                f"dataset '{self.name}': its reader asks for '{strange[0]}'; it can take {', '.join(OPTIONS)}"
+            )
+        return found
+
+    def place(self, root: Path | None, path: Path | None) -> Path | None:
+        """Folder or file that holds the data; None for data from the hub, or made by its reader.
+
+        Raises:
+            RubError: there is none, nor a hub; how to provide the data is said.
+        """
+        if self.by_path:
+            if path is None:
+                raise RubError(f"dataset '{self.name}': needs dataset.path, the folder or file to read")
+            if not path.exists():
+                raise RubError(f"dataset '{self.name}': {path} does not exist; dataset.path should be what is read")
+            return path
+        if self.layout is None:
+            return None
+        if root is not None and (root / self.layout).exists():
+            return root / self.layout
+        if self.hub is None:
+            raise RubError(self.absent(root))
+        return None
+
+    def absent(self, root: Path | None) -> str:
+        """What is not under the data root, and how to provide it."""
+        folder = f"{self.layout}/{self.inside}"
+        place = f"{folder} is not under {root}" if root is not None else "no --data-root is given"
+        also = ", and the hub data set" if self.hub is not None else ""
+        return f"{self.name}: {place} (put {folder} there and name it with --data-root or RUB_DATA){also}"
+
+
+def source_of(name: str) -> DatasetSource:
+    """Declaration of a data set by name.
+
+    Raises:
+        RubError: an unknown name; the nearest known one is said.
+
+    Example:
+        >>> source_of("cifar10").layout, source_of("cifar10").images
+        ('cifar-10-batches-py', 50000)
+    """
+    return cast(DatasetSource, DATASETS.get(name, ANY).load())
+
+
+def dataset(
+    name: str,
+    *,
+    layout: str | None = None,
+    by_path: bool = False,
+    hub: Hub | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    flip: bool = False,
+    images: int | None = None,
+    classes: int | None = None,
+) -> Callable[[F], F]:
+    """Register a data set by its reader, ``def f(place, *, size, selection) -> (x_train, y_train, x_test, y_test)``.
+
+    A fifth item may be the class names. Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), arrays or tensors,
+    labels are class numbers from 0. Without a `layout` the data are identified by what the reader gives, so that it
+    runs once more for every plan. The other arguments are those of `DatasetSource`; a reader may give a `Read` too.
+
+    Example:
+        >>> import numpy as np
+        >>> from rub.registry import scoped
+        >>> with scoped():
+        ...     @dataset("grey")
+        ...     def grey(place):
+        ...         images = np.full((4, 8, 8), 127, dtype=np.uint8)
+        ...         return images, [0, 0, 1, 1], images, [0, 0, 1, 1], ["light", "dark"]
+        ...     source_of("grey").read(None).classes
+        ('light', 'dark')
+    """
+
+    def register(function: F) -> F:
+        @wraps(function)
+        def read(place: Path | None, **options: Any) -> Read:
+            from rub.data.readers import from_arrays
+
+            where = f"dataset '{name}'"
+            try:
+                found = function(place, **options)
+            except (RubError, MemoryError):
+                raise
+            except Exception as error:
+                raise RubError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            if isinstance(found, Read):
+                return found
+            if not isinstance(found, tuple) or len(found) not in (4, 5):
+                raise RubError(f"{where}: should give (x_train, y_train, x_test, y_test), got {type(found).__name__}")
+            return from_arrays(where, *found)
+
+        source = DatasetSource(
+            name, read, layout, by_path=by_path, hub=hub, mean=mean, std=std, flip=flip, images=images, classes=classes
+        )
+        summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
+        DATASETS.add(Entry(name, ANY, summary, source, function.__module__))
+        return function
+
+    return register
