@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rub.api import audit, plan, report, run, submit, verify
     from rub.config.suite import load_suite
     from rub.data.base import dataset
-    from rub.registry import Card, attack, judge, method
+    from rub.registry import Card, attack, judge, method, protocol
     from rub.store.records import read_records
 
 __all__ = [
-    "Card", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "read_records", "report", "run",
-    "submit", "verify",
+    "Card", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "protocol", "read_records", "report",
+    "run", "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -33,6 +33,7 @@ _WHERE = {
     "dataset": "rub.data.base",
     "judge": "rub.registry",
     "method": "rub.registry",
+    "protocol": "rub.registry",
 }
 
 

@@ -60,12 +60,24 @@ class Entry(Generic[T]):
     card: Card | None = None
 
     def load(self) -> T:
-        """Import the target when it is a ``module:attribute`` string, and return it."""
+        """What the target names, imported or read when it is a string."""
         if not isinstance(self.target, str):
             return self.target
-        module, _, attribute = self.target.partition(":")
-        loaded: T = getattr(importlib.import_module(module), attribute)
+        loaded: T = load_target(self.target)
         return loaded
+
+
+def load_target(target: str) -> Any:
+    """Object that ``module:attribute`` names, or content of the file that ``package:path.yaml`` names.
+
+    Example:
+        >>> load_target("math:pi") > 3, load_target("rub.tasks.classification:protocols/rub-paper-1.yaml")["name"]
+        (True, 'rub-paper-1')
+    """
+    module, _, attribute = target.partition(":")
+    if attribute.endswith(".yaml"):
+        return yaml.safe_load(files(module).joinpath(attribute).read_text(encoding="utf-8"))
+    return getattr(importlib.import_module(module), attribute)
 
 
 ANY = "any"  # the task of a component that every task can use
@@ -204,6 +216,7 @@ ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
 DATASETS: Registry[Any] = Registry("dataset")
 NETWORKS: Registry[Any] = Registry("network")
 JUDGES: Registry[Any] = Registry("judge")
+PROTOCOLS: Registry[Mapping[str, Any]] = Registry("protocol")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
@@ -211,6 +224,7 @@ KINDS: Mapping[str, Registry[Any]] = {
     "datasets": DATASETS,
     "models": NETWORKS,
     "judges": JUDGES,
+    "protocols": PROTOCOLS,
 }
 
 
@@ -260,6 +274,33 @@ def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]
     return _decorator(JUDGES, name, task, card)
 
 
+def protocol(name: str, *, task: str, **fields: Any) -> None:
+    """Register a protocol: a name for the choices behind a number, such as ``attacks={"mine": {...}}``.
+
+    Args:
+        name: shows as ``name@hash``, the hash of all choices.
+        task: whose.
+        **fields: those of the task's protocol class, as in YAML.
+    """
+    module = sys._getframe(1).f_globals["__name__"]
+    PROTOCOLS.add(Entry(name, task, str(fields.get("summary", "")), {"name": name, **fields}, module))
+
+
+def read_protocol(path: Path) -> dict[str, Any]:
+    """Fields of a protocol's YAML file, its task and name among them; the task's own class validates them.
+
+    Raises:
+        RubError: no such file, or one that is no mapping with a name.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RubError(f"protocol {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+        raise RubError(f"protocol {path}: should be a mapping with task, name and attacks")
+    return fields
+
+
 def card_of(entry: Entry[Any]) -> Card:
     """Return the component's card, importing its module when needed; an empty card where none is given."""
     entry.load()
@@ -304,7 +345,11 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
     if not path.is_file():
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
     name = f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
-    if name not in sys.modules:
+    if path.suffix in (".yaml", ".yml"):
+        fields = read_protocol(path)
+        summary = str(fields.get("summary", ""))
+        PROTOCOLS.add(Entry(fields["name"], str(fields.get("task", "")), summary, fields, name))
+    elif name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise RubError(f"--plugin {path}: not a Python file; its name should end in .py")

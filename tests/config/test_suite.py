@@ -1,17 +1,19 @@
 """Suites: what is accepted, what is refused and how it is said, and what overrides change."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+import rub
 from rub import load_suite
-from rub.config.suite import Component, suite_names
+from rub.config.suite import Component, main_among, protocols_of, suite_names
 from rub.errors import RubError
-from rub.registry import METHODS
-from rub.tasks.classification.spec import PROTOCOLS, ClassificationProtocol
+from rub.registry import METHODS, load_plugin
+from rub.tasks.classification.spec import ClassificationProtocol
 
 TABLE1 = {
     "ft", "rl", "iu", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd", "boundary-shrink",
@@ -112,7 +114,7 @@ def test_seeds_keep_the_other_seeds(tmp_path, write_suite):
 def test_a_changed_protocol_is_marked(tmp_path, write_suite):
     named = {"name": "rub-quick-1"}
     same = only(load_suite(str(write_suite(tmp_path, protocol=named)), overrides=["protocol=rub-quick-1"])).protocol
-    assert same == PROTOCOLS["rub-quick-1"]
+    assert same == protocols_of("classification")["rub-quick-1"]
     names = []
     for value in ("50", "60", "60"):
         changed = load_suite(
@@ -121,7 +123,9 @@ def test_a_changed_protocol_is_marked(tmp_path, write_suite):
             overrides=[f"protocol={{name: rub-quick-1, attacks: {{uma: {{budgets: [{value}]}}}}}}"],
         )
         names.append(only(changed).protocol.name)
-        assert only(changed).protocol.attacks["square"] == PROTOCOLS["rub-quick-1"].attacks["square"]
+        assert (
+            only(changed).protocol.attacks["square"] == protocols_of("classification")["rub-quick-1"].attacks["square"]
+        )
     assert all(name.startswith("rub-quick-1*") for name in names)
     assert names[0] != names[1] == names[2]
 
@@ -133,6 +137,91 @@ def test_a_marked_protocol_needs_the_fields_of_its_mark(path):
     for wrong in (protocol.name, json.dumps({"name": protocol.name, "shadows_per_seed": 8})):
         with pytest.raises(RubError, match=r"its fields make it 'rub-paper-1.*write name: rub-paper-1"):
             load_suite(path, overrides=[f"protocol={wrong}"])
+
+
+MINE = {
+    "task": "classification",
+    "name": "mine",
+    "summary": "a random search alone",
+    "attacks": {"noise": {"runs": ["noise"], "budgets": [8]}},
+}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A protocol of one's own in a file."""
+    path = tmp_path / "my-protocol.yaml"
+    path.write_text(yaml.safe_dump(MINE), encoding="utf-8")
+    return path
+
+
+def test_a_protocol_of_ones_own_shows_under_its_name_and_hash(path, mine):
+    inline = json.dumps({key: value for key, value in MINE.items() if key != "task"})
+    by_path = only(load_suite(path, overrides=[f"protocol={mine}"])).protocol
+    assert re.fullmatch("mine@[0-9a-f]{6}", by_path.name)
+    assert list(by_path.attacks) == ["noise"]
+    assert only(load_suite(path, overrides=[f"protocol={inline}"])).protocol == by_path
+    assert [entry.name for entry in load_plugin(mine)] == ["mine"]
+    for name in ("mine", by_path.name):
+        assert only(load_suite(path, overrides=[f"protocol={name}"])).protocol == by_path
+    assert list(protocols_of("classification"))[-1] == by_path.name
+    again = only(load_suite(path, overrides=[f"protocol={by_path.model_dump_json()}"])).protocol
+    assert again == by_path
+    changed = only(load_suite(path, overrides=["protocol=mine", "protocol.probe_per_class=20"])).protocol
+    assert changed.name.startswith("mine@")
+    assert changed.name != by_path.name
+
+
+def test_a_protocol_file_may_lie_beside_the_suite(mine, write_suite, monkeypatch):
+    suite = write_suite(mine.parent, protocol="unset")
+    suite.write_text(suite.read_text().replace("protocol: unset", f"protocol: {mine.name}"))
+    monkeypatch.chdir("/")
+    assert only(load_suite(str(suite))).protocol.name.startswith("mine@")
+
+
+def test_a_protocol_of_python_works_under_its_name(path):
+    rub.protocol("drawn", task="classification", attacks=MINE["attacks"], main="noise")
+    protocol = only(load_suite(path, overrides=["protocol=drawn"])).protocol
+    assert protocol.name.startswith("drawn@")
+    assert protocol.main_attack == "noise"
+
+
+def test_attacks_can_be_replaced(path):
+    only_noise = "protocol={name: rub-quick-1, attacks: {only: {noise: {runs: [noise], budgets: [8]}}}}"
+    protocol = only(load_suite(path, overrides=[only_noise])).protocol
+    assert list(protocol.attacks) == ["noise"]
+    assert protocol.name.startswith("rub-quick-1*")
+    assert only(load_suite(path, overrides=[f"protocol={protocol.model_dump_json()}"])).protocol == protocol
+
+
+def test_the_main_attack_is_named_or_uma_or_the_first(path):
+    assert "main" not in protocols_of("classification")["rub-quick-1"].model_dump()
+    named = only(load_suite(path, overrides=["protocol={name: rub-quick-1, main: square}"])).protocol
+    assert named.main_attack == named.model_dump()["main"] == "square"
+    assert protocols_of("classification")["rub-quick-1"].main_attack == "uma"
+    assert main_among(["noise", "square"]) == "noise"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("{name: new}", "one of your own needs attacks"),
+        ("{name: new, attacks: {a: {runs: [noise], budgets: [8]}}, main: b}", "should be one of its attacks: a"),
+        ("{name: new one, attacks: {}}", "should be letters"),
+        ("{name: rub-quick-1, main: ums}", "main = 'ums'"),
+        ("absent.yaml", "protocol absent.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_protocol_is_refused(path, value, says):
+    with pytest.raises(RubError) as error:
+        load_suite(path, overrides=[f"protocol={value}"])
+    assert says in str(error.value)
+
+
+def test_a_file_of_another_task_is_refused(path, mine):
+    mine.write_text(yaml.safe_dump({**MINE, "task": "inpainting"}), encoding="utf-8")
+    with pytest.raises(RubError, match="a protocol of task 'inpainting'"):
+        load_suite(path, overrides=[f"protocol={mine}"])
 
 
 def test_budgets_are_sorted_and_single(path):
@@ -152,7 +241,7 @@ def test_specs_are_frozen(path):
 
 
 def test_protocols_are_named_after_themselves():
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in protocols_of("classification").items():
         assert isinstance(protocol, ClassificationProtocol)
         assert protocol.name == name
         assert protocol.summary

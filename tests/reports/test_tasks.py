@@ -30,8 +30,10 @@ def other(monkeypatch):
     """A second task with the classification's protocols and one of its metrics."""
     monkeypatch.setattr("rub.tasks.classification.report.OTHER", OTHER, raising=False)
     target = "rub.tasks.classification.report:OTHER"
-    task = SimpleNamespace(metrics=TASK.metrics[:1], protocols=TASK.protocols, reporting=target)
+    task = SimpleNamespace(metrics=TASK.metrics[:1], reporting=target, experiment=TASK.experiment)
     registry.TASKS.add(registry.Entry("other", "other", "a task of a test", task, "test"))
+    fields = registry.PROTOCOLS.get("rub-paper-1", "classification").load()
+    registry.PROTOCOLS.add(registry.Entry("rub-paper-1", "other", "of another task", fields, "rub"))
 
 
 @pytest.mark.usefixtures("other")

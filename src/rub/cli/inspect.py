@@ -31,12 +31,6 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
         from rub.config.suite import suite_names
 
         return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
-    if what == "protocols":
-        return [
-            {"name": item.name, "task": name, "summary": item.summary}
-            for name, known in tasks
-            for item in known.protocols.values()
-        ]
     if what == "metrics":
         return [
             {"name": item.name, "task": name, "direction": item.direction, "summary": item.summary}
@@ -44,10 +38,10 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
             for item in known.metrics
         ]
     if what not in KINDS:
-        raise unknown("list", what, [*KINDS, "metrics", "suites", "protocols"])
+        raise unknown("list", what, [*KINDS, "metrics", "suites"])
     return [
         {
-            "name": entry.name,
+            "name": _protocol(entry).name if what == "protocols" else entry.name,
             "task": entry.task,
             "summary": entry.summary,
             "origin": "" if entry.origin == "rub" else entry.origin,
@@ -67,6 +61,7 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     declared = [item for of_task, known in _tasks(task) for item in _declared(of_task, known)]
     entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
     suites = suite_names()
+    name = name.partition("@")[0]  # the mark of a protocol
     names = {entry.name for _, entry in entries} | {name for name, _ in declared} | set(suites)
     if name not in names:
         raise unknown("component", name, names)
@@ -94,15 +89,13 @@ def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
 
 
 def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield name and lines of what a task declares itself: controls, metrics, protocols."""
+    """Yield name and lines of what a task declares itself: controls, metrics."""
     from rub.reports.task_report import report_of
 
     for name, text in report_of(task).controls.items():
         yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]
     for metric in known.metrics:
         yield metric.name, _metric(metric, task)
-    for protocol in known.protocols.values():
-        yield protocol.name, _protocol(protocol, task)
 
 
 def _metric(metric: "Metric", task: str) -> Iterator[str]:
@@ -110,9 +103,10 @@ def _metric(metric: "Metric", task: str) -> Iterator[str]:
     yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
 
 
-def _protocol(protocol: "Protocol", task: str) -> Iterator[str]:
-    yield f"[b]{protocol.name}[/b]  protocol, {task}"
-    yield from _indented(yaml.safe_dump(protocol.model_dump(mode="json"), sort_keys=False, width=76))
+def _protocol(entry: Entry[Any]) -> "Protocol":
+    from rub.config.suite import protocol_kind, protocol_of
+
+    return protocol_of(entry.name, entry.task, protocol_kind(entry.task))
 
 
 def _indented(text: str) -> Iterator[str]:
@@ -120,6 +114,11 @@ def _indented(text: str) -> Iterator[str]:
 
 
 def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
+    if kind == "protocol":
+        made = _protocol(entry)
+        yield f"[b]{made.name}[/b]  protocol, {entry.task}"
+        yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
+        return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
     if kind not in ("method", "attack"):
         return

@@ -161,11 +161,16 @@ def list_(
     what: Annotated[str, typer.Argument(help="methods, attacks, metrics, datasets, models, suites or protocols.")],
     task: TASK = None,
     as_json: JSON = False,
+    plugin: PLUGIN = None,
 ) -> None:
     """List what there is, one line each."""
     from rich.table import Table
 
     from rub.cli.inspect import listing
+    from rub.registry import load_plugin
+
+    for path in plugin or ():
+        load_plugin(path)
 
     rows = listing(what, task)
     if as_json:

@@ -6,16 +6,27 @@ task's own `Experiment` subclass says which further fields it has. Everything he
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rub.errors import RubError, unknown
-from rub.registry import METHODS, TASKS, Entry, first_error
+from rub.registry import METHODS, PROTOCOLS, TASKS, Entry, first_error, read_protocol
 
 # Fields that may be written as a bare name, and the key that the name then stands for.
 BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name", "judge": "name", "concept": "name"}
@@ -49,44 +60,131 @@ class Protocol(Frozen):
     """A named, versioned set of the choices that decide a number; each task extends it."""
 
     name: str
-    """Name and version, such as ``rub-paper-1``; changed choices under one name show as ``name*hash``."""
+    """Name and version, such as ``rub-paper-1``; see `protocol_of` for how changed ones and those of others show."""
     summary: str = ""
+    main: str | None = None
+    """The attack that tables, figures and rules read; ``uma``, or else the first one, when left out."""
+    attacks: dict[str, Any]
+    """Attack id -> what it runs, at which budgets."""
+
+    @property
+    def main_attack(self) -> str:
+        """Attack that tables, figures and rules read; "" without attacks."""
+        return main_among(self.attacks, self.main)
+
+    @model_validator(mode="after")
+    def _known_main(self) -> Self:
+        if self.main is not None and self.main not in self.attacks:
+            raise ValueError(f"main = '{self.main}': should be one of its attacks: {', '.join(self.attacks)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A dump leaves `main` out where it is not given: marks are hashes of dumps, and older than the field."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("main", None)}
+
+
+def main_among(attacks: Iterable[str], main: str | None = None) -> str:
+    """Main attack: the one that a protocol names, else ``uma`` where it is there, else the first; "" without any.
+
+    Example:
+        >>> main_among(["noise", "uma"]), main_among(["mine", "noise"]), main_among(["mine", "noise"], "noise")
+        ('uma', 'mine', 'noise')
+    """
+    known = list(attacks)
+    return main or ("uma" if "uma" in known else next(iter(known), ""))
 
 
 P = TypeVar("P", bound=Protocol)
 
 
-def protocol_of(value: Any, known: Mapping[str, P], kind: type[P]) -> P:
-    """Return the protocol that a spec gives: a name, or ``{name: ..., changed fields}``, then marked as ``name*hash``.
+def protocol_of(value: Any, task: str, kind: type[P]) -> P:
+    """Protocol that a spec gives: a name, the path of a YAML file, or ``{name: ..., further fields}``.
 
-    A marked name, as in the ``suite.yaml`` of a result, needs the fields that give this very mark.
+    The fields are laid over those of the protocol that the name stands for, mappings key by key; ``{only: {...}}``
+    replaces a mapping instead. A protocol that ships with RUB keeps its name, and is marked as ``name*hash`` where a
+    field was changed; any other is ``name@hash``. A marked name, as in the ``suite.yaml`` of a result, needs the fields
+    that give this very mark.
+
+    Args:
+        value: as in YAML.
+        task: whose protocols are known by name.
+        kind: the task's own class.
 
     Raises:
-        ValueError: neither, an unknown name, or a mark that the fields do not give.
+        ValueError: none of these, an unknown name without all fields, or a mark that the fields do not give.
+        RubError: a file that cannot be read.
     """
     given = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        raise ValueError("should be a protocol name, or a mapping with a name and the fields to change")
-    name, marked, _ = given["name"].partition("*")
-    if name not in known:
-        raise ValueError(str(unknown("protocol", name, known)))
+        raise ValueError("should be a protocol name, a YAML file, or a mapping with a name and fields")
     changes = {key: item for key, item in given.items() if key != "name"}
-    changed = kind.model_validate(_merge(known[name].model_dump(), changes))
-    if changed != known[name]:
-        mark = sha256(changed.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
-        changed = changed.model_copy(update={"name": f"{name}*{mark}"})
-    if marked and changed.name != given["name"]:
-        raise ValueError(f"its fields make it '{changed.name}': to change {name}, write name: {name}")
-    return changed
+    asked, base, shipped = given["name"], dict[str, Any](), False
+    name = re.split("[*@]", asked)[0]
+    if asked.endswith((".yaml", ".yml")):
+        base = read_protocol(Path(asked))
+        name = asked = base["name"]
+        if base.get("task", task) != task:
+            raise ValueError(f"{given['name']}: a protocol of task '{base['task']}', not of '{task}'")
+    elif entry := next((entry for entry in PROTOCOLS.entries(task) if entry.name == name), None):
+        base, shipped = dict(entry.load()), entry.origin == "rub"
+    base = {key: item for key, item in base.items() if key != "task"}
+    wanting = [field for field, info in kind.model_fields.items() if info.is_required() and field not in given]
+    if not base and wanting:
+        known = [entry.name for entry in PROTOCOLS.entries(task)]
+        raise ValueError(f"{unknown('protocol', name, known)}; one of your own needs {', '.join(wanting)}")
+    made = _marked(kind, name, _merge(base, changes), base if shipped else None)
+    if name != asked != made.name:
+        with suppress(ValidationError):  # as dumped: all fields, of which some may replace instead of change
+            made = _marked(kind, name, changes, base if shipped else None)
+        if made.name != asked:
+            raise ValueError(f"its fields make it '{made.name}': to change {name}, write name: {name}")
+    return made
 
 
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return base with the changes laid over it, mappings merged key by key."""
+def _marked(kind: type[P], name: str, fields: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> P:
+    """Protocol of these fields under the name that it shows; `shipped` are those that RUB gives this name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name = '{name}': should be letters, digits, dots, dashes and underscores, 64 at most")
+    made = kind.model_validate({**fields, "name": name})
+    if shipped is not None and made == kind.model_validate(shipped):
+        return made
+    mark = sha256(made.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
+    return made.model_copy(update={"name": f"{name}{'@' if shipped is None else '*'}{mark}"})
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Base with the changes laid over it, mappings merged key by key; ``{only: ...}`` stands for what it holds."""
     merged = dict(base)
     for key, value in changes.items():
         inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        if isinstance(value, dict) and set(value) == {"only"}:
+            merged[key] = value["only"]
+        else:
+            merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged
+
+
+def protocols_of(task: str) -> dict[str, Protocol]:
+    """Protocols that can be named, as they show: those of RUB, then those of plug-ins.
+
+    Example:
+        >>> next(iter(protocols_of("classification")))
+        'rub-paper-1'
+    """
+    kind = protocol_kind(task)
+    found = (protocol_of(entry.name, task, kind) for entry in PROTOCOLS.entries(task))
+    return {item.name: item for item in found}
+
+
+def protocol_kind(task: str) -> type[Protocol]:
+    """Class of a task's protocols, as its experiment declares it."""
+    kind: type[Protocol] = TASKS.get(task, task).load().experiment.model_fields["protocol"].annotation
+    return kind
 
 
 class Seeds(Frozen):
@@ -131,6 +229,13 @@ class Experiment(Frozen):
     @classmethod
     def _names_to_mapping(cls, value: Any) -> Any:
         return _names(value)
+
+    @field_validator("protocol", mode="before", check_fields=False)
+    @classmethod
+    def _protocol(cls, value: Any, info: ValidationInfo) -> Any:
+        """A task that has protocols takes what `protocol_of` takes."""
+        kind: Any = cls.model_fields["protocol"].annotation
+        return protocol_of(value, info.data.get("task", ""), kind)
 
     @field_validator("dataset", "model", "concept", mode="before", check_fields=False)
     @classmethod
@@ -236,6 +341,8 @@ def load_suite(
             item["methods"] = {name: present.get(name, {}) for name in wanted}
         if seeds is not None and isinstance(item.get("seeds", {}), dict):
             item["seeds"] = {**item.get("seeds", {}), "unlearn": seeds}
+        if isinstance(protocol := item.get("protocol"), str) and protocol.endswith((".yaml", ".yml")):
+            item["protocol"] = str(located(protocol, Path(name_or_path).parent))
     where = f"suite {name_or_path}"
     parsed = tuple(_experiment(item, f"{where}, experiments[{index}]") for index, item in enumerate(experiments))
     try:

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from rub.config.suite import protocol_kind, protocol_of, protocols_of
 from rub.errors import RubError
 from rub.registry import TASKS
 from rub.reports.folders import ResultFolder, outside, read_folder
@@ -24,6 +28,7 @@ SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
 _REFERENCES = ("retrain", "retrained", "random_init")
+_OWN = re.compile(r"[^@]+@[0-9a-f]{6}")  # a protocol of one's own, as `rub.config.suite.protocol_of` marks it
 _KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
 
 
@@ -56,7 +61,8 @@ def check(folder: Path, sources: Sources) -> list[RuleCheck]:
         return [RuleCheck("whole", asks, (str(error),))]
     return [
         RuleCheck("whole", asks),
-        RuleCheck("protocol", "a protocol of RUB's, unchanged, so that numbers compare", tuple(_protocols(found))),
+        RuleCheck("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
+                  tuple(_protocols(found))),
         RuleCheck("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
         RuleCheck("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
         RuleCheck("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
@@ -115,13 +121,25 @@ def _protocols(found: ResultFolder) -> Iterator[str]:
         if entry is None:
             yield f"task '{printable(task)}': not known here"
             continue
-        known = entry.load().protocols
+        known, own = protocols_of(task), _own_protocols(task, found.suite)
         for name in dict.fromkeys(record.protocol for record in found.records if record.task == task):
             if name.startswith("rub-quick"):
                 yield f"protocol '{printable(name)}' is a tour: its numbers are not for comparison"
-            elif name not in known:
+            elif name not in known and name not in own:
                 changed = "has changed choices" if "*" in name else "is not one of RUB's"
-                yield f"protocol '{printable(name)}' {changed}: should be one of {', '.join(known)}"
+                right = f"{', '.join(known)}, or one of your own under its name@hash, which the suite has to hold"
+                yield f"protocol '{printable(name)}' {changed}: should be one of {right}"
+
+
+def _own_protocols(task: str, suite: Mapping[str, Any]) -> set[str]:
+    """Protocols of one's own that a suite holds with the fields that give their marks; what cannot be read is none."""
+    found = set()
+    for item in suite.get("experiments") or ():
+        given = item.get("protocol")
+        if item.get("task") == task and isinstance(given, dict) and _OWN.fullmatch(str(given.get("name"))):
+            with suppress(ValueError):
+                found.add(protocol_of(given, task, protocol_kind(task)).name)
+    return found
 
 
 def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record]]]:

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from rub.config import suite as specs
 from rub.config.suite import Experiment
 from rub.metrics.base import Metric
 from rub.pipeline.cache import Cache
@@ -74,10 +73,6 @@ class Task(Protocol):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Every metric of this task, in the order of its tables."""
-
-    @property
-    def protocols(self) -> Mapping[str, specs.Protocol]:
-        """Name -> protocol."""
 
     @property
     def reporting(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rub.config.suite import protocols_of
 from rub.registry import METHODS, TASKS
 from rub.reports.board import Board, boards
 from rub.reports.cards import Described, described
@@ -118,7 +119,7 @@ def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
     """Yield the protocols that a task's records name, with every choice where this installation knows them."""
     import yaml
 
-    known = TASKS.get(task, task).load().protocols
+    known = protocols_of(task)
     for name in dict.fromkeys(page.group.protocol for page in pages if page.group.task == task):
         if name in known:
             yield name, yaml.safe_dump(known[name].model_dump(mode="json"), sort_keys=False, width=90)

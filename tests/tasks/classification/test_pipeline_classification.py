@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from rub import load_suite, run
 from rub.api import make_runtime, plan
+from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
 from rub.models.resnet import build_network
@@ -21,7 +22,6 @@ from rub.registry import METHODS, Card, Entry, load_plugin
 from rub.store.artifacts import Store
 from rub.store.records import identity
 from rub.tasks.classification import stages as stage_functions
-from rub.tasks.classification.spec import PROTOCOLS
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_method.py"
 CPU = {"runtime": Runtime(device="cpu")}
@@ -530,7 +530,7 @@ def test_warm_starts_never_lose_a_sample(tiny):
 
 
 def test_protocols_name_attacks_and_parameters_that_exist():
-    for name in PROTOCOLS:
+    for name in protocols_of("classification"):
         suite = load_suite("quick", task="classification", overrides=[f"protocol={name}"])
         [(_, graph)] = plan(suite, make_runtime(device="cpu"))
         assert graph.common["protocol"] == name

@@ -1,11 +1,10 @@
-"""The specs of a classification experiment, and its protocols: every choice that the paper leaves open, named."""
+"""The specs of a classification experiment and its protocols: every choice that the paper leaves open, named."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-from rub.config.suite import Component, Experiment, Frozen, Protocol, protocol_of
+from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec, ForgetSpec, TrainingSpec
 
 Split = Literal["forget", "forget_test", "retain"]
@@ -68,96 +67,6 @@ class Evaluation(Frozen):
     """Recovered forget images kept as witnesses, per cell; all of them when left out."""
 
 
-def _uma(**parameters: Any) -> Component:
-    return Component(name="uma", **parameters)
-
-
-ALL_SPLITS: tuple[Split, ...] = ("forget", "forget_test", "retain")
-
-
-def _paper(*budgets: float) -> dict[str, AttackSpec]:
-    """Return the paper's search at these budgets, and as many random draws at its larger one."""
-    return {
-        "uma": AttackSpec(
-            runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),), budgets=budgets, splits=ALL_SPLITS
-        ),
-        "noise": AttackSpec(runs=(Component(name="noise", steps=100, finish_below=0.05),), budgets=(16,)),
-    }
-
-
-PROTOCOLS: Mapping[str, ClassificationProtocol] = {
-    protocol.name: protocol
-    for protocol in (
-        ClassificationProtocol(
-            name="rub-paper-1",
-            summary="As close to the paper as can be known: KL-UMA, 100 signed-gradient steps of 2.5 eps/100 from the "
-            "clean image, 8/255 and 16/255; joint forgetting; shadow-model MIA. A sample is finished once it is "
-            "recovered with KL <= 0.05, so the MIA of attacked images is a lower bound.",
-            attacks=_paper(8, 16),
-        ),
-        ClassificationProtocol(
-            name="rub-curve-1",
-            summary="rub-paper-1 at 1, 2 and 4/255 too, where fewer other images can be steered into the class, and "
-            "what comes back says more. At 8/255 and 16/255 it is rub-paper-1, to the number.",
-            attacks=_paper(1, 2, 4, 8, 16),
-        ),
-        ClassificationProtocol(
-            name="rub-strict-1",
-            summary="What RUB stands behind: the per-sample union of KL with 5 starts, CE, margin and APGD over the "
-            "curve 1..16/255 with warm starts, a universal and a black-box attack, and as many random draws.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(
-                        _uma(divergence="kl", steps=100, restarts=5, finish_below=0.05),
-                        _uma(divergence="ce", steps=100, restarts=1, finish_below=0.05),
-                        _uma(divergence="margin", steps=100, restarts=1, finish_below=0.0),
-                        Component(name="uma-apgd", divergence="kl", steps=100, restarts=1, finish_below=0.05),
-                    ),
-                    budgets=(0, 1, 2, 4, 8, 16),
-                    splits=ALL_SPLITS,
-                    warm_start=True,
-                ),
-                "universal": AttackSpec(runs=(Component(name="universal"),), budgets=(8, 16)),
-                "square": AttackSpec(runs=(Component(name="square"),), budgets=(8, 16)),
-                "noise": AttackSpec(runs=(Component(name="noise", steps=800),), budgets=(8, 16)),
-            },
-            shadows_per_seed=4,
-        ),
-        ClassificationProtocol(
-            name="rub-audit-1",
-            summary="For checkpoints of unknown origin: the search of rub-paper-1 over the curve 1..16/255 with warm "
-            "starts. Where large budgets recover and steer everything alike, a small one may still tell them apart.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(_uma(divergence="kl", steps=100, restarts=1, finish_below=0.05),),
-                    budgets=(1, 2, 4, 8, 16),
-                    splits=ALL_SPLITS,
-                    warm_start=True,
-                ),
-            },
-        ),
-        ClassificationProtocol(
-            name="rub-quick-1",
-            summary="A tour in a minute on 8 x 8 digits: every part runs, with few steps and wide budgets "
-            "(32/255 and 64/255). Its numbers show that things work; they are not for comparison.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(_uma(divergence="kl", steps=20, restarts=1, finish_below=0.05),),
-                    budgets=(32, 64),
-                    splits=ALL_SPLITS,
-                ),
-                "uma-apgd": AttackSpec(runs=(Component(name="uma-apgd", steps=20),), budgets=(64,)),
-                "universal": AttackSpec(runs=(Component(name="universal", steps=20),), budgets=(64,)),
-                "square": AttackSpec(runs=(Component(name="square", steps=20),), budgets=(64,)),
-                "noise": AttackSpec(runs=(Component(name="noise", steps=20),), budgets=(64,)),
-            },
-            shadows_per_seed=4,
-            probe_per_class=50,
-        ),
-    )
-}
-
-
 class ClassificationExperiment(Experiment):
     """One row block of Table 1: a data set, a network, a forget set, and the methods to measure on them."""
 
@@ -168,12 +77,6 @@ class ClassificationExperiment(Experiment):
     forget: ForgetSpec
     evaluation: Evaluation = Evaluation()
     protocol: ClassificationProtocol
-
-    @field_validator("protocol", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
-        return protocol_of(value, PROTOCOLS, ClassificationProtocol)
 
 
 CONTROLS = ("original", "retrain", "sham")

@@ -10,7 +10,7 @@ from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.tasks.classification.metrics import METRICS_DECLARED, cell
-from rub.tasks.classification.spec import CONTROLS, PROTOCOLS, AttackSpec, ClassificationExperiment
+from rub.tasks.classification.spec import CONTROLS, AttackSpec, ClassificationExperiment
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -35,7 +35,6 @@ class ClassificationTask:
     name = "classification"
     experiment = ClassificationExperiment
     metrics = METRICS_DECLARED
-    protocols = PROTOCOLS
     reporting = "rub.tasks.classification.report:REPORTING"
     audit = "rub.tasks.classification.audit:audit"
     verify = "rub.tasks.classification.witnesses:verify"

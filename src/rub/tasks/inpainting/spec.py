@@ -1,11 +1,10 @@
-"""The specs of an image-to-image experiment, and its protocols: every choice that the paper leaves open, named."""
+"""The specs of an image-to-image experiment and its protocols: every choice that the paper leaves open, named."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-from rub.config.suite import Component, Experiment, Frozen, Protocol, protocol_of
+from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec, ForgetSpec, JudgeSpec
 from rub.errors import RubError
 
@@ -90,72 +89,6 @@ class Evaluation(Frozen):
     """Recovered forget images kept as witnesses, per cell; all of them when left out."""
 
 
-def _uma(**parameters: Any) -> Component:
-    return Component(name="uma", **parameters)
-
-
-ALL: tuple[Split, ...] = ("forget", "retain", "steered")
-
-PROTOCOLS: Mapping[str, InpaintingProtocol] = {
-    protocol.name: protocol
-    for protocol in (
-        InpaintingProtocol(
-            name="rub-paper-1",
-            summary="As close to the paper as can be known: MSE-UMA on F and R, 8/255 by 100 signed-gradient steps and "
-            "unbounded in [0, 1] by 300 steps of Adam, the mask of each image fixed; pasted reconstructions; every "
-            "search also towards an unrelated image, and as many random draws.",
-            attacks={
-                "uma": AttackSpec(runs=(_uma(steps=100, adam_steps=300),), budgets=(8, "unbounded"), splits=ALL),
-                "noise": AttackSpec(
-                    runs=(Component(name="noise", steps=100),), budgets=(8, "unbounded"), splits=("forget",)
-                ),
-            },
-        ),
-        InpaintingProtocol(
-            name="rub-strict-1",
-            summary="What RUB stands behind: the curve 1..16/255 with 3 starts, unbounded and free searches of 1000 "
-            "steps, controls at every budget, on unseen images.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(_uma(steps=200, adam_steps=1000, restarts=3),),
-                    budgets=(1, 2, 4, 8, 16, "unbounded", "free"),
-                    splits=ALL,
-                    warm_start=True,
-                ),
-                "noise": AttackSpec(
-                    runs=(Component(name="noise", steps=600),), budgets=(8, "unbounded"), splits=("forget",)
-                ),
-            },
-        ),
-        InpaintingProtocol(
-            name="rub-audit-1",
-            summary="For checkpoints of unknown origin: the curve 2..16/255 and unbounded, with the steering control.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(_uma(steps=100, adam_steps=300),),
-                    budgets=(2, 4, 8, 16, "unbounded"),
-                    splits=ALL,
-                    warm_start=True,
-                ),
-            },
-        ),
-        InpaintingProtocol(
-            name="rub-quick-1",
-            summary="A tour in a minute on upscaled digits: few steps and a wide budget (32/255). Its numbers show "
-            "that things work; they are not for comparison.",
-            attacks={
-                "uma": AttackSpec(
-                    runs=(_uma(steps=20, adam_steps=40, lr=0.05),), budgets=(32, "unbounded"), splits=ALL
-                ),
-                "noise": AttackSpec(runs=(Component(name="noise", steps=20),), budgets=(32,), splits=("forget",)),
-            },
-            is_splits=1,
-            recovered_below=0.01,
-        ),
-    )
-}
-
-
 class InpaintingExperiment(Experiment):
     """One block of Table 2: a data set, an autoencoder, forgotten classes, and the methods to measure on them."""
 
@@ -169,12 +102,6 @@ class InpaintingExperiment(Experiment):
     """Models trained without the forgotten classes (the reference of every row); 0 where that is not affordable."""
     evaluation: Evaluation = Evaluation()
     protocol: InpaintingProtocol
-
-    @field_validator("protocol", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
-        return protocol_of(value, PROTOCOLS, InpaintingProtocol)
 
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""

@@ -13,7 +13,7 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.store.artifacts import file_sha256
 from rub.tasks.inpainting.metrics import METRICS_DECLARED, cell
-from rub.tasks.inpainting.spec import PROTOCOLS, AttackSpec, InpaintingExperiment, Level
+from rub.tasks.inpainting.spec import AttackSpec, InpaintingExperiment, Level
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -38,7 +38,6 @@ class InpaintingTask:
     name = "inpainting"
     experiment = InpaintingExperiment
     metrics = METRICS_DECLARED
-    protocols = PROTOCOLS
     reporting = "rub.tasks.inpainting.report:REPORTING"
     audit = "rub.tasks.inpainting.audit:audit"
     verify = "rub.tasks.inpainting.witnesses:verify"

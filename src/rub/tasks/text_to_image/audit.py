@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rub.audits.base import Audited, Rate, Report, Rows, broken, conclude, measure, percent
+from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.store.records import Record
-from rub.tasks.text_to_image.spec import TextToImageExperiment
+from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
 from rub.tasks.text_to_image.task import TASK, Graph, imported
 from rub.tasks.text_to_image.verdict import Figures, judge
 
@@ -164,13 +165,12 @@ def _experiment(
     from pydantic import ValidationError
 
     from rub.registry import first_error
-    from rub.tasks.text_to_image.spec import PROTOCOLS
 
     changed: Any = protocol
-    if cap is not None and protocol in PROTOCOLS:
-        plans = PROTOCOLS[protocol].attacks
-        changed = {"name": protocol, "attacks": {name: {"cap": cap} for name in plans}}
     try:
+        if cap is not None:
+            attacks = protocol_of(protocol, "text-to-image", TextToImageProtocol).attacks
+            changed = {"name": protocol, "attacks": {name: {"cap": cap} for name in attacks}}
         return TextToImageExperiment.model_validate(
             {
                 "task": "text-to-image",

@@ -1,11 +1,10 @@
-"""The specs of a text-to-image experiment, and its protocols: every choice that the paper leaves open, named."""
+"""The specs of a text-to-image experiment and its protocols: every choice that the paper leaves open, named."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rub.config.suite import Component, Experiment, Frozen, Protocol, protocol_of
+from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec
 from rub.data.spec import TrainingSpec as ClassifierTraining
 from rub.errors import RubError
@@ -121,73 +120,6 @@ class Evaluation(Frozen):
     """Prompts that brought the concept back, kept as witnesses per cell; all when left out."""
 
 
-def _plan(name: str, cap: int, **parameters: Any) -> AttackSpec:
-    return AttackSpec(run=Component(name=name, **parameters), cap=cap)
-
-
-PROTOCOLS: Mapping[str, TextToImageProtocol] = {
-    protocol.name: protocol
-    for protocol in (
-        TextToImageProtocol(
-            name="rub-paper-1",
-            summary="As close to the paper as can be known: UMA with the original's noise prediction (eq. 3) and with "
-            "the true noise (UnlearnDiffAtk), 3 prefix tokens, 100 evaluations of 40 gradient steps; LMS, 50 steps.",
-            attacks={
-                "uma": _plan("uma", 100),
-                "unlearndiffatk": _plan("unlearndiffatk", 100),
-                "random-prefix": _plan("random-prefix", 100),
-                "seed-search": _plan("seed-search", 100),
-            },
-        ),
-        TextToImageProtocol(
-            name="rub-strict-1",
-            summary="What RUB stands behind: every attack at one cap, token ids fed as they are.",
-            attacks={
-                "uma": _plan("uma", 100, fed="ids"),
-                "unlearndiffatk": _plan("unlearndiffatk", 100, fed="ids"),
-                "p4d": _plan("p4d", 100),
-                "ring-a-bell": _plan("ring-a-bell", 100),
-                "concept-inversion": _plan("concept-inversion", 100),
-                "random-prefix": _plan("random-prefix", 100),
-                "seed-search": _plan("seed-search", 100),
-            },
-        ),
-        TextToImageProtocol(
-            name="rub-audit-1",
-            summary="For checkpoints of unknown origin: UMA with both losses, and the controls at the same cap.",
-            attacks={
-                "uma": _plan("uma", 50),
-                "unlearndiffatk": _plan("unlearndiffatk", 50),
-                "random-prefix": _plan("random-prefix", 50),
-                "seed-search": _plan("seed-search", 50),
-            },
-        ),
-        TextToImageProtocol(
-            name="rub-small-1",
-            summary="For two cores and miniatures: 20 evaluations of 10 gradient steps, DDIM with 12 steps.",
-            attacks={
-                "uma": _plan("uma", 20, inner_steps=10, lr=0.05),
-                "random-prefix": _plan("random-prefix", 20),
-                "seed-search": _plan("seed-search", 20),
-            },
-            sampler="ddim",
-            sampler_steps=12,
-        ),
-        TextToImageProtocol(
-            name="rub-quick-1",
-            summary="A tour in a minute on digits: few evaluations and few steps. Its numbers show that things work; "
-            "they are not for comparison.",
-            attacks={
-                "uma": _plan("uma", 6, inner_steps=5, lr=0.05),
-                "random-prefix": _plan("random-prefix", 6),
-            },
-            sampler="ddim",
-            sampler_steps=8,
-        ),
-    )
-}
-
-
 class TextToImageExperiment(Experiment):
     """One column group of Table 3: a model, a concept, and the methods to measure on it; named by the concept."""
 
@@ -211,12 +143,6 @@ class TextToImageExperiment(Experiment):
     """Method -> pictures per step, where it is not `batch_size`: upstream's published settings go with theirs."""
     evaluation: Evaluation = Evaluation()
     protocol: TextToImageProtocol
-
-    @field_validator("protocol", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a protocol's name, or ``{name: ..., changed fields}``, which is then marked as ``name*hash``."""
-        return protocol_of(value, PROTOCOLS, TextToImageProtocol)
 
     @model_validator(mode="before")
     @classmethod

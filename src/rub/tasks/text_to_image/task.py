@@ -12,7 +12,7 @@ from rub.registry import ATTACKS, METHODS, NETWORKS, resolved
 from rub.store.artifacts import file_sha256
 from rub.tasks.text_to_image.judging import judge_stage
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED, cell
-from rub.tasks.text_to_image.spec import PROTOCOLS, AttackSpec, TextToImageExperiment
+from rub.tasks.text_to_image.spec import AttackSpec, TextToImageExperiment
 
 # Version of each stage function; raised when its results change.
 VERSIONS = {
@@ -42,7 +42,6 @@ class TextToImageTask:
     name = "text-to-image"
     experiment = TextToImageExperiment
     metrics = METRICS_DECLARED
-    protocols = PROTOCOLS
     reporting = "rub.tasks.text_to_image.report:REPORTING"
     audit = "rub.tasks.text_to_image.audit:audit"
     verify = "rub.tasks.text_to_image.witnesses:verify"
