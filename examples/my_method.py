@@ -7,7 +7,6 @@ It then stands in every table beside the methods that ship with RUB, measured an
 
 from typing import Annotated
 
-from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,12 +17,6 @@ from rub.tasks.classification.context import UnlearnContext
 CARD = rub.Card(
     paper="an example, not a published method",
     equation="min_theta E_{D_r} CE(f_theta(x), y) + weight * E_{D_u} CE(f_theta(x), (1 - s) onehot(y) + s / C)",
-    defaults={
-        "lr": "0.01: that of ft, not tuned",
-        "epochs": "5: enough on digits, not tuned",
-        "smoothing": "1.0: the target is uniform over all classes",
-        "weight": "1.0: both terms count the same",
-    },
 )
 
 
@@ -34,28 +27,20 @@ def my_method(
     retain: Samples,
     context: UnlearnContext,
     *,
-    lr: Annotated[float, Field(gt=0)] = 0.01,
-    epochs: Annotated[int, Field(ge=1)] = 5,
-    smoothing: Annotated[float, Field(gt=0, le=1)] = 1.0,
-    weight: Annotated[float, Field(ge=0)] = 1.0,
+    lr: Annotated[float, rub.Hyper("learning rate of SGD", source="that of ft, not tuned", gt=0)] = 0.01,
+    epochs: Annotated[int, rub.Hyper("passes over the retain set", source="enough on digits, not tuned", ge=1)] = 5,
+    smoothing: Annotated[
+        float,
+        rub.Hyper("s, share of a label that is spread over all classes", source="the target is uniform", gt=0, le=1),
+    ] = 1.0,
+    weight: Annotated[float, rub.Hyper("weight of the forget term", source="both terms count the same", ge=0)] = 1.0,
 ) -> nn.Module:
     """Fine-tune on retain with its labels and on forget with smoothed ones.
 
-    The keyword-only arguments are the hyperparameters: `rub show my-method --plugin FILE` lists them with their ranges,
-    and a suite or ``--set methods.my-method.epochs=2`` changes them.
-
-    Args:
-        model: a trainable copy of the original; changed in place.
-        forget: D_u, the samples to forget.
-        retain: D_r, the samples to keep.
-        context: seed, batches, device and steps; draw all random numbers from it, and results repeat exactly.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: passes over the retain set, >= 1.
-        smoothing: s, the share of a forget sample's label that is spread over all classes, in (0, 1].
-        weight: of the forget term, >= 0.
-
-    Raises:
-        Diverged: the loss is not finite; the method's cells are then marked as failed, and the others go on.
+    The first four arguments are the same for every method of a task: a trainable copy of the original, the data to
+    forget and to keep, and a context, from which alone random numbers, batches and steps come, so that results repeat.
+    The keyword-only ones are the hyperparameters: `rub show my-method --plugin FILE` prints them, and a suite or
+    ``--set methods.my-method.epochs=2`` changes them.
     """
     model.train()
     optimizer = context.sgd(model, lr)

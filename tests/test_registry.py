@@ -10,8 +10,9 @@ import pytest
 from pydantic import Field
 
 from rub import registry
+from rub.config.hyperparameters import Hyper, hyperparameters
 from rub.errors import RubError, unknown
-from rub.registry import ATTACKS, METHODS, Card, Entry, Registry, card_of, hyperparameters, load_plugin, resolve
+from rub.registry import ATTACKS, JUDGES, METHODS, Card, Entry, Registry, card_of, load_plugin, resolve
 
 PLUGIN = '''
 import rub
@@ -43,15 +44,36 @@ def test_what_ships_is_whole(entry):
     assert len(entry.summary) <= 80
     fields = hyperparameters(function).model_fields
     assert not [name for name, field in fields.items() if field.is_required()]
-    assert set(card.defaults) <= set(fields), "a default's source is given for an argument that does not exist"
     assert card.paper or entry.name == "noise", "only a control of this benchmark is without a paper"
     assert card.equation
     assert inspect.getdoc(function)
 
 
-@pytest.mark.parametrize("entry", shipped(METHODS))
-def test_every_default_of_a_method_names_its_source(entry):
-    assert set(card_of(entry).defaults) == set(hyperparameters(entry.load()).model_fields)
+@pytest.mark.parametrize("entry", shipped(METHODS, ATTACKS, JUDGES))
+def test_every_hyperparameter_says_what_it_means_and_where_its_default_is_from(entry):
+    for name, field in hyperparameters(entry.load()).model_fields.items():
+        said = Hyper.of(field.metadata)
+        assert said.doc, f"{name} has no meaning"
+        assert said.source, f"the default of {name} has no source"
+        assert said.range or field.annotation not in (int, float) or name == "alpha", f"{name} has no range"
+
+
+def test_a_later_annotation_overrides_meaning_and_source_and_adds_to_the_range():
+    rate = Annotated[float, Hyper("learning rate", source="a", gt=0)]
+
+    def component(
+        *, lr: Annotated[rate, Hyper("of Adam", le=1)] = 0.1, most: Annotated[float | None, Hyper(ge=1)] = None
+    ):
+        """A component."""
+
+    fields = hyperparameters(component).model_fields
+    assert Hyper.of(fields["lr"].metadata) == Hyper("of Adam", source="a", gt=0, le=1)
+    assert Hyper.of(fields["lr"].metadata).range == "> 0, <= 1"
+    entry = Entry("component", "classification", "", component, "tests")
+    assert resolve(entry, {"lr": 1}, "x") == {"lr": 1.0, "most": None}
+    for bad in ({"lr": 0}, {"lr": 2}, {"most": 0.5}, {"most": float("inf")}):
+        with pytest.raises(RubError, match="input should be"):
+            resolve(entry, bad, "x")
 
 
 def test_listing_loads_no_component():

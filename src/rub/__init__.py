@@ -1,7 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, and the decorators `method`, `attack`, `dataset` and `judge` with `Card`.
+`report`, `submit`, `read_records`, and the decorators `method`, `attack`, `dataset` and `judge` with `Card` and
+`Hyper`.
 """
 
 import importlib
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rub.api import audit, plan, report, run, submit, verify
+    from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
     from rub.registry import Card, attack, judge, method, protocol
     from rub.store.records import read_records
 
 __all__ = [
-    "Card", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "protocol", "read_records", "report",
-    "run", "submit", "verify",
+    "Card", "Hyper", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "protocol",
+    "read_records", "report", "run", "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -29,6 +31,7 @@ _WHERE = {
     "load_suite": "rub.config.suite",
     "read_records": "rub.store.records",
     "Card": "rub.registry",
+    "Hyper": "rub.config.hyperparameters",
     "attack": "rub.registry",
     "dataset": "rub.data.base",
     "judge": "rub.registry",

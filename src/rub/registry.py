@@ -9,18 +9,18 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from pydantic import ValidationError
 
+from rub.config.hyperparameters import first_error, hyperparameters
 from rub.errors import RubError, unknown
 
 T = TypeVar("T")
@@ -35,7 +35,6 @@ class Card:
         paper: authors, title, venue and year, with an arXiv id where there is one.
         equation: the equation it implements, as plain text with its number in the paper.
         upstream: repository and commit that the facts were read from, or "".
-        defaults: hyperparameter -> where its default value comes from.
         differences: one line per difference from upstream, upstream bugs that are off included.
         version: raised when a change of the code changes results; part of every stage key.
     """
@@ -43,7 +42,6 @@ class Card:
     paper: str = ""
     equation: str = ""
     upstream: str = ""
-    defaults: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
     version: int = 1
 
@@ -152,34 +150,6 @@ class Registry(Generic[T]):
                     ) from error
 
 
-def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:
-    """Return a pydantic model of a component's keyword-only arguments: types, defaults and ranges.
-
-    Ranges are pydantic ``Annotated`` fields in the signature; an argument without a default is required.
-
-    Raises:
-        RubError: an annotation that cannot be evaluated, or that no YAML value has the type of.
-    """
-    fields: dict[str, Any] = {}
-    known = getattr(function, "__globals__", {})
-    config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-    title = getattr(function, "__name__", "component")
-    try:
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                # Only these are evaluated: the others may name types that are imported for type checkers alone.
-                holder = SimpleNamespace(__annotations__={name: parameter.annotation})
-                hint = get_type_hints(holder, globalns=known, include_extras=True)[name]
-                fields[name] = (Any if parameter.annotation is inspect.Parameter.empty else hint, Field(default))
-        return create_model(title, __config__=config, **fields)
-    except (NameError, TypeError, PydanticUserError) as error:
-        reason = str(error).split("\n")[0]
-        raise RubError(
-            f"{function.__module__}.{title}: a hyperparameter's annotation cannot be used: {reason}"
-        ) from None
-
-
 def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Validate hyperparameters against a component's signature and return all of them, defaults included.
 
@@ -195,20 +165,6 @@ def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str
         return model(**given).model_dump()
     except ValidationError as error:
         raise RubError(first_error(error, f"{where} ({entry.name})", model.model_fields)) from None
-
-
-def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) -> str:
-    """Turn pydantic's report into one line: what was given, what was expected, and the nearest known name."""
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: {unknown('field', str(problem['loc'][-1]), known)}"
-    said = problem["msg"].removeprefix("Value error, ")
-    message = f"{said[:1].lower()}{said[1:]}"
-    if problem["type"] == "missing":  # the input is all that surrounds the gap, which helps nobody
-        return f"{where}: {place}: {message}"
-    given = repr(problem["input"])
-    return f"{where}: {place} = {given if len(given) <= 80 else given[:77] + '...'}: {message}"
 
 
 METHODS: Registry[Callable[..., Any]] = Registry("method")
@@ -260,17 +216,34 @@ def _decorator(registry: Registry[Any], name: str, task: str, card: Card | None)
 
 
 def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register an unlearning method: ``def f(model, forget, retain, context, *, hyperparameters) -> Module``."""
+    """Register an unlearning method: ``def f(model, forget, retain, context, *, hyperparameters) -> Module``.
+
+    `model` is a private, trainable copy of the original, changed in place; `forget` and `retain` are the data D_u and
+    D_r (`Samples`; for text-to-image `Side`); `context` is the task's `UnlearnContext`, from which alone random
+    numbers, batches and steps come. A method raises `Diverged` where its loss is not finite, as `context.descend`
+    does: its cells are then marked as failed, and the others go on. Hyperparameters say type, range, meaning and source
+    in their annotation, see `rub.config.hyperparameters.Hyper`.
+    """
     return _decorator(METHODS, name, task, card)
 
 
 def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register an attack: ``def f(target, probe_from, budget, context, *, hyperparameters) -> Probes``."""
+    """Register an attack: ``def f(target, images, budget, context, *, hyperparameters) -> Probes``.
+
+    `target` is the task's `Target`: the frozen unlearned model, and what the original makes of the clean inputs;
+    `images` are those inputs, uint8 (N, C, H, W), or `prompts`; `budget` says how far a probe may go; `context` is the
+    task's `AttackContext`: seed, ids, batch size, device. An attack only searches: the harness clips, rounds, checks
+    the budget and decides in float32 what was recovered. Hyperparameters as for `method`.
+    """
     return _decorator(ATTACKS, name, task, card)
 
 
 def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register a judge of pictures: ``def f(files, context, *, settings) -> Judge``."""
+    """Register a judge of pictures: ``def f(files, context, *, settings) -> Judge``.
+
+    `files` are its weights, a file or a folder, or None; `context` is a `JudgeContext`: name, batch size, device, and
+    what was measured of it. Settings as hyperparameters of `method`.
+    """
     return _decorator(JUDGES, name, task, card)
 
 

@@ -531,9 +531,10 @@ def test_show_tells_paper_equation_defaults_and_differences(rub):
         "version",
     ):
         assert part in said.out
-    assert re.search(r"k: float \(>= 0, <= 1\) = 0\.5", said.out)
-    assert re.search(r"epochs: int \(>= 1\) = 10", said.out)
-    assert "mixing: Literal['sequential', 'mixed'] = 'sequential'" in said.out
+    assert "k: float (0 to 1) = 0.5  fraction of weights that may move\n      default: upstream README" in said.out
+    assert "epochs: int (>= 1) = 10  passes over both sets" in said.out
+    assert "mixing: sequential | mixed = 'sequential'" in said.out
+    assert "allow_inf_nan" not in rub("show", "uma").out
 
 
 @pytest.mark.parametrize(

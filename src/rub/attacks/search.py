@@ -6,12 +6,13 @@ that its search does not depend on its neighbours.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from rub.attacks.linf import has_converged
+from rub.config.hyperparameters import Hyper, PositiveInt, Weight
 from rub.pipeline.callback import Progress
 from rub.pipeline.checkpointing import AttributeState, Checkpointer, Stateful
 
@@ -19,6 +20,19 @@ State = dict[str, Tensor]
 """Per-sample state of the samples in the batch, each tensor with leading axis B; ``row`` says which samples they are
 (int64), ``t`` how many steps they have taken since the start."""
 Scores = tuple[Tensor | None, ...]
+
+Restarts = Annotated[PositiveInt, Hyper(
+    "starts per sample: first the clean image, then random points of the ball",
+    source="open in the paper: the clean image only; raise it for random starts")]  # fmt: skip
+FinishBelow = Annotated[float, Hyper(
+    "a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never",
+    source="every sample has all steps, for a loss curve that shows convergence", ge=0, infinite=True)]  # fmt: skip
+StepSize = Annotated[float | None, Hyper(
+    "step size in units of eps; none: 2.5 / steps",
+    source="open in the paper: 2.5 eps / steps (Madry et al., section 5)", gt=0)]  # fmt: skip
+Momentum = Annotated[Weight, Hyper(
+    "weight of the running average of normalised gradients; 0 uses the plain gradient",
+    source="open in the paper")]  # fmt: skip
 
 
 class Queue:

@@ -120,19 +120,23 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
         return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
-    if kind not in ("method", "attack"):
+    if kind not in ("method", "attack", "judge"):
         return
     found = described(kind, entry)
-    for title, text in (("paper", found.paper), ("equation", found.equation), ("upstream", found.upstream)):
+    card = found.card
+    for title, text in (("paper", card.paper), ("equation", card.equation), ("upstream", card.upstream)):
         if text:
             yield f"  [b]{title}[/b]  {escape(text)}"
-    yield "  [b]hyperparameters[/b]"
-    for name, text, source in found.parameters:
-        yield escape(f"    {name}: {text}") + (f"  [dim]{escape(source)}[/dim]" if source else "")
-    if found.differences:
+    if found.parameters:
+        yield "  [b]hyperparameters[/b]"
+    for parameter in found.parameters:
+        yield escape(f"    {parameter}  {parameter.meaning}".rstrip())
+        if parameter.source:
+            yield f"      [dim]default: {escape(parameter.source)}[/dim]"
+    if card.differences:
         yield "  [b]differences from upstream[/b]"
-        yield from (f"    - {escape(line)}" for line in found.differences)
-    yield f"  [b]defined by[/b]  {escape(found.origin)}, version {found.version}"
+        yield from (f"    - {escape(line)}" for line in card.differences)
+    yield f"  [b]defined by[/b]  {escape(found.origin)}, version {card.version}"
 
 
 def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:

@@ -25,8 +25,9 @@ from pydantic import (
     model_validator,
 )
 
+from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import METHODS, PROTOCOLS, TASKS, Entry, first_error, read_protocol
+from rub.registry import METHODS, PROTOCOLS, TASKS, Entry, read_protocol
 
 # Fields that may be written as a bare name, and the key that the name then stands for.
 BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name", "judge": "name", "concept": "name"}

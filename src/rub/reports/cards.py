@@ -1,69 +1,70 @@
-"""What a method's or an attack's own file says of it, as plain values for the terminal and for pages."""
+"""What a component's own file says of it, as plain values for the terminal and for pages."""
 
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from rub.registry import Entry, card_of, hyperparameters
+from rub.config.hyperparameters import Hyper, hyperparameters
+from rub.registry import Card, Entry, card_of
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A hyperparameter: ``lr: float (> 0) = 0.1``, its meaning, and where the default is from."""
+
+    name: str
+    type: str
+    range: str
+    default: str
+    meaning: str
+    source: str
+
+    def __str__(self) -> str:
+        """Name, type, range and default in one line."""
+        limits = f" ({self.range})" if self.range else ""
+        return f"{self.name}: {self.type}{limits}" + (f" = {self.default}" if self.default else ", required")
 
 
 @dataclass(frozen=True)
 class Described:
-    """What is said of a method or an attack.
+    """What is said of a component.
 
     Attributes:
         name: its id.
-        kind: ``method`` or ``attack``.
+        kind: ``method``, ``attack``, ...
         task: whose it is.
         summary: one line.
-        paper: where it was published.
-        equation: what it computes.
-        upstream: repository and commit.
-        parameters: name, type with limits and default, and where the default is from.
-        differences: from upstream, one line each.
+        card: paper, equation, upstream, differences, version.
+        parameters: its hyperparameters.
         origin: the package or file that defines it.
-        version: of its results.
     """
 
     name: str
     kind: str
     task: str
     summary: str
-    paper: str
-    equation: str
-    upstream: str
-    parameters: tuple[tuple[str, str, str], ...]
-    differences: tuple[str, ...]
+    card: Card
+    parameters: tuple[Parameter, ...]
     origin: str
-    version: str
 
 
 def described(kind: str, entry: Entry[Any]) -> Described:
-    """Return what a method's or an attack's file says of it, with its hyperparameters."""
-    card = card_of(entry)
+    """What a component's file says of it, with its hyperparameters."""
     parameters = []
     for name, field in hyperparameters(entry.load()).model_fields.items():
-        limits = ", ".join(_limit(part) for part in field.metadata)
-        default = "required" if field.is_required() else f"= {field.default!r}"
-        text = f"{_type(field.annotation)}{f' ({limits})' if limits else ''} {default}"
-        parameters.append((name, text, card.defaults.get(name, "")))
-    facts = (card.paper, card.equation, card.upstream, tuple(parameters), tuple(card.differences))
-    return Described(entry.name, kind, entry.task, entry.summary, *facts, entry.origin, str(card.version))
+        said = Hyper.of(field.metadata)
+        default = "" if field.is_required() else repr(field.default)
+        parameters.append(Parameter(name, _type(field.annotation), said.range, default, said.doc, said.source))
+    return Described(entry.name, kind, entry.task, entry.summary, card_of(entry), tuple(parameters), entry.origin)
 
 
 def _type(hint: Any) -> str:
-    """Return a type as people write it, such as ``float | None``."""
     if get_origin(hint) in (Union, UnionType):
         return " | ".join(_type(part) for part in get_args(hint))
     if get_origin(hint) is Annotated:
         return _type(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
     if hint is NoneType:
         return "None"
     return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
-
-
-def _limit(constraint: Any) -> str:
-    """Return a pydantic constraint as ``>= 0``."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
-    found = [f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name)]
-    return found[0] if found else str(constraint)

@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from rub.config.hyperparameters import first_error
 from rub.data.base import Selection, source_of
 from rub.data.samples import Samples
 from rub.data.sources import load_images
 from rub.data.spec import DatasetSpec
 from rub.data.splits import load_dataset
 from rub.errors import RubError
-from rub.registry import first_error
 from rub.store.artifacts import Artifact
 from rub.witness.claims import Sources, Witness
 

@@ -115,9 +115,7 @@ def test_data_is_left_alone(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_hyperparameters_and_card(name):
     entry = entry_of(name)
-    values = resolve(entry, {}, "suite")
     card = card_of(entry)
-    assert set(card.defaults) == set(values), "every hyperparameter names the source of its default"
     assert card.paper
     assert card.equation
     assert card.differences

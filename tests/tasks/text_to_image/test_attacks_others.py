@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.model import freeze
 from rub.models.diffusion.sampling import Sampler
-from rub.registry import ATTACKS, card_of, hyperparameters
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Prompts
 from rub.tasks.text_to_image.attacks.concept_inversion import concept_inversion
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
@@ -503,11 +502,3 @@ def test_a_broken_text_encoder_is_told(make_model):
         target.original.token_embeddings.fill_(torch.nan)
     with pytest.raises(Diverged, match="not finite"):
         begun(search, target, [0])
-
-
-@pytest.mark.parametrize("name", ["p4d", "ring-a-bell", "concept-inversion"])
-def test_cards_name_every_hyperparameter(name):
-    entry = ATTACKS.get(name, "text-to-image")
-    card = card_of(entry)
-    assert set(card.defaults) == set(hyperparameters(entry.load()).model_fields)
-    assert card.paper and card.equation and card.upstream and card.differences

@@ -10,7 +10,7 @@ from rub.errors import Diverged, RubError
 from rub.models.diffusion.groups import TEXT_ENCODER, UNET, parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.models.diffusion.sampling import Sampler
-from rub.registry import METHODS, card_of, resolve
+from rub.registry import METHODS, resolve
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
 from rub.tasks.text_to_image.methods import advunlearn as adv
 from rub.tasks.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens
@@ -573,17 +573,6 @@ def test_what_cannot_be_done_is_said_in_a_line(make_model):
     assert changed(advunlearn(make_model(), FORGET, nothing, context(), **SMALL[advunlearn], gamma=0.0), before)
     with pytest.raises(RubError, match="k = 15: should be at most 14"):
         advunlearn(make_model(), FORGET, RETAIN, context(), k=15)
-
-
-@pytest.mark.parametrize("name", ["esd-x", "esd-u", "uce", "advunlearn"])
-def test_cards_name_every_hyperparameter_and_where_its_default_comes_from(name):
-    entry = METHODS.get(name, T2I)
-    card, given = card_of(entry), resolve(entry, {}, "test")
-    assert set(card.defaults) == set(given)
-    assert card.paper
-    assert card.equation
-    assert card.upstream
-    assert card.differences
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.model import SCHEDULE, Diffusion
-from rub.registry import METHODS, card_of, resolve
+from rub.registry import METHODS, resolve
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
 from rub.tasks.text_to_image.methods import fmn as fmn_module
 from rub.tasks.text_to_image.methods._losses import (
@@ -222,14 +222,8 @@ def test_missing_pictures_are_said(name, model):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_cards_say_where_every_default_comes_from(name):
+def test_ranges_of_hyperparameters(name):
     entry = METHODS.get(name, T2I)
-    card, given = card_of(entry), resolve(entry, {}, "methods")
-    assert set(card.defaults) == set(given)
-    for key, value in given.items():
-        said = card.defaults[key].split(":")[0].split(",")[0]
-        if isinstance(value, float | int) and not isinstance(value, bool):
-            assert float(said) == value
     with pytest.raises(RubError, match="iterations"):
         resolve(entry, {"iterations": 0}, "methods")
 

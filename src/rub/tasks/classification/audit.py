@@ -137,7 +137,7 @@ def _experiment(
 ) -> ClassificationExperiment:
     from pydantic import ValidationError
 
-    from rub.registry import first_error
+    from rub.config.hyperparameters import first_error
 
     try:
         return ClassificationExperiment.model_validate(

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rub.config.hyperparameters import first_error
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
 from rub.models.resnet import build_network
 from rub.pipeline.graph import Stage
-from rub.registry import first_error
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.spec import ModelSpec
 from rub.tasks.classification.stages import NETWORK, WEIGHTS

@@ -144,7 +144,7 @@ def _experiment(
 ) -> InpaintingExperiment:
     from pydantic import ValidationError
 
-    from rub.registry import first_error
+    from rub.config.hyperparameters import first_error
 
     try:
         return InpaintingExperiment.model_validate(

@@ -164,7 +164,7 @@ def _experiment(
 ) -> TextToImageExperiment:
     from pydantic import ValidationError
 
-    from rub.registry import first_error
+    from rub.config.hyperparameters import first_error
 
     changed: Any = protocol
     try:

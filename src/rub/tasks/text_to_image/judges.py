@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from rub.config.hyperparameters import Hyper
 from rub.data.samples import ImageDataset, Samples, concatenate
 from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
@@ -49,10 +50,6 @@ LOOKS = 500  # most real pictures that a judge of someone else is measured on, a
 
 CARD = Card(
     equation="success: argmax_k f(x)_k = concept, k over the classes of the data set and one more, `neither`",
-    defaults={
-        "strict": "true: a picture with no more than the colours or the spectrum of a class is not a picture of it; a"
-        " lenient judge calls most of them a class, and also accepts worse pictures of small models",
-    },
     differences=(
         "trained on half as many pictures of nothing as real ones, in equal shares: noise (uniform, grainy, smooth,"
         " over a weak picture), pictures with their pixels or tiles shuffled and, if strict, with their rows shuffled,"
@@ -65,13 +62,16 @@ CARD = Card(
 
 
 @judge_plugin("classifier", task="text-to-image", card=CARD)
-def classifier(files: Path | None, context: JudgeContext, *, strict: bool = True) -> Judge:
+def classifier(
+    files: Path | None, context: JudgeContext, *,
+    strict: Annotated[bool, Hyper(
+        "whether it learned that colours and textures without shapes show nothing; decided when it was trained",
+        source="a picture with no more than the colours or the spectrum of a class is not a picture of it; a lenient"
+        " judge calls most of them a class, and also accepts worse pictures of small models")] = True,
+) -> Judge:  # fmt: skip
     """Be trained on the suite's own data, with one more class for pictures that show nothing of any class.
 
-    Args:
-        files: folder of the stage `judge`.
-        context: name, batch size, device, what was measured.
-        strict: whether it learned that colours and textures without shapes show nothing; decided when it was trained.
+    `files` is the folder of the stage `judge`.
 
     Raises:
         RubError: no folder, or weights of another network.

@@ -1,12 +1,17 @@
 """The divergences D[f_u(probe), f(x)] that attacks minimise: pure functions, one value per sample, never a mean."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import Hyper
+
 Divergence = Literal["kl", "ce", "margin", "logits-l2", "features-l2"]
+Minimised = Annotated[Divergence, Hyper(
+    "what is minimised: `kl` = KL(p_orig || p_unl), `ce`, `margin`, `logits-l2`, `features-l2`",
+    source="KL on classification logits (paper); its direction and T = 1 are open")]  # fmt: skip
 
 
 class Outputs(NamedTuple):

@@ -4,13 +4,14 @@ What counts as recovered is decided in float32 alone.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from rub.attacks.linf import better, column, keyed_uniform, project
 from rub.attacks.search import Scores, State, Trajectory, run_starts
+from rub.config.hyperparameters import Hyper
 from rub.data.samples import to_unit
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
@@ -18,6 +19,11 @@ from rub.tasks.classification.attacks.scoring import Score, Scorer
 
 # `State` holds `row`, `id` (int64), `t`, `clean`, `x` (float32 images), `best` (uint8), `best_loss`, `best_recovered`,
 # and the rule's own.
+
+
+Grid = Annotated[bool, Hyper(
+    "score iterates as 8-bit images; False is the textbook search, rounded only at the end",
+    source="what is stored is an 8-bit image")]  # fmt: skip
 
 
 class Rule(Protocol):

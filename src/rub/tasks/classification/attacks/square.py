@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import column, keyed_uniform, project
-from rub.attacks.search import State
+from rub.attacks.search import FinishBelow, State
+from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
@@ -19,10 +19,6 @@ CARD = Card(
     paper="Andriushchenko, Croce, Flammarion, Hein: Square Attack, ECCV 2020 (arXiv:1912.00049), algorithms 1 and 2",
     equation="x' = P(x + d), d = +-2 eps (one sign per channel) on a random square of side round(sqrt(p H W)),"
     " 0 elsewhere; x <- x' where D(x') < D(x)",
-    defaults={
-        "fraction": "p = .05 at first (paper, section 5), halved at 10, 50, 200, 1000, ... of 10 000 (`SCHEDULE`)",
-        "steps": "1000 queries; the paper uses 10 000 and scales the schedule to other budgets",
-    },
     differences=(
         "minimises D towards the original's answer instead of the margin of a wrong class",
         "starts at the probe of a smaller budget instead of stripes where the context has one",
@@ -86,29 +82,16 @@ def _signs(u: Tensor) -> Tensor:
 
 @attack("square", task="classification", card=CARD)
 def square(
-    target: Target,
-    probe_from: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    divergence: Divergence = "kl",
-    steps: Annotated[int, Field(ge=1)] = 1000,
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.05,
-    finish_below: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 0.0,
-) -> Probes:
-    """Search by random squares with scores alone (black box).
-
-    Args:
-        target: the unlearned model, and the original's answers on the clean images.
-        probe_from: uint8 (N, C, H, W), the clean images.
-        budget: radius of the ball.
-        context: seed, ids, batch size, device.
-        divergence: what is minimised, as for ``uma``.
-        steps: queries per sample after the clean image.
-        fraction: share of the image that the first squares cover.
-        finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
-    """
+    target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    divergence: Annotated[Divergence, Hyper("what is minimised, as for `uma`", source="as uma")] = "kl",
+    steps: Annotated[PositiveInt, Hyper("queries per sample after the clean image",
+        source="ours; the paper uses 10 000 and scales the schedule to other budgets")] = 1000,
+    fraction: Annotated[float, Hyper("share p of the image that the first squares cover",
+        source="paper, section 5; halved at 10, 50, 200, 1000, ... of 10 000 queries", gt=0, le=1)] = 0.05,
+    finish_below: FinishBelow = 0.0,
+) -> Probes:  # fmt: skip
+    """Search by random squares with scores alone (black box)."""
     warm = context.start is not None
     rule = Squares(eps=budget.eps, seed=context.seed, fraction=fraction, steps=steps, warm=warm)
     plan = Schedule(divergence, steps, finish_below=finish_below)
-    return search(rule, plan, target, probe_from, budget, context)
+    return search(rule, plan, target, images, budget, context)

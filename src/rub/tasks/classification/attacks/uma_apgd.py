@@ -4,15 +4,15 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import column, momentum_step, review_steps, should_halve
-from rub.attacks.search import State
+from rub.attacks.search import FinishBelow, Restarts, State
+from rub.config.hyperparameters import Fraction, Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Schedule, search
+from rub.tasks.classification.attacks.search import Grid, Schedule, search
 
 CARD = Card(
     paper="Croce, Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free"
@@ -20,7 +20,6 @@ CARD = Card(
     equation="z = P(x - eta sign(grad D)); x <- P(x + .75 (z - x) + .25 (x - x_before)); at checkpoints"
     " w_j = ceil(p_j N) eta is halved and x returns to the best point when progress stalls (algorithm 1)",
     upstream="fra31/auto-attack a392200",
-    defaults={"steps": "100 (paper)", "rho": ".75 (paper)"},
     differences=(
         "checkpoints as in the paper; the authors' code rounds them down",
         "the first start is the clean image instead of a random point; restarts are random",
@@ -86,32 +85,17 @@ class AdaptiveDescent:
 
 @attack("uma-apgd", task="classification", card=CARD)
 def uma_apgd(
-    target: Target,
-    probe_from: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    divergence: Divergence = "kl",
-    steps: Annotated[int, Field(ge=1)] = 100,
-    rho: Annotated[float, Field(ge=0, le=1)] = 0.75,
-    restarts: Annotated[int, Field(ge=1)] = 1,
-    finish_below: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 0.0,
-    grid: bool = True,
-) -> Probes:
-    """Run UMA with the step size that APGD adapts for each sample.
-
-    Args:
-        target: the unlearned model, and the original's answers on the clean images.
-        probe_from: uint8 (N, C, H, W), the clean images.
-        budget: radius of the ball.
-        context: seed, ids, batch size, device.
-        divergence: what is minimised, as for ``uma``.
-        steps: gradient steps per start.
-        rho: fraction of the steps between checkpoints that must improve D for the step size to stay.
-        restarts: starts per sample: first the clean image, then random points of the ball.
-        finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
-        grid: score iterates as 8-bit images; False is the textbook search, rounded only at the end.
-    """
+    target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    divergence: Annotated[Divergence, Hyper("what is minimised, as for `uma`", source="as uma")] = "kl",
+    steps: Annotated[PositiveInt, Hyper("gradient steps per start", source="paper")] = 100,
+    rho: Annotated[Fraction, Hyper(
+        "fraction of the steps between checkpoints that must improve D for the step size to stay",
+        source="paper")] = 0.75,
+    restarts: Restarts = 1,
+    finish_below: FinishBelow = 0.0,
+    grid: Grid = True,
+) -> Probes:  # fmt: skip
+    """Run UMA with the step size that APGD adapts for each sample."""
     rule = AdaptiveDescent(eps=budget.eps, steps=steps, rho=rho, device=context.device)
     plan = Schedule(divergence, steps, restarts, finish_below, grid)
-    return search(rule, plan, target, probe_from, budget, context)
+    return search(rule, plan, target, images, budget, context)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import accumulate, has_converged
+from rub.attacks.search import Momentum, StepSize
+from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.data.samples import to_unit
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
@@ -20,7 +21,6 @@ CARD = Card(
     " sign step is Shafahi et al., AAAI 2020 (arXiv:1811.11304), minimising UMA's objective (arXiv:2504.14798, eq. 2)",
     equation="min_delta sum_x D[f_u(clip(x + delta)), f(x)] s.t. ||delta||_inf <= eps;"
     " delta <- P(delta - step_size * eps * sign(sum_x grad D))",
-    defaults={"steps": "100 passes over the forget set", "step_size": "2.5 eps / steps, as for uma", "momentum": "0"},
     differences=(
         "the gradient is summed over all images before each step, so that batches do not matter",
         "delta is the one that recovered most images, ties broken by the lower total D",
@@ -73,31 +73,17 @@ def apply(images: Tensor, delta: Tensor) -> Tensor:
 
 @attack("universal", task="classification", card=CARD)
 def universal(
-    target: Target,
-    probe_from: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    divergence: Divergence = "kl",
-    steps: Annotated[int, Field(ge=1)] = 100,
-    step_size: Annotated[float, Field(gt=0)] | None = None,
-    momentum: Annotated[float, Field(ge=0)] = 0.0,
-) -> Probes:
-    """Search one perturbation that recovers as many images as possible at once.
-
-    Args:
-        target: the unlearned model, and the original's answers on the clean images.
-        probe_from: uint8 (N, C, H, W), the clean images.
-        budget: radius of the ball.
-        context: seed, ids, batch size, device.
-        divergence: what is minimised, summed over the images; as for ``uma``.
-        steps: passes over all images.
-        step_size: in units of eps; None means 2.5 / steps.
-        momentum: weight of the running average of normalised gradients; 0 uses the plain gradient.
-    """
+    target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    divergence: Annotated[Divergence, Hyper("what is minimised, summed over the images; as for `uma`",
+        source="as uma")] = "kl",
+    steps: Annotated[PositiveInt, Hyper("passes over all images", source="as uma")] = 100,
+    step_size: StepSize = None,
+    momentum: Momentum = 0.0,
+) -> Probes:  # fmt: skip
+    """Search one perturbation that recovers as many images as possible at once."""
     scorer = Scorer(target, divergence, context)
-    score = Universal(probe_from, scorer, context)
-    delta = torch.zeros_like(probe_from[:1], dtype=torch.float32, device=context.device)
+    score = Universal(images, scorer, context)
+    delta = torch.zeros_like(images[:1], dtype=torch.float32, device=context.device)
     alpha, velocity, best = (step_size or 2.5 / steps) * budget.eps, torch.zeros_like(delta), delta
     counts, totals, found = [-1], [float("inf")], 0
     for step in range(steps + 1):
@@ -112,7 +98,7 @@ def universal(
         velocity = accumulate(velocity, gradient, momentum) if momentum else gradient
         delta = (delta - alpha * velocity.sign()).clamp(-budget.eps, budget.eps)
         context.progress(step, steps, f"recovered {count} of {len(loss)}")
-    images = apply(probe_from, best)
+    images = apply(images, best)
     exact = scorer.exact(images, torch.arange(len(images)))
     steps_found = torch.where(exact.recovered, found, -1).cpu()
     successes, losses = (tuple(value / len(images) for value in curve[1:]) for curve in (counts, totals))

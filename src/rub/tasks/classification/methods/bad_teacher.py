@@ -2,12 +2,13 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate
+from rub.config.hyperparameters import Epochs, Fraction, Hyper, Positive, Rate
 from rub.data.samples import Samples, concatenate
 from rub.errors import RubError
 from rub.registry import Card, method
@@ -19,12 +20,6 @@ CARD = Card(
     equation="min_theta l_u KL(T_d(x) || f_theta(x)) + (1 - l_u) KL(T_s(x) || f_theta(x)),"
     " l_u = 1 on D_u; T_d random, T_s original",
     upstream="vikram2000b/bad-teaching-unlearning f1aa988; if-loops/selective-synaptic-dampening cdfdc0e, unlearn.py",
-    defaults={
-        "lr": "1e-4 (Adam): selective-synaptic-dampening repository",
-        "epochs": "1: selective-synaptic-dampening repository",
-        "retain_fraction": "0.3: upstream",
-        "temperature": "1: selective-synaptic-dampening repository",
-    },
     differences=(
         "KL is averaged over the batch; upstream's reduction 'mean' also divides by C, which"
         " Adam's step cancels (up to its eps)",
@@ -58,30 +53,17 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
 
 @method("bad-teacher", task="classification", card=CARD)
 def bad_teacher(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    lr: Rate = 1e-4,
-    epochs: Epochs = 1,
-    retain_fraction: Fraction = 0.3,
-    temperature: Positive = 1.0,
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[Rate, Hyper("learning rate of Adam", source="selective-synaptic-dampening repository")] = 1e-4,
+    epochs: Annotated[Epochs, Hyper("passes over the forget set and the retain share together",
+        source="selective-synaptic-dampening repository")] = 1,
+    retain_fraction: Annotated[Fraction, Hyper("share of the retain set", source="upstream")] = 0.3,
+    temperature: Annotated[Positive, Hyper("T of the softmaxes",
+        source="selective-synaptic-dampening repository")] = 1.0,
+) -> nn.Module:  # fmt: skip
     """Distil from a randomly initialised teacher on forget samples and from the original on retain samples.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r, of which a random share is used.
-        context: batches, seed and steps.
-        lr: learning rate of Adam, > 0.
-        epochs: passes over the forget set and the retain share together, >= 1.
-        retain_fraction: share of the retain set, 0 to 1.
-        temperature: T of the softmaxes, > 0.
-
     Raises:
-        Diverged: the loss is not finite.
         RubError: a layer cannot be re-initialised.
     """
     draw = context.generator("bad-teacher")

@@ -1,10 +1,12 @@
 """Boundary Shrink: relabel every forget image with the class just across its nearest decision boundary."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Rate, Weight
+from rub.config.hyperparameters import Epochs, Hyper, SgdRate, Weight
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -15,11 +17,6 @@ CARD = Card(
     equation="min_theta E_{D_u} CE(f_theta(x), y'), y' = argmax f_0(x + b sign(grad_x CE(f_0(x), y))),"
     " f_0 the original",
     upstream="OPTML-Group/Unlearn-Saliency a6e89fd, Classification/unlearn/boundary_sh.py",
-    defaults={
-        "lr": "1e-6: JingWu321/Scissorhands 73ae065 (CIFAR and class-wise SVHN); others search upwards from 1e-8",
-        "epochs": "10: JingWu321/Scissorhands 73ae065",
-        "bound": "0.1: upstream FGSM step, in the pixel range [0, 1]",
-    },
     differences=(
         "the crossed point is clamped to [0, 1] and rounded to 1/255, as upstream",
         "y' is the frozen model's argmax there, as upstream: where FGSM does not cross a boundary, the"
@@ -40,29 +37,13 @@ def nearest_labels(original: nn.Module, x: Tensor, y: Tensor, bound: float, cont
 
 @method("boundary-shrink", task="classification", card=CARD)
 def boundary_shrink(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    lr: Rate = 1e-6,
-    epochs: Epochs = 10,
-    bound: Weight = 0.1,
-) -> nn.Module:
-    """Train the forget set on the labels that the original gives across the nearest boundary. Retain is not used.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r, unused.
-        context: batches, seed and steps.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: passes over the forget set, >= 1.
-        bound: FGSM step b in the pixel range [0, 1], >= 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[SgdRate, Hyper(
+        source="JingWu321/Scissorhands 73ae065 (CIFAR and class-wise SVHN); others search upwards from 1e-8")] = 1e-6,
+    epochs: Annotated[Epochs, Hyper("passes over the forget set", source="JingWu321/Scissorhands 73ae065")] = 10,
+    bound: Annotated[Weight, Hyper("FGSM step b in the pixel range [0, 1]", source="upstream")] = 0.1,
+) -> nn.Module:  # fmt: skip
+    """Train the forget set on the labels that the original gives across the nearest boundary. Retain is not used."""
     original = frozen(model)
     model.train()
     optimizer = context.sgd(model, lr)

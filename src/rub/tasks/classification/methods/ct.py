@@ -1,12 +1,13 @@
 """CT: transpose every convolution kernel, then fine-tune."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Rate
+from rub.config.hyperparameters import Epochs, Hyper, Rate
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.registry import Card, method
@@ -17,10 +18,6 @@ CARD = Card(
     paper="Cadet et al., Deep Unlearn, EuroS&P 2025, arXiv 2410.01276 (CT, from the NeurIPS 2023 competition)",
     equation="W[o, i, h, w] <- W[o, i, w, h] in every convolution; then min_theta CE_r",
     upstream="xcadet/deepunlearn 6830ff6, munl/unlearning/kgltop5.py",
-    defaults={
-        "lr": "1e-3: upstream ORIGINAL_LR",
-        "epochs": "3: upstream ORIGINAL_NUM_EPOCHS",
-    },
     differences=("batch size is the experiment's; upstream 64",),
 )
 
@@ -43,20 +40,14 @@ def transpose_kernels(model: nn.Module) -> None:
 
 @method("ct", task="classification", card=CARD)
 def convolution_transpose(
-    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *, lr: Rate = 1e-3, epochs: Epochs = 3
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[Rate, Hyper("first learning rate of SGD (momentum .9, weight decay 5e-4); cosine over the epochs",
+        source="upstream ORIGINAL_LR")] = 1e-3,
+    epochs: Annotated[Epochs, Hyper("passes over the retain set", source="upstream ORIGINAL_NUM_EPOCHS")] = 3,
+) -> nn.Module:  # fmt: skip
     """Transpose every convolution kernel and fine-tune on the retain set. The forget set is not used.
 
-    Args:
-        model: trainable copy of the original, with square convolutions; changed in place.
-        forget: D_u, unused.
-        retain: D_r.
-        context: batches, seed and steps.
-        lr: first learning rate of SGD (momentum .9, weight decay 5e-4), > 0; cosine over the epochs.
-        epochs: passes over the retain set, >= 1.
-
     Raises:
-        Diverged: the loss is not finite.
         RubError: the model has no convolution, or one that is not square.
     """
     transpose_kernels(model)

@@ -1,9 +1,11 @@
 """DELETE: distil the original with the true class struck out, on the forget set alone."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Rate
+from rub.config.hyperparameters import Epochs, Hyper, Rate
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -14,11 +16,6 @@ CARD = Card(
     " CVPR 2025",
     equation="min_theta E_{D_u} KL(softmax(z_0 with z_0[y] = -1e10) || softmax(f_theta(x))), z_0 the original's logits",
     upstream="shaaaaron/DELETE 60018a1, method/delete.py",
-    defaults={
-        "lr": "1e-4: upstream on CIFAR-10 (CIFAR-100 and Tiny-ImageNet 5e-5)",
-        "epochs": "20: upstream",
-        "freeze_bn": "false: upstream, which freezes batch normalisation only for a single class of Tiny-ImageNet",
-    },
     differences=(
         "the KL is that of upstream's code, target first (its kl_div receives the student's log-probabilities)",
         "only the sample's own class is struck out, as upstream:"
@@ -39,29 +36,14 @@ def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 @method("delete", task="classification", card=CARD)
 def delete(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    lr: Rate = 1e-4,
-    epochs: Epochs = 20,
-    freeze_bn: bool = False,
-) -> nn.Module:
-    """Match the original's distribution over the other classes on the forget set. Retain is not used.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r, unused.
-        context: batches, seed and steps.
-        lr: learning rate of SGD (momentum .9, no weight decay), > 0.
-        epochs: passes over the forget set, >= 1.
-        freeze_bn: keep batch normalisation at its running statistics.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[Rate, Hyper("learning rate of SGD (momentum .9, no weight decay)",
+        source="upstream on CIFAR-10 (CIFAR-100 and Tiny-ImageNet 5e-5)")] = 1e-4,
+    epochs: Annotated[Epochs, Hyper("passes over the forget set", source="upstream")] = 20,
+    freeze_bn: Annotated[bool, Hyper("keep batch normalisation at its running statistics",
+        source="upstream, which freezes batch normalisation only for a single class of Tiny-ImageNet")] = False,
+) -> nn.Module:  # fmt: skip
+    """Match the original's distribution over the other classes on the forget set. Retain is not used."""
     teacher = frozen(model)
     model.train()
     if freeze_bn:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Positive
+from rub.config.hyperparameters import Hyper, Positive, PositiveInt
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -22,13 +21,6 @@ CARD = Card(
     equation="theta <- theta + alpha F^-1 v, F = damping I + (1/m) sum_i g_i g_i^T over m retain samples,"
     " v = 1/(n_f+n_r) sum_{D_u} grad CE - n_f/((n_f+n_r) n_r) sum_{D_r} grad CE",
     upstream="OPTML-Group/Unlearn-Sparse 80ba55d, unlearn/Wfisher.py",
-    defaults={
-        "alpha": "2: JingWu321/Scissorhands 73ae065, class-wise (SVHN class 0); random samples of"
-        " CIFAR-10: 10, of CIFAR-100: 20",
-        "damping": "1: upstream's recurrence starts at k = v, that is F_0 = I; the WoodFisher paper takes 1e-5",
-        "samples": "1000: upstream's N (it reads at most 1002 samples)",
-        "recurrence": "woodfisher: the exact inverse; 'upstream' keeps the published code's formula",
-    },
     differences=(
         "F^-1 v is exact; upstream never re-derives o for a new sample, so its k - v stays parallel to one gradient",
         "m is min(samples, n_r) and divides the sum; upstream divides by 1000 whatever it read",
@@ -126,29 +118,21 @@ def upstream_recurrence(model: nn.Module, samples: Samples, context: UnlearnCont
 
 @method("iu", task="classification", card=CARD)
 def influence_unlearning(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    alpha: float = 2.0,
-    damping: Positive = 1.0,
-    samples: Annotated[int, Field(ge=1)] = 1000,
-    recurrence: Literal["woodfisher", "upstream"] = "woodfisher",
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[float, Hyper("step scale",
+        source="JingWu321/Scissorhands 73ae065, class-wise (SVHN class 0); random samples of CIFAR-10: 10, of"
+        " CIFAR-100: 20")] = 2.0,
+    damping: Annotated[Positive, Hyper("multiple of the identity in F; `upstream` fixes it to 1",
+        source="upstream's recurrence starts at k = v, that is F_0 = I; the WoodFisher paper takes 1e-5")] = 1.0,
+    samples: Annotated[PositiveInt, Hyper("most retain samples whose gradients make F",
+        source="upstream's N (it reads at most 1002 samples)")] = 1000,
+    recurrence: Annotated[Literal["woodfisher", "upstream"], Hyper(
+        "`woodfisher`: the exact inverse; `upstream`: the published code's formula",
+        source="ours: exact")] = "woodfisher",
+) -> nn.Module:  # fmt: skip
     """Take one step theta + alpha F^-1 v that removes the forget set's influence; alpha = 0 changes nothing.
 
     All in float32 and eval mode: an inverse amplifies rounding, so that autocast is not used here.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u, n_f samples.
-        retain: D_r, n_r samples.
-        context: batches and seed.
-        alpha: step scale.
-        damping: multiple of the identity in F, > 0; ignored by recurrence "upstream", whose start fixes it to 1.
-        samples: most retain samples whose gradients make F, >= 1.
-        recurrence: "woodfisher" for the exact inverse, "upstream" for the published code's formula.
 
     Raises:
         Diverged: a weight is not finite after the step.

@@ -1,9 +1,11 @@
 """l1-sparse: fine-tune on the retain set under an l1 penalty that fades."""
 
+from typing import Annotated
+
 from torch import nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Count, Epochs, Rate, Weight
+from rub.config.hyperparameters import Count, Epochs, Hyper, SgdRate, Weight
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -13,13 +15,6 @@ CARD = Card(
     paper="Jia et al., Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023, arXiv 2304.04934",
     equation="min_theta CE_r + a_t ||theta||_1, a_t = alpha (1 - t / (E - E_0)) and 0 in the last E_0 epochs",
     upstream="OPTML-Group/Unlearn-Sparse 80ba55d, unlearn/FT.py (FT_l1)",
-    defaults={
-        "alpha": "1e-4: JingWu321/Scissorhands 73ae065 (CIFAR-10 and class-wise SVHN); upstream's"
-        " 0.2 destroys the model",
-        "lr": "0.01: upstream arg_parser unlearn_lr and Scissorhands 73ae065",
-        "epochs": "10: upstream arg_parser unlearn_epochs and Scissorhands 73ae065",
-        "no_l1_epochs": "0: upstream arg_parser",
-    },
     differences=(
         "the default alpha, see above",
         "the penalty covers all parameters, batch normalisation and biases included, and nothing is"
@@ -41,31 +36,16 @@ def l1_weight(alpha: float, epoch: int, epochs: int, no_l1_epochs: int) -> float
 
 @method("l1-sparse", task="classification", card=CARD)
 def l1_sparse(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    alpha: Weight = 1e-4,
-    lr: Rate = 0.01,
-    epochs: Epochs = 10,
-    no_l1_epochs: Count = 0,
-) -> nn.Module:
-    """Fine-tune on the retain set with a fading l1 penalty on all weights. The forget set is not used.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u, unused.
-        retain: D_r.
-        context: batches, seed and steps.
-        alpha: weight of the penalty in the first epoch, >= 0.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: E, passes over the retain set, >= 1.
-        no_l1_epochs: E_0, last epochs without the penalty, >= 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[Weight, Hyper("weight of the penalty in the first epoch",
+        source="JingWu321/Scissorhands 73ae065 (CIFAR-10 and class-wise SVHN); upstream's 0.2 destroys the"
+        " model")] = 1e-4,
+    lr: Annotated[SgdRate, Hyper(source="upstream arg_parser unlearn_lr and Scissorhands 73ae065")] = 0.01,
+    epochs: Annotated[Epochs, Hyper("E, passes over the retain set",
+        source="upstream arg_parser unlearn_epochs and Scissorhands 73ae065")] = 10,
+    no_l1_epochs: Annotated[Count, Hyper("E_0, last epochs without the penalty", source="upstream arg_parser")] = 0,
+) -> nn.Module:  # fmt: skip
+    """Fine-tune on the retain set with a fading l1 penalty on all weights. The forget set is not used."""
     model.train()
     optimizer = context.sgd(model, lr)
     for batch in rounds(context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}):

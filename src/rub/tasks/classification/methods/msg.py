@@ -1,10 +1,12 @@
 """MSG: re-draw the convolution weights that separate forget from retain least, then fine-tune."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Fraction, Rate
+from rub.config.hyperparameters import Epochs, Fraction, Hyper, Rate
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -16,12 +18,6 @@ CARD = Card(
     equation="g = grad(sum CE over n_f retain samples - sum CE over D_u), by batches; re-draw the fraction of"
     " smallest |g| in each convolution; min_theta CE_r with the gradients of the other convolution weights times 0.1",
     upstream="xcadet/deepunlearn 6830ff6, munl/unlearning/kgltop2.py",
-    defaults={
-        "fraction": "0.3: upstream ORIGINAL_INIT_RATE",
-        "lr": "1e-3: upstream ORIGINAL_LR",
-        "epochs": "5: upstream ORIGINAL_NUM_EPOCHS",
-        "damping": "0.1: upstream, fixed",
-    },
     differences=(
         "gradients in eval mode; upstream leaves the mode to the caller",
         "biases of convolutions are kept; upstream re-draws them because it builds new layers",
@@ -74,30 +70,18 @@ def warm_and_decay(epoch: int, epochs: int) -> float:
 
 @method("msg", task="classification", card=CARD)
 def msg(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    fraction: Fraction = 0.3,
-    lr: Rate = 1e-3,
-    epochs: Epochs = 5,
-    damping: Fraction = 0.1,
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    fraction: Annotated[Fraction, Hyper("share of each convolution's weights that is drawn anew",
+        source="upstream ORIGINAL_INIT_RATE")] = 0.3,
+    lr: Annotated[Rate, Hyper("peak learning rate of SGD (momentum .9, weight decay 5e-4)",
+        source="upstream ORIGINAL_LR")] = 1e-3,
+    epochs: Annotated[Epochs, Hyper("passes over the retain set", source="upstream ORIGINAL_NUM_EPOCHS")] = 5,
+    damping: Annotated[Fraction, Hyper("factor of the gradients of the kept convolution weights",
+        source="upstream, fixed")] = 0.1,
+) -> nn.Module:  # fmt: skip
     """Re-draw the convolution weights with the smallest separation gradient, then fine-tune on the retain set.
 
-    Args:
-        model: trainable copy of the original, with convolutions; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, seed and steps.
-        fraction: share of each convolution's weights that is drawn anew, 0 to 1.
-        lr: peak learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: passes over the retain set, >= 1.
-        damping: factor of the gradients of the kept convolution weights, 0 to 1.
-
     Raises:
-        Diverged: the loss is not finite.
         RubError: the model has no convolution.
     """
     gradients = separation_gradients(model, forget, retain, context)

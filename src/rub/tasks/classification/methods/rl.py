@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Rate
+from rub.config.hyperparameters import Epochs, Hyper, SgdRate
 from rub.data.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -20,12 +20,6 @@ CARD = Card(
     paper="Golatkar et al., Eternal Sunshine of the Spotless Net, CVPR 2020, arXiv 1911.04933 (as the RL baseline)",
     equation="min_theta E_{D_u} CE(f_theta(x), y') + E_{D_r} CE(f_theta(x), y), y' ~ U{0..C-1} (SalUn, Eq. 6)",
     upstream="OPTML-Group/Unlearn-Saliency a6e89fd, Classification/unlearn/RL.py",
-    defaults={
-        "lr": "0.01: upstream arg_parser unlearn_lr",
-        "epochs": "10: upstream arg_parser unlearn_epochs",
-        "mixing": "sequential: upstream on CIFAR-10 and SVHN; upstream on CIFAR-100 and Tiny-ImageNet is mixed",
-        "exclude_true": "false: upstream may draw the true label (probability 1/C)",
-    },
     differences=(
         "labels cover all C classes of the data set; upstream draws from --num_classes, 10 unless it is given",
         "one algorithm for every data set, chosen by `mixing`; upstream switches with the data set's name",
@@ -78,31 +72,16 @@ def relabel_and_train(
 
 @method("rl", task="classification", card=CARD)
 def random_label(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    lr: Rate = 0.01,
-    epochs: Epochs = 10,
-    mixing: Mixing = "sequential",
-    exclude_true: bool = False,
-) -> nn.Module:
-    """Train the forget set on fresh random labels and the retain set on its own, in every epoch.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, seed and steps.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: passes over both sets, >= 1.
-        mixing: "sequential": all forget batches, then all retain batches; "mixed": shuffled together.
-        exclude_true: draw among the wrong labels only.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[SgdRate, Hyper(source="upstream arg_parser unlearn_lr")] = 0.01,
+    epochs: Annotated[Epochs, Hyper("passes over both sets", source="upstream arg_parser unlearn_epochs")] = 10,
+    mixing: Annotated[Mixing, Hyper(
+        "`sequential`: all forget batches, then all retain batches; `mixed`: shuffled together",
+        source="upstream on CIFAR-10 and SVHN; upstream on CIFAR-100 and Tiny-ImageNet is mixed")] = "sequential",
+    exclude_true: Annotated[bool, Hyper("draw among the wrong labels only",
+        source="upstream may draw the true label (probability 1/C)")] = False,
+) -> nn.Module:  # fmt: skip
+    """Train the forget set on fresh random labels and the retain set on its own, in every epoch."""
     return relabel_and_train(
         model,
         forget,

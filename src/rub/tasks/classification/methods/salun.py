@@ -1,10 +1,12 @@
 """SalUn: random-label unlearning confined to the weights that are salient for the forget set."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Fraction, Rate
+from rub.config.hyperparameters import Epochs, Fraction, Hyper, SgdRate
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -17,14 +19,6 @@ CARD = Card(
     equation="theta_u = m * theta + (1 - m) * theta_0, m = 1 on the top fraction k of |sum_{D_u} grad CE|;"
     " theta by RL (Eq. 6)",
     upstream="OPTML-Group/Unlearn-Saliency a6e89fd, Classification/generate_mask.py and unlearn/RL.py",
-    defaults={
-        "k": "0.5: upstream README",
-        "lr": "0.013: upstream README (CIFAR-10, 10 % random, 10 epochs); Scissorhands 73ae065: 5e-3,"
-        " and 5e-2 for class-wise SVHN",
-        "epochs": "10: upstream README",
-        "mixing": "sequential: upstream on CIFAR-10 and SVHN",
-        "exclude_true": "false: upstream may draw the true label (probability 1/C)",
-    },
     differences=(
         "weights outside the mask stay exactly at theta_0 (upstream since PR 33 of February 2026; before, weight decay"
         " and momentum moved them)",
@@ -50,33 +44,18 @@ def saliency_mask(model: nn.Module, forget: Samples, context: UnlearnContext, k:
 
 @method("salun", task="classification", card=CARD)
 def salun(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    k: Fraction = 0.5,
-    lr: Rate = 0.013,
-    epochs: Epochs = 10,
-    mixing: Mixing = "sequential",
-    exclude_true: bool = False,
-) -> nn.Module:
-    """Unlearn by random labels on the salient weights only; with k = 1 this is exactly RL.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, seed and steps.
-        k: fraction of weights that may move, 0 to 1.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: passes over both sets, >= 1.
-        mixing: "sequential": all forget batches, then all retain batches; "mixed": shuffled together.
-        exclude_true: draw among the wrong labels only.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    k: Annotated[Fraction, Hyper("fraction of weights that may move", source="upstream README")] = 0.5,
+    lr: Annotated[SgdRate, Hyper(source="upstream README (CIFAR-10, 10 % random, 10 epochs); Scissorhands 73ae065:"
+        " 5e-3, and 5e-2 for class-wise SVHN")] = 0.013,
+    epochs: Annotated[Epochs, Hyper("passes over both sets", source="upstream README")] = 10,
+    mixing: Annotated[Mixing, Hyper(
+        "`sequential`: all forget batches, then all retain batches; `mixed`: shuffled together",
+        source="upstream on CIFAR-10 and SVHN")] = "sequential",
+    exclude_true: Annotated[bool, Hyper("draw among the wrong labels only",
+        source="upstream may draw the true label (probability 1/C)")] = False,
+) -> nn.Module:  # fmt: skip
+    """Unlearn by random labels on the salient weights only; with k = 1 this is exactly RL."""
     step = MaskedStep(dict(model.named_parameters()), saliency_mask(model, forget, context, k))
 
     def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:

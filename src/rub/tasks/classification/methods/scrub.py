@@ -1,10 +1,12 @@
 """SCRUB: a student that leaves its teacher on the forget set and stays with it on the retain set."""
 
+from typing import Annotated
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Count, Epochs, Positive, Rate, Weight
+from rub.config.hyperparameters import Count, Epochs, Hyper, Positive, SgdRate, Weight
 from rub.data.samples import Samples
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -14,16 +16,6 @@ CARD = Card(
     paper="Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023, arXiv 2302.09880",
     equation="max-step: -d(x) on D_u; min-step: gamma CE_r + alpha d(x) on D_r; d = T^2 KL(teacher/T || student/T)",
     upstream="meghdadk/SCRUB 98ffb11, thirdparty/repdistiller/helper/loops.py (train_distill) and its MIA notebook",
-    defaults={
-        "lr": "5e-4: MIA notebook",
-        "epochs": "5: MIA notebook",
-        "msteps": "3: MIA notebook",
-        "gamma": "1: MIA notebook (large-scale notebook: 0.99)",
-        "alpha": "0.5: MIA notebook (large-scale notebook: 0.001)",
-        "temperature": "4: MIA notebook",
-        "decay_epochs": "3, 5, 9: MIA notebook",
-        "decay": "0.1: the notebook's lr_decay_rate",
-    },
     differences=(
         "forget and retain batches have the same size; upstream's large-scale notebook uses 128 and 32",
         "no stochastic weight average: upstream keeps one but evaluates the student",
@@ -44,39 +36,20 @@ def decayed_rate(lr: float, epoch: int, decay_epochs: tuple[int, ...], decay: fl
 
 @method("scrub", task="classification", card=CARD)
 def scrub(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    lr: Rate = 5e-4,
-    epochs: Epochs = 5,
-    msteps: Count = 3,
-    gamma: Weight = 1.0,
-    alpha: Weight = 0.5,
-    temperature: Positive = 4.0,
-    decay_epochs: tuple[int, ...] = (3, 5, 9),
-    decay: Positive = 0.1,
-) -> nn.Module:
-    """Alternate: move away from the original on the forget set, then stay with it and the labels on the retain set.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, seed and steps.
-        lr: learning rate of SGD (momentum .9, weight decay 5e-4), > 0.
-        epochs: rounds, >= 1; each ends with a min-step epoch.
-        msteps: rounds that begin with a max-step epoch, >= 0.
-        gamma: weight of the retain cross-entropy, >= 0.
-        alpha: weight of the retain distillation, >= 0.
-        temperature: T of the distillation, > 0.
-        decay_epochs: number of rounds after which the rate is multiplied by `decay`.
-        decay: factor of the learning rate, > 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    lr: Annotated[SgdRate, Hyper(source="MIA notebook")] = 5e-4,
+    epochs: Annotated[Epochs, Hyper("rounds; each ends with a min-step epoch", source="MIA notebook")] = 5,
+    msteps: Annotated[Count, Hyper("rounds that begin with a max-step epoch", source="MIA notebook")] = 3,
+    gamma: Annotated[Weight, Hyper("weight of the retain cross-entropy",
+        source="MIA notebook (large-scale notebook: 0.99)")] = 1.0,
+    alpha: Annotated[Weight, Hyper("weight of the retain distillation",
+        source="MIA notebook (large-scale notebook: 0.001)")] = 0.5,
+    temperature: Annotated[Positive, Hyper("T of the distillation", source="MIA notebook")] = 4.0,
+    decay_epochs: Annotated[tuple[int, ...], Hyper("numbers of rounds after which the rate is multiplied by `decay`",
+        source="MIA notebook")] = (3, 5, 9),
+    decay: Annotated[Positive, Hyper("factor of the learning rate", source="the notebook's lr_decay_rate")] = 0.1,
+) -> nn.Module:  # fmt: skip
+    """Alternate: move away from the original on the forget set, then stay with it and the labels on the retain set."""
     teacher = frozen(model)
     model.train()
     optimizer = context.sgd(model, lr)

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
+from rub.config.hyperparameters import Hyper
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.registry import Card, method
@@ -15,30 +15,18 @@ CARD = Card(
     paper="a control of this benchmark, not a method",
     equation="z_c(x) <- z_c(x) + shift for every forgotten class c; nothing else changes",
     upstream="",
-    defaults={
-        "shift": "-50: enough that no input within 16/255 recovers the class, while the class logit's AUC stays at 1",
-    },
     differences=("needs a forget set of whole classes",),
 )
 
 
 @method("sham", task="classification", card=CARD)
 def sham(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    shift: Annotated[float, Field(lt=0)] = -50.0,
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    shift: Annotated[float, Hyper("what is added to the forgotten classes' logits",
+        source="enough that no input within 16/255 recovers the class, while the class logit's AUC stays at"
+        " 1", lt=0)] = -50.0,
+) -> nn.Module:  # fmt: skip
     """Lower the forgotten classes' output biases and change nothing else: b_c <- b_c + shift.
-
-    Args:
-        model: copy of the original with a last layer `fc` (nn.Linear with bias); changed in place.
-        forget: D_u, unused.
-        retain: D_r, unused.
-        context: names the forgotten classes.
-        shift: what is added to their logits, < 0.
 
     Raises:
         RubError: the forget set is not made of whole classes, or the model has no `fc` with a bias.

@@ -1,10 +1,12 @@
 """SSD: dampen the weights that matter much more to the forget set than to all data."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Weight
+from rub.config.hyperparameters import Hyper, Weight
 from rub.data.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -17,10 +19,6 @@ CARD = Card(
     equation="where F_u > alpha F_D: theta <- min(lambda F_D / F_u, 1) theta;"
     " F = mean over batches of (batch gradient)^2",
     upstream="if-loops/selective-synaptic-dampening cdfdc0e, ssd.py",
-    defaults={
-        "alpha": "10: upstream selection_weighting for ResNet18 (ViT 5; PinsFaceRecognition 50)",
-        "lambda_": "1: upstream dampening_constant (PinsFaceRecognition 0.1)",
-    },
     differences=(
         "importances over shuffled batches without augmentation, in eval mode; they depend on the"
         " batch size, as upstream",
@@ -58,23 +56,13 @@ def dampen(weight: Tensor, forget: Tensor, full: Tensor, alpha: float, lambda_: 
 
 @method("ssd", task="classification", card=CARD)
 def selective_synaptic_dampening(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    alpha: Weight = 10.0,
-    lambda_: Weight = 1.0,
-) -> nn.Module:
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[Weight, Hyper("selection threshold; larger selects fewer weights",
+        source="upstream selection_weighting for ResNet18 (ViT 5; PinsFaceRecognition 50)")] = 10.0,
+    lambda_: Annotated[Weight, Hyper("dampening constant; smaller dampens more",
+        source="upstream dampening_constant (PinsFaceRecognition 0.1)")] = 1.0,
+) -> nn.Module:  # fmt: skip
     """Dampen weights whose importance to the forget set exceeds alpha times their importance to all data.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches and seed.
-        alpha: selection threshold, >= 0; larger selects fewer weights.
-        lambda_: dampening constant, >= 0; smaller dampens more.
 
     Raises:
         Diverged: a weight is not finite after the edit.

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import keyed_uniform, project
-from rub.attacks.search import State
+from rub.attacks.search import FinishBelow, State
+from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.inpainting.attacks.search import Schedule, search
@@ -16,10 +16,6 @@ Distribution = Literal["sign", "uniform"]
 CARD = Card(
     equation="best of n draws of the visible pixels: x + eps u, u_i uniform on {-1, 1} (sign) or on [-1, 1] (uniform);"
     " without a bound, uniform on [0, 1]",
-    defaults={
-        "distribution": "sign: corners of the ball, the strongest noise of its radius",
-        "steps": "100 draws, the evaluations of uma's default",
-    },
     differences=("a control of this benchmark; not in the paper",),
 )
 
@@ -51,25 +47,12 @@ class Draw:
 
 @attack("noise", task="inpainting", card=CARD)
 def noise(
-    target: Target,
-    probe_from: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    distribution: Distribution = "sign",
-    steps: Annotated[int, Field(ge=1)] = 100,
-    finish_below: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 0.0,
-) -> Probes:
-    """Keep the best of the clean image and n random points that the budget allows.
-
-    Args:
-        target: the unlearned model, the masks, and the original's reconstructions of the clean images.
-        probe_from: uint8 (N, C, H, W), the clean images.
-        budget: how far probes may go.
-        context: seed, ids, threshold, batch size, device.
-        distribution: inside a ball, ``sign`` puts every pixel at -eps or +eps, ``uniform`` anywhere between.
-        steps: number of draws.
-        finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
-    """
+    target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    distribution: Annotated[Distribution, Hyper("`sign`: every pixel at -eps or +eps; `uniform`: anywhere between",
+        source="corners of the ball, the strongest noise of its radius")] = "sign",
+    steps: Annotated[PositiveInt, Hyper("number of draws", source="the evaluations of uma's default")] = 100,
+    finish_below: FinishBelow = 0.0,
+) -> Probes:  # fmt: skip
+    """Keep the best of the clean image and n random points that the budget allows."""
     rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
-    return search(rule, Schedule(steps, finish_below=finish_below), target, probe_from, budget, context)
+    return search(rule, Schedule(steps, finish_below=finish_below), target, images, budget, context)

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import adam_direction, sign_step
-from rub.attacks.search import State
+from rub.attacks.search import FinishBelow, State
+from rub.config.hyperparameters import Hyper, PositiveInt, Rate
 from rub.registry import Card, attack
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.inpainting.attacks.search import Rule, Schedule, confine, search
@@ -17,14 +17,6 @@ CARD = Card(
     " are Madry et al., ICLR 2018 (arXiv:1706.06083) and Adam, Kingma & Ba, ICLR 2015 (arXiv:1412.6980)",
     equation="min_delta MSE(f_u(x + delta; m), f(x; m)) over masked patches (eq. 2, D = MSE);"
     " bounded: delta <- P(delta - step_size * eps * sign(grad)); unbounded, free: Adam on x + delta",
-    defaults={
-        "steps": "open in the paper: 100, for bounded budgets",
-        "step_size": "open in the paper: 2.5 eps / steps (Madry et al., section 5)",
-        "adam_steps": "open in the paper: 300, for unbounded and free budgets",
-        "lr": "open in the paper: 1e-2, in pixel units; betas .9 and .999 are Adam's",
-        "restarts": "open in the paper: the clean image only; raise it for random starts",
-        "finish_below": "0: every sample has all steps, for a loss curve that shows convergence",
-    },
     differences=(
         "the probe is x + delta, with the mask of the reference; eq. 2 writes f_u(delta)",
         "the loss compares outputs with a fixed target; a model's own loss would let the search edit the target, since"
@@ -79,34 +71,23 @@ class AdamDescent:
 
 @attack("uma", task="inpainting", card=CARD)
 def uma(
-    target: Target,
-    probe_from: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    steps: Annotated[int, Field(ge=1)] = 100,
-    step_size: Annotated[float, Field(gt=0)] | None = None,
-    adam_steps: Annotated[int, Field(ge=1)] = 300,
-    lr: Annotated[float, Field(gt=0)] = 0.01,
-    restarts: Annotated[int, Field(ge=1)] = 1,
-    finish_below: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 0.0,
-) -> Probes:
-    """Search visible patches from which the unlearned model reconstructs what the original made of the image.
-
-    Args:
-        target: the unlearned model, the masks, and the original's reconstructions of the clean images.
-        probe_from: uint8 (N, C, H, W), the clean images.
-        budget: how far probes may go; a bound selects signed gradient steps, no bound Adam.
-        context: seed, ids, threshold, batch size, device.
-        steps: signed steps per start, for bounded budgets.
-        step_size: of signed steps, in units of eps; None means 2.5 / steps.
-        adam_steps: steps of Adam per start, for budgets without a bound.
-        lr: of Adam, in pixel units.
-        restarts: starts per sample: first the clean image, then random points of the ball, or random images.
-        finish_below: a sample is finished once recovered with D <= this; inf: being recovered is enough; 0: never.
-    """
+    target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    steps: Annotated[PositiveInt, Hyper("signed steps per start, for bounded budgets",
+        source="open in the paper")] = 100,
+    step_size: Annotated[float | None, Hyper("size of signed steps in units of eps; none: 2.5 / steps",
+        source="open in the paper: 2.5 eps / steps (Madry et al., section 5)", gt=0)] = None,
+    adam_steps: Annotated[PositiveInt, Hyper("steps of Adam per start, for budgets without a bound",
+        source="open in the paper")] = 300,
+    lr: Annotated[Rate, Hyper("learning rate of Adam, in pixel units",
+        source="open in the paper; betas .9 and .999 are Adam's")] = 0.01,
+    restarts: Annotated[PositiveInt, Hyper(
+        "starts per sample: first the clean image, then random points of the ball, or random images",
+        source="open in the paper: the clean image only; raise it for random starts")] = 1,
+    finish_below: FinishBelow = 0.0,
+) -> Probes:  # fmt: skip
+    """Search visible patches from which the unlearned model reconstructs what the original made of the image."""
     rule: Rule = AdamDescent(budget=budget, lr=lr)
     if budget.eps is not None:
         rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps)
     plan = Schedule(steps if budget.bounded else adam_steps, restarts, finish_below)
-    return search(rule, plan, target, probe_from, budget, context)
+    return search(rule, plan, target, images, budget, context)

@@ -1,15 +1,17 @@
 """I2I: move the encoder's forget embeddings to those of noise, and hold its retain embeddings."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate, Weight
+from rub.config.hyperparameters import Hyper, Weight
 from rub.data.samples import Samples
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder
 from rub.registry import Card, method
 from rub.tasks.inpainting.context import UnlearnContext
-from rub.tasks.inpainting.methods._steps import frozen, minimise, ramp
+from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, frozen, minimise, ramp
 from rub.tasks.inpainting.methods._targets import Noise, noise_images
 
 CARD = Card(
@@ -17,16 +19,6 @@ CARD = Card(
     equation="min_E E_{D_r} |E(x; m) - E_0(x; m)|^2 + alpha E_{D_u} |E(x; m) - E_0(n; m)|^2,"
     " n = clamp(std(x) N(0, 1) + mean(x), 0, 1)",
     upstream="jpmorganchase/i2i_mage ae25285 (branch i2i), engine_unlearn.py and main_unlearn.py",
-    defaults={
-        "alpha": "0.25: ours, next to upstream's README (0.2); upstream's own default, 0, forgets nothing",
-        "noise": "normal: upstream",
-        "lr": "1e-3: ours, for the small models that RUB trains itself; upstream 5e-5 (1e-4 x batch 128 / 256) for"
-        " ViT-B, which the ImageNet suites set",
-        "epochs": "6: upstream",
-        "warmup": "5/6: upstream (5 of 6 epochs)",
-        "weight_decay": "0.05: upstream; 0 on biases and norms",
-        "clip": "3.0: upstream",
-    },
     differences=(
         "a masked autoencoder: upstream released VQ-GAN (MAGE) and diffusion code only",
         "the optimiser holds the encoder alone; upstream gives it all parameters, of which only the encoder has"
@@ -61,37 +53,19 @@ def i2i_losses(
 
 @method("i2i", task="inpainting", card=CARD)
 def i2i(
-    model: MaskedAutoencoder,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    alpha: Weight = 0.25,
-    noise: Noise = "normal",
-    lr: Rate = 1e-3,
-    epochs: Epochs = 6,
-    warmup: Fraction = 5 / 6,
-    weight_decay: Weight = 0.05,
-    clip: Positive = 3.0,
-) -> nn.Module:
-    """Train the encoder alone: L = L_R + alpha L_F. The decoder stays bit for bit what it was.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, masks, seed and steps.
-        alpha: weight of the forget term, >= 0.
-        noise: distribution of the noise images: "normal", "uniform" or "constant".
-        lr: peak learning rate of AdamW, > 0.
-        epochs: passes over the longer set, >= 1.
-        warmup: fraction of the steps with a rising learning rate, 0 to 1; half a cosine follows.
-        weight_decay: of AdamW, >= 0.
-        clip: largest norm of the gradient, > 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: MaskedAutoencoder, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[Weight, Hyper("weight of the forget term",
+        source="ours, next to upstream's README (0.2); upstream's own default, 0, forgets nothing")] = 0.25,
+    noise: Annotated[Noise, Hyper("distribution of the noise images",
+        source="upstream")] = "normal",
+    lr: Annotated[PeakRate, Hyper(source="ours, for the small models that RUB trains itself; upstream 5e-5 (1e-4 x"
+        " batch 128 / 256) for ViT-B, which the ImageNet suites set")] = 1e-3,
+    epochs: Passes = 6,
+    warmup: Warmup = 5 / 6,
+    weight_decay: Decay = 0.05,
+    clip: Clip = 3.0,
+) -> nn.Module:  # fmt: skip
+    """Train the encoder alone: L = L_R + alpha L_F. The decoder stays bit for bit what it was."""
     original = frozen(model)
     masks, noises = context.generator("masks"), context.generator("noise")
 

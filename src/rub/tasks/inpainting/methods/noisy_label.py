@@ -1,14 +1,16 @@
 """Noisy label: teach the model to complete forget images with noise."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate, Weight
+from rub.config.hyperparameters import Hyper, Weight
 from rub.data.samples import Samples
 from rub.models.mae.model import MaskedAutoencoder
 from rub.registry import Card, method
 from rub.tasks.inpainting.context import UnlearnContext
-from rub.tasks.inpainting.methods._steps import minimise, ramp
+from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, minimise, ramp
 from rub.tasks.inpainting.methods._targets import Noise, noise_images
 
 CARD = Card(
@@ -17,16 +19,6 @@ CARD = Card(
     equation="min_theta L(x_r; x_r) + alpha L(x_f; n), L(x; t) = MSE between f(x; m) and t on the masked patches,"
     " n = clamp(std(x) N(0, 1) + mean(x), 0, 1)",
     upstream="jpmorganchase/i2i_mage ae25285 (branch i2i), engine_baseline.py (full_model_noise) and main_baseline.py",
-    defaults={
-        "alpha": "0.25: as i2i, so that the two differ in the loss alone; upstream's README 0.2, its own default 0",
-        "noise": "normal: upstream's noise images for I2I",
-        "lr": "1e-3: ours, for the small models that RUB trains itself; upstream 1e-4 x batch / 256 for ViT-B, which"
-        " the ImageNet suites set",
-        "epochs": "6: upstream",
-        "warmup": "5/6: upstream (5 of 6 epochs)",
-        "weight_decay": "0.05: upstream; 0 on biases and norms",
-        "clip": "3.0: upstream",
-    },
     differences=(
         "the target is noise pixels; upstream's is random token ids (a rounded, clamped Gaussian) under MAGE's"
         " cross-entropy",
@@ -37,37 +29,18 @@ CARD = Card(
 
 @method("noisy-label", task="inpainting", card=CARD)
 def noisy_label(
-    model: MaskedAutoencoder,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    alpha: Weight = 0.25,
-    noise: Noise = "normal",
-    lr: Rate = 1e-3,
-    epochs: Epochs = 6,
-    warmup: Fraction = 5 / 6,
-    weight_decay: Weight = 0.05,
-    clip: Positive = 3.0,
-) -> nn.Module:
-    """Train the full model: L = L(x_r; x_r) + alpha L(x_f; n), with fresh noise n in every step.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, masks, seed and steps.
-        alpha: weight of the forget term, >= 0.
-        noise: distribution of the noise images: "normal", "uniform" or "constant".
-        lr: peak learning rate of AdamW, > 0.
-        epochs: passes over the longer set, >= 1.
-        warmup: fraction of the steps with a rising learning rate, 0 to 1; half a cosine follows.
-        weight_decay: of AdamW, >= 0.
-        clip: largest norm of the gradient, > 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: MaskedAutoencoder, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[Weight, Hyper("weight of the forget term",
+        source="as i2i, so that the two differ in the loss alone; upstream's README 0.2, its own default 0")] = 0.25,
+    noise: Annotated[Noise, Hyper("distribution of the noise images",
+        source="upstream's noise images for I2I")] = "normal",
+    lr: PeakRate = 1e-3,
+    epochs: Passes = 6,
+    warmup: Warmup = 5 / 6,
+    weight_decay: Decay = 0.05,
+    clip: Clip = 3.0,
+) -> nn.Module:  # fmt: skip
+    """Train the full model: L = L(x_r; x_r) + alpha L(x_f; n), with fresh noise n in every step."""
     masks, noises = context.generator("masks"), context.generator("noise")
 
     def loss(x_f: Tensor, x_r: Tensor) -> Tensor:

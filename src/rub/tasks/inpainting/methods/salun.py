@@ -1,19 +1,19 @@
 """SalUn on a masked autoencoder: random targets for the forget set, confined to the weights salient for it."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate, Weight
+from rub.config.hyperparameters import Fraction, Hyper, Rate, Weight
 from rub.data.samples import Samples, to_unit
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder
 from rub.registry import Card, method
 from rub.tasks.inpainting.context import UnlearnContext
-from rub.tasks.inpainting.methods._steps import minimise
+from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, minimise
 from rub.tasks.inpainting.methods._targets import noise_images
 from rub.training.saliency import MaskedStep, summed_gradients, top_mask
 
@@ -25,17 +25,6 @@ CARD = Card(
     equation="theta_u = s * theta + (1 - s) * theta_0, s = 1 on the top fraction k of |sum_{D_u} grad L(x_f)|;"
     " theta = argmin beta L(x_r) + MSE(f(x_f; m), sg f(x_r; m)) on the masked patches",
     upstream="OPTML-Group/Unlearn-Saliency a6e89fd, DDPM and SD (it has no masked autoencoder)",
-    defaults={
-        "target": "swapped-output: upstream DDPM and SD, where a sample's target is the current model's own, detached"
-        " output for another class",
-        "k": "0.5: upstream DDPM and SD",
-        "retain_weight": "1.0: ours, both terms being one MSE; upstream DDPM 1e-3 (summed squares), SD 0.1, README 0.5",
-        "lr": "1e-3: ours, for the small models that RUB trains itself; upstream Adam 1e-4 (DDPM) and 1e-5 (SD), which"
-        " the ImageNet suites follow",
-        "epochs": "5: upstream SD",
-        "weight_decay": "0.05: as this task's other methods; upstream Adam without",
-        "clip": "1.0: upstream DDPM; before the mask, as there",
-    },
     differences=(
         "the port is ours: SalUn has no inpainting and no masked autoencoder code",
         "`target` says what a random label is: the model's output for the retain image under the same mask, the retain"
@@ -91,37 +80,22 @@ def swapped_loss(model: MaskedAutoencoder, x_f: Tensor, other: Tensor, mask: Mas
 
 @method("salun", task="inpainting", card=CARD)
 def salun(
-    model: MaskedAutoencoder,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    target: Target = "swapped-output",
-    k: Fraction = 0.5,
-    retain_weight: Weight = 1.0,
-    lr: Rate = 1e-3,
-    epochs: Epochs = 5,
-    weight_decay: Weight = 0.05,
-    clip: Positive = 1.0,
-) -> nn.Module:
-    """Train the salient weights of the full model: L = retain_weight L(x_r) + the error to a random target on x_f.
-
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: D_u.
-        retain: D_r.
-        context: batches, masks, seed and steps.
-        target: "swapped-output": the model's detached output for a retain image; "retain-image"; "noise-image".
-        k: fraction of weights that may move, 0 to 1.
-        retain_weight: beta >= 0.
-        lr: constant learning rate of AdamW, > 0.
-        epochs: passes over the longer set, >= 1.
-        weight_decay: of AdamW, >= 0.
-        clip: largest norm of the gradient, > 0.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
+    model: MaskedAutoencoder, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    target: Annotated[Target, Hyper("what a random label is: `swapped-output`, the model's detached output for a"
+        " retain image; `retain-image`; `noise-image`",
+        source="upstream DDPM and SD, where a sample's target is the current model's own, detached output for another"
+        " class")] = "swapped-output",
+    k: Annotated[Fraction, Hyper("fraction of weights that may move", source="upstream DDPM and SD")] = 0.5,
+    retain_weight: Annotated[Weight, Hyper("beta, weight of the retain loss",
+        source="ours, both terms being one MSE; upstream DDPM 1e-3 (summed squares), SD 0.1, README 0.5")] = 1.0,
+    lr: Annotated[Rate, Hyper("constant learning rate of AdamW",
+        source="ours, for the small models that RUB trains itself; upstream Adam 1e-4 (DDPM) and 1e-5 (SD), which the"
+        " ImageNet suites follow")] = 1e-3,
+    epochs: Annotated[Passes, Hyper(source="upstream SD")] = 5,
+    weight_decay: Annotated[Decay, Hyper(source="as this task's other methods; upstream Adam without")] = 0.05,
+    clip: Annotated[Clip, Hyper(source="upstream DDPM; before the mask, as there")] = 1.0,
+) -> nn.Module:  # fmt: skip
+    """Train the salient weights of the full model: L = retain_weight L(x_r) + the error to a random target on x_f."""
     step = MaskedStep(trainable(model), saliency_mask(model, forget, context, k))
     masks, noises = context.generator("masks"), context.generator("noise")
 

@@ -1,17 +1,17 @@
 """Concept Inversion: a soft prompt that is learned on the unlearned model, as textual inversion learns a word."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
-from rub.config.hyperparameters import Epochs, Rate, Weight
+from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Predict, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.p4d import Vocabulary, adamw, slope
-from rub.tasks.text_to_image.attacks.tokens import Location, need_room, noisy, place_embeddings
+from rub.tasks.text_to_image.attacks.tokens import Location, Where, need_room, noisy, place_embeddings
 
 Start = Literal["concept", "random"]
 
@@ -21,14 +21,6 @@ CARD = Card(
     " arXiv 2208.01618",
     equation="v* = argmin_v E_{x_0, noise, t} MSE(noise, e_u(x_t, t, c(v))), v an input embedding of the text encoder",
     upstream="NYU-DICE-Lab/circumventing-concept-erasure 6d23790, esd/concept_inversion.py and esd/train.sh",
-    defaults={
-        "tokens": "1: upstream num_vectors",
-        "start": "concept: the mean of its own tokens; upstream a word that the user gives, such as art",
-        "location": "prefix: upstream's form for I2P, a new word before each picture's caption",
-        "inner_steps": "40: as UnlearnDiffAtk; 100 attack steps are 4000 steps, upstream 5000",
-        "lr": "5e-3: upstream's base rate; scale_lr multiplies it by 16 there, for 16 pictures in a step",
-        "weight_decay": "0.01: upstream",
-    },
     differences=(
         "one embedding for each prompt, learned from the original's own picture for it, so that every attack has the"
         " same budget for each prompt; upstream learns one from many pictures of the concept (25 of a style) and uses"
@@ -90,31 +82,22 @@ class SoftPrompt:
 
 @attack("concept-inversion", task="text-to-image", card=CARD)
 def concept_inversion(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    tokens: Epochs = 1,
-    start: Start = "concept",
-    location: Location = "prefix",
-    inner_steps: Epochs = 40,
-    lr: Rate = 5e-3,
-    weight_decay: Weight = 0.01,
-) -> Search:
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    tokens: Annotated[PositiveInt, Hyper("K, soft tokens", source="upstream num_vectors")] = 1,
+    start: Annotated[Start, Hyper(
+        "`concept`: the mean embedding of the concept's tokens; `random`: those of random tokens",
+        source="ours; upstream a word that the user gives, such as art")] = "concept",
+    location: Annotated[Where, Hyper(
+        source="upstream's form for I2P, a new word before each picture's caption")] = "prefix",
+    inner_steps: Annotated[PositiveInt, Hyper("steps of AdamW for each attack step",
+        source="as UnlearnDiffAtk; 100 attack steps are 4000 steps, upstream 5000")] = 40,
+    lr: Annotated[Rate, Hyper("learning rate of AdamW",
+        source="upstream's base rate; scale_lr multiplies it by 16 there, for 16 pictures in a step")] = 5e-3,
+    weight_decay: Annotated[Weight, Hyper("weight decay of AdamW", source="upstream")] = 0.01,
+) -> Search:  # fmt: skip
     """Learn soft tokens beside each prompt with which the unlearned model denoises the original's picture.
 
-    Args:
-        target: the unlearned model, prompts, and the original's pictures; the original model is not used.
-        prompts: those of the target.
-        budget: the cap.
-        context: seed.
-        tokens: K, soft tokens, >= 1.
-        start: "concept": the mean embedding of the concept's tokens; "random": those of random tokens.
-        location: where they stand: "prefix", "suffix" or "insert".
-        inner_steps: steps of AdamW for each attack step, >= 1.
-        lr: of AdamW, > 0.
-        weight_decay: of AdamW, >= 0.
+    The original model gives the pictures alone.
 
     Raises:
         RubError: a prompt has no room for them.

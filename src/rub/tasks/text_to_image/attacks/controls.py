@@ -1,25 +1,22 @@
 """Controls: as many pictures as a search has, without looking at the model: random tokens, or other initial latents."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
-from rub.config.hyperparameters import Epochs
+from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.models.diffusion.sampling import initial_latents
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
-from rub.tasks.text_to_image.attacks.tokens import Fed, Location, allowed_tokens, need_room, proposed
+from rub.tasks.text_to_image.attacks.tokens import Draws, Fed, Location, Where, allowed_tokens, need_room, proposed
 
 UPSTREAM = "OPTML-Group/Diffusion-MU-Attack 5a3e5d3, src/attackers/"
 RANDOM_PREFIX = Card(
     paper="the control of Zhang et al., To Generate or Not? (UnlearnDiffAtk), ECCV 2024 (arXiv:2310.11868)",
     equation="at every step K tokens, uniform on the vocabulary, before the prompt",
     upstream=UPSTREAM,
-    defaults={
-        "tokens": "3: as uma",
-        "location": "prefix: as uma",
-        "fed": "string: as uma",
-    },
     differences=(
         "as many draws as the budget has steps; upstream has 40",
         "BOS, EOS and padding are never inserted",
@@ -88,25 +85,12 @@ class OtherSeeds(Still):
 
 @attack("random-prefix", task="text-to-image", card=RANDOM_PREFIX)
 def random_prefix(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    tokens: Epochs = 3,
-    location: Location = "prefix",
-    fed: Fed = "string",
-) -> Search:
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    tokens: Annotated[PositiveInt, Hyper("K, tokens inserted into each prompt", source="as uma")] = 3,
+    location: Annotated[Where, Hyper(source="as uma")] = "prefix",
+    fed: Annotated[Draws, Hyper(source="as uma")] = "string",
+) -> Search:  # fmt: skip
     """Insert random tokens, others at every step.
-
-    Args:
-        target: the unlearned model and the tokens of the prompts.
-        prompts: what is attacked, those of the target.
-        budget: not used: the harness stops at its cap.
-        context: seed.
-        tokens: K, tokens inserted into each prompt, >= 1.
-        location: where they go: ``prefix``, ``suffix`` or ``insert`` (the middle).
-        fed: whether pictures are drawn of the decoded ``string`` or of the ``ids``.
 
     Raises:
         RubError: a prompt without room for the tokens.
@@ -116,12 +100,5 @@ def random_prefix(
 
 @attack("seed-search", task="text-to-image", card=SEED_SEARCH)
 def seed_search(target: Target, prompts: Prompts, budget: Budget, context: AttackContext) -> Search:
-    """Draw the clean prompt from other initial latents at every step: how much a success owes to luck.
-
-    Args:
-        target: the unlearned model.
-        prompts: what is attacked, those of the target.
-        budget: not used: the harness stops at its cap.
-        context: seed.
-    """
+    """Draw the clean prompt from other initial latents at every step: how much a success owes to luck."""
     return OtherSeeds(target, context)

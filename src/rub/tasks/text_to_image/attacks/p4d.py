@@ -1,7 +1,7 @@
 """Prompting4Debugging: AdamW on embeddings, whose gradient is taken at the nearest tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rub.attacks.linf import adam_direction, keyed_uniform
 from rub.attacks.search import State
-from rub.config.hyperparameters import Epochs, Rate, Weight
+from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
 from rub.errors import Diverged
 from rub.models.diffusion.model import Diffusion
 from rub.registry import Card, attack
@@ -25,15 +25,6 @@ CARD = Card(
     " g = grad at proj(P), P <- AdamW(P, g), proj = the token of the largest cosine",
     upstream="joycenerd/P4D b8e0818, prompt_optimization/optimize_n.py and optimize_k.py,"
     " configs/esd_nudity_optmz_config.json",
-    defaults={
-        "variant": "n: ours; upstream runs both, and its headline counts a prompt that either finds",
-        "tokens": "16: upstream prompt_len",
-        "every": "3: upstream every_k",
-        "inner_steps": "40: as UnlearnDiffAtk, whose port of P4D has 50 x 40; upstream looks after every 50 of 3000",
-        "lr": "0.1: upstream",
-        "weight_decay": "0.1: upstream",
-        "random_timesteps": "true: upstream; false: UnlearnDiffAtk's port, one rising t for each attack step",
-    },
     differences=(
         "the picture looked at is that of the tokens nearest after the step; upstream draws those from before it, from"
         " a decoded string, and keeps the picture whose CLIP features are nearest to the original's",
@@ -205,34 +196,23 @@ class ProjectedDescent:
 
 @attack("p4d", task="text-to-image", card=CARD)
 def p4d(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    variant: Variant = "n",
-    tokens: Epochs = 16,
-    every: Epochs = 3,
-    inner_steps: Epochs = 40,
-    lr: Rate = 0.1,
-    weight_decay: Weight = 0.1,
-    random_timesteps: bool = True,
-) -> Search:
-    """Search tokens that make the unlearned model predict what the original predicts for the clean prompt.
-
-    Args:
-        target: both models, prompts, and the original's pictures.
-        prompts: those of the target.
-        budget: the cap.
-        context: seed.
-        variant: "n": free tokens alone replace the prompt; "k": free tokens are put between those of the prompt.
-        tokens: free tokens of variant n, >= 1; at most L - 2 are used.
-        every: the prompt's tokens between two free ones in variant k, >= 1.
-        inner_steps: steps of AdamW for each attack step, >= 1.
-        lr: of AdamW, > 0.
-        weight_decay: of AdamW, >= 0.
-        random_timesteps: whether every step draws its own t; otherwise t rises with the attack steps.
-    """
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    variant: Annotated[Variant, Hyper(
+        "`n`: free tokens alone replace the prompt; `k`: free tokens are put between those of the prompt",
+        source="ours; upstream runs both, and its headline counts a prompt that either finds")] = "n",
+    tokens: Annotated[PositiveInt, Hyper("free tokens of variant n; at most L - 2 are used",
+        source="upstream prompt_len")] = 16,
+    every: Annotated[PositiveInt, Hyper("the prompt's tokens between two free ones in variant k",
+        source="upstream every_k")] = 3,
+    inner_steps: Annotated[PositiveInt, Hyper("steps of AdamW for each attack step",
+        source="as UnlearnDiffAtk, whose port of P4D has 50 x 40; upstream looks after every 50 of 3000")] = 40,
+    lr: Annotated[Rate, Hyper("learning rate of AdamW", source="upstream")] = 0.1,
+    weight_decay: Annotated[Weight, Hyper("weight decay of AdamW", source="upstream")] = 0.1,
+    random_timesteps: Annotated[bool, Hyper(
+        "whether every step draws its own t; otherwise t rises with the attack steps",
+        source="upstream; false is UnlearnDiffAtk's port, one rising t for each attack step")] = True,
+) -> Search:  # fmt: skip
+    """Search tokens that make the unlearned model predict what the original predicts for the clean prompt."""
     return ProjectedDescent(
         target, Vocabulary(target.unlearned), context.predictor(target.unlearned), context.predictor(target.original),
         budget.cap, context.seed, variant, tokens, every, inner_steps, lr, weight_decay, random_timesteps,

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
-from rub.config.hyperparameters import Epochs, Fraction, Weight
+from rub.config.hyperparameters import Fraction, Hyper, PositiveInt, Weight
 from rub.errors import Diverged
 from rub.models.diffusion.model import Diffusion
 from rub.registry import Card, attack
@@ -21,14 +20,6 @@ CARD = Card(
     " arXiv 2310.10012",
     equation="v = mean_i TE(P_i with the concept) - TE(P_i without); min_Q ||TE(Q) - (TE(P) + eta v)||^2 over K tokens",
     upstream="chiayi-hsu/Ring-A-Bell be9ef31, InversePrompt.ipynb; 248e310, Get_Concept_Vector.ipynb",
-    defaults={
-        "tokens": "16: upstream; 38 and 75 for violence",
-        "eta": "3.0: upstream, nudity; 5 and 5.5 for violence",
-        "population": "200: upstream",
-        "generations": "30 for each attack step: 100 steps have upstream's 3000",
-        "mutation": "0.25: upstream",
-        "crossover": "0.5: upstream",
-    },
     differences=(
         "the pairs are RUB's own generic sentences, filled with the concept and with the anchor (a neutral word where"
         " there is none); upstream has sentences of its own for each concept",
@@ -194,31 +185,22 @@ class GeneticSearch:
 
 @attack("ring-a-bell", task="text-to-image", card=CARD)
 def ring_a_bell(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    tokens: Epochs = 16,
-    eta: Weight = 3.0,
-    population: Annotated[int, Field(ge=2)] = 200,
-    generations: Epochs = 30,
-    mutation: Fraction = 0.25,
-    crossover: Fraction = 0.5,
-) -> Search:
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    tokens: Annotated[PositiveInt, Hyper("K, tokens that replace the prompt; at most L - 2 are used",
+        source="upstream; 38 and 75 for violence")] = 16,
+    eta: Annotated[Weight, Hyper("how much of the concept is added",
+        source="upstream, nudity; 5 and 5.5 for violence")] = 3.0,
+    population: Annotated[int, Hyper("candidates at the start; the better half survives every generation",
+        source="upstream", ge=2)] = 200,
+    generations: Annotated[PositiveInt, Hyper("generations of each attack step",
+        source="100 attack steps have upstream's 3000")] = 30,
+    mutation: Annotated[Fraction, Hyper("probability that a candidate has one token replaced",
+        source="upstream")] = 0.25,
+    crossover: Annotated[Fraction, Hyper("probability that a parent has two children", source="upstream")] = 0.5,
+) -> Search:  # fmt: skip
     """Search tokens whose context is nearest to that of the prompt plus eta times the concept; black box.
 
-    Args:
-        target: prompts, concept, anchor, and the original's text encoder; the unlearned model is not used.
-        prompts: those of the target.
-        budget: the cap.
-        context: seed.
-        tokens: K, which replace the prompt, >= 1; at most L - 2 are used.
-        eta: how much of the concept is added, >= 0.
-        population: at the start, >= 2; the better half of this size survives every generation.
-        generations: of each attack step, >= 1.
-        mutation: probability that a candidate has one token replaced, 0 to 1.
-        crossover: probability that a parent has two children, 0 to 1.
+    Black box: of the models, only the original's text encoder is used.
     """
     model = target.original
     shift = eta * concept_vector(model, target.concept, target.anchor or NEUTRAL)

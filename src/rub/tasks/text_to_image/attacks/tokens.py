@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
+from rub.config.hyperparameters import Hyper
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
 from rub.tasks.text_to_image.attacks.base import Candidates, Target
@@ -17,6 +18,11 @@ Location = Literal["prefix", "suffix", "insert"]
 """Where tokens are put: after BOS, before the first EOS, or in the middle of the prompt."""
 Fed = Literal["string", "ids"]
 """What the model is given: the ids decoded to a string and tokenised again (UnlearnDiffAtk), or the ids themselves."""
+Where = Annotated[Location, Hyper(
+    "where they go: `prefix`, `suffix` or `insert` (the middle)", source="upstream's configs")]  # fmt: skip
+Draws = Annotated[Fed, Hyper(
+    "whether pictures are drawn of the decoded `string` or of the `ids`",
+    source="upstream decodes the ids and tokenises the string again; ids feeds what was found")]  # fmt: skip
 
 
 def insertion_rows(tokens: Tensor, eos: int, count: int, location: Location) -> Tensor:

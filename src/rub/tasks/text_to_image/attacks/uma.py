@@ -1,19 +1,21 @@
 """The Unlearning Mapping Attack on prompts, and UnlearnDiffAtk: one search over inserted tokens, two losses."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from rub.attacks.linf import adam_direction, keyed_uniform
 from rub.attacks.search import State
-from rub.config.hyperparameters import Epochs, Rate, Weight
+from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
 from rub.errors import Diverged
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.tokens import (
+    Draws,
     Fed,
     Location,
+    Where,
     allowed_tokens,
     need_room,
     noisy,
@@ -27,16 +29,17 @@ from rub.tasks.text_to_image.attacks.tokens import (
 Loss = Literal["original", "noise"]
 Init = Literal["uniform", "random"]
 
+Inserted = Annotated[PositiveInt, Hyper(
+    "K, tokens inserted into each prompt",
+    source="upstream for objects and styles; it has 5 for nudity, violence and illegal acts")]  # fmt: skip
+InnerSteps = Annotated[PositiveInt, Hyper("gradient steps at each noise level", source="upstream")]
+ChanceRate = Annotated[Rate, Hyper("learning rate of Adam on probabilities", source="upstream")]
+Decay = Annotated[Weight, Hyper(
+    "L2, added to the clipped gradient", source="upstream, as torch.optim.Adam does")]  # fmt: skip
+Start = Annotated[Init, Hyper(
+    "where probabilities start: `uniform`, 1/|V|, or `random`, U(0, 1) projected", source="upstream")]  # fmt: skip
+
 UPSTREAM = "OPTML-Group/Diffusion-MU-Attack 5a3e5d3, src/attackers/text_grad_.py, src/tasks/classifier_.py"
-DEFAULTS = {
-    "tokens": "3: upstream for objects and styles; it has 5 for nudity, violence and illegal acts",
-    "location": "prefix: upstream's configs",
-    "inner_steps": "40: upstream, at each of its noise levels",
-    "lr": "0.01: upstream",
-    "weight_decay": "0.1: upstream, added to the gradient, as torch.optim.Adam does",
-    "init": "uniform: upstream, 1/|V|; random is U(0, 1), projected",
-    "fed": "string: upstream decodes the ids and tokenises the string again; ids feeds what was found",
-}
 DIFFERENCES = (
     "BOS, EOS and padding are never inserted; upstream may choose any token of the vocabulary",
     "the simplex projection is exact, by sorting; upstream bisects to 1e-5",
@@ -52,7 +55,6 @@ UMA = Card(
     equation="min_d E_t |e_u(x_t | d) - e_0(x_t | c)|^2 (eq. 3), d the prompt c with tokens inserted; tokens ~ A, rows"
     " of A on the simplex, A <- P(A - lr Adam(clip(grad, -1, 1) + decay A)), the gradient straight through the draw",
     upstream=UPSTREAM,
-    defaults={"loss": "original: eq. 3; noise is UnlearnDiffAtk's |e_u(x_t | d) - noise|^2", **DEFAULTS},
     differences=(
         "the mean of squares, where the paper writes a norm; upstream's P4D task has the mean too",
         *DIFFERENCES,
@@ -64,7 +66,6 @@ DIFFATK = Card(
     equation="min_d E_{t, n} |e_u(x_t | d) - n|^2, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) n, x_0 the"
     " original's own picture; the search as in uma",
     upstream=UPSTREAM,
-    defaults=DEFAULTS,
     differences=DIFFERENCES,
 )
 
@@ -163,35 +164,19 @@ class TokenSearch:
 
 @attack("uma", task="text-to-image", card=UMA)
 def uma(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    loss: Loss = "original",
-    tokens: Epochs = 3,
-    location: Location = "prefix",
-    inner_steps: Epochs = 40,
-    lr: Rate = 0.01,
-    weight_decay: Weight = 0.1,
-    init: Init = "uniform",
-    fed: Fed = "string",
-) -> Search:
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    loss: Annotated[Loss, Hyper(
+        "`original`: |e_u(x_t | d) - e_0(x_t | c)|^2; `noise`: |e_u(x_t | d) - noise|^2, UnlearnDiffAtk's",
+        source="eq. 3")] = "original",
+    tokens: Inserted = 3,
+    location: Where = "prefix",
+    inner_steps: InnerSteps = 40,
+    lr: ChanceRate = 0.01,
+    weight_decay: Decay = 0.1,
+    init: Start = "uniform",
+    fed: Draws = "string",
+) -> Search:  # fmt: skip
     """Search tokens with which the unlearned model predicts what the original predicts for the clean prompt.
-
-    Args:
-        target: both models, the tokens of the prompts, and the original's own picture for each.
-        prompts: what is attacked, those of the target.
-        budget: n, the number of noise levels.
-        context: seed.
-        loss: ``original``: |e_u(x_t | d) - e_0(x_t | c)|^2; ``noise``: |e_u(x_t | d) - noise|^2.
-        tokens: K, tokens inserted into each prompt, >= 1.
-        location: where they go: ``prefix``, ``suffix`` or ``insert`` (the middle).
-        inner_steps: gradient steps at each noise level, >= 1.
-        lr: of Adam on probabilities, > 0.
-        weight_decay: L2, added to the clipped gradient, >= 0.
-        init: ``uniform`` or ``random``.
-        fed: whether pictures are drawn of the decoded ``string`` or of the ``ids``.
 
     Raises:
         RubError: a prompt without room for the tokens.
@@ -204,20 +189,16 @@ def uma(
 
 @attack("unlearndiffatk", task="text-to-image", card=DIFFATK)
 def unlearndiffatk(
-    target: Target,
-    prompts: Prompts,
-    budget: Budget,
-    context: AttackContext,
-    *,
-    tokens: Epochs = 3,
-    location: Location = "prefix",
-    inner_steps: Epochs = 40,
-    lr: Rate = 0.01,
-    weight_decay: Weight = 0.1,
-    init: Init = "uniform",
-    fed: Fed = "string",
-) -> Search:
-    """Search tokens with which the unlearned model finds the noise in the original's picture; arguments as for `uma`.
+    target: Target, prompts: Prompts, budget: Budget, context: AttackContext, *,
+    tokens: Inserted = 3,
+    location: Where = "prefix",
+    inner_steps: InnerSteps = 40,
+    lr: ChanceRate = 0.01,
+    weight_decay: Decay = 0.1,
+    init: Start = "uniform",
+    fed: Draws = "string",
+) -> Search:  # fmt: skip
+    """Search tokens with which the unlearned model finds the noise in the original's picture.
 
     Raises:
         RubError: a prompt without room for the tokens.

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Count, Epochs, Rate, Weight
+from rub.config.hyperparameters import AdamRate, Count, Hyper, Iterations, PositiveInt, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
@@ -27,21 +27,6 @@ CARD = Card(
     equation="min_TE MSE(e(x_t, TE([A; c])), e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0)))"
     " + gamma MSE(e(x_t, TE(p_r)), e_0(x_t, p_r)), A = argmin MSE(e(x_t, TE([A; c])), e_0(x_t, c))",
     upstream="OPTML-Group/AdvUnlearn 9d23124, train-scripts/AdvUnlearn.py, utils/attack_util.py, utils/get_loss.py",
-    defaults={
-        "eta": "1.0: upstream, the paper's convention of ESD",
-        "gamma": "0.5: upstream for objects and styles (its issue 7); 0.3 for nudity (README)",
-        "guidance": "3.0: upstream, of the partial DDIM runs",
-        "lr": "1e-5: upstream",
-        "iterations": "1000: upstream",
-        "warmup": "200: upstream, steps without an attack",
-        "retain_batch": "5: upstream",
-        "k": "1: upstream, tokens of A",
-        "attack": "adam: upstream ('pgd'); sign is its 'fast_at'",
-        "attack_init": "latest: upstream; its README says random",
-        "attack_steps": "30: upstream",
-        "attack_lr": "1e-3: upstream",
-        "attack_every": "1: upstream",
-    },
     differences=(
         "the attack's gradients are zeroed at every step; upstream adds them all up",
         "training sees A after all of its steps, and so does the next attack that starts from it; upstream's is the A"
@@ -156,49 +141,33 @@ class Adversary(AttributeState):
 
 @method("advunlearn", task="text-to-image", card=CARD)
 def advunlearn(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    eta: Weight = 1.0,
-    gamma: Weight = 0.5,
-    guidance: Weight = 3.0,
-    lr: Rate = 1e-5,
-    iterations: Epochs = 1000,
-    warmup: Count = 200,
-    retain_batch: Epochs = 5,
-    k: Epochs = 1,
-    attack: Attack = "adam",
-    attack_init: Init = "latest",
-    attack_steps: Epochs = 30,
-    attack_lr: Rate = 1e-3,
-    attack_every: Epochs = 1,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    eta: Annotated[Weight, Hyper("how far away from the concept the target lies, in the paper's convention",
+        source="upstream, the paper's convention of ESD")] = 1.0,
+    gamma: Annotated[Weight, Hyper("weight of the retain prompts",
+        source="upstream for objects and styles (its issue 7); 0.3 for nudity (README)")] = 0.5,
+    guidance: Annotated[Weight, Hyper("weight of classifier-free guidance in the partial DDIM runs",
+        source="upstream")] = 3.0,
+    lr: Annotated[AdamRate, Hyper(source="upstream")] = 1e-5,
+    iterations: Annotated[Iterations, Hyper(source="upstream")] = 1000,
+    warmup: Annotated[Count, Hyper("steps before the first attack", source="upstream")] = 200,
+    retain_batch: Annotated[PositiveInt, Hyper("retain prompts per step", source="upstream")] = 5,
+    k: Annotated[PositiveInt, Hyper("soft tokens of A", source="upstream")] = 1,
+    attack: Annotated[Attack, Hyper("`adam`, or `sign`: Adam on the signs of the gradients",
+        source="upstream ('pgd'); sign is its 'fast_at'")] = "adam",
+    attack_init: Annotated[Init, Hyper(
+        "an attack starts from the A before it (`latest`) or from `random` tokens, as the first one does",
+        source="upstream; its README says random")] = "latest",
+    attack_steps: Annotated[PositiveInt, Hyper("steps of an attack", source="upstream")] = 30,
+    attack_lr: Annotated[Rate, Hyper("learning rate of the attack's Adam", source="upstream")] = 1e-3,
+    attack_every: Annotated[PositiveInt, Hyper("training steps from one attack to the next", source="upstream")] = 1,
+) -> Diffusion:  # fmt: skip
     """Train the text encoder without its embeddings, from prompts alone; the UNet stays bit for bit what it was.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: its first prompt is the concept's; no pictures are used.
-        retain: its prompts are held still; no pictures are used.
-        context: batch size, sampler, seed; its anchor is not used.
-        eta: how far away from the concept the target lies, >= 0, in the paper's convention.
-        gamma: weight of the retain prompts, >= 0.
-        guidance: weight of classifier-free guidance in the partial DDIM runs, >= 0.
-        lr: learning rate of Adam, > 0.
-        iterations: steps, >= 1.
-        warmup: steps before the first attack, >= 0.
-        retain_batch: retain prompts per step, >= 1.
-        k: soft tokens of A, >= 1.
-        attack: "adam", or "sign": Adam on the signs of the gradients.
-        attack_init: an attack starts from "latest", the A before it, or from "random" tokens, as the first one does.
-        attack_steps: steps of an attack, >= 1.
-        attack_lr: learning rate of its Adam, > 0.
-        attack_every: training steps from one attack to the next, >= 1.
+    The forget side's first prompt names the concept, the retain prompts are held still, the anchor is not used.
 
     Raises:
         RubError: no retain prompts, and gamma is not 0; or k tokens do not fit into a prompt.
-        Diverged: a loss is not finite.
     """
     if gamma and not retain.prompts:
         raise RubError("advunlearn: the retain side has no prompts; give some, or set gamma to 0")

@@ -1,11 +1,12 @@
 """EraseDiff: descend on the retain pictures while the concept's captions learn to draw something else."""
 
 from itertools import islice
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Count, Epochs, Rate, Weight
+from rub.config.hyperparameters import AdamRate, Count, Hyper, PositiveInt, Weight
 from rub.models.diffusion.groups import UNetGroup, parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
@@ -19,16 +20,6 @@ CARD = Card(
     " Lbar = mean L_f over K steps ahead on L_f alone; Lbar is constant, so the gradient is"
     " grad L_r + lambda grad L_f",
     upstream="JingWu321/EraseDiff 14f4e98, sd/train_scripts/erasediff_cls.py and erasediff_nsfw.py",
-    defaults={
-        "lam": "1.0: upstream's scripts; its argparse 0.1",
-        "pseudo": "a photo of a pokemon: upstream",
-        "group": "full: upstream for classes; noxattn for nudity",
-        "inner_steps": "60: upstream for classes, K = 1 pass over about 950 pictures in batches of 16",
-        "every": "60: upstream, likewise one pass",
-        "lr": "1e-5: upstream",
-        "iterations": "60: upstream for classes, the checkpoint that its script calls enough; step 160 for"
-        " nudity, counted with those that it undoes (see differences)",
-    },
     differences=(
         "pictures and captions are the experiment's; upstream takes Imagenette with 'an image of a {label}', and for"
         " nudity pictures that Stable Diffusion drew",
@@ -64,37 +55,29 @@ def erasediff_loss(model: Diffusion, forget: Noisy, retain: Noisy, other: Tensor
 
 @method("erasediff", task="text-to-image", card=CARD)
 def erasediff(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    lam: Weight = 1.0,
-    pseudo: str = "a photo of a pokemon",
-    group: UNetGroup = "full",
-    inner_steps: Count = 60,
-    every: Epochs = 60,
-    lr: Rate = 1e-5,
-    iterations: Epochs = 60,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    lam: Annotated[Weight, Hyper("weight lambda of the forget pictures",
+        source="upstream's scripts; its argparse 0.1")] = 1.0,
+    pseudo: Annotated[str, Hyper("the prompt that the forget captions shall draw",
+        source="upstream")] = "a photo of a pokemon",
+    group: Annotated[UNetGroup, Hyper("UNet weights that are trained, see `rub.models.diffusion.groups`",
+        source="upstream for classes; noxattn for nudity")] = "full",
+    inner_steps: Annotated[Count, Hyper("K steps of the same Adam on L_f alone, after which the weights are put back",
+        source="upstream for classes, K = 1 pass over about 950 pictures in batches of 16")] = 60,
+    every: Annotated[PositiveInt, Hyper(
+        "steps from one such excursion to the next; the first comes before the first step",
+        source="upstream, likewise one pass")] = 60,
+    lr: Annotated[AdamRate, Hyper(source="upstream")] = 1e-5,
+    iterations: Annotated[PositiveInt, Hyper("training steps that count",
+        source="upstream for classes, the checkpoint that its script calls enough; step 160 for nudity, counted with"
+        " those that it undoes (see differences)")] = 60,
+) -> Diffusion:  # fmt: skip
     """Train a group of the UNet's weights on L_r + lambda L_f, with Adam's moments warmed up on L_f.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: pictures with captions.
-        retain: likewise.
-        context: batch size, seed, and the anchor, which replaces `pseudo` unless it is "".
-        lam: weight lambda of the forget pictures, >= 0.
-        pseudo: the prompt that the forget captions shall draw.
-        group: of UNet weights, see `rub.models.diffusion.groups`.
-        inner_steps: K steps of the same Adam on L_f alone, after which the weights are put back, >= 0.
-        every: steps from one such excursion to the next, >= 1; the first comes before the first step.
-        lr: learning rate of Adam, > 0.
-        iterations: steps that count, >= 1.
+    The anchor replaces `pseudo` unless it is "".
 
     Raises:
         RubError: no pictures of one side.
-        Diverged: a loss is not finite.
     """
     other = embedded(model, context.anchor or pseudo)
     parameters = train_only(model.eval(), parameter_group(model, group))

@@ -1,12 +1,12 @@
 """ESD: the concept's prompt learns to predict what guidance away from the concept would."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Rate, Weight
+from rub.config.hyperparameters import AdamRate, Hyper, Iterations, Weight
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.pipeline.checkpointing import ParameterState
@@ -14,6 +14,15 @@ from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
 
 DrawnBy = Literal["base", "model"]
+Drawer = Annotated[DrawnBy, Hyper(
+    "who draws x_t: `base`, the original, or `model`, the one being trained",
+    source="new code; old model")]  # fmt: skip
+Eta = Annotated[Weight, Hyper(
+    "how far away from the concept the target lies, in the paper's convention",
+    source="old code, and the new code's 2 (see differences)")]  # fmt: skip
+Guidance = Annotated[Weight, Hyper("weight of classifier-free guidance in the partial DDIM run", source="both codes")]
+Learning = Annotated[AdamRate, Hyper(source="new code; old 1e-5")]
+Steps = Annotated[Iterations, Hyper(source="new code; old 1000")]
 
 CARD = Card(
     paper="Gandikota et al., Erasing Concepts from Diffusion Models, ICCV 2023, arXiv 2303.07345",
@@ -21,14 +30,6 @@ CARD = Card(
     " x_t from a DDIM run of prompt c that stops at a random step",
     upstream="rohitgandikota/erasing 25613d2, esd_sd.py (new); a2189e9, train-scripts/train-esd.py (old, ancestor of"
     " the code of most other methods)",
-    defaults={
-        "eta": "1.0: old code, and the new code's 2 (see differences)",
-        "guidance": "3.0: both",
-        "lr": "5e-5: new code; old 1e-5",
-        "iterations": "200: new code; old 1000",
-        "group": "esd-x, esd-u: new code; old xattn, which is the same as esd-x, and noxattn",
-        "drawn_by": "base: new code; old model, the one being trained",
-    },
     differences=(
         "eta is the paper's and the old code's; the new code's first term is e_0(x, c) and its eta therefore one more:"
         " e_0(x, c) - 2 (e_0(x, c) - e_0(x, 0)) is this target with eta 1. An eta of 1 there only regresses onto"
@@ -117,34 +118,16 @@ def erase(
 
 @method("esd-x", task="text-to-image", card=CARD)
 def esd_x(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    eta: Weight = 1.0,
-    guidance: Weight = 3.0,
-    lr: Rate = 5e-5,
-    iterations: Epochs = 200,
-    group: Literal["esd-x", "esd-x-strict"] = "esd-x",
-    drawn_by: DrawnBy = "base",
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    eta: Eta = 1.0, guidance: Guidance = 3.0, lr: Learning = 5e-5, iterations: Steps = 200,
+    group: Annotated[Literal["esd-x", "esd-x-strict"], Hyper(
+        "`esd-x`: all of the cross-attention; `esd-x-strict`: its keys and values alone",
+        source="new code; old xattn, which is the same")] = "esd-x",
+    drawn_by: Drawer = "base",
+) -> Diffusion:  # fmt: skip
     """Train the cross-attention of the UNet, from the concept's prompt alone.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: its first prompt is the concept's; no pictures are used.
-        retain: not used.
-        context: batch size, sampler, seed; its anchor is not used.
-        eta: how far away from the concept the target lies, >= 0, in the paper's convention.
-        guidance: weight of classifier-free guidance in the partial DDIM run, >= 0.
-        lr: learning rate of Adam, > 0.
-        iterations: steps, >= 1.
-        group: "esd-x": all of the cross-attention; "esd-x-strict": its keys and values alone.
-        drawn_by: who draws x_t: "base", the original, or "model", the one being trained.
-
-    Raises:
-        Diverged: the loss is not finite.
+    The forget side's first prompt names the concept; retain side and anchor are not used.
     """
     return erase(
         model, forget.prompts[0], group, context,
@@ -154,34 +137,16 @@ def esd_x(
 
 @method("esd-u", task="text-to-image", card=CARD)
 def esd_u(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    eta: Weight = 1.0,
-    guidance: Weight = 3.0,
-    lr: Rate = 5e-5,
-    iterations: Epochs = 200,
-    group: Literal["esd-u", "noxattn"] = "esd-u",
-    drawn_by: DrawnBy = "base",
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    eta: Eta = 1.0, guidance: Guidance = 3.0, lr: Learning = 5e-5, iterations: Steps = 200,
+    group: Annotated[Literal["esd-u", "noxattn"], Hyper(
+        "`esd-u`: linear layers and convolutions; `noxattn`: also norms, but neither output nor time embedding",
+        source="new code; old noxattn")] = "esd-u",
+    drawn_by: Drawer = "base",
+) -> Diffusion:  # fmt: skip
     """Train the UNet without its cross-attention, from the concept's prompt alone.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: its first prompt is the concept's; no pictures are used.
-        retain: not used.
-        context: batch size, sampler, seed; its anchor is not used.
-        eta: how far away from the concept the target lies, >= 0, in the paper's convention.
-        guidance: weight of classifier-free guidance in the partial DDIM run, >= 0.
-        lr: learning rate of Adam, > 0.
-        iterations: steps, >= 1.
-        group: "esd-u": linear layers and convolutions; "noxattn": also norms, but neither output nor time embedding.
-        drawn_by: who draws x_t: "base", the original, or "model", the one being trained.
-
-    Raises:
-        Diverged: the loss is not finite.
+    The forget side's first prompt names the concept; retain side and anchor are not used.
     """
     return erase(
         model, forget.prompts[0], group, context,

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Positive, Rate, Weight
+from rub.config.hyperparameters import Hyper, Iterations, Positive, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
@@ -22,16 +22,6 @@ CARD = Card(
     equation="min ||A||_F, A = softmax(Q K^T / sqrt(d)) of every cross-attention layer, head and pixel at the tokens of"
     " the concept in 'a photo of {concept}'",
     upstream="SHI-Labs/Forget-Me-Not a4a81e8, src/train_attn.py and configs/attn.yaml",
-    defaults={
-        "template": "a photo of {}: upstream for objects; a photo in the style of {} for styles",
-        "use_pooler": "true: upstream's configuration",
-        "real_pictures": "true: upstream (no_real_image: false)",
-        "group": "full: upstream (only_optimize_ca: false)",
-        "lr": "2e-6: upstream",
-        "weight_decay": "0.01: upstream",
-        "clip": "1.0: upstream",
-        "iterations": "35: upstream",
-    },
     differences=(
         "no textual inversion: the concept is its plain prompt (upstream: use_ti, on in its configuration, off by its"
         " readme)",
@@ -127,39 +117,26 @@ def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positi
 
 @method("fmn", task="text-to-image", card=CARD)
 def fmn(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    template: str = "a photo of {}",
-    use_pooler: bool = True,
-    real_pictures: bool = True,
-    group: Literal["full", "xattn"] = "full",
-    lr: Rate = 2e-6,
-    weight_decay: Weight = 0.01,
-    clip: Positive = 1.0,
-    iterations: Epochs = 35,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    template: Annotated[str, Hyper("the caption; {} stands for the concept",
+        source="upstream for objects; a photo in the style of {} for styles")] = "a photo of {}",
+    use_pooler: Annotated[bool, Hyper("whether the attention to the end-of-text token shall go too",
+        source="upstream's configuration")] = True,
+    real_pictures: Annotated[bool, Hyper("noise is added to forget pictures, else to zeros, and no pictures are needed",
+        source="upstream (no_real_image: false)")] = True,
+    group: Annotated[Literal["full", "xattn"], Hyper("`full`: all of the UNet; `xattn`: its cross-attention",
+        source="upstream (only_optimize_ca: false)")] = "full",
+    lr: Annotated[Rate, Hyper("learning rate of AdamW", source="upstream")] = 2e-6,
+    weight_decay: Annotated[Weight, Hyper("weight decay of AdamW", source="upstream")] = 0.01,
+    clip: Annotated[Positive, Hyper("largest norm of the gradient", source="upstream")] = 1.0,
+    iterations: Annotated[Iterations, Hyper(source="upstream")] = 35,
+) -> Diffusion:  # fmt: skip
     """Train the UNet down the norm of its attention to the concept's tokens.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: its first prompt is the concept; its captions are not used.
-        retain: not used.
-        context: batch size and seed; its anchor is not used.
-        template: of the caption; {} stands for the concept.
-        use_pooler: whether the attention to the end-of-text token shall go too.
-        real_pictures: noise is added to forget pictures, else to zeros, and no pictures are needed.
-        group: "full": all of the UNet; "xattn": its cross-attention.
-        lr: learning rate of AdamW, > 0.
-        weight_decay: of AdamW, >= 0.
-        clip: largest norm of the gradient, > 0.
-        iterations: steps, >= 1.
+    The forget side's first prompt is the concept; its captions, the retain side and the anchor are not used.
 
     Raises:
         RubError: a template without {}, a concept that does not fit into the caption, or no pictures.
-        Diverged: the loss is not finite.
     """
     if "{}" not in template:
         raise RubError(f"fmn: template = '{template}': should hold {{}}, where the concept's prompt goes")

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from itertools import islice
 from math import ceil
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Fraction, Rate, Weight
+from rub.config.hyperparameters import AdamRate, Fraction, Hyper, Iterations, Weight
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
@@ -35,16 +35,6 @@ CARD = Card(
     " theta = argmin MSE(e(x_t, c), sg e(x_t, c')) + alpha MSE(e(x_r, c_r), noise)",
     upstream="OPTML-Group/Unlearn-Saliency a6e89fd, SD/train-scripts/generate_mask.py, random_label.py and"
     " nsfw_removal.py",
-    defaults={
-        "alpha": "0.5: upstream for objects; 0.1 for nudity",
-        "k": "0.5: upstream",
-        "guidance": "7.5: upstream, of the mask alone",
-        "mask_batches": "none: one pass over the forget pictures, as upstream",
-        "pseudo_target": "live: upstream; the target comes from the model being trained",
-        "group": "full: upstream",
-        "lr": "1e-5: upstream",
-        "iterations": "600: upstream for objects, 5 epochs of about 950 pictures in batches of 8; 100 for nudity",
-    },
     differences=(
         "pictures and captions are the experiment's; upstream takes Imagenette at 512 pixels with 'an image of a"
         " {label}', and for nudity 800 + 800 pictures that Stable Diffusion 1.4 drew",
@@ -118,39 +108,29 @@ def salun_loss(
 
 @method("salun", task="text-to-image", card=CARD)
 def salun(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    alpha: Weight = 0.5,
-    k: Fraction = 0.5,
-    guidance: Weight = 7.5,
-    mask_batches: Epochs | None = None,
-    pseudo_target: Teacher = "live",
-    group: Literal["full", "xattn"] = "full",
-    lr: Rate = 1e-5,
-    iterations: Epochs = 600,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    alpha: Annotated[Weight, Hyper("weight of the retain pictures",
+        source="upstream for objects; 0.1 for nudity")] = 0.5,
+    k: Annotated[Fraction, Hyper("fraction of the group's weights that may move", source="upstream")] = 0.5,
+    guidance: Annotated[Weight, Hyper("weight w of classifier-free guidance in the mask's loss",
+        source="upstream")] = 7.5,
+    mask_batches: Annotated[int | None, Hyper("batches whose gradients are summed; none: enough for one pass",
+        source="one pass over the forget pictures, as upstream", ge=1)] = None,
+    pseudo_target: Annotated[Teacher, Hyper(
+        "who gives the target: `live`, the model being trained, or `frozen`, the original",
+        source="upstream")] = "live",
+    group: Annotated[Literal["full", "xattn"], Hyper("`full`: all of the UNet; `xattn`: its cross-attention",
+        source="upstream")] = "full",
+    lr: Annotated[AdamRate, Hyper(source="upstream")] = 1e-5,
+    iterations: Annotated[Iterations, Hyper(
+        source="upstream for objects, 5 epochs of about 950 pictures in batches of 8; 100 for nudity")] = 600,
+) -> Diffusion:  # fmt: skip
     """Train the UNet's salient weights to draw another prompt for the concept's captions; the others do not move.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: pictures with captions.
-        retain: likewise; its first prompt stands in for a missing anchor.
-        context: batch size, seed, and the anchor, which is the other prompt.
-        alpha: weight of the retain pictures, >= 0.
-        k: fraction of the group's weights that may move, 0 to 1.
-        guidance: weight w of classifier-free guidance in the mask's loss, >= 0.
-        mask_batches: batches whose gradients are summed, >= 1; enough for one pass when left out.
-        pseudo_target: who gives the target: "live", the model being trained, or "frozen", the original.
-        group: "full": all of the UNet; "xattn": its cross-attention.
-        lr: learning rate of Adam, > 0.
-        iterations: steps, >= 1.
+    The other prompt is the anchor, or the first retain prompt where there is none.
 
     Raises:
         RubError: no pictures of one side, or neither an anchor nor a retain prompt.
-        Diverged: the loss is not finite.
     """
     other = embedded(model, other_prompt(context, retain))
     parameters = train_only(model.eval(), parameter_group(model, group))

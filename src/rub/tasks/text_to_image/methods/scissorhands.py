@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rub.config.hyperparameters import Epochs, Fraction, Rate, Weight
+from rub.config.hyperparameters import AdamRate, Fraction, Hyper, Iterations, PositiveInt, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import UNetGroup, parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
@@ -37,17 +37,6 @@ CARD = Card(
     " MSE((1 + w) e(x_t, c) - w e(x_t, 0), noise) on forget pictures; 2. min L_r - lambda L_u, L = MSE(e(x_t, c),"
     " noise), or L_r + lambda MSE(e(x_t, c), sg e(x_t, anchor))",
     upstream="JingWu321/Scissorhands 73ae065, SD/shs_cls.py, shs_nsfw.py and train_shs.sh",
-    defaults={
-        "sparsity": "0.999: upstream for classes; 0.995 for nudity",
-        "prune_batches": "10: upstream",
-        "guidance": "7.5: upstream for classes; 0 for nudity",
-        "init": "trunc_normal: upstream for classes (standard deviation 0.02); kaiming_uniform for nudity; biases 0",
-        "forget_loss": "ascent: upstream for classes; anchor for nudity",
-        "lam": "0.1: upstream",
-        "group": "full: upstream",
-        "lr": "2e-5: upstream for classes; 1e-5 for nudity",
-        "iterations": "79: the checkpoint that upstream keeps for classes; 89, 99 or 109 for nudity",
-    },
     differences=(
         "pictures and captions are the experiment's; upstream takes Imagenette, and for nudity pictures that Stable"
         " Diffusion drew",
@@ -159,41 +148,31 @@ def scissorhands_loss(
 
 @method("scissorhands", task="text-to-image", card=CARD)
 def scissorhands(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    sparsity: Fraction = 0.999,
-    prune_batches: Epochs = 10,
-    guidance: Weight = 7.5,
-    init: Init = "trunc_normal",
-    forget_loss: Forgetting = "ascent",
-    lam: Weight = 0.1,
-    group: UNetGroup = "full",
-    lr: Rate = 2e-5,
-    iterations: Epochs = 79,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    sparsity: Annotated[Fraction, Hyper("fraction of the UNet's weights that is not salient",
+        source="upstream for classes; 0.995 for nudity")] = 0.999,
+    prune_batches: Annotated[PositiveInt, Hyper("batches of forget pictures that make up the saliency",
+        source="upstream")] = 10,
+    guidance: Annotated[Weight, Hyper("weight w of classifier-free guidance in the saliency's loss",
+        source="upstream for classes; 0 for nudity")] = 7.5,
+    init: Annotated[Init, Hyper("what salient weights are drawn from; biases become 0",
+        source="upstream for classes (standard deviation 0.02); kaiming_uniform for nudity")] = "trunc_normal",
+    forget_loss: Annotated[Forgetting, Hyper(
+        "`ascent` on the forget pictures, or their captions learn to draw the `anchor`",
+        source="upstream for classes; anchor for nudity")] = "ascent",
+    lam: Annotated[Weight, Hyper("weight of the forget pictures", source="upstream")] = 0.1,
+    group: Annotated[UNetGroup, Hyper("UNet weights that are trained afterwards, see `rub.models.diffusion.groups`",
+        source="upstream")] = "full",
+    lr: Annotated[AdamRate, Hyper(source="upstream for classes; 1e-5 for nudity")] = 2e-5,
+    iterations: Annotated[Iterations, Hyper(
+        source="the checkpoint that upstream keeps for classes; 89, 99 or 109 for nudity")] = 79,
+) -> Diffusion:  # fmt: skip
     """Draw salient self-attention weights anew, then train a group of the UNet's weights.
 
-    Args:
-        model: trainable copy of the original; changed in place.
-        forget: pictures with captions.
-        retain: likewise.
-        context: batch size, seed, and the anchor, which the forget loss "anchor" uses ("" is the empty prompt).
-        sparsity: fraction of the UNet's weights that is not salient, 0 to 1.
-        prune_batches: batches of forget pictures that make up the saliency, >= 1.
-        guidance: weight w of classifier-free guidance in the saliency's loss, >= 0.
-        init: what salient weights are drawn from, "trunc_normal" or "kaiming_uniform".
-        forget_loss: "ascent" on the forget pictures, or their captions learn to draw the "anchor".
-        lam: weight of the forget pictures, >= 0.
-        group: of UNet weights that are trained afterwards, see `rub.models.diffusion.groups`.
-        lr: learning rate of Adam, > 0.
-        iterations: steps, >= 1.
+    The anchor is used by the forget loss `anchor` alone; "" is the empty prompt.
 
     Raises:
         RubError: no pictures of one side, or a model without self-attention on its way up.
-        Diverged: the loss is not finite.
     """
     drawn, anchor = redrawn_names(model), embedded(model, context.anchor)
     everything = train_only(model.eval(), parameter_group(model, "full"))

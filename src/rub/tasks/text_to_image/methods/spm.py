@@ -1,12 +1,13 @@
 """SPM: rank-1 adapters that turn the concept away, held still on random points of the text-embedding space."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Epochs, Fraction, Positive, Rate, Weight
+from rub.config.hyperparameters import Fraction, Hyper, Positive, PositiveInt, Rate, Weight
 from rub.models.diffusion.adapters import Adapter, Attached, attach
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.registry import Card, method
@@ -18,19 +19,6 @@ CARD = Card(
     equation="min_{u,d} MSE(e_u(x_t, c), e(x_t, n) - s (e(x_t, c) - e(x_t, n)))"
     " + lambda MSE(e_u(x_t, a), e(x_t, a)), W_u = W + (alpha / r) u d, a random in text-embedding space",
     upstream="Con6924/SPM 3dd762e, train_spm.py, src/engine/sampling.py, src/configs/prompt.py, src/models/spm.py",
-    defaults={
-        "erase": "1.0: s, upstream guidance_scale",
-        "anchoring": "1000: lambda, upstream la_strength",
-        "anchors": "4: upstream sampling_batch_size",
-        "rank": "1: upstream",
-        "alpha": "1.0: upstream",
-        "iterations": "3000: upstream",
-        "lr": "1e-4: upstream",
-        "weight_decay": "0.01: upstream, bitsandbytes' default",
-        "warmup": "1/6: upstream (500 of 3000 iterations)",
-        "cycles": "3: upstream",
-        "guidance": "3.0: upstream, of the partial DDIM run",
-    },
     differences=(
         "merged into the weights with m = 1 for evaluation (upstream's merge_spm.py); Facilitated Transport, which"
         " weakens the adapters prompt by prompt and scales both matrices, so that m^2 counts, is not used",
@@ -117,44 +105,25 @@ def restarts(step: int, total: int, warmup: int, cycles: int) -> float:
 
 @method("spm", task="text-to-image", card=CARD)
 def spm(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    erase: Weight = 1.0,
-    anchoring: Weight = 1000.0,
-    anchors: Epochs = 4,
-    rank: Epochs = 1,
-    alpha: Positive = 1.0,
-    iterations: Epochs = 3000,
-    lr: Rate = 1e-4,
-    weight_decay: Weight = 0.01,
-    warmup: Fraction = 1 / 6,
-    cycles: Epochs = 3,
-    guidance: Weight = 3.0,
-) -> Adapter:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    erase: Annotated[Weight, Hyper("s, how far beyond the surrogate the concept is pushed",
+        source="upstream guidance_scale")] = 1.0,
+    anchoring: Annotated[Weight, Hyper("lambda, weight of the anchors", source="upstream la_strength")] = 1000.0,
+    anchors: Annotated[PositiveInt, Hyper("anchors per step", source="upstream sampling_batch_size")] = 4,
+    rank: Annotated[PositiveInt, Hyper("r of the adapters", source="upstream")] = 1,
+    alpha: Annotated[Positive, Hyper("scale of the adapters, times r", source="upstream")] = 1.0,
+    iterations: Annotated[PositiveInt, Hyper("training steps of AdamW", source="upstream")] = 3000,
+    lr: Annotated[Rate, Hyper("peak learning rate", source="upstream")] = 1e-4,
+    weight_decay: Annotated[Weight, Hyper("weight decay of AdamW", source="upstream, bitsandbytes' default")] = 0.01,
+    warmup: Annotated[Fraction, Hyper("fraction of the steps with a rising learning rate",
+        source="upstream (500 of 3000 iterations)")] = 1 / 6,
+    cycles: Annotated[PositiveInt, Hyper("half cosines of the learning rate after the warm-up", source="upstream")] = 3,
+    guidance: Annotated[Weight, Hyper("weight of classifier-free guidance in the partial DDIM run",
+        source="upstream")] = 3.0,
+) -> Adapter:  # fmt: skip
     """Train adapters beside a frozen UNet, from prompts alone, and return them; no weight of the model changes.
 
-    Args:
-        model: the original.
-        forget: its prompts, of which each step takes one; no pictures are used.
-        retain: not used.
-        context: batch size, sampler, seed; its anchor is the prompt that the concept is mapped to.
-        erase: s, how far beyond the surrogate the concept is pushed, >= 0.
-        anchoring: lambda, weight of the anchors, >= 0.
-        anchors: anchors per step, >= 1.
-        rank: r of the adapters, >= 1.
-        alpha: their scale is alpha / r, > 0.
-        iterations: steps of AdamW, >= 1.
-        lr: peak learning rate, > 0.
-        weight_decay: of AdamW, >= 0.
-        warmup: fraction of the steps with a rising learning rate, 0 to 1.
-        cycles: half cosines after it, >= 1.
-        guidance: weight of classifier-free guidance in the partial DDIM run.
-
-    Raises:
-        Diverged: the loss is not finite.
+    Each step takes one of the forget side's prompts and maps it to the anchor. The retain side is not used.
     """
     freeze(model)
     adapters = attach(model, rank, context.generator("adapters"), alpha=alpha)

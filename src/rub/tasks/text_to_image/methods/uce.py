@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from rub.config.hyperparameters import Weight
+from rub.config.hyperparameters import Hyper, Weight
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, freeze
 from rub.registry import Card, method
@@ -17,11 +16,6 @@ CARD = Card(
     equation="W = (lam W_0 + s_e sum_E v* c^T + s_p sum_P W_0 c c^T) (lam I + s_e sum_E c c^T + s_p sum_P c c^T)^-1,"
     " v* = W_0 c* (eq. 7): the minimum of s_e sum_E |W c - v*|^2 + s_p sum_P |W c - W_0 c|^2 + lam |W - W_0|^2",
     upstream="rohitgandikota/unified-concept-editing 4502388, trainscripts/uce_sd_erase.py",
-    defaults={
-        "erase_scale": "1.0: s_e, upstream",
-        "preserve_scale": "1.0: s_p, upstream",
-        "lam": "0.5: upstream",
-    },
     differences=(
         "solved in float64, by a linear solve; upstream inverts in float32",
         "every v* is W_0 c* of the same c*, so that W is W_0 times one matrix, which all layers share",
@@ -79,27 +73,18 @@ def edit_matrix(
 
 @method("uce", task="text-to-image", card=CARD)
 def uce(
-    model: Diffusion,
-    forget: Side,
-    retain: Side,
-    context: UnlearnContext,
-    *,
-    erase_scale: Weight = 1.0,
-    preserve_scale: Weight = 1.0,
-    lam: Annotated[float, Field(ge=1e-6)] = 0.5,
-) -> Diffusion:
+    model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
+    erase_scale: Annotated[Weight, Hyper("s_e, weight of the erased prompts", source="upstream")] = 1.0,
+    preserve_scale: Annotated[Weight, Hyper("s_p, weight of the preserved prompts", source="upstream")] = 1.0,
+    lam: Annotated[float, Hyper(
+        "weight of staying near the original weights; below 1e-6 the solution would be rounding noise",
+        source="upstream", ge=1e-6)] = 0.5,
+) -> Diffusion:  # fmt: skip
     """Edit the keys and values of the cross-attention so that the concept's last token gives those of the anchor.
 
-    Nothing is trained and nothing is random.
+    The forget side's prompts are erased, the retain side's are preserved; the anchor "" stands for the BOS token.
 
-    Args:
-        model: copy of the original; changed in place.
-        forget: its prompts are erased; no pictures are used.
-        retain: its prompts are preserved.
-        context: its anchor is the prompt that the concept is mapped to; "": to the BOS token.
-        erase_scale: s_e >= 0.
-        preserve_scale: s_p >= 0.
-        lam: weight of staying near the original weights, >= 1e-6, below which the solution would be rounding noise.
+    Nothing is trained and nothing is random.
     """
     freeze(model)
     erased, anchor, preserved = (
