@@ -14,6 +14,7 @@ from rub.pipeline.graph import Plan, Stage
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime, Task
+from rub.registry import DATASETS
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.records import Record
@@ -162,6 +163,8 @@ def dataset_of(data: str, size: int | None) -> dict[str, Any]:
     """
     dataset: dict[str, Any] = {"name": data, "size": size, "validation": 0.0}
     path = Path(data)
+    if any(data == entry.name for entry in DATASETS.entries()):
+        return dataset
     if not path.exists() and ("/" in data or path.suffix == ".npz"):
         raise RubError(
             f"--data {data}: no such folder or file; give an image folder, an .npz file or a data set's name"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from rub.cli.options import BATCH, DATA, DEVICE, STORE, console
+from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins
 from rub.errors import RubError
 
 N = TypeVar("N", int, float)
@@ -39,11 +39,13 @@ def audit_classification(
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
+    plugin: PLUGIN = None,
 ) -> None:
     """Measure an unlearned classifier against its original: recovered, hidden, no residual found, or cannot tell."""
     from rub import api
     from rub.pipeline.progress import Display
 
+    load_plugins(plugin)
     screen = console()
     report = api.audit(
         "classification",
@@ -96,11 +98,13 @@ def audit_inpainting(
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
+    plugin: PLUGIN = None,
 ) -> None:
     """Measure an unlearned masked autoencoder against its original: recovered, no residual found, or cannot tell."""
     from rub import api
     from rub.pipeline.progress import Display
 
+    load_plugins(plugin)
     screen = console()
     report = api.audit(
         "inpainting",
@@ -153,11 +157,13 @@ def audit_text_to_image(
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
+    plugin: PLUGIN = None,
 ) -> None:
     """Measure an unlearned diffusion model against its original: recovered, no residual found, or cannot tell."""
     from rub import api
     from rub.pipeline.progress import Display
 
+    load_plugins(plugin)
     screen = console()
     report = api.audit(
         "text-to-image",

@@ -29,6 +29,7 @@ from rub.cli.options import (
     UNLEARNED,
     console,
     given_weights,
+    load_plugins,
 )
 from rub.cli.share import add_to
 from rub.cli.store import store_app
@@ -172,6 +173,7 @@ def list_(
     for path in plugin or ():
         load_plugin(path)
 
+    load_plugins(plugin)
     rows = listing(what, task)
     if as_json:
         console().print_json(json.dumps(rows))
@@ -190,10 +192,8 @@ def show(
 ) -> None:
     """Show one component: paper, equation, defaults and their source, differences from upstream."""
     from rub.cli.inspect import describe
-    from rub.registry import load_plugin
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     for line in describe(name, task):
         console().print(line, highlight=False, soft_wrap=True)
 
@@ -216,10 +216,12 @@ def verify(
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
+    plugin: PLUGIN = None,
 ) -> None:
     """Score every stored witness again, with forward passes only; exit 1 if one does not hold, 3 if one cannot be."""
     from rub import api
 
+    load_plugins(plugin)
     screen = console()
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     held = broken = changed = unchecked = 0
@@ -288,9 +290,8 @@ def _suite(
     plugins: Iterable[Path] | None,
 ) -> Any:
     from rub.config.suite import load_suite
-    from rub.registry import load_plugin
 
-    added = [entry for path in plugins or () for entry in load_plugin(path)]
+    added = load_plugins(plugins)
     chosen = [part.strip() for part in methods.split(",") if part.strip()] if methods is not None else None
     given = list(overrides or ())
     if prompts is not None:

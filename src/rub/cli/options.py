@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from rub.registry import Entry, load_plugin
 
 SUITE = Annotated[str, typer.Argument(help="A name from [b]rub list suites[/b], or the path of a YAML file.")]
 SET = Annotated[list[str] | None, typer.Option("--set", help="path=value, such as training.epochs=3; repeatable.")]
@@ -18,7 +21,7 @@ PROMPTS = Annotated[
 ]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
-PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or @rub.attack; repeatable.")]
+PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or the like; repeatable.")]
 ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
 UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -27,6 +30,11 @@ JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 def given_weights(original: Path | None, unlearned: Path | None) -> dict[str, Path]:
     """Weights that were given, by role."""
     return {name: path for name, path in {"original": original, "unlearned": unlearned}.items() if path is not None}
+
+
+def load_plugins(paths: Iterable[Path] | None) -> list[Entry[Any]]:
+    """Run the files of ``--plugin``; the entries that they register."""
+    return [entry for path in paths or () for entry in load_plugin(path)]
 
 
 def console() -> Console:

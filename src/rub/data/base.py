@@ -123,20 +123,18 @@ class DatasetSource:
     images: int | None = None
     classes: int | None = None
 
-    @property
-    def takes(self) -> Mapping[str, inspect.Parameter]:
-        """Keyword arguments of the reader: which of `OPTIONS` the data set takes.
-
-        Raises:
-            RubError: the reader has another one.
-        """
-        named = inspect.signature(self.read).parameters
-        found = {name: it for name, it in named.items() if it.kind is inspect.Parameter.KEYWORD_ONLY}
-        if strange := sorted(found.keys() - set(OPTIONS)):
+    def __post_init__(self) -> None:
+        """Refuse a reader that asks for what no suite can give."""
+        if strange := sorted(self.takes.keys() - set(OPTIONS)):
             raise RubError(
                 f"dataset '{self.name}': its reader asks for '{strange[0]}'; it can take {', '.join(OPTIONS)}"
             )
-        return found
+
+    @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """Keyword arguments of the reader: which of `OPTIONS` the data set takes."""
+        arguments = inspect.signature(self.read).parameters
+        return {name: it for name, it in arguments.items() if it.kind is inspect.Parameter.KEYWORD_ONLY}
 
     def place(self, root: Path | None, path: Path | None) -> Path | None:
         """Folder or file that holds the data; None for data from the hub, or made by its reader.
