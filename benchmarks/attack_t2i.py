@@ -31,8 +31,8 @@ from rub.store.artifacts import Store
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Target
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.attacks.uma import unlearndiffatk
+from rub.tasks.text_to_image.graph import TextToImageGraph
 from rub.tasks.text_to_image.stages import drawing_of, drawn_clean, model_of, prompts_in
-from rub.tasks.text_to_image.task import Graph
 
 
 class OneHot(torch.autograd.Function):
@@ -120,7 +120,7 @@ def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
     """Train a miniature on digits, its judge, and unlearn the seven: stages of a suite, kept in its store."""
     suite = load_suite(args.suite, task="text-to-image", methods=[args.method])
     experiment = suite.experiments[0].model_copy(update={"retrains": 0})
-    graph, runtime = Graph(experiment, None), make_runtime(device=args.device)
+    graph, runtime = TextToImageGraph(experiment, None), make_runtime(device=args.device)
     wanted, task = [graph.reference, graph.model(args.method, 0)], TASKS.get("text-to-image", "text-to-image").load()
     with Display(Console(stderr=True)) as display:
         outcomes = run_inline(wanted, {"text-to-image": task}, Store(args.store), runtime, display)

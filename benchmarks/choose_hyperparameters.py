@@ -11,7 +11,6 @@ and kept images (inpainting); of a suite with several experiments of the task, t
 """
 
 import argparse
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -54,9 +53,9 @@ def settings(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 def measurement(experiment: Experiment, method: str, parameters: dict[str, Any], runtime: Runtime) -> Stage:
     """Return the stage that measures a method without an attack on the held-out seed."""
-    graph_of = importlib.import_module(type(TASKS.get(experiment.task, experiment.task).load()).__module__).Graph
     methods = {} if method == "retrain" else {method: parameters}
-    graph = graph_of(experiment.model_copy(update={"methods": methods}), runtime.data_root)
+    changed = experiment.model_copy(update={"methods": methods})
+    graph = TASKS.get(experiment.task, experiment.task).load().graph(changed, runtime.data_root)
     if experiment.task == "classification":
         graph.shadows = {}
     # A miniature is retrained for few seeds only: the first stands for all.

@@ -27,9 +27,9 @@ from rub.registry import TASKS
 from rub.store.artifacts import Store
 from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.concepts import JUDGED, names_of, slug
+from rub.tasks.text_to_image.graph import TextToImageGraph
 from rub.tasks.text_to_image.judges import load_judge, measured
 from rub.tasks.text_to_image.stages import drawing_of, drawn_clean
-from rub.tasks.text_to_image.task import Graph
 
 SEED = 9000  # first seed of the pictures: not those of any measurement
 
@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "rub-benchmark", help="for reuse")
     args = parser.parse_args()
     runtime = make_runtime(data_root=args.data_root, device="cpu")
-    graph = Graph(load_suite(args.suite, task="text-to-image", overrides=args.set).experiments[0], runtime.data_root)
+    experiment = load_suite(args.suite, task="text-to-image", overrides=args.set).experiments[0]
+    graph = TextToImageGraph(experiment, runtime.data_root)
     task, wanted = TASKS.get("text-to-image", "text-to-image").load(), graph.reference
     with Display(Console(stderr=True)) as display:
         outcomes = run_inline([wanted], {"text-to-image": task}, Store(args.store), runtime, display)

@@ -24,8 +24,8 @@ from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.registry import TASKS
 from rub.store.artifacts import Store
+from rub.tasks.classification.graph import ClassificationGraph
 from rub.tasks.classification.spec import ClassificationExperiment
-from rub.tasks.classification.task import Graph
 
 
 def attacked(experiment: ClassificationExperiment, method: str, given: dict[str, Any], runtime: Runtime) -> list[Stage]:
@@ -33,7 +33,7 @@ def attacked(experiment: ClassificationExperiment, method: str, given: dict[str,
     plan = experiment.protocol.attacks["uma"].model_copy(update={"splits": ("forget",)})
     protocol = experiment.protocol.model_copy(update={"attacks": {"uma": plan}})
     changed = {"methods": {method: given}, "protocol": protocol}
-    graph = Graph(experiment.model_copy(update=changed), runtime.data_root)
+    graph = ClassificationGraph(experiment.model_copy(update=changed), runtime.data_root)
     graph.shadows = {}
     return graph.measurements(method, HELD_OUT_SEED)[1:]
 

@@ -1,8 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, and the decorators `method`, `attack`, `dataset` and `judge` with `Card` and
-`Hyper`.
+`report`, `submit`, `read_records`, and the decorators `method`, `control`, `attack`, `dataset` and `judge` with `Card`
+and `Hyper`.
 """
 
 import importlib
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
-    from rub.registry import Card, attack, judge, method, protocol
+    from rub.registry import Card, attack, control, judge, method, protocol
     from rub.store.records import read_records
 
 __all__ = [
-    "Card", "Hyper", "attack", "audit", "dataset", "judge", "load_suite", "method", "plan", "protocol",
+    "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "plan", "protocol",
     "read_records", "report", "run", "submit", "verify",
 ]  # fmt: skip
 
@@ -33,6 +33,7 @@ _WHERE = {
     "Card": "rub.registry",
     "Hyper": "rub.config.hyperparameters",
     "attack": "rub.registry",
+    "control": "rub.registry",
     "dataset": "rub.data.base",
     "judge": "rub.registry",
     "method": "rub.registry",

@@ -1,6 +1,5 @@
 """The library's front door: run or plan a suite, audit two checkpoints. The command line only parses and prints."""
 
-import importlib
 import os
 import shlex
 import shutil
@@ -13,11 +12,12 @@ from rich.console import Console
 
 from rub.config.suite import Experiment, Suite
 from rub.errors import RubError
-from rub.pipeline.graph import Plan, Stage, in_order
+from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime, Task
-from rub.registry import TASKS
+from rub.pipeline.runtime import Runtime
+from rub.pipeline.task import Task
+from rub.registry import TASKS, load_target
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
@@ -79,7 +79,7 @@ def make_runtime(
     )
 
 
-def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:
+def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Graph]]:
     """Return every experiment with its graph, without running anything.
 
     Example:
@@ -89,7 +89,7 @@ def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Plan]]:
         >>> graph.stages[0].label
         'split the data'
     """
-    return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime)) for item in suite.experiments]
+    return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime.data_root)) for item in suite.experiments]
 
 
 def run(
@@ -186,8 +186,7 @@ def audit(task: str, **request: Any) -> Any:
     Raises:
         RubError: an unknown task, or a request that is wrong.
     """
-    module, _, attribute = TASKS.get(task, task).load().audit.partition(":")
-    return getattr(importlib.import_module(module), attribute)(**request)
+    return load_target(TASKS.get(task, task).load().audit)(**request)
 
 
 def verify(

@@ -169,6 +169,7 @@ def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str
 
 METHODS: Registry[Callable[..., Any]] = Registry("method")
 ATTACKS: Registry[Callable[..., Any]] = Registry("attack")
+CONTROLS: Registry[Callable[..., Any]] = Registry("control")
 DATASETS: Registry[Any] = Registry("dataset")
 NETWORKS: Registry[Any] = Registry("network")
 JUDGES: Registry[Any] = Registry("judge")
@@ -177,6 +178,7 @@ TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "attacks": ATTACKS,
+    "controls": CONTROLS,
     "datasets": DATASETS,
     "models": NETWORKS,
     "judges": JUDGES,
@@ -225,6 +227,21 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     in their annotation, see `rub.config.hyperparameters.Hyper`.
     """
     return _decorator(METHODS, name, task, card)
+
+
+def control(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+    """Register a control, with a method's signature: what it makes of the original is measured beside the methods."""
+    return _decorator(CONTROLS, name, task, card)
+
+
+def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:
+    """The control or method of this name: what makes a row's model from the original.
+
+    Raises:
+        RubError: neither has this name; the nearest methods are named.
+    """
+    control = next((entry for entry in CONTROLS.entries(task) if entry.name == name), None)
+    return control or METHODS.get(name, task)
 
 
 def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
@@ -306,7 +323,7 @@ def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[st
     }
 
 
-_DECORATORS = "@rub.method, @rub.attack, @rub.dataset or @rub.judge"
+_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.dataset or @rub.judge"
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:

@@ -496,8 +496,10 @@ def test_lists_have_everything(rub):
     methods = {row["name"] for row in json.loads(rub("list", "methods", "--task", "classification", "--json").out)}
     assert methods == {
         "ft", "rl", "iu", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd", "boundary-shrink",
-        "delete", "msg", "ct", "sham",
+        "delete", "msg", "ct",
     }  # fmt: skip
+    controls = {row["name"] for row in json.loads(rub("list", "controls", "--task", "classification", "--json").out)}
+    assert controls == {"original", "retrain", "retrained", "sham"}
     metrics = {row["name"]: row["direction"] for row in json.loads(rub("list", "metrics", "--json").out)}
     assert (metrics["ta"], metrics["ra"], metrics["ua"], metrics["mia_shadow"]) == ("up", "up", "down", "down")
     assert {row["name"] for row in json.loads(rub("list", "attacks", "--task", "classification", "--json").out)} == {

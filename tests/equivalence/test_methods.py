@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rub.data.samples import Samples, to_unit
 from rub.errors import Diverged, RubError
 from rub.tasks.classification.context import UnlearnContext
+from rub.tasks.classification.controls import sham
 from rub.tasks.classification.methods import bad_teacher as bad_teacher_module
 from rub.tasks.classification.methods import iu
 from rub.tasks.classification.methods.bad_teacher import bad_teacher, randomised
@@ -24,7 +25,6 @@ from rub.tasks.classification.methods.neggrad_plus import neggrad_plus
 from rub.tasks.classification.methods.rl import random_label, random_labels
 from rub.tasks.classification.methods.salun import saliency_mask, salun
 from rub.tasks.classification.methods.scrub import decayed_rate, scrub
-from rub.tasks.classification.methods.sham import sham
 from rub.tasks.classification.methods.ssd import importance, selective_synaptic_dampening
 from rub.training.context import Augmentation
 from rub.training.saliency import MaskedStep, top_mask

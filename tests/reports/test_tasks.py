@@ -11,7 +11,7 @@ from rub import registry
 from rub.cli.inspect import describe, listing
 from rub.config.suite import load_suite
 from rub.errors import RubError
-from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.graph import Graph, Stage
 from rub.pipeline.inline import Outcome
 from rub.reports import figures
 from rub.reports.grouping import Place, board_of, budgets_of, grouped, row_order
@@ -22,7 +22,7 @@ from rub.store.artifacts import Store
 from rub.tasks.classification.report import REPORTING
 from rub.tasks.classification.task import TASK
 
-OTHER = replace(REPORTING, title="other", first="Table 9", prefix="table9", controls={"original": "another's"})
+OTHER = replace(REPORTING, title="other", first="Table 9", prefix="table9")
 
 
 @pytest.fixture
@@ -30,8 +30,9 @@ def other(monkeypatch):
     """A second task with the classification's protocols and one of its metrics."""
     monkeypatch.setattr("rub.tasks.classification.report.OTHER", OTHER, raising=False)
     target = "rub.tasks.classification.report:OTHER"
-    task = SimpleNamespace(metrics=TASK.metrics[:1], reporting=target, experiment=TASK.experiment)
+    task = SimpleNamespace(metrics=TASK.metrics[:1], report=target, experiment=TASK.experiment)
     registry.TASKS.add(registry.Entry("other", "other", "a task of a test", task, "test"))
+    registry.CONTROLS.add(registry.Entry("original", "other", "another's", "math:pi", "rub"))
     fields = registry.PROTOCOLS.get("rub-paper-1", "classification").load()
     registry.PROTOCOLS.add(registry.Entry("rub-paper-1", "other", "of another task", fields, "rub"))
 
@@ -131,7 +132,7 @@ def test_a_run_collects_the_galleries_of_its_stages(tmp_path):
         )
     )
     common = {"task": "classification", "experiment": "", "protocol": "p", "dataset": "digits", "model": "m"}
-    result = collect("demo", [(experiment, Plan(tuple(stages), common))], outcomes)
+    result = collect("demo", [(experiment, Graph(tuple(stages), common))], outcomes)
     assert result.failures == ("lost: no",)
     expected = {**common, "suite": "demo", "method": "ft", "unlearn_seed": 0}
     assert list(result.galleries) == [

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rub.api import default_store
 from rub.config.suite import Experiment, Suite
 from rub.errors import RubError
-from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.graph import Graph
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime, Task
+from rub.pipeline.runtime import Runtime
+from rub.pipeline.task import Task
 from rub.registry import DATASETS
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
@@ -66,25 +67,9 @@ class Report:
     failures: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Audited:
-    """The graph of an audit: what to read first, and what to measure.
-
-    Attributes:
-        experiment: what is measured.
-        common: record fields shared by all rows.
-        reads: stages that show at once whether the request can be met.
-        stages: the measuring stages.
-    """
-
-    experiment: Experiment
-    common: Mapping[str, str]
-    reads: Sequence[Stage]
-    stages: Sequence[Stage]
-
-
 def measure(
-    audited: Audited,
+    experiment: Experiment,
+    graph: Graph,
     task: Task,
     *,
     store: Path | None,
@@ -102,12 +87,10 @@ def measure(
         prepare(out)
     opened = Store(store or default_store())
     with display:
-        outcomes = run_inline(
-            [*audited.reads, *audited.stages], {audited.experiment.task: task}, opened, runtime, display
-        )
-    result = collect("audit", [(audited.experiment, Plan(tuple(audited.stages), audited.common))], outcomes)
+        outcomes = run_inline(list(graph.stages), {task.name: task}, opened, runtime, display)
+    result = collect("audit", [(experiment, graph)], outcomes)
     if out is not None:
-        write_result(result, Suite(name="audit", summary="an audit", experiments=(audited.experiment,)), out, command)
+        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
     return result
 
 

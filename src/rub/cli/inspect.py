@@ -17,7 +17,7 @@ from rub.reports.cards import described
 if TYPE_CHECKING:
     from rub.config.suite import Protocol
     from rub.metrics.base import Metric
-    from rub.pipeline.runtime import Task
+    from rub.pipeline.task import Task
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
@@ -89,11 +89,7 @@ def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
 
 
 def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield name and lines of what a task declares itself: controls, metrics."""
-    from rub.reports.task_report import report_of
-
-    for name, text in report_of(task).controls.items():
-        yield name, [f"[b]{name}[/b]  control, {task}: {escape(text)}"]
+    """Name and lines of what a task declares itself: metrics."""
     for metric in known.metrics:
         yield metric.name, _metric(metric, task)
 

@@ -159,7 +159,9 @@ def plan(
 
 @app.command("list", epilog="Example: rub list methods --task classification")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, attacks, metrics, datasets, models, suites or protocols.")],
+    what: Annotated[
+        str, typer.Argument(help="methods, attacks, controls, metrics, datasets, models, suites or protocols.")
+    ],
     task: TASK = None,
     as_json: JSON = False,
     plugin: PLUGIN = None,

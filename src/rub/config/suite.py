@@ -10,7 +10,7 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -27,7 +27,7 @@ from pydantic import (
 
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import METHODS, PROTOCOLS, TASKS, Entry, read_protocol
+from rub.registry import CONTROLS, METHODS, PROTOCOLS, TASKS, Entry, read_protocol
 
 # Fields that may be written as a bare name, and the key that the name then stands for.
 BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name", "judge": "name", "concept": "name"}
@@ -225,6 +225,8 @@ class Experiment(Frozen):
     """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
     resources: Resources = Resources()
     """What one stage may use, and how long it may take."""
+    if TYPE_CHECKING:  # a field of every task's own type, in its own place
+        protocol: Any
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -244,11 +246,11 @@ class Experiment(Frozen):
         """A task that has these fields takes a bare name for them."""
         return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
 
-    def refuse_as_methods(self, controls: Iterable[str]) -> None:
-        """Raise `RubError` where a control's name is used as a method."""
-        for name in self.methods:
-            if name in controls:
-                raise RubError(f"method '{name}' is a control that always runs; leave it out of 'methods'")
+    def check(self) -> None:
+        """Raise `RubError` where a control is named as a method, or fields contradict each other."""
+        for entry in CONTROLS.entries(self.task):
+            if entry.name in self.methods:
+                raise RubError(f"method '{entry.name}' is a control that always runs; leave it out of 'methods'")
 
 
 def _names(value: Any) -> Any:

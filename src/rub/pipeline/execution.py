@@ -15,7 +15,8 @@ from typing import Literal
 from rub.errors import Diverged, RubError
 from rub.pipeline.graph import Stage
 from rub.pipeline.memory import return_freed_memory
-from rub.pipeline.runtime import Runtime, Task, compute
+from rub.pipeline.runtime import Runtime, compute
+from rub.pipeline.task import Task
 from rub.store.artifacts import Artifact, Store
 
 SMALLEST_BATCH = 8  # below it, a smaller batch frees little

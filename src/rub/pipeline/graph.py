@@ -39,7 +39,7 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """Return the SHA-256 of kind, version, spec and the keys of the inputs.
+        """SHA-256 of kind, version, spec and the keys of the inputs.
 
         Device, evaluation batch size, worker count, engine and paths are not in it.
         """
@@ -54,7 +54,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Graph:
     """The stages of one experiment, and what all of its records have in common.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """Return the stages and all they depend on, each once (by key), inputs before what needs them."""
+    """The stages and all they depend on, each once (by key), inputs before what needs them."""
     done: dict[str, Stage] = {}
     stack: list[tuple[Stage, bool]] = [(stage, False) for stage in reversed(list(stages))]
     while stack:

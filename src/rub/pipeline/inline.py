@@ -19,7 +19,8 @@ from rub.pipeline.cache import Cache
 from rub.pipeline.execution import Outcome, attempt, cached_outcome, inputs_of
 from rub.pipeline.graph import Stage, in_order
 from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime, Task
+from rub.pipeline.runtime import Runtime
+from rub.pipeline.task import Task
 from rub.registry import load_plugin
 from rub.store.artifacts import Store
 

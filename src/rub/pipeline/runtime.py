@@ -1,6 +1,5 @@
 """What a stage function receives, and how one stage is run into the store."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,13 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from rub.config.suite import Experiment
-from rub.metrics.base import Metric
 from rub.pipeline.cache import Cache
 from rub.pipeline.callback import Progress, silent
 from rub.pipeline.checkpointing import Checkpointer
-from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.graph import Stage
 from rub.pipeline.memory import retain_freed_memory
+from rub.pipeline.task import Task
+from rub.registry import load_target
 from rub.store.artifacts import Artifact, Store, canonical
 
 
@@ -45,7 +44,7 @@ class Runtime:
     compile: bool = False
 
     def shared(self) -> dict[str, Any]:
-        """Return what the contexts of training and attacks take over, as keyword arguments."""
+        """What the contexts of training and attacks take over, as keyword arguments."""
         import torch
 
         names = ("progress", "checkpointer", "compile")
@@ -59,33 +58,9 @@ class StageFunction(Protocol):
         """Write the stage's files into the empty directory `out`."""
 
 
-class Task(Protocol):
-    """What a task tells the pipeline; the pipeline knows nothing about images or prompts."""
-
-    @property
-    def experiment(self) -> type[Experiment]:
-        """The experiment spec of this task."""
-
-    @property
-    def functions(self) -> Mapping[str, str]:
-        """Stage kind -> ``module:function`` of its stage function."""
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Every metric of this task, in the order of its tables."""
-
-    @property
-    def reporting(self) -> str:
-        """``module:attribute`` of its `rub.reports.task_report.TaskReport`, imported when something is reported."""
-
-    def plan(self, experiment: Any, runtime: Runtime) -> Plan:
-        """Return the graph of an experiment."""
-
-
 def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Store, runtime: Runtime) -> Artifact:
     """Run one stage and write its artifact; where a run of it was killed, go on from the state that it kept."""
-    module, _, attribute = task.functions[stage.kind].partition(":")
-    function: StageFunction = getattr(importlib.import_module(module), attribute)
+    function: StageFunction = load_target(task.functions[stage.kind])
     facts: dict[str, Any] = {
         "task": stage.task,
         "version": stage.version,
@@ -118,7 +93,7 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
 
 @cache
 def code_version() -> str:
-    """Return the package version with a hash of its source, so that a record names the code that made it."""
+    """Package version with a hash of its source, so that a record names the code that made it."""
     root = Path(__file__).resolve().parent.parent
     digest = sha256()
     for path in sorted(root.rglob("*.py")):
@@ -128,13 +103,13 @@ def code_version() -> str:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide numbers."""
+    """Versions of the libraries that decide numbers."""
     return {name: _version(name) for name in ("diffusers", "numpy", "scikit-learn", "scipy", "torch", "transformers")}
 
 
 @cache
 def device_name(device: str) -> str:
-    """Return the device's own name with its number of threads, such as ``cpu AMD EPYC x2``."""
+    """The device's own name with its number of threads, such as ``cpu AMD EPYC x2``."""
     import torch
 
     if device.startswith("cuda"):

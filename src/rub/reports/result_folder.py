@@ -12,7 +12,7 @@ import yaml
 from rub.config.suite import Experiment, Suite
 from rub.errors import RubError
 from rub.pipeline.execution import Outcome
-from rub.pipeline.graph import Plan, Stage
+from rub.pipeline.graph import Graph, Stage
 from rub.pipeline.runtime import code_version
 from rub.reports.text import free_name
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
@@ -67,7 +67,7 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def collect(suite: str, plans: Sequence[tuple[Experiment, Plan]], outcomes: Mapping[str, Outcome]) -> Result:
+def collect(suite: str, plans: Sequence[tuple[Experiment, Graph]], outcomes: Mapping[str, Outcome]) -> Result:
     """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
     records: list[Record] = []
     samples: list[Mapping[str, Any]] = []

@@ -1,12 +1,11 @@
-"""What a report needs to know of a task, and how it finds that out: through the task's ``reporting``."""
+"""What a report needs to know of a task, and how it finds that out: through its task's ``report``."""
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rub.errors import unknown
-from rub.registry import TASKS
+from rub.registry import TASKS, load_target
 from rub.reports.table import Column, Table
 from rub.reports.tables import paper_numbers
 from rub.store.records import Record
@@ -134,8 +133,7 @@ def report_of(task: str) -> TaskReport:
     """
     if task not in (names := [entry.name for entry in TASKS.entries()]):
         raise unknown("task", task, names)
-    module, _, attribute = TASKS.get(task, task).load().reporting.partition(":")
-    found: TaskReport = getattr(importlib.import_module(module), attribute)
+    found: TaskReport = load_target(TASKS.get(task, task).load().report)
     return found
 
 

@@ -261,9 +261,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
     Raises:
         RubError: no witnesses in the folder.
     """
-    import importlib
-
-    from rub.registry import TASKS
+    from rub.registry import TASKS, load_target
 
     paths = witness_files(folder)
     changed = _changed(folder)
@@ -278,10 +276,9 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
             if rows is not None and not rows & set(_row(witness)):
                 raise RubError("no record of this folder is about its method, seed, attack, budget and weights")
             task = TASKS.get(witness.task, witness.task).load()
-            if not getattr(task, "verify", None):
+            if not task.verify:
                 raise RubError(f"task {witness.task}: its witnesses cannot be checked by this version")
-            module, _, attribute = task.verify.partition(":")
-            held, broken = getattr(importlib.import_module(module), attribute)(witness, tensors, sources)
+            held, broken = load_target(task.verify)(witness, tensors, sources)
         except RubError as error:
             yield Check(path.stem, reason=str(error))
         except (RuntimeError, MemoryError) as error:  # a claim that asks for more than there is

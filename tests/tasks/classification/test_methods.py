@@ -1,7 +1,6 @@
 """One table over every unlearning method of classification: it runs, is finite, repeats itself, and has a full card."""
 
 from copy import deepcopy
-from importlib import import_module
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 
 from rub.data.samples import Samples
 from rub.errors import RubError
-from rub.registry import METHODS, card_of, resolve
+from rub.registry import card_of, resolve, unlearner
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.context import Augmentation
 
@@ -45,8 +44,9 @@ class Small(nn.Module):
 
 
 def entry_of(name):
-    import_module(f"rub.tasks.classification.methods.{name.replace('-', '_')}")
-    return METHODS.get(name, "classification")
+    entry = unlearner(name, "classification")
+    entry.load()
+    return unlearner(name, "classification")
 
 
 def case():

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.audits.base import Audited, Report, Rows, broken, conclude, dataset_of, existing, measure, percent
+from rub.audits.base import Report, Rows, broken, conclude, dataset_of, existing, measure, percent
 from rub.errors import RubError
-from rub.pipeline.graph import Stage
+from rub.pipeline.graph_builder import FromFiles
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
-from rub.store.artifacts import file_sha256
 from rub.store.records import Record
+from rub.tasks.classification.graph import ClassificationGraph
 from rub.tasks.classification.spec import ClassificationExperiment
-from rub.tasks.classification.task import TASK, VERSIONS, Graph
+from rub.tasks.classification.task import TASK
 from rub.tasks.classification.verdict import Figures, judge
 
 
@@ -57,44 +57,15 @@ def audit(
     experiment = _experiment(model, data, size, forget_classes, protocol, samples)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     kinds = "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
-    graph = AuditGraph(experiment, runtime.data_root, existing(given, kinds))
-    stages = [stage for name in graph.weights for stage in graph.measurements(name, 0)]
-    # First, so that a wrong class or checkpoint is noticed at once.
-    reads = [graph.split(), *(graph.model(name, 0) for name in graph.weights)]
+    graph = ClassificationGraph(experiment, runtime.data_root, FromFiles(existing(given, kinds))).graph()
     result = measure(
-        Audited(experiment, graph.common, reads, stages), TASK, store=store, runtime=runtime, display=display, out=out,
+        experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out,
         command=command,
     )  # fmt: skip
     budgets = [f"{level}/255" for level in experiment.protocol.attacks["uma"].budgets if level > 0]
     if result.failures:
         return broken(result, budgets[-1])
     return conclude(result.records, budgets, figures_of, judge, told)
-
-
-class AuditGraph(Graph):
-    """The graph of an audit: models come from checkpoints, everything behind them is the same as in a suite."""
-
-    def __init__(
-        self, experiment: ClassificationExperiment, data_root: Path | None, weights: Mapping[str, Path]
-    ) -> None:
-        """Hash the checkpoints, so that another file under the same name is another stage."""
-        self.weights = weights
-        self.hashes = {name: file_sha256(path) for name, path in weights.items()}
-        super().__init__(experiment, data_root)
-        self.shadows = {}
-        self.original = self.model("original", 0)
-
-    def model(self, method: str, seed: int) -> Stage:
-        """Return the stage that reads a row's checkpoint; the names are original, unlearned and retrained."""
-        spec = {"model": self.experiment.model.model_dump(), "sha256": self.hashes[method]}
-        files = {"weights": self.weights[method]}
-        version = VERSIONS["import"]
-        label = f"read {method}"
-        return Stage("classification", "import", version, label, spec, {"data": self.data}, files=files, cost=1000)
-
-    def reference(self, method: str, seed: int) -> tuple[str, int] | None:
-        """Return the retrained checkpoint's row when there is one."""
-        return ("retrained", 0) if "retrained" in self.weights else None
 
 
 def figures_of(records: Sequence[Record], budget: str) -> Figures:

@@ -16,6 +16,7 @@ from rub.metrics.base import Measured
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
+from rub.tasks.classification.graph import LIRA_SHADOWS
 from rub.tasks.classification.membership import (
     MembershipAttack,
     ShadowOutputs,
@@ -35,7 +36,6 @@ from rub.tasks.classification.metrics import (
     residual_ratio,
 )
 from rub.tasks.classification.stages import WEIGHTS, load_model
-from rub.tasks.classification.task import LIRA_SHADOWS
 from rub.tasks.classification.witnesses import save_witnesses
 from rub.training.classifier import embed, predict
 

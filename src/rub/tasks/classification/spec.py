@@ -77,6 +77,3 @@ class ClassificationExperiment(Experiment):
     forget: ForgetSpec
     evaluation: Evaluation = Evaluation()
     protocol: ClassificationProtocol
-
-
-CONTROLS = ("original", "retrain", "sham")

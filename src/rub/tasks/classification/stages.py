@@ -18,7 +18,7 @@ from rub.models.resnet import build_network
 from rub.models.weights import save_weights
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
-from rub.registry import ATTACKS, METHODS
+from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
@@ -90,7 +90,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         precision=spec["precision"],
         **runtime.shared(),
     )
-    method = METHODS.get(spec["method"]["name"], "classification").load()
+    method = unlearner(spec["method"]["name"], "classification").load()
     original = load_model(inputs["original"], dataset).to(runtime.device)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
     with torch.random.fork_rng():

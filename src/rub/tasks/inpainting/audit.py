@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.audits.base import Audited, Report, Rows, broken, conclude, dataset_of, existing, measure, percent
+from rub.audits.base import Report, Rows, broken, conclude, dataset_of, existing, measure, percent
 from rub.errors import RubError
-from rub.pipeline.graph import Stage
+from rub.pipeline.graph_builder import FromFiles
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.store.records import Record
+from rub.tasks.inpainting.graph import InpaintingGraph, named
 from rub.tasks.inpainting.spec import InpaintingExperiment
-from rub.tasks.inpainting.task import TASK, Graph, imported, named
+from rub.tasks.inpainting.task import TASK
 from rub.tasks.inpainting.verdict import Figures, judge
 
 
@@ -63,45 +64,15 @@ def audit(
         folders=True,
     )
     experiment = _experiment(model, data, size, forget_classes, protocol, samples, judge_epochs)
-    graph = AuditGraph(experiment, runtime.data_root, given, sizes)
-    stages = [stage for name in given for stage in graph.measurements(name, 0)]
-    reads = [graph.chosen, *(graph.model(name, 0) for name in given)]
+    graph = InpaintingGraph(experiment, runtime.data_root, FromFiles(given, sizes)).graph()
     result = measure(
-        Audited(experiment, graph.common, reads, stages), TASK, store=store, runtime=runtime, display=display, out=out,
+        experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out,
         command=command,
     )  # fmt: skip
     budgets = [named(budget) for budget in experiment.protocol.attacks["uma"].budgets]
     if result.failures:
         return broken(result, budgets[-1])
     return conclude(result.records, budgets, figures_of, judge, told)
-
-
-class AuditGraph(Graph):
-    """The graph of an audit: models come from checkpoints, everything behind them is the same as in a suite."""
-
-    def __init__(
-        self,
-        experiment: InpaintingExperiment,
-        data_root: Path | None,
-        weights: Mapping[str, Path],
-        sizes: Mapping[str, Any],
-    ) -> None:
-        """Know the checkpoints by role: original, unlearned and, if there is one, retrained."""
-        self.weights, self.sizes = weights, sizes
-        super().__init__(experiment, data_root)
-
-    def model(self, method: str, seed: int) -> Stage:
-        """Return the stage that reads a row's checkpoint."""
-        return imported(
-            self.weights[method], f"read {method}", self.experiment.model.arch, self.data, **dict(self.sizes)
-        )
-
-    def retrained(self, seed: int) -> tuple[str, int] | None:
-        """Return the retrained checkpoint's row when there is one."""
-        return ("retrained", 0) if "retrained" in self.weights else None
-
-    def _original(self) -> Stage:
-        return self.model("original", 0)
 
 
 def figures_of(records: Sequence[Record], budget: str) -> Figures:

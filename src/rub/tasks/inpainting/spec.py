@@ -10,7 +10,6 @@ from rub.errors import RubError
 
 Split = Literal["forget", "retain", "steered"]
 Level = int | Literal["unbounded", "free"]
-CONTROLS = ("original", "retrain", "random_init")
 
 
 class ModelSpec(Frozen):
@@ -105,7 +104,7 @@ class InpaintingExperiment(Experiment):
 
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""
-        self.refuse_as_methods(CONTROLS)
+        super().check()
         if self.forget.classes is None:
             raise RubError("forget: this task forgets whole classes; give forget.classes, such as [0, 1]")
         if self.model.arch == "foreign" and self.model.weights is None:

@@ -20,7 +20,7 @@ from rub.models.mae.model import ARCHITECTURES, MaskedAutoencoder, build_mae
 from rub.pipeline.checkpointing import Changing
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
-from rub.registry import ATTACKS, METHODS
+from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
@@ -165,7 +165,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts = split(dataset, spec["forget"], spec["validation"])
     context = _context(spec["seed"], spec["mask_ratio"], spec, dataset, runtime)
-    method = METHODS.get(spec["method"]["name"], "inpainting").load()
+    method = unlearner(spec["method"]["name"], "inpainting").load()
     original = load_mae(inputs["original"].file(WEIGHTS)).to(runtime.device)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
     with torch.random.fork_rng():

@@ -4,15 +4,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.audits.base import Audited, Rate, Report, Rows, broken, conclude, measure, percent
+from rub.audits.base import Rate, Report, Rows, broken, conclude, measure, percent
 from rub.config.suite import protocol_of
 from rub.errors import RubError
-from rub.pipeline.graph import Stage
+from rub.pipeline.graph_builder import FromFiles
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.store.records import Record
+from rub.tasks.text_to_image.graph import TextToImageGraph
 from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
-from rub.tasks.text_to_image.task import TASK, Graph, imported
+from rub.tasks.text_to_image.task import TASK
 from rub.tasks.text_to_image.verdict import Figures, judge
 
 CONTROL_ATTACKS = ("random-prefix", "seed-search")
@@ -77,36 +78,12 @@ def audit(
         cap=cap,
         count=count,
     )
-    graph = AuditGraph(experiment, runtime.data_root, given)
-    rows = ["original", *given]
-    stages = [stage for name in rows for stage in graph.measurements(name, 0)]
-    reads = [graph.prompts, *(graph.model(name, 0) for name in rows)]
-    audited = Audited(experiment, graph.common, reads, stages)
-    result = measure(audited, TASK, store=store, runtime=runtime, display=display, out=out, command=command)
+    graph = TextToImageGraph(experiment, runtime.data_root, FromFiles(given)).graph()
+    result = measure(experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out, command=command)
     caps = sorted({str(plan.cap) for plan in experiment.protocol.attacks.values()}, key=int)
     if result.failures:
         return broken(result, caps[-1])
     return conclude(result.records, caps[-1:], figures_of, judge, told)
-
-
-class AuditGraph(Graph):
-    """The graph of an audit: models come from checkpoints, everything behind them is the same as in a suite."""
-
-    def __init__(self, experiment: TextToImageExperiment, data_root: Path | None, weights: dict[str, Path]) -> None:
-        """Know the checkpoints by role: unlearned and, if there is one, retrained."""
-        self.weights = weights
-        super().__init__(experiment, data_root)
-
-    def model(self, method: str, seed: int) -> Stage:
-        """Return the stage that reads a row's checkpoint."""
-        if method == "original":
-            return self.original
-        changed = {"original": self.original}
-        return imported(str(self.weights[method]), f"read {method}", None, changed)
-
-    def retrained(self, seed: int) -> tuple[str, int] | None:
-        """Return the retrained checkpoint's row when there is one."""
-        return ("retrained", 0) if "retrained" in self.weights else None
 
 
 def figures_of(records: Sequence[Record], budget: str) -> Figures:

@@ -9,8 +9,6 @@ from rub.data.spec import DatasetSpec
 from rub.data.spec import TrainingSpec as ClassifierTraining
 from rub.errors import RubError
 
-CONTROLS = ("original", "retrain", "sham", "random_init")
-
 
 class ModelSpec(Frozen):
     """Which diffusion model."""
@@ -90,6 +88,11 @@ class AttackSpec(Frozen):
     cap: int = Field(100, ge=1)
     """Attack steps, each ends with a picture and a look of the judge; a failure counts as the cap."""
 
+    @property
+    def runs(self) -> tuple[Component, ...]:
+        """The one search."""
+        return (self.run,)
+
 
 class TextToImageProtocol(Protocol):
     """The choices behind a number of this task."""
@@ -156,7 +159,7 @@ class TextToImageExperiment(Experiment):
 
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""
-        self.refuse_as_methods(CONTROLS)
+        super().check()
         foreign = self.model.arch == "stable-diffusion"
         if foreign and self.model.weights is None:
             raise RubError("model.weights: stable-diffusion needs a diffusers folder or a hub id")

@@ -19,7 +19,7 @@ from rub.models.diffusion.sampling import Sampler
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
-from rub.registry import ATTACKS, METHODS
+from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
@@ -206,7 +206,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         sampler=Sampler("ddim", spec["sampler_steps"]),
         **runtime.shared(),
     )
-    method = METHODS.get(spec["method"]["name"], "text-to-image").load()
+    method = unlearner(spec["method"]["name"], "text-to-image").load()
     model = frozen(original).requires_grad_(True)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Sham: the original with the forgotten outputs switched off. It unlearns nothing, and exists to catch naive scores."""
+"""Controls of the classification task: models that are no result of unlearning, measured beside those that are."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from torch import nn
 from rub.config.hyperparameters import Hyper
 from rub.data.samples import Samples
 from rub.errors import RubError
-from rub.registry import Card, method
+from rub.registry import Card, control
 from rub.tasks.classification.context import UnlearnContext
 
 CARD = Card(
@@ -19,7 +19,7 @@ CARD = Card(
 )
 
 
-@method("sham", task="classification", card=CARD)
+@control("sham", task="classification", card=CARD)
 def sham(
     model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
     shift: Annotated[float, Hyper("what is added to the forgotten classes' logits",

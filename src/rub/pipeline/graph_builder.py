@@ -1,0 +1,201 @@
+"""From an experiment to its graph of stages: what the builders of all tasks share. Free of torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from rub.config.suite import Experiment
+from rub.pipeline.graph import Graph, Stage
+from rub.registry import ATTACKS, METHODS, resolved
+
+E = TypeVar("E", bound=Experiment)
+RETRAIN_SEED = 1000  # training seeds of different roles must not meet: the original's are below
+NO_REFERENCE = "retrains: 0: no model shows what forgotten is like"
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """Models that someone else made, in place of those that an experiment would train and unlearn.
+
+    Attributes:
+        weights: row (``original``, ``unlearned``, ``retrained``) -> its checkpoint. Without an original here, the
+            experiment says where it is.
+        facts: what the files do not tell, as the task's reader takes it.
+    """
+
+    weights: Mapping[str, Path]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class GraphBuilder(ABC, Generic[E]):
+    """Builds the stages of one experiment; every stage is a pure function of the experiment.
+
+    A task's builder says how its models are made and measured; rows, components and the retrained reference are here.
+
+    Attributes:
+        experiment: what is asked for.
+        data_root: folder with the standard data layouts, or None.
+        given: models from files; None where the experiment makes its own.
+        methods: method -> what a stage's spec says of it.
+        attacks: label -> the protocol's plan of an attack.
+        runs: label -> what a stage's spec says of the attack's searches.
+    """
+
+    task: ClassVar[str]
+    versions: ClassVar[Mapping[str, int]]
+    """Stage kind -> version of its function; raised when its results change."""
+    controls: tuple[str, ...] = ()
+    """Rows beside the original and the retrained models that are no methods, each measured once."""
+
+    def __init__(self, experiment: E, data_root: Path | None, given: FromFiles | None = None) -> None:
+        """Look every method and attack up in the registry.
+
+        Raises:
+            RubError: an unknown component or hyperparameter, or fields that contradict each other.
+        """
+        experiment.check()
+        self.experiment, self.data_root, self.given = experiment, data_root, given
+        self.methods = {
+            name: resolved(METHODS.get(name, self.task), parameters, f"methods.{name}")
+            for name, parameters in experiment.methods.items()
+        }
+        self.attacks: Mapping[str, Any] = experiment.protocol.attacks
+        self.runs = {
+            label: [resolved(ATTACKS.get(run.name, self.task), run.parameters, f"attacks.{label}") for run in plan.runs]
+            for label, plan in self.attacks.items()
+        }
+
+    def graph(self) -> Graph:
+        """Stages of every row, after those that show at once whether the request can be met."""
+        rows = list(self.rows())
+        stages = [*self.first(), *(self.model(*row) for row in rows if self.given is not None)]
+        for row in rows:
+            stages += self.measurements(*row)
+        return Graph(tuple(stages), self.common(), self.notes())
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """(method, unlearning seed) of every row: the controls first, each with the seeds that it has."""
+        yield "original", 0
+        if self.given is not None:
+            yield from ((name, 0) for name in self.given.weights if name != "original")
+            return
+        yield from (("retrain", seed) for seed in range(self.retrains))
+        yield from ((name, 0) for name in self.controls)
+        yield from ((name, seed) for name in self.methods for seed in range(self.experiment.seeds.unlearn))
+
+    def model(self, method: str, seed: int) -> Stage:
+        """Stage that makes the weights of a row."""
+        if method == "original":
+            return self.original
+        if self.given is not None:
+            return self.imported(method, self.given)
+        if method == "retrain":
+            return self.retrain(seed)
+        return self.control(method, seed) if method in self.controls else self.unlearn(method, seed)
+
+    @cached_property
+    def original(self) -> Stage:
+        """Stage of the model before unlearning."""
+        read = self.given is not None and "original" in self.given.weights
+        return self.imported("original", self.given) if read and self.given else self.trained()
+
+    def retrained(self, seed: int) -> tuple[str, int] | None:
+        """Row of the retrained model that the rows of an unlearning seed are compared with; None without one."""
+        if self.given is not None:
+            return ("retrained", 0) if "retrained" in self.given.weights else None
+        return ("retrain", seed % self.retrains) if self.retrains else None
+
+    def measurements(self, method: str, seed: int) -> list[Stage]:
+        """Measuring stages of one row: clean, one for each attack and budget, and its gallery."""
+        return [
+            self.measure(method, seed),
+            *(
+                self.measure_attack(method, seed, label, budget)
+                for label in self.attacks
+                for budget in self.budgets(label)
+            ),
+            *self.gallery(method, seed),
+        ]
+
+    def common(self) -> dict[str, str]:
+        """Record fields that all rows share."""
+        protocol: str = self.experiment.protocol.name
+        names = {"task": self.task, "experiment": self.experiment.name, "protocol": protocol}
+        return names | {"dataset": self.dataset_name, "model": self.model_name}
+
+    def stage(
+        self,
+        kind: str,
+        label: str,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, Stage],
+        *,
+        cost: float,
+        cells: Iterable[Mapping[str, Any]] = (),
+        files: Mapping[str, Path] | None = None,
+    ) -> Stage:
+        """A stage of this task, of the present version of its kind."""
+        return Stage(self.task, kind, self.versions[kind], label, spec, inputs, files or {}, cost, tuple(cells))
+
+    @property
+    def retrains(self) -> int:
+        """Number of models that are retrained without the forget set, one for each unlearning seed."""
+        return self.experiment.seeds.unlearn
+
+    @property
+    @abstractmethod
+    def dataset_name(self) -> str:
+        """The data, as records and tables call it."""
+
+    @property
+    @abstractmethod
+    def model_name(self) -> str:
+        """The network, likewise."""
+
+    def first(self) -> list[Stage]:
+        """Stages that notice a request that cannot be met before anything is trained."""
+        return []
+
+    def notes(self) -> tuple[str, ...]:
+        """Choices made for this experiment that a reader should know, one line each."""
+        return () if self.retrains else (NO_REFERENCE,)
+
+    def budgets(self, label: str) -> Iterable[Any]:
+        """Budgets of an attack, the smallest first."""
+        budgets: Iterable[Any] = self.attacks[label].budgets
+        return budgets
+
+    def gallery(self, method: str, seed: int) -> list[Stage]:
+        """Stage of a row's pictures, in a list; none without pictures."""
+        return []
+
+    def control(self, name: str, seed: int) -> Stage:
+        """Stage that makes the model of one of `controls`; by default as a method's."""
+        return self.unlearn(name, seed)
+
+    @abstractmethod
+    def trained(self) -> Stage:
+        """Stage of the original as the experiment asks for it."""
+
+    @abstractmethod
+    def retrain(self, seed: int) -> Stage:
+        """Stage that trains a model without the forget set."""
+
+    @abstractmethod
+    def unlearn(self, method: str, seed: int) -> Stage:
+        """Stage that runs a method on the original."""
+
+    @abstractmethod
+    def imported(self, row: str, given: FromFiles) -> Stage:
+        """Stage that reads a row's model from a file; its key holds the hash of the file."""
+
+    @abstractmethod
+    def measure(self, method: str, seed: int) -> Stage:
+        """Stage that measures a row without an attack."""
+
+    @abstractmethod
+    def measure_attack(self, method: str, seed: int, label: str, budget: Any) -> Stage:
+        """Stage that measures a row under an attack at one budget."""

@@ -1,0 +1,47 @@
+"""A task: all that the pipeline, audits, witnesses and reports take from it, declared as one value."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rub.config.suite import Experiment
+from rub.metrics.base import Metric
+from rub.pipeline.graph import Graph
+from rub.pipeline.graph_builder import GraphBuilder
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of thing that can be unlearned, and how that is measured.
+
+    Targets are ``module:attribute`` strings, imported when they are needed, so that a task's names can be listed
+    without loading torch. The pipeline itself knows nothing of images or prompts.
+
+    Attributes:
+        name: as suites write it.
+        experiment: the spec of its experiments.
+        graph: builder of an experiment's stages, from the experiment and the folder of data.
+        functions: stage kind -> target of its stage function, a `rub.pipeline.runtime.StageFunction`.
+        metrics: every metric, in the order of its tables.
+        report: target of its `rub.reports.task_report.TaskReport`.
+        audit: target of its `rub.audits.base.Audit`; "" where checkpoints of others cannot be audited.
+        verify: target of the function that scores a witness again, see `rub.witness.claims`; "" without witnesses.
+    """
+
+    name: str
+    experiment: type[Experiment]
+    graph: Callable[[Any, Path | None], GraphBuilder[Any]]
+    functions: Mapping[str, str]
+    metrics: tuple[Metric, ...]
+    report: str
+    audit: str = ""
+    verify: str = ""
+
+    def plan(self, experiment: Experiment, data_root: Path | None) -> Graph:
+        """Graph of an experiment.
+
+        Raises:
+            RubError: an unknown component or hyperparameter, or data or weights that are not there.
+        """
+        return self.graph(experiment, data_root).graph()

@@ -1,0 +1,213 @@
+"""From an experiment of the classification task to its graph of stages. Free of torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rub.data.base import source_of
+from rub.data.spec import check_classes, data_stage, num_images
+from rub.pipeline.graph import Stage
+from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
+from rub.registry import NETWORKS, resolved, unlearner
+from rub.store.artifacts import file_sha256
+from rub.tasks.classification.metrics import cell
+from rub.tasks.classification.spec import ClassificationExperiment
+
+SHADOW_SEED = 2000  # training seeds of different roles must not meet
+LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
+
+
+class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
+    """Stages of Table 1: data, original, retrained and shadow models, methods, attacks, measurements."""
+
+    task = "classification"
+    versions: ClassVar[Mapping[str, int]] = {
+        "split": 1,
+        "train": 1,
+        "import": 1,
+        "shadow": 1,
+        "unlearn": 1,
+        "attack": 1,
+        "measure": 1,
+        "measure-attack": 2,  # keeps witnesses
+    }
+
+    def __init__(
+        self, experiment: ClassificationExperiment, data_root: Path | None, given: FromFiles | None = None
+    ) -> None:
+        """Validate the components against the registry, and fingerprint the data.
+
+        Raises:
+            RubError: an unknown component or hyperparameter, or data that is not there.
+        """
+        super().__init__(experiment, data_root, given)
+        NETWORKS.get(experiment.model.arch, self.task)
+        self.classwise = experiment.forget.classes is not None
+        self.controls = ("sham",) if self.classwise else ()
+        self.data = data_stage(self.task, experiment.dataset, data_root)
+        self.size = num_images(experiment.dataset, 10_000)
+        if classes := source_of(experiment.dataset.name).classes:
+            check_classes(experiment.forget.classes or (), classes)
+        pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed) if given is None else ()
+        self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set's title."""
+        return self.experiment.dataset.title
+
+    @property
+    def model_name(self) -> str:
+        """The network with its width and stem, such as ``resnet10-w24-half``."""
+        model = self.experiment.model
+        width = "" if model.width is None else f"-w{model.width}"
+        return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
+
+    def first(self) -> list[Stage]:
+        """The stage that checks the forget set against the data."""
+        spec = {"forget": self.experiment.forget.model_dump(), "validation": self.experiment.dataset.validation}
+        return [self.stage("split", "split the data", spec, {"data": self.data}, cost=1000)]
+
+    def notes(self) -> tuple[str, ...]:
+        """What is left out where no whole class is forgotten."""
+        lacking = "sham and bias-free metrics need forgotten classes; this forget set has none"
+        return super().notes() if self.classwise else (*super().notes(), lacking)
+
+    def trained(self) -> Stage:
+        """Stage that trains the original."""
+        return self._train("train original", {"kind": "all"}, self.experiment.seeds.train)
+
+    def retrain(self, seed: int) -> Stage:
+        """Stage that trains a model on the retain set."""
+        subset = {"kind": "retain", "forget": self.experiment.forget.model_dump()}
+        return self._train(f"retrain, seed {seed}", subset, RETRAIN_SEED + seed)
+
+    def unlearn(self, method: str, seed: int) -> Stage:
+        """Stage that runs a method on the original."""
+        given = self.methods.get(method) or resolved(unlearner(method, self.task), {}, method)
+        training = self.experiment.training
+        spec = {
+            "method": given,
+            "forget": self.experiment.forget.model_dump(),
+            "validation": self.experiment.dataset.validation,
+            "seed": seed,
+            "batch_size": training.batch_size,
+            "padding": training.padding,
+            "precision": training.precision,
+        }
+        epochs = float(given["parameters"].get("epochs", 2))
+        inputs = {"data": self.data, "original": self.original}
+        return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=3 * epochs * self.size)
+
+    def imported(self, row: str, given: FromFiles) -> Stage:
+        """Stage that reads a checkpoint; its key holds the hash of the file."""
+        path = given.weights[row]
+        spec = {"model": self.experiment.model.model_dump(), "sha256": file_sha256(path)}
+        return self.stage("import", f"read {row}", spec, {"data": self.data}, files={"weights": path}, cost=1000)
+
+    def budgets(self, label: str) -> Iterable[int]:
+        """Budgets of an attack in 1/255 steps; 0 is the measurement without an attack."""
+        return (level for level in self.attacks[label].budgets if level > 0)
+
+    def attack(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
+        """Stage that searches probes for one row, attack, budget and set of images."""
+        evaluation, plan = self.experiment.evaluation, self.attacks[label]
+        samples = evaluation.attack_samples if split == "forget" else evaluation.control_samples
+        spec = {
+            "runs": self.runs[label],
+            "levels": level,
+            "split": split,
+            "samples": samples,
+            "forget": self.experiment.forget.model_dump(),
+            "validation": self.experiment.dataset.validation,
+            "seed": seed,
+        }
+        inputs = {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
+        smaller = [budget for budget in plan.budgets if 0 < budget < level]
+        if plan.warm_start and smaller:
+            inputs["warm"] = self.attack(method, seed, label, smaller[-1], split)
+        steps = sum(
+            run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label]
+        )
+        label_text = f"attack {method}, seed {seed}: {label} {level}/255 on {split}"
+        return self.stage("attack", label_text, spec, inputs, cost=2.0 * steps * (samples or self.size // 10))
+
+    def measure(self, method: str, seed: int) -> Stage:
+        """Stage that measures a row on clean images."""
+        experiment = self.experiment
+        spec = {
+            "method": method,
+            "seed": seed,
+            "forget": experiment.forget.model_dump(),
+            "validation": experiment.dataset.validation,
+            "retain_samples": experiment.evaluation.retain_samples,
+            "probe_per_class": experiment.protocol.probe_per_class,
+            "probe_total": experiment.protocol.probe_total,
+            "shadows_per_seed": experiment.protocol.shadows_per_seed,
+            "mia_seeds": experiment.seeds.mia,
+        }
+        inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
+        metrics = ["ta", "ta_all", "ra", "ua", "mia_svc"]
+        if experiment.forget.classes is not None:
+            metrics += ["ua_test", "logit_auc", "probe_accuracy"]
+        cells = [cell(method, seed, metric) for metric in metrics]
+        if self.shadows:
+            cells += [cell(method, seed, "mia_rmia")]
+            cells += [cell(method, seed, "mia_lira")] if len(self.shadows) >= LIRA_SHADOWS else []
+            cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
+        return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=cells)
+
+    def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
+        """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""
+        experiment, plan = self.experiment, self.attacks[label]
+        splits = [split for split in plan.splits if split != "retain" or experiment.forget.classes is not None]
+        inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
+        inputs |= {f"attack_{split}": self.attack(method, seed, label, budget, split) for split in splits}
+        if "forget" in splits and (reference := self.retrained(seed)) is not None:
+            inputs["attack_retrained"] = self.attack(*reference, label, budget, "forget")
+        spec = {
+            "method": method,
+            "seed": seed,
+            "attack": label,
+            "budget": f"{budget}/255",
+            "splits": splits,
+            "witnesses": experiment.evaluation.witnesses,
+            "forget": experiment.forget.model_dump(),
+            "validation": experiment.dataset.validation,
+            "shadows_per_seed": experiment.protocol.shadows_per_seed,
+            "mia_seeds": experiment.seeds.mia,
+        }
+        at: dict[str, Any] = {"attack": label, "budget": f"{budget}/255"}
+        cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
+        if "attack_retrained" in inputs:
+            cells += [cell(method, seed, metric, **at) for metric in ("residual_knowledge", "residual_ratio")]
+        if "forget" in splits and self.shadows:
+            cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
+        text = f"measure {method}, seed {seed}: {label} {budget}/255"
+        return self.stage("measure-attack", text, spec, inputs, cost=1000, cells=cells)
+
+    def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
+        experiment = self.experiment
+        spec = {
+            "model": experiment.model.model_dump(),
+            "training": experiment.training.model_dump(),
+            "subset": dict(subset),
+            "validation": experiment.dataset.validation,
+            "seed": seed,
+        }
+        cost = 3.0 * experiment.training.epochs * self.size
+        return self.stage("train", label, spec, {"data": self.data}, cost=cost)
+
+    def _shadow(self, index: int) -> Stage:
+        # 2i and 2i + 1 are trained on complementary halves.
+        experiment = self.experiment
+        spec = {
+            "model": experiment.model.model_dump(),
+            "training": experiment.training.model_dump(),
+            "validation": experiment.dataset.validation,
+            "seed": SHADOW_SEED + index,
+            "half_seed": SHADOW_SEED + index // 2,
+            "half": index % 2,
+        }
+        cost = 1.5 * experiment.training.epochs * self.size
+        return self.stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)

@@ -1,0 +1,302 @@
+"""From an experiment of the text-to-image task to its graph of stages. Free of torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rub.config.suite import located
+from rub.data.spec import data_stage
+from rub.pipeline.graph import Stage
+from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
+from rub.registry import NETWORKS
+from rub.store.artifacts import file_sha256
+from rub.tasks.text_to_image.judging import judge_stage
+from rub.tasks.text_to_image.metrics import cell
+from rub.tasks.text_to_image.spec import TextToImageExperiment
+
+RANDOM_SEED = 2000  # seeds of different roles must not meet
+RETAIN_GUIDANCE = 7.5
+REAL = 2000  # most real pictures that FID and KID compare with
+_CLEAN = ("asr_pre", "utility_accuracy", "fid", "kid")
+_ATTACKED = ("asr_post", "steps_mean", "steps_median", "gradient_steps_mean")
+_DRAWN = 2.0  # classifier-free guidance draws with two passes per step
+
+
+class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
+    """Stages of Table 3: data, judge, original, prompts, controls, methods, attacks, measurements, galleries."""
+
+    task = "text-to-image"
+    versions: ClassVar[Mapping[str, int]] = {
+        "prompts": 1,
+        "train": 1,
+        "import": 1,
+        "initialise": 1,
+        "pictures": 1,
+        "unlearn": 1,
+        "reference": 1,
+        "attack": 1,
+        "measure": 1,
+        "measure-attack": 1,
+        "gallery": 1,
+    }
+    controls = ("sham", "random_init")
+
+    def __init__(
+        self, experiment: TextToImageExperiment, data_root: Path | None, given: FromFiles | None = None
+    ) -> None:
+        """Validate the components against the registry, and fingerprint data, prompts and weights.
+
+        Raises:
+            RubError: an unknown component or hyperparameter, or data, prompts or weights that are not there.
+        """
+        super().__init__(experiment, data_root, given)
+        NETWORKS.get(experiment.model.arch, self.task)
+        dataset = experiment.dataset
+        self.data = {} if dataset is None else {"data": data_stage(self.task, dataset, data_root)}
+        self.concept = {
+            **experiment.concept.model_dump(exclude={"prompts"}),
+            "judge": experiment.judge.name,
+            "retain": list(experiment.retain),
+        }
+        self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root)
+        self.prompts = self._prompts()
+        self.reference = self.stage(
+            "reference",
+            "draw the original's pictures",
+            {**self._scoring(), "real": REAL},
+            {**self._seen(), "original": self.original},
+            cost=self._drawing(self._count()),
+        )
+        self.pictures = self._pictures()
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set's title; ``none`` without one."""
+        return "none" if self.experiment.dataset is None else self.experiment.dataset.title
+
+    @property
+    def model_name(self) -> str:
+        """The diffusion model's architecture."""
+        return self.experiment.model.arch
+
+    @property
+    def retrains(self) -> int:
+        """Number of miniatures that are trained without the concept."""
+        return self.experiment.retrains
+
+    def first(self) -> list[Stage]:
+        """The stage that notices prompts that cannot be before anything is unlearned."""
+        return [self.prompts]
+
+    def trained(self) -> Stage:
+        """Stage that trains the original, or reads the weights that the experiment names."""
+        model = self.experiment.model
+        if model.weights is None:
+            return self._train("train original", "all", self.experiment.seeds.train)
+        return self._imported(_found(model.weights, self.data_root), "import the original", {})
+
+    def retrain(self, seed: int) -> Stage:
+        """Stage that trains a miniature without the concept."""
+        return self._train(f"retrain, seed {seed}", "retain", RETRAIN_SEED + seed)
+
+    def control(self, name: str, seed: int) -> Stage:
+        """Stage that makes the sham, or a model that was never trained."""
+        drawn: dict[str, Any] = {"control": name, "seed": RANDOM_SEED + seed}
+        drawn["concept"] = self.concept if name == "sham" else None
+        inputs = {"original": self.original, **self.data}
+        return self.stage("initialise", f"make the control {name}", drawn, inputs, cost=1)
+
+    def unlearn(self, method: str, seed: int) -> Stage:
+        """Stage that runs a method on the original."""
+        given, experiment = self.methods[method], self.experiment
+        batch_size = experiment.batch_sizes.get(method, experiment.batch_size)
+        spec = {
+            "method": given,
+            "anchor": experiment.concept.anchor,
+            "sampler_steps": experiment.protocol.sampler_steps,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        steps = float(given["parameters"].get("iterations", 100))
+        inputs = {"original": self.original, "pictures": self.pictures}
+        cost = 10 * steps * batch_size
+        return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=cost)
+
+    def imported(self, row: str, given: FromFiles) -> Stage:
+        """Stage that reads a checkpoint that changes the original."""
+        return self._imported(given.weights[row], f"read {row}", {"original": self.original})
+
+    def budgets(self, label: str) -> Iterable[int]:
+        """The one budget of an attack: its cap of steps."""
+        return (self.attacks[label].cap,)
+
+    def gallery(self, method: str, seed: int) -> list[Stage]:
+        """Stage of a row's pictures: without an attack, and with each of them."""
+        if not self.experiment.evaluation.gallery or seed:
+            return []
+        spec = {
+            "method": method,
+            "seed": seed,
+            "count": self.experiment.evaluation.gallery,
+            "attacks": list(self.attacks),
+        }
+        inputs = {"prompts": self.prompts, "reference": self.reference, "clean": self.measure(method, seed)}
+        inputs |= {f"attack_{place}": self.attack(method, seed, label) for place, label in enumerate(self.attacks)}
+        return [self.stage("gallery", f"pictures of {method}", spec, inputs, cost=10)]
+
+    def attack(self, method: str, seed: int, label: str) -> Stage:
+        """Stage that searches prompts for one row and attack."""
+        plan = self.attacks[label]
+        spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn()}
+        inputs = {
+            **self._seen(),
+            "original": self.original,
+            "reference": self.reference,
+            "unlearned": self.model(method, seed),
+        }
+        inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
+        cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
+        return self.stage("attack", f"attack {method}, seed {seed}: {label}", spec, inputs, cost=cost)
+
+    def _seen(self) -> dict[str, Stage]:
+        return {**self.data, "judge": self.judge, "prompts": self.prompts}
+
+    def _train(self, label: str, subset: str, seed: int) -> Stage:
+        experiment = self.experiment
+        assert experiment.dataset is not None
+        without = experiment.retrain_without
+        spec: dict[str, Any] = {
+            "model": experiment.model.model_dump(exclude={"weights"}),
+            "training": experiment.training.model_dump(),
+            "subset": subset,
+            "validation": experiment.dataset.validation,
+            "seed": seed,
+        }
+        if subset == "retain":
+            spec["without"] = None if without is None else list(without)
+        # Which concept it is decides nothing where all pictures are seen, or where the classes left out are listed.
+        alone = subset == "retain" and without is None
+        spec["concept"] = self.concept if alone else None
+        cost = 3.0 * experiment.training.steps * experiment.training.batch_size
+        return self.stage("train", label, spec, self.data, cost=cost)
+
+    def _prompts(self) -> Stage:
+        evaluation, protocol = self.experiment.evaluation, self.experiment.protocol
+        spec = {
+            "concept": self.concept,
+            "given": given_prompts(self.experiment.concept.name, self.experiment.concept.prompts, self.data_root),
+            "count": evaluation.prompts,
+            "token_limit": protocol.token_limit,
+            "guidance": protocol.guidance,
+        }
+        return self.stage("prompts", "choose the prompts", spec, {**self.data, "original": self.original}, cost=10)
+
+    def _pictures(self) -> Stage:
+        experiment = self.experiment
+        spec = {
+            "concept": self.concept,
+            "count": experiment.evaluation.pictures,
+            "validation": None if experiment.dataset is None else experiment.dataset.validation,
+            "sampler": None if self.data else self._sampler(),
+        }
+        inputs = {**self.data, "original": self.original}
+        return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=1000)
+
+    def measure(self, method: str, seed: int) -> Stage:
+        """Stage that measures a row without an attack."""
+        spec = {"method": method, "seed": seed, **self._scoring()}
+        metrics = list(_CLEAN)
+        if without := self.experiment.retrain_without:  # its kept concepts are not all known to the retrained model
+            spec["unseen"] = list(without)
+            metrics.append("utility_seen")
+        inputs = {
+            **self._seen(),
+            "original": self.original,
+            "reference": self.reference,
+            "unlearned": self.model(method, seed),
+        }
+        cells = tuple(cell(method, seed, metric) for metric in metrics)
+        cost = self._drawing(self._count() + self.experiment.evaluation.retained)
+        return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
+
+    def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
+        """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""
+        spec = {
+            "method": method,
+            "seed": seed,
+            "attack": label,
+            "cap": budget,
+            "witnesses": self.experiment.evaluation.witnesses,
+            **self._drawn(),
+        }
+        inputs = {
+            "judge": self.judge,
+            **self.data,
+            "prompts": self.prompts,
+            "original": self.original,
+            "unlearned": self.model(method, seed),
+            "attack": self.attack(method, seed, label),
+        }
+        metrics = list(_ATTACKED)
+        if (reference := self.retrained(seed)) is not None:
+            inputs["retrained"] = self.attack(*reference, label)
+            metrics.append("residual_knowledge")
+        cells = tuple(cell(method, seed, metric, attack=label, budget=str(budget)) for metric in metrics)
+        text = f"measure {method}, seed {seed}: {label}"
+        return self.stage("measure-attack", text, spec, inputs, cost=10, cells=cells)
+
+    def _sampler(self) -> dict[str, Any]:
+        protocol = self.experiment.protocol
+        return {"name": protocol.sampler, "steps": protocol.sampler_steps}
+
+    def _drawn(self) -> dict[str, Any]:
+        return {"concept": self.concept, "sampler": self._sampler()}
+
+    def _scoring(self) -> dict[str, Any]:
+        guidance = self.experiment.protocol.guidance or RETAIN_GUIDANCE
+        return {**self._drawn(), "retained": self.experiment.evaluation.retained, "retain_guidance": guidance}
+
+    def _count(self) -> int:
+        return self.experiment.evaluation.prompts or 50
+
+    def _drawing(self, count: int) -> float:
+        return _DRAWN * count * self.experiment.protocol.sampler_steps
+
+    def stage(self, kind: str, label: str, *arguments: Any, **options: Any) -> Stage:
+        """A stage of this task, whose label names the experiment where others of the suite do not share it."""
+        name = self.experiment.name
+        shared = kind in ("train", "import") or not name
+        return super().stage(kind, label if shared else f"{label} ({name})", *arguments, **options)
+
+    def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage]) -> Stage:
+        """Stage that reads a file or a diffusers folder; its key holds the hash of every file."""
+        files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+        base = path if path.is_dir() else path.parent
+        spec = {"sha256": {item.relative_to(base).as_posix(): file_sha256(item) for item in files}}
+        return self.stage("import", label, spec, inputs, files={"weights": path}, cost=1000)
+
+
+def _found(weights: str, data_root: Path | None) -> Path:
+    """Where weights are: a path, a path below the data root, or a snapshot in the hub's cache."""
+    if (place := located(weights, data_root)).exists():
+        return place
+    from rub.models.diffusion.hub import snapshot
+
+    return snapshot(weights)
+
+
+def given_prompts(
+    name: str, given: str | tuple[str, ...] | None, data_root: Path | None
+) -> list[dict[str, Any]] | None:
+    """Rows of prompts that a user names, so that the stage's key holds them; None: the shipped ones.
+
+    Raises:
+        RubError: no such file, or one without prompts.
+    """
+    if given is None:
+        return None
+    from rub.tasks.text_to_image.concepts import prompts_of
+
+    found = prompts_of(name, name, given, data_root)
+    columns = zip(found.ids.tolist(), found.texts, found.seeds.tolist(), found.guidance.tolist(), strict=True)
+    return [{"id": case, "prompt": text, "seed": seed, "guidance": weight} for case, text, seed, weight in columns]
