@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.data.samples import to_unit
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.tasks.classification.attacks.base import AttackContext, Budget
 from rub.tasks.classification.attacks.harness import freeze, make_target, run_attack
 from rub.tasks.classification.attacks.uma import uma

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from rub.data.samples import Samples, to_unit
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.pipeline.memory import retain_freed_memory
 from rub.pipeline.runtime import device_name
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Target

@@ -11,7 +11,7 @@ import torch
 
 from rub.data.sources import load_images
 from rub.models.formats.classifier import load_weights
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.methods.rl import random_label
 from rub.training.classifier import predict

@@ -1,8 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, and the decorators `method`, `control`, `attack`, `dataset` and `judge` with `Card`
-and `Hyper`.
+`report`, `submit`, `read_records`, and the decorators `method`, `control`, `attack`, `network`, `dataset` and `judge`
+with `Card` and `Hyper`.
 """
 
 import importlib
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
-    from rub.registry import Card, attack, control, judge, method, protocol
+    from rub.registry import Card, attack, control, judge, method, network, protocol
     from rub.store.records import read_records
 
 __all__ = [
-    "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "plan", "protocol",
-    "read_records", "report", "run", "submit", "verify",
+    "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "network", "plan",
+    "protocol", "read_records", "report", "run", "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -37,6 +37,7 @@ _WHERE = {
     "dataset": "rub.data.base",
     "judge": "rub.registry",
     "method": "rub.registry",
+    "network": "rub.registry",
     "protocol": "rub.registry",
 }
 

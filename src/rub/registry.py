@@ -15,6 +15,7 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import yaml
@@ -255,6 +256,35 @@ def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     return _decorator(ATTACKS, name, task, card)
 
 
+SHAPE = ("num_classes", "channels", "size")
+"""What the builder of a network is given besides its hyperparameters."""
+
+
+def network(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+    """Register a builder of networks: ``def f(num_classes, channels, size, *, hyperparameters) -> nn.Module``.
+
+    The module gives raw logits of normalised images (N, channels, size, size); see `rub.models.network`.
+    """
+
+    def register(function: F) -> F:
+        check_builder(name, function)
+        return _decorator(NETWORKS, name, task, card)(function)
+
+    return register
+
+
+def check_builder(name: str, function: Callable[..., Any]) -> None:
+    """Refuse a builder of networks that cannot be called as one.
+
+    Raises:
+        RubError: it says what its signature should be.
+    """
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    named = [parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for key in SHAPE if key in parameters]
+    if named != [True] * len(SHAPE):
+        raise RubError(f"network '{name}': should be def build({', '.join(SHAPE)}, *, hyperparameters)")
+
+
 def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
     """Register a judge of pictures: ``def f(files, context, *, settings) -> Judge``.
 
@@ -323,7 +353,7 @@ def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[st
     }
 
 
-_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.dataset or @rub.judge"
+_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset or @rub.judge"
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:
@@ -334,24 +364,13 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
     """
     if not path.is_file():
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
-    name = f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
+    name = _module_name(path)
     if path.suffix in (".yaml", ".yml"):
         fields = read_protocol(path)
         summary = str(fields.get("summary", ""))
         PROTOCOLS.add(Entry(fields["name"], str(fields.get("task", "")), summary, fields, name))
-    elif name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise RubError(f"--plugin {path}: not a Python file; its name should end in .py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[name]
-            if isinstance(error, RubError):
-                raise
-            raise RubError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+    else:
+        import_file(path, "--plugin")
     found = [entry for registry in KINDS.values() for entry in registry.entries() if entry.origin == name]
     if not found:
         raise RubError(f"--plugin {path}: registers nothing; decorate a function with {_DECORATORS}")
@@ -360,3 +379,53 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
         if entry.task not in (ANY, *tasks):
             raise RubError(f"--plugin {path}: {entry.name}: {unknown('task', entry.task, tasks)}")
     return found
+
+
+def load_component(registry: Registry[Any], place: str, task: str) -> Entry[Any]:
+    """Register what ``FILE.py:name`` names, under that very name, and return its entry.
+
+    Raises:
+        RubError: no such file, it raises while it is imported, or it defines no function of that name.
+    """
+    file, _, attribute = place.rpartition(":")
+    module = import_file(Path(file), registry.kind)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise RubError(f"{registry.kind} {place}: {file} defines no function '{attribute}'")
+    summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
+    entry = Entry(place, task, summary, function, module.__name__)
+    registry.add(entry)
+    return entry
+
+
+def import_file(path: Path, what: str) -> ModuleType:
+    """Import a Python file, once for each content.
+
+    Args:
+        path: the file.
+        what: names the file's part in errors, such as ``"--plugin"``.
+
+    Raises:
+        RubError: no such file, not a Python file, or it raises while it is imported.
+    """
+    if not path.is_file():
+        raise RubError(f"{what} {path}: no such file; give a Python file")
+    name = _module_name(path)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise RubError(f"{what} {path}: not a Python file; its name should end in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            if isinstance(error, RubError):
+                raise
+            raise RubError(f"{what} {path}: {type(error).__name__}: {error}") from error
+    return sys.modules[name]
+
+
+def _module_name(path: Path) -> str:
+    return f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"

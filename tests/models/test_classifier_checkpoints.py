@@ -13,7 +13,7 @@ from torch import nn
 
 from rub.errors import RubError
 from rub.models.formats.classifier import IMAGENET_MEAN, IMAGENET_STD, load_weights
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.models.weights import read_state, save_weights
 
 C10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}

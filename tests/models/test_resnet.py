@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rub.errors import RubError
-from rub.models.resnet import PaddedShortcut, Pointwise, ResNet, build_network, fused
+from rub.models.network import build_network, frozen_copy
+from rub.models.resnet import PaddedShortcut, Pointwise, ResNet
 
 
 def norm_keys(prefix):
@@ -160,7 +161,7 @@ def test_normalisation_is_inside_and_outside_the_state_dict():
 def test_wrong_requests_are_one_line():
     with pytest.raises(RubError, match="did you mean 'resnet18'"):
         build_network("resnet81", num_classes=3)
-    with pytest.raises(RubError, match="unknown stem"):
+    with pytest.raises(RubError, match="stem = 'cifra'"):
         build_network("resnet18", num_classes=3, stem="cifra")
     with pytest.raises(RubError, match=r"got 2 values; should be one per channel \(3\)"):
         build_network("resnet18", num_classes=3, mean=(0.1, 0.2))
@@ -171,7 +172,7 @@ def test_wrong_requests_are_one_line():
 def test_the_fused_copy_computes_the_same(arch, stem):
     model = shaken(build_network(arch, num_classes=6, stem=stem, width=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    copy = fused(model.train())
+    copy = frozen_copy(model.train())
     assert model.training
     assert not copy.training
     assert not any(p.requires_grad for p in copy.parameters())
@@ -182,7 +183,7 @@ def test_the_fused_copy_computes_the_same(arch, stem):
     with torch.no_grad():
         torch.testing.assert_close(copy(x), model(x), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(copy.features(x), model.features(x), rtol=1e-4, atol=1e-4)
-        assert torch.equal(fused(copy)(x), copy(x))
+        assert torch.equal(frozen_copy(copy)(x), copy(x))
     for name, value in model.state_dict().items():  # the original is left alone
         assert torch.equal(value, state[name])
     assert isinstance(copy, ResNet)
@@ -192,7 +193,7 @@ def test_the_fused_copy_computes_the_same(arch, stem):
 def test_the_fused_copy_passes_gradients_to_its_input():
     model = shaken(build_network("resnet10", num_classes=3, width=4))
     grads = []
-    for network in (model, fused(model)):
+    for network in (model, frozen_copy(model)):
         x = torch.full((2, 3, 8, 8), 0.3, requires_grad=True)
         network(x)[:, 0].sum().backward()
         grads.append(x.grad)
@@ -203,7 +204,7 @@ def test_a_foreign_model_is_copied_and_frozen():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
     x = torch.rand(3, 3, 6, 6)
     model(x)
-    copy = fused(model)
+    copy = frozen_copy(model)
     assert not any(p.requires_grad for p in copy.parameters())
     assert all(p.requires_grad for p in model.parameters())
     assert torch.allclose(copy(x), model.eval()(x), atol=1e-6)

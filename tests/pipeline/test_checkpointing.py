@@ -12,7 +12,7 @@ import torch
 from rub.attacks.search import Queue, run_queue
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.pipeline.checkpointing import Checkpointer, whole
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime, compute

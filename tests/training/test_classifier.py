@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rub.data.samples import Samples
 from rub.data.sources import load_images
 from rub.errors import Diverged, RubError
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.classifier import embed, learning_rate, predict, train
 from rub.training.context import Augmentation, seeded

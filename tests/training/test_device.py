@@ -16,7 +16,7 @@ from rub.models.diffusion.model import freeze
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.pipeline.memory import retain_freed_memory
 from rub.tasks.classification.attacks.base import AttackContext
 from rub.tasks.classification.attacks.harness import make_target

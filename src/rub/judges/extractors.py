@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rub.data.samples import ImageDataset, Samples
@@ -14,12 +13,12 @@ from rub.data.splits import input_dataset, trainable
 from rub.judges.extractor_stage import INCEPTION_FILE
 from rub.judges.inception import load_inception
 from rub.metrics.generative import Extractor
-from rub.models.resnet import build_network
+from rub.models.network import build_network, head
 from rub.models.weights import check_keys, read_state, save_weights
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact, file_sha256
-from rub.training.classifier import embed, predict, train
+from rub.training.classifier import look, predict, train
 from rub.training.context import Augmentation, TrainContext
 
 WEIGHTS, FACTS = "weights.safetensors", "judge.json"
@@ -49,10 +48,8 @@ class ClassifierExtractor:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 features (N, D) and logits (N, C) of uint8 images (N, C, H, W)."""
-        features = embed(self.model, images, batch_size=self.batch_size, device=self.device)
-        head: nn.Module = self.model.fc  # type: ignore[assignment]
-        with torch.no_grad():
-            return features, head(features.to(self.device)).cpu()
+        logits, features = look(self.model, images, batch_size=self.batch_size, device=self.device)
+        return features, logits
 
 
 def judge(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
@@ -144,7 +141,8 @@ def load_classifier(
     state = read_state(path)
     check_keys(state, model.state_dict(), path)
     model.load_state_dict(state)
-    width, classes = model.fc.in_features, model.fc.out_features
+    layer: nn.Linear = head(model)  # type: ignore[assignment]
+    width, classes = layer.in_features, layer.out_features
     return ClassifierExtractor(name, file_sha256(path), width, classes, model.to(device).eval(), batch_size, device)
 
 

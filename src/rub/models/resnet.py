@@ -1,19 +1,20 @@
 """Residual networks with torchvision's state-dict keys and the input normalisation inside, so that eps is in pixels.
 
-He et al., CVPR 2016 (arXiv 1512.03385). `resnet20` and `resnet56` are its CIFAR family (section 4.2): three stages and
-option-A shortcuts without parameters, as in the public akamaster/pytorch_resnet_cifar10.
+He et al., CVPR 2016 (arXiv 1512.03385). `cifar_resnet` is its CIFAR family (section 4.2): three stages and option-A
+shortcuts without parameters, as in the public akamaster/pytorch_resnet_cifar10.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from functools import partial
+from typing import Annotated, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rub.errors import RubError, unknown
+from rub.errors import RubError
 
 Stem = Literal["cifar", "imagenet", "half"]
 # (kernel, stride, padding, max-pool): "half" halves the resolution at once, for networks that a CPU trains
@@ -22,15 +23,8 @@ STEMS: Mapping[str, tuple[int, int, int, bool]] = {
     "imagenet": (7, 2, 3, True),
     "half": (3, 2, 1, False),
 }
-BLOCKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "resnet10": ("basic", (1, 1, 1, 1)),
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet20": ("cifar", (3, 3, 3)),
-    "resnet56": ("cifar", (9, 9, 9)),
-}
-
+Width = Annotated[int | None, Field(ge=1, le=1024)]
+Depth = Annotated[int, Field(ge=8, le=1202)]
 
 NARROW = 16  # channels: see `Pointwise`
 
@@ -39,14 +33,13 @@ class PaddedShortcut(nn.Module):
     """Option A: take every second pixel and pad the new channels with zeros, half on each side; no parameters."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """Map `inputs` channels to `outputs`."""
         super().__init__()
         self.stride = stride
         self.before = (outputs - inputs) // 2
         self.after = outputs - inputs - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, outputs, H / stride, W / stride)."""
+        """Images (N, outputs, H / stride, W / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
@@ -58,7 +51,7 @@ class Pointwise(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, outputs, H / stride, W / stride)."""
+        """Images (N, outputs, H / stride, W / stride)."""
         down, across = self.stride
         return F.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)
 
@@ -69,7 +62,6 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(self, inputs: int, planes: int, stride: int, *, padded: bool = False) -> None:
-        """`padded` chooses the parameter-free shortcut."""
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -79,7 +71,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, planes, stride, padded=padded)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return relu(f(x) + shortcut(x))."""
+        """relu(f(x) + shortcut(x))."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -92,7 +84,6 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, inputs: int, planes: int, stride: int, *, padded: bool = False) -> None:
-        """`padded` chooses the parameter-free shortcut."""
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -104,7 +95,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, 4 * planes, stride, padded=padded)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return relu(f(x) + shortcut(x))."""
+        """relu(f(x) + shortcut(x))."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -130,14 +121,11 @@ class ResNet(nn.Module):
         channels: int,
         stem: str,
         width: int,
-        mean: Sequence[float],
-        std: Sequence[float],
     ) -> None:
-        """Build the network; `kind` is basic, bottleneck or cifar, `width` the channels of the first stage."""
         super().__init__()
         kernel, stride, padding, pool = STEMS[stem]
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, _per_channel(name, values, channels), persistent=False)
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, channels, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -158,7 +146,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
+        """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
         x = (x - self.mean) / self.std
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
@@ -166,72 +154,58 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return raw logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
+        """Raw logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
         return cast(Tensor, self.fc(self.features(x)))
 
+    def fold(self) -> None:
+        """Fold batch norms into their convolutions and std into the first: the same function to rounding.
 
-def build_network(
-    arch: str,
-    *,
-    num_classes: int,
-    channels: int = 3,
-    stem: str = "cifar",
-    width: int | None = None,
-    mean: Sequence[float] = (0.5,),
-    std: Sequence[float] = (0.5,),
-    seed: int = 0,
+        conv((x - mean) / std) = conv'(x - mean); the subtraction keeps padding exact.
+        """
+        for module in self.modules():
+            _fold_pairs(module)
+        self.conv1.weight.data /= self.std
+        self.std = torch.ones_like(self.std)
+
+
+def _resnet(
+    kind: str, blocks: Sequence[int], num_classes: int, channels: int, size: int, *, stem: Stem = "cifar",
+    width: Width = None,
+) -> ResNet:  # fmt: skip
+    width = width or (16 if kind == "cifar" else 64)
+    return ResNet(kind, blocks, num_classes=num_classes, channels=channels, stem=stem, width=width)
+
+
+def cifar_resnet(
+    num_classes: int, channels: int, size: int, *, depth: Depth = 20, stem: Stem = "cifar", width: Width = None
 ) -> ResNet:
-    """Build a network with weights drawn from `seed` (kaiming, fan out; batch norm at 1 and 0).
+    """CIFAR ResNet of `depth` = 6n + 2 layers: n blocks in each of three stages, shortcuts without parameters.
 
     Args:
-        arch: resnet10, resnet18, resnet34, resnet50 (torchvision's keys), resnet20 or resnet56 (CIFAR family).
         num_classes: number of logits.
         channels: image channels.
-        stem: ``cifar`` (3 x 3, stride 1), ``imagenet`` (7 x 7, stride 2, max-pool) or ``half`` (3 x 3, stride 2).
-        width: channels of the first stage; 64, or 16 for the CIFAR family, when None.
-        mean: mean of the normalisation, in [0, 1] pixel space: one value per channel, or one for all.
-        std: standard deviation, likewise.
-        seed: seed of the initial weights.
+        size: side of the images in pixels; any.
+        depth: number of layers, 6n + 2.
+        stem: see `STEMS`.
+        width: channels of the first stage; 16 when None.
 
     Raises:
-        RubError: an unknown architecture or stem, or a wrong number of mean or std values.
-
-    Example:
-        >>> network = build_network("resnet18", num_classes=10, width=16)
-        >>> network(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
+        RubError: another depth.
     """
-    if arch not in BLOCKS:
-        raise unknown("model", arch, BLOCKS)
-    if stem not in STEMS:
-        raise unknown("stem", stem, STEMS)
-    kind, blocks = BLOCKS[arch]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every accelerator
-        network = ResNet(
-            kind,
-            blocks,
-            num_classes=num_classes,
-            channels=channels,
-            stem=stem,
-            width=width or (16 if kind == "cifar" else 64),
-            mean=mean,
-            std=std,
-        )
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    if depth % 6 != 2:
+        raise RubError(f"cifar-resnet: depth = {depth}: should be 6n + 2, such as 20, 32, 44, 56 or 110")
+    return _resnet("cifar", (depth // 6,) * 3, num_classes, channels, size, stem=stem, width=width)
 
 
-def fused(model: nn.Module) -> nn.Module:
-    """Return a frozen copy in eval mode and channels-last, with batch norms folded into their convolutions.
-
-    The folded copy computes the same function to rounding; a network that is not a `ResNet` is copied and frozen only.
-    """
-    frozen = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    if isinstance(frozen, ResNet):
-        for module in frozen.modules():
-            _fold_pairs(module)
-        _fold_normalisation(frozen)
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+resnet10 = partial(_resnet, "basic", (1, 1, 1, 1))
+resnet18 = partial(_resnet, "basic", (2, 2, 2, 2))
+resnet34 = partial(_resnet, "basic", (3, 4, 6, 3))
+resnet50 = partial(_resnet, "bottleneck", (3, 4, 6, 3))
+resnet20 = partial(_resnet, "cifar", (3,) * 3)
+resnet32 = partial(_resnet, "cifar", (5,) * 3)
+resnet44 = partial(_resnet, "cifar", (7,) * 3)
+resnet56 = partial(_resnet, "cifar", (9,) * 3)
+resnet110 = partial(_resnet, "cifar", (18,) * 3)
 
 
 def _fold_pairs(module: nn.Module) -> None:
@@ -244,18 +218,6 @@ def _fold_pairs(module: nn.Module) -> None:
     if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2:  # of length 1 once it is folded
         pair = fuse_conv_bn_eval(cast(nn.Conv2d, shortcut[0]), cast(nn.BatchNorm2d, shortcut[1]))
         module.downsample = nn.Sequential(pair)
-
-
-def _fold_normalisation(model: ResNet) -> None:
-    """Divide the first kernel by std: conv((x - mean) / std) = conv'(x - mean); the subtraction keeps padding exact."""
-    model.conv1.weight.data /= model.std
-    model.std = torch.ones_like(model.std)
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
-    if len(values) not in (1, channels):
-        raise RubError(f"network {name}: got {len(values)} values; should be one per channel ({channels}), or one")
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).repeat(1, channels // len(values), 1, 1)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, *, padded: bool) -> nn.Module | None:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rub.data.samples import Samples, to_unit
 from rub.errors import unknown
+from rub.models.network import Outputs, outputs
 from rub.training.context import TrainContext
 from rub.training.device import on_device, tf32
 
@@ -88,25 +90,31 @@ def predict(
         batch_size: images per forward pass; does not change results beyond rounding.
         device: where the model lives.
     """
-    return _map(model, model, samples, batch_size, device)
+    return _map(model, lambda x: (model(x),), samples, batch_size, device)[0]
 
 
 def embed(
     model: nn.Module, samples: Samples | Tensor, *, batch_size: int = 500, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return the model's penultimate features, float32 (N, D) on the CPU; arguments as for `predict`."""
-    features: Callable[[Tensor], Tensor] = model.features  # type: ignore[assignment]
-    return _map(model, features, samples, batch_size, device)
+    """Penultimate features, float32 (N, D) on the CPU; arguments as for `predict`."""
+    return look(model, samples, batch_size=batch_size, device=device).features
+
+
+def look(
+    model: nn.Module, samples: Samples | Tensor, *, batch_size: int = 500, device: torch.device | str = "cpu"
+) -> Outputs:
+    """Logits (N, C) and penultimate features (N, D), float32 on the CPU; arguments as for `predict`."""
+    return Outputs(*_map(model, partial(outputs, model), samples, batch_size, device))
 
 
 @torch.no_grad()
 def _map(
     model: nn.Module,
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], tuple[Tensor, ...]],
     samples: Samples | Tensor,
     batch_size: int,
     device: torch.device | str,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     take = on_device(samples, torch.device(device)).take if isinstance(samples, Samples) else samples.__getitem__
     modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()
@@ -114,7 +122,7 @@ def _map(
     with torch.autocast(torch.device(device).type, enabled=False), tf32(False):
         for start in range(0, max(len(samples), 1), batch_size):  # no images: one empty batch gives the shape (0, C)
             x = to_unit(take(slice(start, start + batch_size)).to(device)).contiguous(memory_format=torch.channels_last)
-            parts.append(function(x).float().cpu())
+            parts.append([part.float().cpu() for part in function(x)])
     for module, training in modes.items():
         module.training = training
-    return torch.cat(parts)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

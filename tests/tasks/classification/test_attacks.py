@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rub.attacks import linf as optim
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.registry import ATTACKS, resolve
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
@@ -184,7 +184,7 @@ def test_float32_decides_what_is_finished(images, target, monkeypatch):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + torch.tensor([0, 0, 0, 50.0])
 
-    monkeypatch.setattr(scoring, "fused", lambda model: freeze(Liar(0)))
+    monkeypatch.setattr(scoring, "frozen_copy", lambda model: freeze(Liar(0)))
     aim = replace(target, labels=torch.full((COUNT,), 3), reference=torch.tensor([[0, 0, 0, 5.0]]).expand(COUNT, -1))
     found = run_attack(uma, {"steps": 4, "finish_below": math.inf}, aim, images, Budget(1), context(fast=True))
     assert torch.equal(found.step >= 0, recovered(aim, found.images))

@@ -13,7 +13,7 @@ from rub.audits.base import MARGIN, Rate, Report, Verdict, conclude, lines
 from rub.data.sources import load_images
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.models.weights import save_weights
 from rub.pipeline.progress import Display
 from rub.store.records import Record, read_records

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rub.errors import RubError
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.registry import METHODS, resolve
 from rub.tasks.classification.context import UnlearnContext
 

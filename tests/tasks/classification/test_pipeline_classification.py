@@ -15,7 +15,7 @@ from rub.api import make_runtime, plan
 from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
-from rub.models.resnet import build_network
+from rub.models.network import build_network
 from rub.pipeline.graph import in_order
 from rub.pipeline.runtime import Runtime
 from rub.registry import METHODS, Card, Entry, load_plugin

@@ -3,11 +3,12 @@
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rub.config.hyperparameters import Hyper
 from rub.data.samples import Samples
 from rub.errors import RubError
+from rub.models.network import head
 from rub.registry import Card, control
 from rub.tasks.classification.context import UnlearnContext
 
@@ -29,13 +30,13 @@ def sham(
     """Lower the forgotten classes' output biases and change nothing else: b_c <- b_c + shift.
 
     Raises:
-        RubError: the forget set is not made of whole classes, or the model has no `fc` with a bias.
+        RubError: the forget set is not made of whole classes, or the model's last layer has no bias.
     """
     if not context.forget_classes:
         raise RubError("sham needs forgotten classes: use a class-wise forget set, or leave sham out")
-    layer = getattr(model, "fc", None)
-    if not isinstance(layer, nn.Linear) or layer.bias is None:
-        raise RubError(f"sham: {type(model).__name__} needs a last layer 'fc' that is an nn.Linear with a bias")
+    bias = getattr(head(model), "bias", None)
+    if not isinstance(bias, Tensor):
+        raise RubError(f"sham: the last layer of {type(model).__name__} has no bias that could be lowered")
     with torch.no_grad():
-        layer.bias[list(context.forget_classes)] += shift
+        bias[list(context.forget_classes)] += shift
     return model

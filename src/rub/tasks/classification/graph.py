@@ -8,7 +8,8 @@ from rub.data.base import source_of
 from rub.data.spec import check_classes, data_stage, num_images
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import NETWORKS, resolved, unlearner
+from rub.models.lookup import network_spec
+from rub.registry import resolved, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.spec import ClassificationExperiment
@@ -41,7 +42,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             RubError: an unknown component or hyperparameter, or data that is not there.
         """
         super().__init__(experiment, data_root, given)
-        NETWORKS.get(experiment.model.arch, self.task)
+        self.network = network_spec(experiment.model.model_dump())
         self.classwise = experiment.forget.classes is not None
         self.controls = ("sham",) if self.classwise else ()
         self.data = data_stage(self.task, experiment.dataset, data_root)
@@ -102,7 +103,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a checkpoint; its key holds the hash of the file."""
         path = given.weights[row]
-        spec = {"model": self.experiment.model.model_dump(), "sha256": file_sha256(path)}
+        spec = {"model": self.network, "sha256": file_sha256(path)}
         return self.stage("import", f"read {row}", spec, {"data": self.data}, files={"weights": path}, cost=1000)
 
     def budgets(self, label: str) -> Iterable[int]:
@@ -189,7 +190,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
         experiment = self.experiment
         spec = {
-            "model": experiment.model.model_dump(),
+            "model": self.network,
             "training": experiment.training.model_dump(),
             "subset": dict(subset),
             "validation": experiment.dataset.validation,
@@ -202,7 +203,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         # 2i and 2i + 1 are trained on complementary halves.
         experiment = self.experiment
         spec = {
-            "model": experiment.model.model_dump(),
+            "model": self.network,
             "training": experiment.training.model_dump(),
             "validation": experiment.dataset.validation,
             "seed": SHADOW_SEED + index,

@@ -37,7 +37,7 @@ from rub.tasks.classification.metrics import (
 )
 from rub.tasks.classification.stages import WEIGHTS, load_model
 from rub.tasks.classification.witnesses import save_witnesses
-from rub.training.classifier import embed, predict
+from rub.training.classifier import look, predict
 
 Inputs = Mapping[str, Artifact]
 Rows = list[dict[str, Any]]
@@ -147,10 +147,7 @@ class View:
 
     def __call__(self, samples: Samples) -> tuple[Floats, Floats]:
         """Return float32 features (N, D) and logits (N, C)."""
-        features = embed(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
-        head: nn.Module = self.model.fc  # type: ignore[assignment]
-        with torch.no_grad():
-            logits = head(features.to(self.runtime.device)).cpu()
+        logits, features = look(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
         return features.numpy(), logits.numpy()
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec, ForgetSpec, TrainingSpec
@@ -11,9 +11,12 @@ Split = Literal["forget", "forget_test", "retain"]
 
 
 class ModelSpec(Frozen):
-    """Which network."""
+    """Which network: its name, its normalisation, and the hyperparameters that it has of its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     arch: str
+    """A name from ``rub list models``, or ``my_net.py:build``."""
     stem: Literal["cifar", "imagenet", "half"] = "cifar"
     width: int | None = Field(None, ge=1, le=1024)
     """Channels of the first stage; the architecture's own when left out."""

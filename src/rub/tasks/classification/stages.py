@@ -14,7 +14,8 @@ from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset, trainable
 from rub.errors import Diverged
 from rub.models.formats.classifier import load_weights
-from rub.models.resnet import build_network
+from rub.models.lookup import hyperparameters_in
+from rub.models.network import build_network
 from rub.models.weights import save_weights
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
@@ -179,17 +180,8 @@ def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> 
 
 
 def load_model(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
-    """Return the network of a model artifact, in eval mode, on the CPU."""
-    facts = artifact.json(NETWORK)
-    model = build_network(
-        facts["arch"],
-        num_classes=len(dataset.classes),
-        channels=dataset.train.shape[0],
-        stem=facts["stem"],
-        width=facts["width"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-    )
+    """Network of a model artifact, in eval mode, on the CPU."""
+    model = _network(artifact.json(NETWORK), dataset, seed=0)
     load_weights(artifact.file(WEIGHTS), model)
     return model.eval()
 
@@ -207,15 +199,16 @@ def _save_model(model: nn.Module, spec: Mapping[str, Any], dataset: ImageDataset
 
 
 def _network(spec: Mapping[str, Any], dataset: ImageDataset, seed: int) -> nn.Module:
+    channels, size, _ = dataset.train.shape
     return build_network(
         spec["arch"],
         num_classes=len(dataset.classes),
-        channels=dataset.train.shape[0],
-        stem=spec["stem"],
-        width=spec["width"],
+        channels=channels,
+        size=size,
         mean=spec["mean"] or dataset.mean,
         std=spec["std"] or dataset.std,
         seed=seed,
+        **hyperparameters_in(spec),
     )
 
 

@@ -13,7 +13,8 @@ from rub.config.hyperparameters import first_error
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
-from rub.models.resnet import build_network
+from rub.models.lookup import hyperparameters_in
+from rub.models.network import build_network
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.spec import ModelSpec
@@ -67,7 +68,7 @@ def save_witnesses(
         "models": {"unlearned": model_reference(inputs["unlearned"], WEIGHTS)},
         "data": data_reference(inputs["data"], "train"),
         "settings": {
-            "model": {name: facts[name] for name in ModelSpec.model_fields},
+            "model": {name: value for name, value in facts.items() if name != "classes"},
             "classes": len(facts["classes"]),
         },
         "samples": [
@@ -159,10 +160,12 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
     if int(samples.labels.max()) >= classes:
         raise RubError(f"the claim's network has {classes} classes; its images have more")
 
+    channels, size, _ = samples.shape
+
     def build() -> nn.Module:
         return build_network(
-            spec.arch, num_classes=classes, channels=samples.shape[0], stem=spec.stem, width=spec.width,
-            mean=mean, std=std,
+            spec.arch, num_classes=classes, channels=channels, size=size, mean=mean, std=std,
+            **hyperparameters_in(spec.model_dump()),
         )  # fmt: skip
 
     with torch.device("meta"):  # nothing is allocated

@@ -1,6 +1,6 @@
 """The one way to run an attack: it searches, the harness decides what it found, in float32 on 8-bit images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rub.attacks.linf import better, column
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
+from rub.models.network import outputs
 from rub.tasks.classification.attacks.base import Attack, AttackContext, Budget, Probes, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.scoring import Score, Scorer
@@ -29,7 +30,7 @@ def make_target(
     Both models are frozen in place and moved to the device.
 
     Args:
-        original: f, called in float32 on [0, 1] images; its ``features(x) -> (N, D)`` are kept where it has them.
+        original: f, called in float32 on [0, 1] images.
         unlearned: f_u.
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
@@ -38,13 +39,11 @@ def make_target(
     """
     original, unlearned = freeze(original).to(device), freeze(unlearned).to(device)
     logits, features = [], []
-    embed: Callable[[Tensor], Tensor] | None = getattr(original, "features", None)
     for start in range(0, len(images), batch_size):
         x = to_unit(images[start : start + batch_size].to(device))
-        logits.append(original(x).float().cpu())
-        hidden = x.new_empty(len(x), 0) if embed is None else embed(x)
-        # Some architectures call their convolutional trunk `features`; only vectors can be compared.
-        features.append((hidden if hidden.ndim == 2 else x.new_empty(len(x), 0)).float().cpu())
+        found = outputs(original, x)
+        logits.append(found.logits.float().cpu())
+        features.append(found.features.float().cpu())
     return Target(unlearned, labels, torch.cat(logits), torch.cat(features))
 
 

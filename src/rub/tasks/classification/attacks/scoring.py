@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rub.data.samples import to_unit
 from rub.errors import RubError
-from rub.models.resnet import ResNet, fused
+from rub.models.network import frozen_copy, outputs, with_float32_head
 from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.classification.attacks.base import AttackContext, Target
 from rub.tasks.classification.attacks.divergences import Aim, Divergence, Outputs
@@ -38,12 +38,10 @@ class Scorer(AttributeState):
         """Prepare the float32 model and, in fast mode, its bfloat16 copy with folded batch normalisation.
 
         Raises:
-            RubError: the divergence compares features that the model does not have.
+            RubError: the divergence compares features that the target does not have.
         """
-        if divergence == "features-l2" and not (target.features.shape[1] and hasattr(target.model, "fc")):
-            raise RubError(
-                "divergence 'features-l2': the model has no features(x) -> (N, D) and fc; use 'logits-l2' or 'kl'"
-            )
+        if divergence == "features-l2" and not target.features.shape[1]:
+            raise RubError("divergence 'features-l2': the target has no features of the original; use 'kl'")
         self.evaluations = 0
         self.is_exact = not (context.fast or context.compile)
         self._batch_size = context.batch_size
@@ -51,9 +49,9 @@ class Scorer(AttributeState):
         self._divergence = divergence
         self._aim = Aim(*(part.to(context.device) for part in (target.labels, target.reference, target.features)))
         self._model = target.model
-        self._guide = fused(target.model) if context.fast else target.model
-        self._split = isinstance(target.model, ResNet) or divergence == "features-l2"
-        self._steep = compiled_batches(self._trunk(self._guide), context.batch_size, context.compile)
+        self._guide = with_float32_head(frozen_copy(target.model)) if context.fast else target.model
+        compile = context.compile and divergence != "features-l2"
+        self._steep = compiled_batches(self._guide, context.batch_size, compile)
         # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
         self._autocast = context.fast and (context.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported())
 
@@ -67,8 +65,9 @@ class Scorer(AttributeState):
         """
         x = x.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            trunk = self._steep if gradient else self._trunk(self._guide)
-            score = self._score(self._outputs(self._guide, trunk, x, autocast=self._autocast), rows)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                found = self._outputs(self._steep if gradient else self._guide, x)
+            score = self._score(found, rows)
         slope = torch.autograd.grad(score.loss.sum(), x)[0] if gradient else None
         return Score(score.loss.detach(), score.recovered, slope)
 
@@ -79,25 +78,16 @@ class Scorer(AttributeState):
         for start in range(0, len(images), self._batch_size):
             part = slice(start, start + self._batch_size)
             x = to_unit(images[part].to(self._device))
-            scores.append(
-                self._score(
-                    self._outputs(self._model, self._trunk(self._model), x, autocast=False), rows[part].to(self._device)
-                )
-            )
+            scores.append(self._score(self._outputs(self._model, x), rows[part].to(self._device)))
         return Score(torch.cat([score.loss for score in scores]), torch.cat([score.recovered for score in scores]))
 
-    def _trunk(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        return cast(Callable[[Tensor], Tensor], model.features) if self._split else model
+    def _outputs(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Outputs:
+        if self._divergence != "features-l2":
+            return Outputs(model(x).float(), None)
+        logits, features = outputs(cast(nn.Module, model), x)
+        return Outputs(logits.float(), features.float())
 
-    def _outputs(self, model: nn.Module, trunk: Callable[[Tensor], Tensor], x: Tensor, *, autocast: bool) -> Outputs:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=autocast):
-            values = trunk(x)
-        if not self._split:
-            return Outputs(values.float(), None)
-        # The head stays in float32: bfloat16 logits would resolve D to 1/32 or worse.
-        return Outputs(model.get_submodule("fc")(values.float()), values.float())
-
-    def _score(self, outputs: Outputs, rows: Tensor) -> Score:
+    def _score(self, found: Outputs, rows: Tensor) -> Score:
         self.evaluations += len(rows)
         aim = Aim(*(part[rows] for part in self._aim))
-        return Score(divergence_of(self._divergence, outputs, aim), outputs.logits.argmax(1) == aim.labels)
+        return Score(divergence_of(self._divergence, found, aim), found.logits.argmax(1) == aim.labels)
