@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from rub.data.base import source_of
 from rub.data.spec import check_classes, data_stage, num_images
+from rub.models.lookup import network_spec
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.models.lookup import network_spec
 from rub.registry import resolved, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import cell
