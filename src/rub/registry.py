@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -57,6 +57,8 @@ class Entry(Generic[T]):
     target: str | T
     origin: str
     card: Card | None = None
+    reference: bool = False
+    """Of a control: whether it never knew what is forgotten, so that others can be compared with it."""
 
     def load(self) -> T:
         """What the target names, imported or read when it is a string."""
@@ -83,8 +85,8 @@ ANY = "any"  # the task of a component that every task can use
 
 
 @cache
-def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]:
-    """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary)."""
+def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]:
+    """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary[, ``reference``])."""
     table: Mapping[str, Any] = yaml.safe_load(files("rub").joinpath("builtin.yaml").read_text(encoding="utf-8"))
     return table
 
@@ -96,9 +98,9 @@ class Registry(Generic[T]):
         """Hold what ships with RUB of this `kind`, the singular noun used in messages, such as ``"method"``."""
         self.kind = kind
         self._entries: dict[tuple[str, str], Entry[T]] = {
-            (task, name): Entry(name, task, summary, target, "rub")
+            (task, name): Entry(name, task, summary, target, "rub", reference="reference" in more)
             for task, names in builtin().get(kind, {}).items()
-            for name, (target, summary) in names.items()
+            for name, (target, summary, *more) in names.items()
         }
         self._scanned = False
 
@@ -203,16 +205,18 @@ def scoped() -> Iterator[None]:
                     registry._entries[key] = entries[key]
 
 
-def _decorator(registry: Registry[Any], name: str, task: str, card: Card | None) -> Callable[[F], F]:
+def _decorator(
+    registry: Registry[Any], name: str, task: str, card: Card | None, reference: bool = False
+) -> Callable[[F], F]:
     def register(function: F) -> F:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
         module = function.__module__
         origin = "rub" if module.split(".")[0] == "rub" else module
         present = registry._entries.get((task, name))
         if origin == "rub" and present is not None:  # the lazy table named it first; only the card is new
-            registry._entries[task, name] = Entry(name, task, present.summary, function, "rub", card)
+            registry._entries[task, name] = replace(present, target=function, card=card)
         else:
-            registry.add(Entry(name, task, summary, function, origin, card))
+            registry.add(Entry(name, task, summary, function, origin, card, reference))
         return function
 
     return register
@@ -230,9 +234,13 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     return _decorator(METHODS, name, task, card)
 
 
-def control(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register a control, with a method's signature: what it makes of the original is measured beside the methods."""
-    return _decorator(CONTROLS, name, task, card)
+def control(name: str, *, task: str, card: Card | None = None, reference: bool = False) -> Callable[[F], F]:
+    """Register a control: a row beside the methods that is no result of unlearning, and shows what a number means.
+
+    It has the signature of `method`, and its model is made as a method's is, once, with unlearning seed 0. The first
+    line of its docstring says in reports what it is; `reference`: it never knew what is forgotten.
+    """
+    return _decorator(CONTROLS, name, task, card, reference)
 
 
 def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:

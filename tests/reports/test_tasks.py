@@ -32,7 +32,9 @@ def other(monkeypatch):
     target = "rub.tasks.classification.report:OTHER"
     task = SimpleNamespace(metrics=TASK.metrics[:1], report=target, experiment=TASK.experiment)
     registry.TASKS.add(registry.Entry("other", "other", "a task of a test", task, "test"))
-    registry.CONTROLS.add(registry.Entry("original", "other", "another's", "math:pi", "rub"))
+    registry.CONTROLS.add(
+        registry.Entry("original", "other", "another's", "rub.tasks.classification.stages:train", "rub")
+    )
     fields = registry.PROTOCOLS.get("rub-paper-1", "classification").load()
     registry.PROTOCOLS.add(registry.Entry("rub-paper-1", "other", "of another task", fields, "rub"))
 
@@ -79,9 +81,9 @@ def test_the_page_names_the_tasks_that_it_leaves_out(make_row, tmp_path):
 def test_controls_come_first_then_the_methods_of_the_task():
     methods = ["ft", "salun", "random_init", "sham", "retrained", "retrain", "original", "i2i"]
     assert row_order(methods, "classification") == [
-        "original", "retrain", "retrained", "sham", "random_init", "ft", "salun", "i2i",
+        "original", "retrain", "retrained", "sham", "ft", "salun", "random_init", "i2i",
     ]  # fmt: skip
-    assert row_order(methods, "nowhere")[5:] == ["ft", "salun", "i2i"]
+    assert row_order(methods, "inpainting")[:4] == ["original", "retrain", "retrained", "random_init"]
 
 
 def test_records_of_two_tasks_or_two_extractors_never_meet(make_row):

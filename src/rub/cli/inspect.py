@@ -116,7 +116,7 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
         return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
-    if kind not in ("method", "attack", "judge"):
+    if kind not in ("method", "control", "attack", "judge"):
         return
     found = described(kind, entry)
     card = found.card

@@ -17,11 +17,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -63,7 +61,7 @@ class Protocol(Frozen):
     name: str
     """Name and version, such as ``rub-paper-1``; see `protocol_of` for how changed ones and those of others show."""
     summary: str = ""
-    main: str | None = None
+    main: str | None = Field(None, exclude_if=lambda main: main is None)  # marks are hashes of dumps, and older
     """The attack that tables, figures and rules read; ``uma``, or else the first one, when left out."""
     attacks: dict[str, Any]
     """Attack id -> what it runs, at which budgets."""
@@ -78,12 +76,6 @@ class Protocol(Frozen):
         if self.main is not None and self.main not in self.attacks:
             raise ValueError(f"main = '{self.main}': should be one of its attacks: {', '.join(self.attacks)}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A dump leaves `main` out where it is not given: marks are hashes of dumps, and older than the field."""
-        fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if (name, value) != ("main", None)}
 
 
 def main_among(attacks: Iterable[str], main: str | None = None) -> str:
@@ -220,6 +212,8 @@ class Experiment(Frozen):
     """Names the experiment inside its suite; empty when the suite has only one of its task."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method id -> hyperparameters; a plain list in YAML means all defaults."""
+    controls: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude_if=lambda controls: not controls)
+    """Controls of plug-ins, written as methods are; those that ship with RUB always run."""
     seeds: Seeds = Seeds()
     paper: str = ""
     """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
@@ -228,7 +222,7 @@ class Experiment(Frozen):
     if TYPE_CHECKING:  # a field of every task's own type, in its own place
         protocol: Any
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods", "controls", mode="before")
     @classmethod
     def _names_to_mapping(cls, value: Any) -> Any:
         return _names(value)
@@ -249,8 +243,12 @@ class Experiment(Frozen):
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""
         for entry in CONTROLS.entries(self.task):
+            always = entry.origin == "rub"
             if entry.name in self.methods:
-                raise RubError(f"method '{entry.name}' is a control that always runs; leave it out of 'methods'")
+                what = "that always runs; leave it out of 'methods'" if always else "; name it in 'controls'"
+                raise RubError(f"method '{entry.name}' is a control {what}".replace(" ;", ";"))
+            if always and entry.name in self.controls:
+                raise RubError(f"control '{entry.name}' always runs; leave it out of 'controls'")
 
 
 def _names(value: Any) -> Any:
@@ -318,7 +316,8 @@ def load_suite(
         methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them; of a
             suite of several tasks, the experiments whose task has one of them.
         seeds: number of unlearning seeds instead of the suite's.
-        added: components of plug-ins; their methods join every experiment of their task, unless `methods` is given.
+        added: components of plug-ins; their controls join every experiment of their task, their methods too unless
+            `methods` is given.
 
     Raises:
         RubError: no such suite, invalid YAML, or a field that is unknown, of a wrong type or out of range.
@@ -337,6 +336,9 @@ def load_suite(
         experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
+        own = [entry.name for entry in added if CONTROLS.owns(entry, item.get("task"))]
+        if own and isinstance(named := _names(item.get("controls", {})), dict):
+            item["controls"] = {name: {} for name in own} | named
         present = _names(item.get("methods", {}))
         if isinstance(present, dict):  # what has another type is refused below, with its place
             new = [entry.name for entry in added if METHODS.owns(entry, item.get("task"))]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from rub.errors import RubError, unknown
 from rub.metrics.statistics import Interval
 from rub.registry import TASKS
-from rub.reports.grouping import CONTROL_ROWS, Group, board_of, estimate, extracted, grouped
+from rub.reports.grouping import Group, board_of, controls_of, estimate, extracted, grouped
 from rub.reports.render import to_markdown
 from rub.reports.table import Table
 from rub.reports.tables import label
-from rub.reports.task_report import TaskReport, reports_of
+from rub.reports.task_report import reports_of
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 
@@ -98,8 +98,8 @@ def model_card(records: Sequence[Record], *, method: str) -> str:
     _check_measured(records, method)
     parts = []
     for task, reporting in reports_of(record.task for record in records if record.method == method).items():
-        own = [record for record in records if record.task == task and record.method in (method, *CONTROL_ROWS)]
-        parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", _controls(own, reporting)]
+        own = [record for record in records if record.task == task and record.method in (method, *controls_of(task))]
+        parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", _controls(own, task)]
         for found in grouped(own, task).values():
             if any(record.method == method for record in found):
                 tables = reporting.tables_of(found, {})
@@ -127,7 +127,8 @@ def _entries(group: Group, records: Sequence[Record], method: str, source: str) 
     for (name, place), found in board.items():
         interval = estimate(found) if name == method else None
         if interval is not None:
-            beside = {other: estimate(board.get((other, place), ())) for other in CONTROL_ROWS if other != method}
+            others = (other for other in controls_of(group.task) if other != method)
+            beside = {other: estimate(board.get((other, place), ())) for other in others}
             yield EvalResultEntry(
                 dataset_id=BENCHMARK.format(task=slug(group.task)),
                 task_id=_task_id(found[0]),
@@ -185,12 +186,11 @@ def _date(records: Sequence[Record]) -> str | None:
     return max(date if date.tzinfo else date.replace(tzinfo=UTC) for date in dates).isoformat()
 
 
-def _controls(records: Sequence[Record], reporting: TaskReport) -> str:
+def _controls(records: Sequence[Record], task: str) -> str:
     """Return what the controls among the rows are, as a Markdown list."""
     methods = {record.method for record in records}
-    words = {**reporting.words, **reporting.controls}
-    known = [(name, words[name].removeprefix("Control: ")) for name in CONTROL_ROWS if name in methods & words.keys()]
-    return "".join(f"- `{name}` (control): {text}\n" for name, text in known)
+    known = controls_of(task).items()
+    return "".join(f"- `{name}` (control): {text}\n" for name, text in known if name in methods)
 
 
 def _numbers(table: Table) -> Table:

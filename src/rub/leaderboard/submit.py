@@ -13,9 +13,9 @@ from typing import Any
 
 from rub.config.suite import protocol_kind, protocol_of, protocols_of
 from rub.errors import RubError
-from rub.registry import TASKS
+from rub.registry import CONTROLS, TASKS
 from rub.reports.folders import ResultFolder, outside, read_folder
-from rub.reports.grouping import CONTROL_ROWS, Group, budgets_of, estimate, extracted, grouped, place_of
+from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, place_of
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
 from rub.reports.text import printable
@@ -27,7 +27,6 @@ LEAST = 10  # samples behind a number after the attack
 SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
-_REFERENCES = ("retrain", "retrained", "random_init")
 _OWN = re.compile(r"[^@]+@[0-9a-f]{6}")  # a protocol of one's own, as `rub.config.suite.protocol_of` marks it
 _KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
 
@@ -151,7 +150,7 @@ def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Recor
 def _measured(found: ResultFolder) -> Iterator[str]:
     """Yield the groups in which no method has a number, and the methods that have none."""
     for reporting, group, records in _groups(found):
-        methods = dict.fromkeys(record.method for record in records if record.method not in CONTROL_ROWS)
+        methods = dict.fromkeys(record.method for record in records if not is_control(record.method, record.task))
         if not methods:
             yield f"{label(group)}: no unlearning method"
         wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
@@ -170,8 +169,9 @@ def _present(found: ResultFolder) -> Iterator[str]:
         rows = {record.method for record in records if record.value is not None}
         if "original" not in rows:
             yield f"{label(group)}: no original"
-        if not rows & set(_REFERENCES):
-            yield f"{label(group)}: none of {', '.join(_REFERENCES)}"
+        references = [entry.name for entry in CONTROLS.entries(group.task) if entry.reference]
+        if not rows & set(references):
+            yield f"{label(group)}: none of {', '.join(references)}"
 
 
 def _sane(found: ResultFolder) -> Iterator[str]:

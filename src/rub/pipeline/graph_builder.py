@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from rub.config.suite import Experiment
 from rub.pipeline.graph import Graph, Stage
-from rub.registry import ATTACKS, METHODS, resolved
+from rub.registry import ATTACKS, CONTROLS, METHODS, resolved
 
 E = TypeVar("E", bound=Experiment)
 RETRAIN_SEED = 1000  # training seeds of different roles must not meet: the original's are below
@@ -39,7 +39,7 @@ class GraphBuilder(ABC, Generic[E]):
         experiment: what is asked for.
         data_root: folder with the standard data layouts, or None.
         given: models from files; None where the experiment makes its own.
-        methods: method -> what a stage's spec says of it.
+        methods: method or control of a plug-in -> what a stage's spec says of it.
         attacks: label -> the protocol's plan of an attack.
         runs: label -> what a stage's spec says of the attack's searches.
     """
@@ -48,7 +48,7 @@ class GraphBuilder(ABC, Generic[E]):
     versions: ClassVar[Mapping[str, int]]
     """Stage kind -> version of its function; raised when its results change."""
     controls: tuple[str, ...] = ()
-    """Rows beside the original and the retrained models that are no methods, each measured once."""
+    """The task's own rows beside the original and the retrained models that are no methods."""
 
     def __init__(self, experiment: E, data_root: Path | None, given: FromFiles | None = None) -> None:
         """Look every method and attack up in the registry.
@@ -61,6 +61,9 @@ class GraphBuilder(ABC, Generic[E]):
         self.methods = {
             name: resolved(METHODS.get(name, self.task), parameters, f"methods.{name}")
             for name, parameters in experiment.methods.items()
+        } | {
+            name: resolved(CONTROLS.get(name, self.task), parameters, f"controls.{name}")
+            for name, parameters in experiment.controls.items()
         }
         self.attacks: Mapping[str, Any] = experiment.protocol.attacks
         self.runs = {
@@ -83,8 +86,8 @@ class GraphBuilder(ABC, Generic[E]):
             yield from ((name, 0) for name in self.given.weights if name != "original")
             return
         yield from (("retrain", seed) for seed in range(self.retrains))
-        yield from ((name, 0) for name in self.controls)
-        yield from ((name, seed) for name in self.methods for seed in range(self.experiment.seeds.unlearn))
+        yield from ((name, 0) for name in (*self.controls, *self.experiment.controls))
+        yield from ((name, seed) for name in self.experiment.methods for seed in range(self.experiment.seeds.unlearn))
 
     def model(self, method: str, seed: int) -> Stage:
         """Stage that makes the weights of a row."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rub.registry import TASKS
-from rub.reports.grouping import CONTROL_ROWS, Group, extracted, level
+from rub.reports.grouping import Group, extracted, is_control, level
 from rub.reports.table import Cell, Column
 from rub.reports.tables import Source
 from rub.reports.task_report import report_of
@@ -119,4 +119,4 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
         own = (len(seeds.get(row.label, ())), counts.get(row.label, 0))
-        yield BoardRow(page, group, row.label, row.label in CONTROL_ROWS, cells, *own)
+        yield BoardRow(page, group, row.label, is_control(row.label, group.task), cells, *own)

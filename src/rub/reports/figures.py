@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from rub.registry import METHODS
 from rub.reports.figure_file import FigureFile, plain
 from rub.reports.grouping import (
-    CONTROL_ROWS,
     Board,
     Group,
     Place,
     board_of,
     budgets_of,
+    controls_of,
     estimate,
     grouped,
+    is_control,
     records_at,
     row_order,
     share,
@@ -129,6 +130,8 @@ def style(method: str, task: str) -> dict[str, Any]:
     """
     if method in _CONTROL_STYLES:
         return dict(_CONTROL_STYLES[method])
+    if method in (controls := list(controls_of(task))):
+        return {"color": "#777777", "linestyle": "-", "marker": _MARKERS[-controls.index(method) % len(_MARKERS)]}
     known = [entry.name for entry in METHODS.entries(task)]
     index = known.index(method) if method in known else len(known) + sum(method.encode())
     dashed = index // len(_COLOURS) % 2
@@ -222,7 +225,7 @@ def _steps(
             _mean_and_range(
                 axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {plain(budget)}"
             )
-        _entitle(axes, method, converged=all(row["converged"] for row in rows))
+        _entitle(axes, method, str(rows[0]["task"]), converged=all(row["converged"] for row in rows))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
 
@@ -242,7 +245,7 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
             found = [(x, _value(board, method, axis, budget)) for x, budget in enumerate(steps)]
             points = [(x, interval) for x, interval in found if interval is not None]
             _line_and_band(axes, points, label=name, markersize=3.5, **look)
-        _entitle(axes, method)
+        _entitle(axes, method, task)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(lines), frameon=False)
     return figure
 
@@ -265,9 +268,9 @@ def _panels(count: int, shown: str, along: str) -> tuple["Figure", list["Axes"]]
     return figure, panels[:count]
 
 
-def _entitle(axes: "Axes", method: str, *, converged: bool = True) -> None:
+def _entitle(axes: "Axes", method: str, task: str, *, converged: bool = True) -> None:
     """Write a row's name over its panel; ``!`` where its search had not converged."""
-    name = f"[{plain(method)}]" if method in CONTROL_ROWS else plain(method)
+    name = f"[{plain(method)}]" if is_control(method, task) else plain(method)
     axes.set_title(name if converged else f"{name} !", pad=3, y=1.0)
 
 
@@ -325,7 +328,7 @@ def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | No
 
 def _look(method: str, task: str) -> dict[str, Any]:
     """Return the plot arguments of a row; hollow markers keep points readable where they cover each other."""
-    control = method in CONTROL_ROWS
+    control = is_control(method, task)
     edges = {"markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 6 if control else 5}
     return {**style(method, task), **edges, "linewidth": 1.6 if control else 1.1, "zorder": 2 if control else 3}
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rub.errors import RubError
 from rub.reports.figure_file import FigureFile, plain
-from rub.reports.grouping import CONTROL_ROWS, Group
+from rub.reports.grouping import Group, is_control
 from rub.reports.task_report import reports_of
 from rub.reports.text import free_name, printable, slug
 
@@ -66,7 +66,7 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
             tiles = read_tiles(Path(row["path"]))
             method, split, data = str(row["method"]), str(row["split"]), row["experiment"] or row["dataset"]
             name = free_name("-".join(("gallery", slug(method), slug(split), slug(data))), {one.name for one in drawn})
-            shown = f"[{method}]" if method in CONTROL_ROWS else method
+            shown = f"[{method}]" if is_control(method, task) else method
             title = printable(
                 f"{shown}, seed {row['unlearn_seed']}: {_SPLITS.get(split, split)} ({data}, {row['model']})"
             )

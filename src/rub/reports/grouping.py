@@ -8,11 +8,9 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from rub.metrics.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
-from rub.registry import METHODS
+from rub.registry import CONTROLS, METHODS
 from rub.store.records import Record
 
-CONTROL_ROWS = ("original", "retrain", "retrained", "sham", "random_init")
-"""Rows of any task that are no unlearning method; an audit calls its reference checkpoint ``retrained``."""
 _ENDLESS = ("unbounded", "free")  # budgets without a number, the smaller first
 
 
@@ -79,6 +77,26 @@ def place_of(record: Record) -> Place:
     return Place(record.metric, record.split, record.attack, record.budget, record.extractor)
 
 
+def controls_of(task: str) -> dict[str, str]:
+    """Rows of a task that are no unlearning methods -> what each of them is; an audit calls its reference `retrained`.
+
+    Example:
+        >>> list(controls_of("classification"))
+        ['original', 'retrain', 'retrained', 'sham']
+    """
+    return {entry.name: entry.summary for entry in CONTROLS.entries(task)}
+
+
+def is_control(method: str, task: str) -> bool:
+    """Whether a row of a task is no unlearning method.
+
+    Example:
+        >>> is_control("sham", "classification"), is_control("ft", "classification")
+        (True, False)
+    """
+    return method in controls_of(task)
+
+
 def row_order(methods: Iterable[str], task: str) -> list[str]:
     """Return controls first, then the methods that ship with RUB in its order, then others as they come.
 
@@ -86,7 +104,7 @@ def row_order(methods: Iterable[str], task: str) -> list[str]:
         >>> row_order(["mine", "salun", "ft", "sham", "original"], "classification")
         ['original', 'sham', 'ft', 'salun', 'mine']
     """
-    known = (*CONTROL_ROWS, *(entry.name for entry in METHODS.entries(task)))
+    known = (*controls_of(task), *(entry.name for entry in METHODS.entries(task)))
     unique = list(dict.fromkeys(methods))
     return sorted(unique, key=lambda name: known.index(name) if name in known else len(known))
 

@@ -13,7 +13,7 @@ from rub.config.suite import protocols_of
 from rub.registry import METHODS, TASKS
 from rub.reports.board import Board, boards
 from rub.reports.cards import Described, described
-from rub.reports.grouping import grouped
+from rub.reports.grouping import controls_of, grouped
 from rub.reports.pages import Page, provenance, run_facts, searches, versions
 from rub.reports.table import column_groups
 from rub.reports.tables import failures
@@ -58,7 +58,7 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
         own = [_beside_controls(board, method) for board in made if board.task == task]
         _write(templates, out / "methods" / f"{name}.html", "method.html.j2", "../", {
             **shared, "method": method, "task": task, "boards": [board for board in own if board.rows],
-            "about": _about(task, method), "control": report_of(task).controls.get(method, ""),
+            "about": _about(task, method), "control": controls_of(task).get(method, ""),
         })  # fmt: skip
     _write(templates, out / "words.html", "words.html.j2", "", {**shared, "better": _BETTER})
     for name in _ASSETS:
@@ -74,6 +74,7 @@ def _templates() -> "Environment":
         loader=PackageLoader("rub.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
+    made.globals["controls_of"] = controls_of
     made.filters |= {"spans": column_groups, "short": _short}
     return made
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from rub.errors import unknown
 from rub.reports.grouping import (
-    CONTROL_ROWS,
     Board,
     Group,
     Place,
     anchor,
     board_of,
     estimate,
+    is_control,
     place_of,
     row_order,
     share,
@@ -98,7 +98,7 @@ class Source:
         rows = tuple(
             Row(
                 printable(method),
-                method in CONTROL_ROWS,
+                is_control(method, self.group.task),
                 tuple(self._anchored(_cell(board, method, column, published), method, column) for column in kept),
             )
             for method in row_order((record.method for record in self.records), self.group.task)
@@ -191,7 +191,7 @@ def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
         given: what every seed shares, such as ``one original``.
         samples: what the intervals of single models are over, where they have any, such as ``prompts``.
     """
-    unlearn = {record.unlearn_seed for record in records if record.method not in CONTROL_ROWS}
+    unlearn = {record.unlearn_seed for record in records if not is_control(record.method, record.task)}
     mia = {record.mia_seed for record in records if record.mia_seed is not None}
     count = max(len(unlearn), 1)
     base = f"means over {count} unlearning seed{'s' * (count > 1)}" + (f" (MIA: x {len(mia)})" if mia else "")

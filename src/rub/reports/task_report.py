@@ -71,7 +71,6 @@ class TaskReport:
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.
         together: whether one table shows all experiments of a suite.
-        controls: row -> what this control is, in plain words.
         exposes: metric, split and attack by which the sham shows that it forgot nothing; None where a task has none.
         words: what else tables and figures say -> in plain words.
         captions: first part of a figure's name -> what it shows.
@@ -85,7 +84,6 @@ class TaskReport:
     leaders: Callable[[Sequence[Record]], list[Column]]
     robustness: Axis
     utility: Axis
-    controls: Mapping[str, str]
     words: Mapping[str, str]
     captions: Mapping[str, str]
     beside: Mapping[str, Axis] = field(default_factory=dict)

@@ -477,7 +477,7 @@ def test_no_utility_no_figure_of_it(one):
 
 @pytest.mark.parametrize(("side", "channels", "across"), [(8, 1, 112), (32, 3, 128), (512, 3, 256)])
 def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, channels, across):
-    monkeypatch.setattr("rub.reports.galleries.reportings", lambda tasks: {"text-to-image": REPORTING})
+    monkeypatch.setattr("rub.reports.galleries.reports_of", lambda tasks: {"text-to-image": REPORTING})
     tiles = np.random.default_rng(0).integers(0, 256, (2, 3, side, side, channels), dtype=np.uint8)
     columns = np.array(["before", "after", "after, uma"])
     np.savez(tmp_path / "g.npz", tiles=tiles, columns=columns, ids=np.array([7, 4706]))

@@ -17,14 +17,7 @@ REPORTING = TaskReport(
         "unseen images of the class": Axis("ua_test", "forget_test", "UA"),
         "kept images, steered": Axis("ua", "retain", "UA"),
     },
-    controls={
-        "original": "the model before unlearning. Its forgotten knowledge must be recoverable, else the measurement "
-        "does not work.",
-        "retrain": "trained without the forget set from the start; what 'forgotten' looks like.",
-    },
     words={
-        "sham": "Control: the original with the forgotten outputs switched off. It has unlearned nothing, yet scores "
-        "that read the label alone call it perfect; the bias-free columns do not.",
         "UA": "How many forgotten images are still recognised. Under an attack, each image is first changed by at most "
         "the budget to bring its old output back.",
         "MIA": "How many forgotten images a membership attack calls members of the training set.",

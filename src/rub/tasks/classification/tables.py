@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rub.metrics.statistics import tie_groups
-from rub.reports.grouping import CONTROL_ROWS, Place, board_of, budgets_of, grouped, row_order, seed_means
+from rub.reports.grouping import Place, board_of, budgets_of, grouped, is_control, row_order, seed_means
 from rub.reports.table import Cell, Column, Table, fitting
 from rub.reports.tables import Source, failures, seeds_note
 from rub.reports.text import printable
@@ -206,7 +206,7 @@ def _ties(source: Source, budget: str) -> dict[str, tuple[str, ...]]:
     """Return the tie groups of the unlearning methods by UA at a budget; empty where one seed allows no interval."""
     board, place = board_of(source.records), Place("ua", "forget", "uma", budget)
     order = row_order((record.method for record in source.records), source.group.task)
-    rows = (method for method in order if method not in CONTROL_ROWS)
+    rows = (method for method in order if not is_control(method, source.group.task))
     means: dict[str, Mapping[Any, float]] = {m: seed_means(board.get((m, place), ())) for m in rows}
     means = {method: found for method, found in means.items() if found}
     if all(len(found) < 2 for found in means.values()):

@@ -14,12 +14,6 @@ REPORTING = TaskReport(
     utility=Axis("psnr", "retain", "PSNR of kept images", "dB"),
     beside={"steered to an unrelated image": Axis("recovered", "steered", "recovered")},
     unlike=frozenset({"original"}),
-    controls={
-        "original": "the model before unlearning. Its own reconstructions are what a search tries to bring back.",
-        "retrain": "trained without the forgotten classes from the start; what 'forgotten' looks like. It may still "
-        "fill in a class that it has never seen, so its row says how much of a recovery needs no memory.",
-        "random_init": "a model that was never trained. What a search gets out of it, it would get out of anything.",
-    },
     words={
         "F and R": "Images of the forgotten classes (F) and of kept classes (R).",
         "IS": "Inception Score: how clear and how varied the reconstructions look to the judge in brackets. Higher is "

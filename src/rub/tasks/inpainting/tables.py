@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from rub.reports.grouping import (
-    CONTROL_ROWS,
     Place,
     board_of,
     budgets_of,
     estimate,
     extracted,
     grouped,
+    is_control,
     level,
     place_of,
     row_order,
@@ -251,7 +251,7 @@ def _unforgotten(source: Source) -> Iterator[str]:
         if method in high:
             share = f"{high[method].mean:.0f} %"
             yield f"even the [{method}] model makes {share} of F as the original does: here recovered says little"
-    methods = [method for method in row_order(high, source.group.task) if method not in CONTROL_ROWS]
+    methods = [method for method in row_order(high, source.group.task) if not is_control(method, source.group.task)]
     if methods:
         yield f"most of F needs no attack for {', '.join(map(printable, methods))}: there it was hardly unlearned"
 
@@ -264,7 +264,7 @@ def _steerable(source: Source, budget: str) -> Iterator[str]:
         recovered, steered = (
             share(board.get((method, Place("recovered", split, "uma", budget)), ())) for split in ("forget", "steered")
         )
-        if method in CONTROL_ROWS or recovered is None or steered is None or recovered.mean == 0:
+        if is_control(method, source.group.task) or recovered is None or steered is None or recovered.mean == 0:
             continue
         if steered.mean >= recovered.mean - _CLOSE or steered.overlaps(recovered):
             found.append(printable(method))

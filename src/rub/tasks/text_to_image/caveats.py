@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rub.metrics.statistics import Interval
-from rub.reports.grouping import CONTROL_ROWS, Board, Place, board_of, records_at, row_order, share
+from rub.reports.grouping import Board, Place, board_of, is_control, records_at, row_order, share
 from rub.reports.text import printable
 from rub.store.records import Record
 
+TASK = "text-to-image"
 CONTROL_ATTACKS = ("random-prefix", "seed-search")
 """Attacks without a search; what they bring back was hardly gone."""
 _HALF, _CLOSE, _NOTHING, _FAR = 50.0, 5.0, 5.0, 10.0  # percent and points: see where they are used
@@ -56,7 +57,7 @@ def concept_of(records: Iterable[Record], budget: str) -> Concept:
         budget: the cap.
     """
     own = list(records)
-    return Concept(board_of(own), tuple(row_order((record.method for record in own), "text-to-image")), budget)
+    return Concept(board_of(own), tuple(row_order((record.method for record in own), TASK)), budget)
 
 
 def caveats(concepts: Concepts) -> Iterator[str]:
@@ -122,7 +123,7 @@ def _listed(found: Found, concepts: Concepts) -> str:
     parts = []
     for method, values in found.items():
         shares = (f"{name} {value:.0f} %" if len(concepts) > 1 else f"{value:.0f} %" for name, value in values.items())
-        label = f"[{printable(method)}]" if method in CONTROL_ROWS else printable(method)
+        label = f"[{printable(method)}]" if is_control(method, TASK) else printable(method)
         parts.append(f"{label} ({', '.join(shares)})")
     return ", ".join(parts)
 
@@ -149,7 +150,7 @@ def _reference(concept: Concept, method: str) -> float | None:
 
 
 def _needs_no_attack(concept: Concept, method: str) -> float | None:
-    pre = None if method in CONTROL_ROWS else concept.pre(method)
+    pre = None if is_control(method, TASK) else concept.pre(method)
     return pre.mean if pre is not None and pre.mean > _HALF else None
 
 
@@ -157,7 +158,7 @@ def _needs_no_search(concept: Concept, method: str) -> float | None:
     """Return the best control's share where a search is not told apart from it; both brought something back."""
     clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
-    if method in CONTROL_ROWS or post is None or not found:
+    if is_control(method, TASK) or post is None or not found:
         return None
     best, least = max(found, key=lambda interval: interval.mean), clean.mean if clean is not None else 0.0
     near = best.mean >= post.mean - _CLOSE or best.overlaps(post)
@@ -166,7 +167,7 @@ def _needs_no_search(concept: Concept, method: str) -> float | None:
 
 def _damaged(concept: Concept, method: str) -> float | None:
     kept, whole = concept.kept(method), concept.kept("original")
-    if method in CONTROL_ROWS or kept is None or whole is None or kept.overlaps(whole):
+    if is_control(method, TASK) or kept is None or whole is None or kept.overlaps(whole):
         return None
     return kept.mean if kept.mean < whole.mean - _FAR else None
 

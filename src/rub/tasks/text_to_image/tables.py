@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rub.reports.grouping import (
-    CONTROL_ROWS,
     Group,
     Place,
     budgets_of,
     extracted,
     grouped,
+    is_control,
     place_of,
     row_order,
     tie_letters,
@@ -19,7 +19,7 @@ from rub.reports.table import Cell, Column, Row, Table, beside, fitting
 from rub.reports.tables import Source, directions, failures, label, marks, seeds_note
 from rub.reports.text import printable, slug
 from rub.store.records import Record
-from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, Concept, caveats, concept_of, counted, judged_by
+from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, caveats, concept_of, counted, judged_by
 from rub.tasks.text_to_image.metrics import METRICS_DECLARED
 
 _METRICS = {metric.name: metric for metric in METRICS_DECLARED}
@@ -65,7 +65,7 @@ def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | N
         []
     """
     suites: dict[Group, dict[Group, list[Record]]] = {}
-    for group, found in grouped(records, "text-to-image").items():
+    for group, found in grouped(records, TASK).items():
         suites.setdefault(group._replace(experiment=""), {})[group] = found
     return [part for group, own in suites.items() for part in _suite_tables(_Suite.of(group, own), paper or {})]
 
@@ -284,7 +284,7 @@ def _column(group: str, name: str, place: Place, decimals: int) -> Column:
 
 def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
     """Yield the column of tie letters of one concept; nothing with fewer than two methods."""
-    methods = [method for method in concept.methods if method not in CONTROL_ROWS]
+    methods = [method for method in concept.methods if not is_control(method, TASK)]
     shares = {printable(method): post for method in methods if (post := concept.post(method)) is not None}
     if len(shares) > 1:
         letters = tie_letters(shares)

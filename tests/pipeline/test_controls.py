@@ -1,0 +1,86 @@
+"""Controls of plug-ins: rows of their own in plans, tables, figures and rules, and what is refused."""
+
+import pytest
+import yaml
+
+import rub
+from rub.api import make_runtime
+from rub.config.suite import load_suite
+from rub.errors import RubError
+from rub.pipeline.graph import in_order
+from rub.registry import CONTROLS
+from rub.reports.figures import style
+from rub.reports.grouping import controls_of, is_control, row_order
+
+CLASSIFICATION = {
+    "task": "classification",
+    "dataset": "digits",
+    "model": "resnet10",
+    "forget": {"classes": [0]},
+    "protocol": "rub-quick-1",
+    "seeds": {"unlearn": 2},
+}
+
+
+@pytest.fixture
+def untrained():
+    @rub.control("untrained", task="classification", reference=True)
+    def made(model, forget, retain, context, *, gain: float = 1.0):
+        """A network that was never trained."""
+        return model
+
+    return CONTROLS.get("untrained", "classification")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    def make(added=(), **fields):
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump({"name": "s", "experiments": [{**CLASSIFICATION, **fields}]}))
+        return load_suite(str(path), added=added)
+
+    return make
+
+
+def test_a_control_of_a_plug_in_is_a_row_of_its_own_after_those_of_rub(suite, untrained):
+    [(_, graph)] = rub.plan(suite(methods=["ft"], controls=["untrained"]), make_runtime(device="cpu"))
+    made = [stage for stage in in_order(graph.stages) if stage.kind == "unlearn"]
+    assert [stage.label for stage in made] == [
+        "unlearn sham, seed 0", "unlearn untrained, seed 0", "unlearn ft, seed 0", "unlearn ft, seed 1",
+    ]  # fmt: skip
+    assert made[1].spec["method"]["parameters"] == {"gain": 1.0}
+    assert made[1].spec["method"]["source"], "an edit of the plug-in recomputes its row"
+    assert {stage.kind for stage in graph.stages if stage.label.startswith("measure untrained")} == {
+        "measure", "measure-attack",
+    }  # fmt: skip
+
+
+def test_it_joins_every_experiment_of_its_task_when_its_plug_in_is_read(suite, untrained):
+    assert dict(suite(added=[untrained]).experiments[0].controls) == {"untrained": {}}
+    asked = {"untrained": {"gain": 2.0}}
+    assert suite(added=[untrained], controls=asked).experiments[0].controls == asked
+    assert "controls" not in suite().experiments[0].model_dump(), "suites without it are written as before"
+
+
+@pytest.mark.usefixtures("untrained")
+def test_reports_know_it_as_a_control():
+    assert controls_of("classification")["untrained"] == "A network that was never trained."
+    assert not is_control("untrained", "inpainting")
+    assert row_order(["ft", "untrained", "original"], "classification") == ["original", "untrained", "ft"]
+    assert style("untrained", "classification")["color"] == style("sham", "classification")["color"]
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"methods": ["untrained"]}, "method 'untrained' is a control; name it in 'controls'"),
+        ({"methods": ["sham"]}, "method 'sham' is a control that always runs; leave it out of 'methods'"),
+        ({"controls": ["sham"]}, "control 'sham' always runs; leave it out of 'controls'"),
+        ({"controls": ["untraned"]}, "did you mean 'untrained'"),
+        ({"controls": {"untrained": {"gian": 1}}}, "controls.untrained .* did you mean 'gain'"),
+    ],
+)
+def test_what_cannot_be_is_refused(suite, fields, says):
+    with pytest.raises(RubError, match=says):
+        rub.plan(suite(**fields), make_runtime(device="cpu"))
