@@ -27,10 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# torchattacks pins an old requests; it is used as a peer in fidelity tests and needs none of it.
+# torchattacks pins an old requests, secml-torch torchvision; what the tests use of them needs neither.
 $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks secml-torch
 	touch $@
 
 clean:

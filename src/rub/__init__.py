@@ -1,24 +1,26 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, and the decorators `method`, `control`, `attack`, `network`, `dataset` and `judge`
-with `Card` and `Hyper`.
+`report`, `submit`, `read_records`, `recover`, and the decorators `method`, `control`, `attack`, `network`, `dataset`
+and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rub import attacks as attacks
     from rub.api import audit, plan, report, run, submit, verify
     from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
     from rub.registry import Card, attack, control, judge, method, network, protocol
     from rub.store.records import read_records
+    from rub.tasks.classification.recover import recover
 
 __all__ = [
     "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "network", "plan",
-    "protocol", "read_records", "report", "run", "submit", "verify",
+    "protocol", "read_records", "recover", "report", "run", "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -30,6 +32,7 @@ _WHERE = {
     "verify": "rub.api",
     "load_suite": "rub.config.suite",
     "read_records": "rub.store.records",
+    "recover": "rub.tasks.classification.recover",
     "Card": "rub.registry",
     "Hyper": "rub.config.hyperparameters",
     "attack": "rub.registry",
@@ -44,6 +47,8 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
+    if name == "attacks":
+        return importlib.import_module("rub.attacks")
     if name not in _WHERE:
         raise AttributeError(f"module 'rub' has no attribute '{name}'")
     return getattr(importlib.import_module(_WHERE[name]), name)

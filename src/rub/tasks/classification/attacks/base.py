@@ -98,4 +98,4 @@ class Probes:
     converged: bool
 
 
-Attack = Callable[..., Probes]
+Attack = Callable[..., Probes | Tensor]

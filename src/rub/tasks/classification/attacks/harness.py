@@ -1,13 +1,14 @@
 """The one way to run an attack: it searches, the harness decides what it found, in float32 on 8-bit images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rub.attacks.linf import better, column
+from rub.attacks.linf import better, column, has_converged
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
 from rub.models.network import outputs
@@ -63,7 +64,8 @@ def run_attack(
     re-evaluated fraction. Budget 0 scores the clean images without a search.
 
     Args:
-        function: the attack; called as ``function(target, images, budget, context, **parameters)``.
+        function: the attack; called as ``function(target, images, budget, context, **parameters)``. One that returns
+            its uint8 probes (N, C, H, W) alone counts as a search of one step.
         parameters: its hyperparameters; ``divergence`` (default ``"kl"``) also decides how probes are re-scored.
         target: the unlearned model, frozen in eval mode, and what it is compared with.
         images: uint8 (N, C, H, W), the clean images.
@@ -85,9 +87,14 @@ def run_attack(
     if context.start is not None:
         _check_probes(context.start, images, budget, "the start of the search")
         candidates.append((context.start, _finite(scorer.exact(context.start, rows), name)))
-    found = function(target, images, budget, context, **parameters)
-    _check_probes(found.images, images, budget, f"attack '{name}'")
-    best, step, score = found.images, found.step, _finite(scorer.exact(found.images, rows), name)
+    with _counted(target.model) as passes:
+        found = function(target, images, budget, context, **parameters)
+    probes = found if isinstance(found, Tensor) else found.images
+    _check_probes(probes, images, budget, f"attack '{name}'")
+    score = _finite(scorer.exact(probes, rows), name)
+    if isinstance(found, Tensor):
+        found = _one_step(found, clean, score, sum(passes))
+    best, step = found.images, found.step
     for other, known in candidates:
         win = better(known.recovered, known.loss, score.recovered, score.loss).cpu()
         best = torch.where(column(win, best), other, best)
@@ -146,6 +153,26 @@ def _unsearched(images: Tensor, clean: Score) -> Probes:
     step = torch.where(clean.recovered, 0, -1)
     success, loss = float(clean.recovered.double().mean()), float(clean.loss.double().mean())
     return Probes(images, clean.loss, step, (success,), (loss,), len(images), True)
+
+
+def _one_step(images: Tensor, clean: Score, score: Score, evaluations: int) -> Probes:
+    """Result of an attack that gives its probes alone, as if it had taken one step."""
+    step = torch.where(clean.recovered, 0, torch.where(score.recovered, 1, -1))
+    successes = [float(hits.double().mean()) for hits in (clean.recovered, step >= 0)]
+    losses = [float(loss.double().mean()) for loss in (clean.loss, torch.minimum(clean.loss, score.loss))]
+    converged = has_converged(successes, losses)
+    return Probes(images, score.loss, step, tuple(successes), tuple(losses), evaluations, converged)
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[list[int]]:
+    """A list that receives the number of images of every forward pass in the body."""
+    counts: list[int] = []
+    handle = model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    try:
+        yield counts
+    finally:
+        handle.remove()
 
 
 def _finite(score: Score, name: str) -> Score:
