@@ -55,7 +55,7 @@ def measurement(experiment: Experiment, method: str, parameters: dict[str, Any],
     """Return the stage that measures a method without an attack on the held-out seed."""
     methods = {} if method == "retrain" else {method: parameters}
     changed = experiment.model_copy(update={"methods": methods})
-    graph = TASKS.get(experiment.task, experiment.task).load().graph(changed, runtime.data_root)
+    graph = TASKS.get(experiment.task, experiment.task).load().graph(changed, runtime.data_root, None)
     if experiment.task == "classification":
         graph.shadows = {}
     # A miniature is retrained for few seeds only: the first stands for all.

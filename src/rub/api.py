@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,13 +17,14 @@ from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.pipeline.task import Task
-from rub.registry import TASKS, load_target
+from rub.registry import TASKS
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
 
 if TYPE_CHECKING:
+    from rub.audits.base import AuditRequest, Report
     from rub.leaderboard.submit import RuleCheck
 
 ENGINES = ("inline", "ray")
@@ -180,13 +181,48 @@ def stage_status(stages: Sequence[Stage], store: Store) -> list[StageStatus]:
     return rows
 
 
-def audit(task: str, **request: Any) -> Any:
-    """Measure two checkpoints that RUB did not make; the ``audit`` module of each task lists the arguments.
+def audit_files(
+    request: "AuditRequest",
+    *,
+    store: Path | None = None,
+    runtime: Runtime | None = None,
+    display: Display | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> "Report":
+    """Measure two or three checkpoints that RUB did not make, and end in a verdict.
+
+    Args:
+        request: of a task: `rub.tasks.classification.audit.ClassificationAudit`, `InpaintingAudit`, `TextToImageAudit`,
+            or that of a plug-in; its fields are the options of ``rub audit``.
+        store: folder of stages; `default_store` when None.
+        runtime: from `make_runtime`.
+        display: shows progress; silent when None.
+        out: result folder to write, as `run` does.
+        command: what the user typed, for "how to reproduce".
 
     Raises:
-        RubError: an unknown task, or a request that is wrong.
+        RubError: a missing or wrong checkpoint, class or data set.
+
+    Example:
+        >>> from rub.tasks.classification.audit import ClassificationAudit
+        >>> request = ClassificationAudit(
+        ...     original="before.pth", unlearned="after.pth", arch="resnet18", data="cifar10", forget_classes=[0]
+        ... )
+        >>> audit_files(request).verdict.name  # doctest: +SKIP
+        'recovered'
     """
-    return load_target(TASKS.get(task, task).load().audit)(**request)
+    from rub.audits.base import run_audit
+
+    return run_audit(
+        request.experiment(),
+        request.models(),
+        store=store or default_store(),
+        runtime=runtime or make_runtime(),
+        display=display or Display(Console(), quiet=True),
+        out=out,
+        command=command,
+    )
 
 
 def verify(

@@ -1,26 +1,30 @@
-"""What audits of every task share: running two or three checkpoints through a graph, looking rates up, the outcomes."""
+"""What audits of every task share: the request, running two or three models through a graph, rates, the outcomes."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from rich.markup import escape
 
-from rub.api import default_store
-from rub.config.suite import Experiment, Suite
+from rub.config.hyperparameters import first_error
+from rub.config.suite import Experiment, Frozen, Suite
 from rub.errors import RubError
-from rub.pipeline.graph import Graph
+from rub.pipeline.graph_builder import FromFiles
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.pipeline.task import Task
-from rub.registry import DATASETS
-from rub.reports.result_folder import Result, collect, prepare, write_result
+from rub.registry import DATASETS, TASKS, load_target
+from rub.reports.grouping import budgets_of
+from rub.reports.result_folder import collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.records import Record
 
 F = TypeVar("F")
+E = TypeVar("E", bound=Experiment)
 VerdictName = Literal["recovered", "hidden", "no residual found at this budget", "cannot tell"]
 MARGIN = 0.05  # a difference below five points is not called a recovery, however many samples stand behind it
 
@@ -34,7 +38,7 @@ class Rate:
     high: float
 
     def exceeds(self, other: "Rate") -> bool:
-        """Return whether it is above another one by `MARGIN`, without overlapping intervals."""
+        """Whether it is above another one by `MARGIN`, without overlapping intervals."""
         return self.low > other.high and self.value - other.value >= MARGIN
 
 
@@ -67,66 +71,151 @@ class Report:
     failures: tuple[str, ...]
 
 
-def measure(
-    experiment: Experiment,
-    graph: Graph,
-    task: Task,
-    *,
-    store: Path | None,
-    runtime: Runtime,
-    display: Display,
-    out: Path | None,
-    command: str,
-) -> Result:
-    """Run the stages of an audit and, with `out`, write a result folder.
+class AuditRequest(Frozen):
+    """What an audit is asked; a task's own fields are the options of its ``rub audit`` too, with their docstrings.
+
+    Fields are numbers, text, paths, or tuples of numbers or text, which the command line takes with commas.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+    task: ClassVar[str]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise RubError(first_error(error, "audit", cls.model_fields)) from None
+
+    @abstractmethod
+    def experiment(self) -> Experiment:
+        """The experiment that measures the models.
+
+        Raises:
+            RubError: a field that is wrong.
+        """
+
+    @abstractmethod
+    def models(self) -> FromFiles:
+        """Where the models are.
+
+        Raises:
+            RubError: a file that is not there.
+        """
+
+
+@dataclass(frozen=True)
+class Audit(Generic[F]):
+    """How models of a task that RUB did not make are judged.
+
+    Attributes:
+        request: what is asked; its first docstring line is what ``rub audit`` says of the command.
+        example: options of an example.
+        figures: the numbers behind a verdict, from the measured rows at one budget.
+        conclude: the verdict for them at this budget.
+        told: the same numbers as lines of text.
+    """
+
+    request: type[AuditRequest]
+    example: str
+    figures: Callable[["Rows"], F]
+    conclude: Callable[[F, str], Verdict]
+    told: Callable[[F, str], Iterable[str]]
+
+
+def audit_of(task: str) -> Audit[Any]:
+    """How a task is audited.
 
     Raises:
-        RubError: a missing or wrong checkpoint, class or data set.
+        RubError: an unknown task, or one without audits.
+
+    Example:
+        >>> audit_of("classification").request.task
+        'classification'
     """
-    if out is not None:
-        prepare(out)
-    opened = Store(store or default_store())
-    with display:
-        outcomes = run_inline(list(graph.stages), {task.name: task}, opened, runtime, display)
-    result = collect("audit", [(experiment, graph)], outcomes)
-    if out is not None:
-        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
-    return result
+    target = TASKS.get(task, task).load().audit
+    if not target:
+        raise RubError(f"task {task}: its models cannot be audited")
+    audit: Audit[Any] = load_target(target)
+    return audit
 
 
-def conclude(
-    records: Sequence[Record],
-    budgets: Sequence[str],
-    figures_of: Callable[[Sequence[Record], str], F],
-    judge: Callable[[F, str], Verdict],
-    told: Callable[[F, str], Iterable[str]],
+def run_audit(
+    experiment: Experiment,
+    models: FromFiles,
+    *,
+    store: Path,
+    runtime: Runtime,
+    display: Display,
+    out: Path | None = None,
+    command: str = "",
 ) -> Report:
-    """Return *recovered* at the smallest budget where it holds, else what the largest one says.
+    """Measure models under an experiment's protocol and conclude: *recovered* at the smallest budget where it holds.
 
     A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
 
     Args:
+        experiment: what is measured; its methods are not run.
+        models: original, unlearned and perhaps retrained.
+        store: folder of stages.
+        runtime: from `rub.api.make_runtime`.
+        display: shows progress.
+        out: result folder to write, or None.
+        command: what the user typed, for "how to reproduce".
+
+    Raises:
+        RubError: a wrong checkpoint, class or data set.
+    """
+    if out is not None:
+        prepare(out)
+    task: Task = TASKS.get(experiment.task, experiment.task).load()
+    graph = task.graph(experiment, runtime.data_root, models).graph()
+    with display:
+        outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)
+    result = collect("audit", [(experiment, graph)], outcomes)
+    if out is not None:
+        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
+    budgets = budgets_of(result.records, main := experiment.protocol.main_attack)
+    if result.failures:
+        last = budgets[-1] if budgets else ""
+        return Report(Verdict("cannot tell", result.failures), None, (), last, result.records, result.failures)
+    if not budgets:
+        raise RubError(f"audit: protocol {experiment.protocol.name} attacks nothing")
+    return conclude(result.records, main, budgets, audit_of(task.name))
+
+
+def conclude(records: Sequence[Record], attack: str, budgets: Sequence[str], audit: Audit[Any]) -> Report:
+    """Report at the smallest budget where the verdict is *recovered*, else at the largest.
+
+    Args:
         records: every measured row.
-        budgets: of the search, the smallest first.
-        figures_of: picks a task's figures at a budget from the rows.
-        judge: gives the verdict for them.
-        told: gives them as lines of text.
+        attack: whose rows count.
+        budgets: of this attack, the smallest first, one at least.
+        audit: of the task.
     """
     for budget in budgets:
-        figures = figures_of(records, budget)
-        verdict = judge(figures, budget)
+        figures = audit.figures(Rows(records, budget, attack))
+        verdict = audit.conclude(figures, budget)
         if verdict.name == "recovered":
             break
-    return Report(verdict, figures, tuple(told(figures, budget)), budget, tuple(records), ())
+    return Report(verdict, figures, tuple(audit.told(figures, budget)), budget, tuple(records), ())
 
 
-def broken(result: Result, budget: str) -> Report:
-    """Return the report of an audit some of whose stages failed."""
-    return Report(Verdict("cannot tell", result.failures), None, (), budget, result.records, result.failures)
+def validated(kind: type[E], fields: Mapping[str, Any]) -> E:
+    """The experiment of an audit.
+
+    Raises:
+        RubError: a field that is wrong, in one line.
+    """
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        raise RubError(first_error(error, "audit", kind.model_fields)) from None
 
 
 def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = False) -> dict[str, Path]:
-    """Return the checkpoints that are given, by role.
+    """Checkpoints that are given, by role.
 
     Raises:
         RubError: one of them is not there, or is a folder without `folders`; `kinds` says what would be right.
@@ -139,7 +228,7 @@ def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = 
 
 
 def dataset_of(data: str, size: int | None) -> dict[str, Any]:
-    """Return the data set spec of ``--data``: a name, an image folder or an ``.npz``; nothing is held out.
+    """Data set spec of ``--data``: a name, an image folder or an ``.npz``; nothing is held out.
 
     Raises:
         RubError: a path that does not exist.
@@ -158,20 +247,25 @@ def dataset_of(data: str, size: int | None) -> dict[str, Any]:
 
 
 class Rows:
-    """Looks values up among an audit's records, at one budget."""
+    """Looks values up among an audit's records: without an attack, or at one budget of one.
 
-    def __init__(self, records: Sequence[Record], budget: str) -> None:
-        """Rows of attacks are taken at this budget, clean ones have none."""
-        self.records, self.budget = records, budget
+    Attributes:
+        records: every measured row.
+        budget: at which rows of attacks are taken.
+        attack: the protocol's main one.
+    """
+
+    def __init__(self, records: Sequence[Record], budget: str, attack: str = "uma") -> None:
+        self.records, self.budget, self.attack = records, budget, attack
 
     def find(self, method: str, metric: str, split: str, attack: str = "none") -> Record | None:
-        """Return the row of a cell, or None."""
+        """Row of a cell, or None."""
         wanted = (method, metric, split, attack, self.budget if attack != "none" else "none")
         rows = (row for row in self.records if (row.method, row.metric, row.split, row.attack, row.budget) == wanted)
         return next(rows, None)
 
     def rate(self, method: str, metric: str, split: str, attack: str = "none") -> Rate:
-        """Return a proportion.
+        """Proportion in a cell.
 
         Raises:
             RubError: it was not measured.
@@ -183,7 +277,7 @@ class Rows:
 
 
 def percent(rate: Rate) -> str:
-    """Return a rate with its interval.
+    """A rate with its interval, in percent.
 
     Example:
         >>> percent(Rate(0.984, 0.96, 0.994))
@@ -193,7 +287,7 @@ def percent(rate: Rate) -> str:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Yield an audit's figures and verdict as text (rich markup)."""
+    """An audit's figures and verdict as text (rich markup)."""
     yield from (escape(line) for line in report.told)
     yield f"[b]Verdict: {report.verdict.name}[/b]"
     yield from (f"  - {escape(sentence)}" for sentence in report.verdict.why)

@@ -1,204 +1,133 @@
-"""``rub audit``: one command per task, for checkpoints that RUB did not make."""
+"""``rub audit``: one command per task, made from the task's `rub.audits.base.AuditRequest`."""
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
+from annotated_types import Ge
+from pydantic.fields import FieldInfo
 from rich.console import Console
+from typer.core import TyperGroup
 
 from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins
 from rub.errors import RubError
+from rub.registry import TASKS
 
-N = TypeVar("N", int, float)
+if TYPE_CHECKING:
+    from rub.audits.base import AuditRequest
 
-audit_app = typer.Typer(help="Measure checkpoints that RUB did not make, and end in a verdict.", no_args_is_help=True)
+OUT = Annotated[Path | None, typer.Option(help="Result folder to write.")]
 
 
-@audit_app.command(
-    "classification",
-    epilog="Example: rub audit classification --original before.pth --unlearned after.pth --arch resnet18 "
-    "--data cifar10 --data-root data --forget-classes 0",
+class _Tasks(TyperGroup):
+    """The tasks that have audits, also those of plug-ins; their requests are imported when a command is looked up."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [entry.name for entry in TASKS.entries() if entry.load().audit]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _command(cmd_name) if cmd_name in self.list_commands(ctx) else None
+
+
+audit_app = typer.Typer(
+    cls=_Tasks, help="Measure checkpoints that RUB did not make, and end in a verdict.", no_args_is_help=True
 )
-def audit_classification(
-    original: Annotated[Path, typer.Option(help="Checkpoint before unlearning.")],
-    unlearned: Annotated[Path, typer.Option(help="Checkpoint after unlearning.")],
-    arch: Annotated[str, typer.Option(help="A name from rub list models.")],
-    data: Annotated[str, typer.Option(help="A name from rub list datasets, or the path of an image folder or .npz.")],
-    forget_classes: Annotated[str, typer.Option(help="Forgotten classes, such as 0,3.")],
-    retrained: Annotated[Path | None, typer.Option(help="Checkpoint trained without the forget set.")] = None,
-    stem: Annotated[str, typer.Option(help="cifar, imagenet or half.")] = "cifar",
-    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean that inputs were normalised with, if not the data's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.247,0.243,0.262.")] = None,
-    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
-    samples: Annotated[int, typer.Option(min=10, help="Forget images to attack (half as many controls).")] = 256,
-    store: STORE = None,
-    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
-    data_root: DATA = None,
-    device: DEVICE = "auto",
-    batch_size: BATCH = 256,
-    plugin: PLUGIN = None,
-) -> None:
-    """Measure an unlearned classifier against its original: recovered, hidden, no residual found, or cannot tell."""
-    from rub import api
-    from rub.pipeline.progress import Display
-
-    load_plugins(plugin)
-    screen = console()
-    report = api.audit(
-        "classification",
-        original=original,
-        unlearned=unlearned,
-        retrained=retrained,
-        model={
-            "arch": arch,
-            "stem": stem,
-            "width": width,
-            "mean": None if mean is None else _numbers("--mean", mean, float),
-            "std": None if std is None else _numbers("--std", std, float),
-        },
-        data=data,
-        size=size,
-        forget_classes=_numbers("--forget-classes", forget_classes, int),
-        protocol=protocol,
-        samples=samples,
-        store=store,
-        runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
-        display=Display(screen),
-        out=out,
-        command=api.reproducible(sys.argv[1:]),
-    )
-    _tell(report, screen)
 
 
-@audit_app.command(
-    "inpainting",
-    epilog="Example: rub audit inpainting --original mae_visualize_vit_large.pth --unlearned after.pth --data photos "
-    "--size 224 --forget-classes 0,1",
-)
-def audit_inpainting(
-    original: Annotated[Path, typer.Option(help="Checkpoint before unlearning: .pth, .safetensors or a HF folder.")],
-    unlearned: Annotated[Path, typer.Option(help="Checkpoint after unlearning.")],
-    data: Annotated[str, typer.Option(help="A name from rub list datasets, or the path of an image folder or .npz.")],
-    forget_classes: Annotated[str, typer.Option(help="Forgotten classes, such as 0,3.")],
-    retrained: Annotated[Path | None, typer.Option(help="Checkpoint trained without the forget set.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels for images of a folder, or of digits.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where neither file nor size tells.")] = None,
-    decoder_heads: Annotated[int | None, typer.Option(help="Attention heads of the decoder, likewise.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean that inputs are normalised with, if not ImageNet's.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise, such as 0.229,0.224,0.225.")] = None,
-    mask_ratio: Annotated[float, typer.Option(help="Fraction of masked patches.")] = 0.75,
-    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
-    samples: Annotated[int, typer.Option(min=10, help="Forget images, and as many retained ones.")] = 200,
-    judge_epochs: Annotated[int, typer.Option(min=1, help="Training of the classifier behind FID and IS.")] = 10,
-    store: STORE = None,
-    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
-    data_root: DATA = None,
-    device: DEVICE = "auto",
-    batch_size: BATCH = 256,
-    plugin: PLUGIN = None,
-) -> None:
-    """Measure an unlearned masked autoencoder against its original: recovered, no residual found, or cannot tell."""
-    from rub import api
-    from rub.pipeline.progress import Display
-
-    load_plugins(plugin)
-    screen = console()
-    report = api.audit(
-        "inpainting",
-        original=original,
-        unlearned=unlearned,
-        retrained=retrained,
-        model={"arch": "foreign", "mask_ratio": mask_ratio},
-        sizes={
-            "heads": heads,
-            "decoder_heads": decoder_heads,
-            "mean": None if mean is None else _numbers("--mean", mean, float),
-            "std": None if std is None else _numbers("--std", std, float),
-        },
-        data=data,
-        size=size,
-        forget_classes=_numbers("--forget-classes", forget_classes, int),
-        protocol=protocol,
-        samples=samples,
-        judge_epochs=judge_epochs,
-        store=store,
-        runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
-        display=Display(screen),
-        out=out,
-        command=api.reproducible(sys.argv[1:]),
-    )
-    _tell(report, screen)
+@audit_app.callback()
+def _plugins(
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(help="Python file with a task of its own; repeatable.", is_eager=True, callback=load_plugins),
+    ] = None,
+) -> None: ...
 
 
-@audit_app.command(
-    "text-to-image",
-    epilog="Example: rub audit text-to-image --original CompVis/stable-diffusion-v1-4 --unlearned esd-church.pt "
-    "--concept church --judge imagenet --judge-weights microsoft/resnet-50",
-)
-def audit_text_to_image(
-    original: Annotated[str, typer.Option(help="Model before unlearning: a diffusers folder or a hub id.")],
-    unlearned: Annotated[Path, typer.Option(help="A UNet (or part), a text encoder, an SPM adapter, or a folder.")],
-    concept: Annotated[str, typer.Option(help="What was to be forgotten, such as church.")],
-    retrained: Annotated[Path | None, typer.Option(help="The same model, trained without the concept.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What it is called in a prompt, if not its name.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="CSV in UnlearnDiffAtk's columns, or its folder.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="The first so many prompts; all when left out.")] = None,
-    judge: Annotated[str, typer.Option(help="A name from rub list judges.")] = "imagenet",
-    judge_weights: Annotated[str | None, typer.Option(help="Model folder or hub id of the judge.")] = None,
-    judged_as: Annotated[str | None, typer.Option(help="What the judge calls it: a label or an index.")] = None,
-    retain: Annotated[str, typer.Option(help="Other concepts, such as parachute,tench.")] = "",
-    protocol: Annotated[str, typer.Option(help="A name from rub list protocols.")] = "rub-audit-1",
-    cap: Annotated[int | None, typer.Option(min=1, help="Attack steps instead of the protocol's.")] = None,
-    store: STORE = None,
-    out: Annotated[Path | None, typer.Option(help="Result folder to write.")] = None,
-    data_root: DATA = None,
-    device: DEVICE = "auto",
-    batch_size: BATCH = 256,
-    plugin: PLUGIN = None,
-) -> None:
-    """Measure an unlearned diffusion model against its original: recovered, no residual found, or cannot tell."""
-    from rub import api
-    from rub.pipeline.progress import Display
+def _command(task: str) -> Any:
+    from rub.audits.base import audit_of
 
-    load_plugins(plugin)
-    screen = console()
-    report = api.audit(
-        "text-to-image",
-        original=original,
-        unlearned=unlearned,
-        retrained=retrained,
-        concept=concept,
-        prompt=prompt,
-        prompts=prompts,
-        count=count,
-        judge_name=judge,
-        judge_weights=judge_weights,
-        judged_as=judged_as,
-        retain=tuple(name for name in retain.split(",") if name),
-        protocol=protocol,
-        cap=cap,
-        store=store,
-        runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
-        display=Display(screen),
-        out=out,
-        command=api.reproducible(sys.argv[1:]),
-    )
-    _tell(report, screen)
+    audit = audit_of(task)
+    app = typer.Typer(add_completion=False)
+    summary, example = inspect.getdoc(audit.request), f"Example: rub audit {task} {audit.example}"
+    app.command(task, help=summary, epilog=example)(_function(audit.request))
+    return typer.main.get_command(app)
 
 
-def _numbers(option: str, text: str, kind: type[N]) -> tuple[N, ...]:
+def _function(request: "type[AuditRequest]") -> Any:
+    """Function with an option for each field of a request, and those that all audits have."""
+
+    def run(
+        *,
+        store: STORE = None,
+        out: OUT = None,
+        data_root: DATA = None,
+        device: DEVICE = "auto",
+        batch_size: BATCH = 256,
+        plugin: PLUGIN = None,
+        **given: Any,
+    ) -> None:
+        from rub import api
+        from rub.pipeline.progress import Display
+
+        load_plugins(plugin)
+        fields = {name: _value(name, request.model_fields[name], value) for name, value in given.items()}
+        screen = console()
+        report = api.audit_files(
+            request(**{name: value for name, value in fields.items() if value is not None}),
+            store=store,
+            runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
+            display=Display(screen),
+            out=out,
+            command=api.reproducible(sys.argv[1:]),
+        )
+        _tell(report, screen)
+
+    shared = [item for item in inspect.signature(run).parameters.values() if item.kind is item.KEYWORD_ONLY]
+    own = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.default or None,
+            annotation=_option(field),
+        )
+        for name, field in request.model_fields.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in (*own, *shared)}
+    return run
+
+
+def _kind(field: FieldInfo) -> Any:
+    """Type of a field without None."""
+    hint: Any = field.annotation
+    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
+
+
+def _option(field: FieldInfo) -> Any:
+    kind = str if get_origin(_kind(field)) is tuple else _kind(field)
+    least = next((item.ge for item in field.metadata if isinstance(item, Ge)), None)
+    option = typer.Option(help=field.description, min=least)  # type: ignore[arg-type]
+    return Annotated[kind if field.is_required() or field.default else kind | None, option]
+
+
+def _value(name: str, field: FieldInfo, given: Any) -> Any:
+    """Value of an option; of a tuple, its parts with commas between them."""
+    kind = _kind(field)
+    if get_origin(kind) is not tuple or given is None:
+        return given
+    part = get_args(kind)[0]
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(part(text) for text in given.split(",") if text or part is not str)
     except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise RubError(f"{option} {text}: should be {what} with commas between them, such as 0,3") from None
+        what = "whole numbers" if part is int else "numbers"
+        option = f"--{name.replace('_', '-')}"
+        raise RubError(f"{option} {given}: should be {what} with commas between them, such as 0,3") from None
 
 
 def _tell(report: Any, screen: Console) -> None:
-    """Print an audit's figures and verdict."""
     from rub.audits.base import lines
 
     for line in lines(report):

@@ -8,7 +8,7 @@ from typing import Any
 from rub.config.suite import Experiment
 from rub.metrics.base import Metric
 from rub.pipeline.graph import Graph
-from rub.pipeline.graph_builder import GraphBuilder
+from rub.pipeline.graph_builder import FromFiles, GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Task:
     Attributes:
         name: as suites write it.
         experiment: the spec of its experiments.
-        graph: builder of an experiment's stages, from the experiment and the folder of data.
+        graph: builder of an experiment's stages, from the experiment, the folder of data, and models from files.
         functions: stage kind -> target of its stage function, a `rub.pipeline.runtime.StageFunction`.
         metrics: every metric, in the order of its tables.
         report: target of its `rub.reports.task_report.TaskReport`.
@@ -31,7 +31,7 @@ class Task:
 
     name: str
     experiment: type[Experiment]
-    graph: Callable[[Any, Path | None], GraphBuilder[Any]]
+    graph: Callable[[Any, Path | None, FromFiles | None], GraphBuilder[Any]]
     functions: Mapping[str, str]
     metrics: tuple[Metric, ...]
     report: str
@@ -44,4 +44,4 @@ class Task:
         Raises:
             RubError: an unknown component or hyperparameter, or data or weights that are not there.
         """
-        return self.graph(experiment, data_root).graph()
+        return self.graph(experiment, data_root, None).graph()

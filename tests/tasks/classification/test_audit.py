@@ -1,25 +1,22 @@
 """Audits: the rules of the verdict one by one, and two checkpoints end to end."""
 
 from dataclasses import replace
-from io import StringIO
 
 import pytest
 import torch
-from rich.console import Console
 
-from rub import audit
-from rub.api import make_runtime
-from rub.audits.base import MARGIN, Rate, Report, Verdict, conclude, lines
+from rub.api import audit_files, make_runtime
+from rub.audits.base import MARGIN, Rate, Report, Verdict, audit_of, lines
+from rub.audits.base import conclude as conclude_at
 from rub.data.sources import load_images
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
 from rub.models.network import build_network
 from rub.models.weights import save_weights
-from rub.pipeline.progress import Display
 from rub.store.records import Record, read_records
-from rub.tasks.classification.audit import figures_of, told
+from rub.tasks.classification.audit import AUDIT, ClassificationAudit, told
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.verdict import Figures, judge
+from rub.tasks.classification.verdict import Figures, conclude
 from rub.training.classifier import train
 from rub.training.context import Augmentation
 
@@ -105,7 +102,7 @@ REFERENCED = replace(
     ],
 )
 def test_the_rules_of_the_verdict(figures, name, says):
-    verdict = judge(figures, "16/255")
+    verdict = conclude(figures, "16/255")
     assert verdict.name == name
     assert says in " ".join(verdict.why)
     assert all("\n" not in sentence for sentence in verdict.why)
@@ -116,7 +113,7 @@ def test_the_margin_is_five_points():
 
 
 def test_a_report_is_told_in_lines():
-    report = Report(judge(REFERENCED, "16/255"), REFERENCED, tuple(told(REFERENCED, "16/255")), "16/255", (), ())
+    report = Report(conclude(REFERENCED, "16/255"), REFERENCED, tuple(told(REFERENCED, "16/255")), "16/255", (), ())
     said = list(lines(report))
     assert "UA of the original model on clean forget images   99.0 % (94.6 to 99.8)" in said
     assert any(line.startswith("UA of the retrained model, UMA at 16/255") for line in said)
@@ -158,17 +155,18 @@ def ask(trained, tmp_path_factory):
             "original": trained / "original.pth",
             "unlearned": trained / unlearned,
             "retrained": None,
-            "model": {"arch": "resnet10", "stem": "cifar", "width": 4},
+            "arch": "resnet10",
+            "width": 4,
             "data": "digits",
             "size": None,
             "forget_classes": (0,),
             "protocol": "rub-paper-1",
             "samples": 24,
-            "store": store,
-            "runtime": make_runtime(device="cpu"),
-            "out": None,
         }
-        return audit("classification", **request | {"display": Display(Console(file=StringIO()))} | changes)
+        places = {"store": store, "out": None} | {
+            name: changes.pop(name) for name in ("store", "out") if name in changes
+        }
+        return audit_files(ClassificationAudit(**request | changes), runtime=make_runtime(device="cpu"), **places)
 
     return call
 
@@ -243,7 +241,19 @@ def test_wrong_checkpoints_are_noticed_before_anything_is_attacked(ask, tmp_path
 
 def test_audits_exist_for_known_tasks_only():
     with pytest.raises(RubError, match="unknown task 'inpaintng': did you mean 'inpainting'"):
-        audit("inpaintng")
+        audit_of("inpaintng")
+
+
+def test_wrong_requests_are_one_line():
+    fields = {"original": "a", "unlearned": "b", "arch": "resnet10", "data": "digits", "forget_classes": (0,)}
+    with pytest.raises(RubError, match="audit: unknown field 'sample': did you mean 'samples'"):
+        ClassificationAudit(**fields, sample=1)
+    with pytest.raises(RubError, match="audit: samples = 3: input should be greater than or equal to 10"):
+        ClassificationAudit(**fields, samples=3)
+    with pytest.raises(RubError, match=r"audit: model.width = 0: .*greater than or equal to 1"):
+        ClassificationAudit(**fields, width=0).experiment()
+    with pytest.raises(RubError, match="--original a: no such file; give a checkpoint"):
+        ClassificationAudit(**fields).models()
 
 
 def test_the_command_ends_in_the_verdict(rub, trained, ask):
@@ -272,7 +282,7 @@ def test_a_residual_at_a_small_budget_decides():
     for budget, recovered, steered in (("8/255", 0.7, 0.4), ("16/255", 0.95, 0.95)):
         records.append(row("unlearned", recovered, "uma", budget))
         records.append(row("unlearned", steered, "uma", budget, split="retain"))
-    report = conclude(tuple(records), ["8/255", "16/255"], figures_of, judge, told)
+    report = conclude_at(tuple(records), "uma", ["8/255", "16/255"], AUDIT)
     assert (report.verdict.name, report.budget) == ("recovered", "8/255")
     none = tuple(row if row.budget != "8/255" else row.model_copy(update={"value": 0.0}) for row in records)
     small = tuple(
@@ -281,4 +291,4 @@ def test_a_residual_at_a_small_budget_decides():
         else item
         for item in none
     )
-    assert conclude(small, ["8/255", "16/255"], figures_of, judge, told).verdict.name == "cannot tell"
+    assert conclude_at(small, "uma", ["8/255", "16/255"], AUDIT).verdict.name == "cannot tell"

@@ -6,7 +6,7 @@ import pytest
 
 from rub.audits.base import Rate
 from rub.metrics.statistics import wilson
-from rub.tasks.inpainting.verdict import Figures, judge
+from rub.tasks.inpainting.verdict import Figures, conclude
 
 
 def rate(hits):
@@ -39,6 +39,6 @@ KNOWN = Figures(
     ],
 )
 def test_rules(changes, name, says):
-    verdict = judge(replace(KNOWN, **changes), "8/255")
+    verdict = conclude(replace(KNOWN, **changes), "8/255")
     assert verdict.name == name
     assert says in " ".join(verdict.why)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from rub.api import audit, make_runtime
+from rub.api import audit_files, make_runtime
 from rub.audits.base import Rate
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
-from rub.tasks.text_to_image.verdict import Figures, judge
+from rub.tasks.text_to_image.audit import TextToImageAudit
+from rub.tasks.text_to_image.verdict import Figures, conclude
 
 
 def rate(hits, n=50):
@@ -34,23 +35,18 @@ def figures(original=48, clean=2, attacked=2, search=1, settled=True, retrained=
     ],
 )
 def test_rules(given, name, said):
-    verdict = judge(given, "50")
+    verdict = conclude(given, "50")
     assert verdict.name == name
     assert any(said in sentence for sentence in verdict.why)
 
 
 def request(tmp_path, **changes):
-    from rich.console import Console
-
-    from rub.pipeline.progress import Display
-
     given = {
-        "original": str(tmp_path), "unlearned": tmp_path, "retrained": None, "concept": "church", "prompt": None,
-        "prompts": None, "count": 2, "judge_name": "imagenet", "judge_weights": str(tmp_path), "judged_as": None,
-        "retain": (), "protocol": "rub-audit-1", "cap": None, "store": tmp_path / "store",
-        "runtime": make_runtime(device="cpu"), "display": Display(Console(), quiet=True), "out": None,
+        "original": str(tmp_path), "unlearned": tmp_path, "concept": "church", "count": 2,
+        "judge_weights": str(tmp_path),
     }  # fmt: skip
-    return audit("text-to-image", **{**given, **changes})
+    request = TextToImageAudit(**{**given, **changes})
+    return audit_files(request, store=tmp_path / "store", runtime=make_runtime(device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +57,7 @@ def request(tmp_path, **changes):
         ({"cap": 0}, "greater than or equal to 1"),
         ({"original": "no-such-folder"}, "no such file or folder, and no hub id"),
         ({"prompts": "missing.csv"}, "prompts missing.csv: cannot be read"),
-        ({"judge_name": "imagenets"}, "unknown text-to-image judge 'imagenets'"),
+        ({"judge": "imagenets"}, "unknown text-to-image judge 'imagenets'"),
     ],
 )
 def test_wrong_requests_are_one_line(tmp_path, changes, said):

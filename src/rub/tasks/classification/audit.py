@@ -1,78 +1,75 @@
-"""Audit two checkpoints that RUB did not make, and say in plain words whether the knowledge can be brought back."""
+"""Audits of image classifiers that RUB did not make: can the knowledge be brought back? Free of torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rub.audits.base import Report, Rows, broken, conclude, dataset_of, existing, measure, percent
-from rub.errors import RubError
+from pydantic import Field
+
+from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, existing, percent, validated
 from rub.pipeline.graph_builder import FromFiles
-from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime
-from rub.store.records import Record
-from rub.tasks.classification.graph import ClassificationGraph
 from rub.tasks.classification.spec import ClassificationExperiment
-from rub.tasks.classification.task import TASK
-from rub.tasks.classification.verdict import Figures, judge
+from rub.tasks.classification.verdict import Figures, conclude
 
 
-def audit(
-    *,
-    original: Path,
-    unlearned: Path,
-    retrained: Path | None,
-    model: Mapping[str, Any],
-    data: str,
-    size: int | None,
-    forget_classes: tuple[int, ...],
-    protocol: str,
-    samples: int,
-    store: Path | None,
-    runtime: Runtime,
-    display: Display,
-    out: Path | None,
-    command: str = "",
-) -> Report:
-    """Measure an unlearned checkpoint against its original and end in a verdict.
+class ClassificationAudit(AuditRequest):
+    """Measure an unlearned classifier against its original: recovered, hidden, no residual found, or cannot tell."""
 
-    Args:
-        original: checkpoint before unlearning, in any format of `load_weights`.
-        unlearned: checkpoint after unlearning, of the same architecture.
-        retrained: checkpoint trained without the forget set, if there is one.
-        model: arch, stem and width.
-        data: a data set name, or the path of an image folder or ``.npz`` file.
-        size: side in pixels for images of a folder.
-        forget_classes: the forgotten classes, jointly.
-        protocol: name of a classification protocol; its ``uma`` plan is run.
-        samples: forget images to attack; half as many for the controls.
-        store: folder of stages; the user's cache when None.
-        runtime: from `rub.api.make_runtime`.
-        display: shows progress.
-        out: result folder to write, or None.
-        command: what the user typed, for "how to reproduce".
+    task = "classification"
+    original: Path
+    """Checkpoint before unlearning."""
+    unlearned: Path
+    """Checkpoint after unlearning."""
+    arch: str
+    """A name from rub list models."""
+    data: str
+    """A name from rub list datasets, or the path of an image folder or .npz."""
+    forget_classes: tuple[int, ...]
+    """Forgotten classes, such as 0,3."""
+    retrained: Path | None = None
+    """Checkpoint trained without the forget set."""
+    stem: str = "cifar"
+    """cifar, imagenet or half."""
+    width: int | None = None
+    """Channels of the first stage."""
+    size: int | None = None
+    """Side in pixels for images of a folder."""
+    mean: tuple[float, ...] | None = None
+    """Mean that inputs were normalised with, if not the data's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation, likewise, such as 0.247,0.243,0.262."""
+    protocol: str = "rub-audit-1"
+    """A name from rub list protocols."""
+    samples: Annotated[int, Field(ge=10)] = 256
+    """Forget images to attack (half as many controls)."""
 
-    Raises:
-        RubError: a missing or wrong checkpoint, class or data set.
-    """
-    experiment = _experiment(model, data, size, forget_classes, protocol, samples)
-    given = {"original": original, "unlearned": unlearned, "retrained": retrained}
-    kinds = "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"
-    graph = ClassificationGraph(experiment, runtime.data_root, FromFiles(existing(given, kinds))).graph()
-    result = measure(
-        experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out,
-        command=command,
-    )  # fmt: skip
-    budgets = [f"{level}/255" for level in experiment.protocol.attacks["uma"].budgets if level > 0]
-    if result.failures:
-        return broken(result, budgets[-1])
-    return conclude(result.records, budgets, figures_of, judge, told)
+    def experiment(self) -> ClassificationExperiment:
+        """The forgotten classes, jointly, under the protocol."""
+        fields = {
+            "task": self.task,
+            "dataset": dataset_of(self.data, self.size),
+            "model": {name: getattr(self, name) for name in ("arch", "stem", "width", "mean", "std")},
+            "forget": {"classes": self.forget_classes},
+            "protocol": self.protocol,
+            "evaluation": {
+                "attack_samples": self.samples,
+                "control_samples": max(self.samples // 2, 5),
+                "retain_samples": 5000,
+            },
+        }
+        return validated(ClassificationExperiment, fields)
+
+    def models(self) -> FromFiles:
+        """Checkpoints in any format of `load_weights`."""
+        weights = {name: getattr(self, name) for name in ("original", "unlearned", "retrained")}
+        return FromFiles(existing(weights, "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"))
 
 
-def figures_of(records: Sequence[Record], budget: str) -> Figures:
-    """Return the figures behind the verdict from an audit's records."""
-    rows = Rows(records, budget)
-    attacked = rows.find("unlearned", "ua", "forget", "uma")
-    has_retrained = rows.find("retrained", "ua", "forget", "uma") is not None
+def figures_of(rows: Rows) -> Figures:
+    """The figures behind the verdict, from an audit's rows."""
+    attack = rows.attack
+    attacked = rows.find("unlearned", "ua", "forget", attack)
+    has_retrained = rows.find("retrained", "ua", "forget", attack) is not None
     bias_free: dict[str, tuple[float, float, float | None]] = {}
     for metric, split in (("logit_auc", "test"), ("probe_accuracy", "forget_test")):
         values = [rows.find(method, metric, split) for method in ("original", "unlearned", "retrained")]
@@ -82,48 +79,34 @@ def figures_of(records: Sequence[Record], budget: str) -> Figures:
     return Figures(
         original=rows.rate("original", "ua", "forget"),
         clean=rows.rate("unlearned", "ua", "forget"),
-        attacked=rows.rate("unlearned", "ua", "forget", "uma"),
+        attacked=rows.rate("unlearned", "ua", "forget", attack),
         converged=attacked is not None and attacked.converged is True,
-        steered=rows.rate("unlearned", "ua", "retain", "uma"),
-        retrained=rows.rate("retrained", "ua", "forget", "uma") if has_retrained else None,
+        steered=rows.rate("unlearned", "ua", "retain", attack),
+        retrained=rows.rate("retrained", "ua", "forget", attack) if has_retrained else None,
         bias_free=bias_free,
+        attack=attack,
     )
 
 
 def told(figures: Figures, budget: str) -> Iterator[str]:
-    """Yield the figures as lines of text."""
+    """The figures as lines of text."""
+    attack = figures.attack.upper()
     yield f"UA of the original model on clean forget images   {percent(figures.original)}"
     yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"
-    yield f"UA of the unlearned model, UMA at {budget:<8}        {percent(figures.attacked)}"
+    yield f"UA of the unlearned model, {attack} at {budget:<8}        {percent(figures.attacked)}"
     yield f"retain images steered into the class (control)    {percent(figures.steered)}"
     if figures.retrained is not None:
-        yield f"UA of the retrained model, UMA at {budget:<8}        {percent(figures.retrained)}"
+        yield f"UA of the retrained model, {attack} at {budget:<8}        {percent(figures.retrained)}"
     for name, (before, after, never) in figures.bias_free.items():
         reference = "" if never is None else f", retrained {never:.3f}"
         yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
 
 
-def _experiment(
-    model: Mapping[str, Any], data: str, size: int | None, classes: tuple[int, ...], protocol: str, samples: int
-) -> ClassificationExperiment:
-    from pydantic import ValidationError
-
-    from rub.config.hyperparameters import first_error
-
-    try:
-        return ClassificationExperiment.model_validate(
-            {
-                "task": "classification",
-                "dataset": dataset_of(data, size),
-                "model": dict(model),
-                "forget": {"classes": classes},
-                "protocol": protocol,
-                "evaluation": {
-                    "attack_samples": samples,
-                    "control_samples": max(samples // 2, 5),
-                    "retain_samples": 5000,
-                },
-            }
-        )
-    except ValidationError as error:
-        raise RubError(first_error(error, "audit", ClassificationExperiment.model_fields)) from None
+AUDIT = Audit(
+    request=ClassificationAudit,
+    example="--original before.pth --unlearned after.pth --arch resnet18 --data cifar10 --data-root data "
+    "--forget-classes 0",
+    figures=figures_of,
+    conclude=conclude,
+    told=told,
+)

@@ -22,7 +22,7 @@ TASK = Task(
     },
     metrics=METRICS_DECLARED,
     report="rub.tasks.classification.report:REPORTING",
-    audit="rub.tasks.classification.audit:audit",
+    audit="rub.tasks.classification.audit:AUDIT",
     verify="rub.tasks.classification.witnesses:verify",
 )
 """Table 1: unlearn classes or samples from an image classifier, then search inputs that bring them back."""

@@ -18,6 +18,7 @@ class Figures:
         steered: share of retain images that the same search pushes into a forgotten class (negative control).
         retrained: UA of the retrained model on its probes; None without one.
         bias_free: metric -> (original, unlearned, retrained or None): logit AUC and linear-probe recall.
+        attack: the search.
     """
 
     original: Rate
@@ -27,10 +28,11 @@ class Figures:
     steered: Rate
     retrained: Rate | None
     bias_free: Mapping[str, tuple[float, float, float | None]]
+    attack: str = "uma"
 
 
-def judge(figures: Figures, budget: str) -> Verdict:
-    """Return the verdict for these figures: the first of these rules that applies.
+def conclude(figures: Figures, budget: str) -> Verdict:
+    """The verdict for these figures: the first of these rules that applies.
 
     1. The original classifies fewer than half of the forget images: nothing can be said.
     2. *recovered*: the unlearned model classifies at least half of the clean ones: it never forgot.

@@ -1,134 +1,110 @@
-"""Audit two autoencoders that RUB did not make, and say in plain words whether the completions can be brought back."""
+"""Audits of masked autoencoders that RUB did not make: can the completions be brought back? Free of torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rub.audits.base import Report, Rows, broken, conclude, dataset_of, existing, measure, percent
+from pydantic import Field
+
+from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, existing, percent, validated
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
-from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime
-from rub.store.records import Record
-from rub.tasks.inpainting.graph import InpaintingGraph, named
 from rub.tasks.inpainting.spec import InpaintingExperiment
-from rub.tasks.inpainting.task import TASK
-from rub.tasks.inpainting.verdict import Figures, judge
+from rub.tasks.inpainting.verdict import Figures, conclude
 
 
-def audit(
-    *,
-    original: Path,
-    unlearned: Path,
-    retrained: Path | None,
-    model: Mapping[str, Any],
-    sizes: Mapping[str, Any],
-    data: str,
-    size: int | None,
-    forget_classes: tuple[int, ...],
-    protocol: str,
-    samples: int,
-    judge_epochs: int,
-    store: Path | None,
-    runtime: Runtime,
-    display: Display,
-    out: Path | None,
-    command: str = "",
-) -> Report:
-    """Measure an unlearned autoencoder against its original and end in a verdict.
+class InpaintingAudit(AuditRequest):
+    """Measure an unlearned masked autoencoder against its original: recovered, no residual found, or cannot tell."""
 
-    Args:
-        original: checkpoint before unlearning, in any format of `load_mae`.
-        unlearned: checkpoint after unlearning, of the same sizes.
-        retrained: checkpoint trained without the forget set, if there is one.
-        model: arch (or ``foreign``) and mask_ratio.
-        sizes: heads, decoder_heads, mean and std, where the files do not tell.
-        data: a data set name, or the path of an image folder or ``.npz`` file.
-        size: side in pixels for images of a folder and of digits.
-        forget_classes: the forgotten classes, jointly.
-        protocol: name of a protocol of this task; its ``uma`` plan is run.
-        samples: images of F, and of R; half as many are steered.
-        judge_epochs: passes over the data to train the classifier that FID and IS look through.
-        store: folder of stages; the user's cache when None.
-        runtime: from `rub.api.make_runtime`.
-        display: shows progress.
-        out: result folder to write, or None.
-        command: what the user typed, for "how to reproduce".
+    task = "inpainting"
+    original: Path
+    """Checkpoint before unlearning: .pth, .safetensors or a HF folder."""
+    unlearned: Path
+    """Checkpoint after unlearning."""
+    data: str
+    """A name from rub list datasets, or the path of an image folder or .npz."""
+    forget_classes: tuple[int, ...]
+    """Forgotten classes, such as 0,3."""
+    retrained: Path | None = None
+    """Checkpoint trained without the forget set."""
+    size: int | None = None
+    """Side in pixels for images of a folder, or of digits."""
+    heads: int | None = None
+    """Attention heads, where neither file nor size tells."""
+    decoder_heads: int | None = None
+    """Attention heads of the decoder, likewise."""
+    mean: tuple[float, ...] | None = None
+    """Mean that inputs are normalised with, if not ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation, likewise, such as 0.229,0.224,0.225."""
+    mask_ratio: float = 0.75
+    """Fraction of masked patches."""
+    protocol: str = "rub-audit-1"
+    """A name from rub list protocols."""
+    samples: Annotated[int, Field(ge=10)] = 200
+    """Forget images, and as many retained ones."""
+    judge_epochs: Annotated[int, Field(ge=1)] = 10
+    """Training of the classifier behind FID and IS."""
 
-    Raises:
-        RubError: a missing or wrong checkpoint, class or data set.
-    """
-    given = existing(
-        {"original": original, "unlearned": unlearned, "retrained": retrained},
-        "a checkpoint (.safetensors, .pth) or a transformers folder",
-        folders=True,
-    )
-    experiment = _experiment(model, data, size, forget_classes, protocol, samples, judge_epochs)
-    graph = InpaintingGraph(experiment, runtime.data_root, FromFiles(given, sizes)).graph()
-    result = measure(
-        experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out,
-        command=command,
-    )  # fmt: skip
-    budgets = [named(budget) for budget in experiment.protocol.attacks["uma"].budgets]
-    if result.failures:
-        return broken(result, budgets[-1])
-    return conclude(result.records, budgets, figures_of, judge, told)
+    def experiment(self) -> InpaintingExperiment:
+        """The forgotten classes, jointly, under the protocol; half as many images are steered as are attacked."""
+        training = {"epochs": self.judge_epochs, "schedule": "onecycle"}
+        fields = {
+            "task": self.task,
+            "dataset": dataset_of(self.data, self.size),
+            "model": {"arch": "foreign", "mask_ratio": self.mask_ratio, "weights": "given"},
+            "judge": {"stem": "half", "width": 16, "training": training},
+            "forget": {"classes": self.forget_classes},
+            "retrains": 0,
+            "protocol": self.protocol,
+            "evaluation": {"samples": self.samples, "steered_samples": max(self.samples // 2, 5)},
+        }
+        return validated(InpaintingExperiment, fields)
+
+    def models(self) -> FromFiles:
+        """Checkpoints in any format of `load_mae`, with what shapes do not tell."""
+        weights = {name: getattr(self, name) for name in ("original", "unlearned", "retrained")}
+        sizes = {name: getattr(self, name) for name in ("heads", "decoder_heads", "mean", "std")}
+        kinds = "a checkpoint (.safetensors, .pth) or a transformers folder"
+        return FromFiles(existing(weights, kinds, folders=True), sizes)
 
 
-def figures_of(records: Sequence[Record], budget: str) -> Figures:
-    """Return the figures behind the verdict from an audit's records."""
-    rows = Rows(records, budget)
+def figures_of(rows: Rows) -> Figures:
+    """The figures behind the verdict, from an audit's rows."""
+    attack = rows.attack
     before, after = (rows.find(method, "mse_input", "forget") for method in ("original", "unlearned"))
-    attacked = rows.find("unlearned", "recovered", "forget", "uma")
-    has_retrained = rows.find("retrained", "recovered", "forget", "uma") is not None
+    attacked = rows.find("unlearned", "recovered", "forget", attack)
+    has_retrained = rows.find("retrained", "recovered", "forget", attack) is not None
     if before is None or after is None or before.value is None or after.value is None:
         raise RubError("audit: the clean models were not measured")
     return Figures(
         original=before.value,
         unlearned=after.value,
         clean=rows.rate("unlearned", "recovered", "forget"),
-        attacked=rows.rate("unlearned", "recovered", "forget", "uma"),
+        attacked=rows.rate("unlearned", "recovered", "forget", attack),
         converged=attacked is not None and attacked.converged is True,
-        steered=rows.rate("unlearned", "recovered", "steered", "uma"),
-        retrained=rows.rate("retrained", "recovered", "forget", "uma") if has_retrained else None,
+        steered=rows.rate("unlearned", "recovered", "steered", attack),
+        retrained=rows.rate("retrained", "recovered", "forget", attack) if has_retrained else None,
+        attack=attack,
     )
 
 
 def told(figures: Figures, budget: str) -> Iterator[str]:
-    """Yield the figures as lines of text."""
+    """The figures as lines of text."""
+    attack = figures.attack.upper()
     yield f"error to the true forget images: original {figures.original:.4f}, unlearned {figures.unlearned:.4f}"
     yield f"completed as the original did, clean              {percent(figures.clean)}"
-    yield f"completed as the original did, UMA at {budget:<9}   {percent(figures.attacked)}"
+    yield f"completed as the original did, {attack} at {budget:<9}   {percent(figures.attacked)}"
     yield f"steered to unrelated images (control)             {percent(figures.steered)}"
     if figures.retrained is not None:
-        yield f"of the retrained model, UMA at {budget:<9}          {percent(figures.retrained)}"
+        yield f"of the retrained model, {attack} at {budget:<9}          {percent(figures.retrained)}"
 
 
-def _experiment(
-    model: Mapping[str, Any],
-    data: str,
-    size: int | None,
-    classes: tuple[int, ...],
-    protocol: str,
-    samples: int,
-    judge_epochs: int,
-) -> InpaintingExperiment:
-    from pydantic import ValidationError
-
-    from rub.config.hyperparameters import first_error
-
-    try:
-        return InpaintingExperiment.model_validate(
-            {
-                "task": "inpainting",
-                "dataset": dataset_of(data, size),
-                "model": {**model, "weights": "given"},
-                "judge": {"stem": "half", "width": 16, "training": {"epochs": judge_epochs, "schedule": "onecycle"}},
-                "forget": {"classes": classes},
-                "retrains": 0,
-                "protocol": protocol,
-                "evaluation": {"samples": samples, "steered_samples": max(samples // 2, 5)},
-            }
-        )
-    except ValidationError as error:
-        raise RubError(first_error(error, "audit", InpaintingExperiment.model_fields)) from None
+AUDIT = Audit(
+    request=InpaintingAudit,
+    example="--original mae_visualize_vit_large.pth --unlearned after.pth --data photos --size 224 "
+    "--forget-classes 0,1",
+    figures=figures_of,
+    conclude=conclude,
+    told=told,
+)

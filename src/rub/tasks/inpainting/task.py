@@ -25,7 +25,7 @@ TASK = Task(
     },
     metrics=METRICS_DECLARED,
     report="rub.tasks.inpainting.report:REPORTING",
-    audit="rub.tasks.inpainting.audit:audit",
+    audit="rub.tasks.inpainting.audit:AUDIT",
     verify="rub.tasks.inpainting.witnesses:verify",
 )
 """Table 2: unlearn classes from a masked autoencoder, then search inputs that bring its old outputs back."""

@@ -17,6 +17,7 @@ class Figures:
         converged: whether the search had stopped improving.
         steered: forget images that the same search leads to the original's output for an unrelated, retained image.
         retrained: the retrained model's share on its own probes; None without one.
+        attack: the search.
     """
 
     original: float
@@ -26,10 +27,11 @@ class Figures:
     converged: bool
     steered: Rate
     retrained: Rate | None
+    attack: str = "uma"
 
 
-def judge(figures: Figures, budget: str) -> Verdict:
-    """Return the verdict for these figures: the first of these rules that applies.
+def conclude(figures: Figures, budget: str) -> Verdict:
+    """The verdict for these figures: the first of these rules that applies.
 
     1. *recovered*: at least half of the clean images come out as before: the model never forgot.
     2. The original completes the forget images no better than the unlearned model: nothing can be said.

@@ -1,97 +1,96 @@
-"""Audit a diffusion model that someone else unlearned: can the concept be drawn again? In plain words."""
+"""Audits of diffusion models that RUB did not make: can the concept be drawn again? Free of torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rub.audits.base import Rate, Report, Rows, broken, conclude, measure, percent
+from pydantic import Field
+
+from rub.audits.base import Audit, AuditRequest, Rate, Rows, percent, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
-from rub.pipeline.progress import Display
-from rub.pipeline.runtime import Runtime
-from rub.store.records import Record
-from rub.tasks.text_to_image.graph import TextToImageGraph
 from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
-from rub.tasks.text_to_image.task import TASK
-from rub.tasks.text_to_image.verdict import Figures, judge
+from rub.tasks.text_to_image.verdict import Figures, conclude
 
 CONTROL_ATTACKS = ("random-prefix", "seed-search")
 
 
-def audit(
-    *,
-    original: str,
-    unlearned: Path,
-    retrained: Path | None,
-    concept: str,
-    prompt: str | None,
-    prompts: str | None,
-    count: int | None,
-    judge_name: str,
-    judge_weights: str | None,
-    judged_as: str | None,
-    retain: tuple[str, ...],
-    protocol: str,
-    cap: int | None,
-    store: Path | None,
-    runtime: Runtime,
-    display: Display,
-    out: Path | None,
-    command: str = "",
-) -> Report:
-    """Measure an unlearned diffusion model against its original and end in a verdict.
+class TextToImageAudit(AuditRequest):
+    """Measure an unlearned diffusion model against its original: recovered, no residual found, or cannot tell."""
 
-    Args:
-        original: the model before unlearning: a diffusers folder, a file of RUB's, or a hub id.
-        unlearned: a published checkpoint: a UNet or part of one, a text encoder, an adapter, or a whole folder.
-        retrained: a model of the same sizes that never saw the concept, if there is one.
-        concept: what was to be forgotten, such as ``church``.
-        prompt: what it is called in a prompt; its name when None.
-        prompts: a CSV file or folder in UnlearnDiffAtk's columns; the shipped prompts when None.
-        count: the first so many prompts; all when None.
-        judge_name: a name of `rub list judges` that needs no training.
-        judge_weights: a model folder or hub id for it.
-        judged_as: what the judge calls the concept, where it is not known.
-        retain: names of other concepts, for what is left of the model.
-        protocol: name of a protocol of this task.
-        cap: attack steps; the protocol's own when None.
-        store: folder of stages; the user's cache when None.
-        runtime: from `rub.api.make_runtime`.
-        display: shows progress.
-        out: result folder to write, or None.
-        command: what the user typed, for "how to reproduce".
+    task = "text-to-image"
+    original: str
+    """Model before unlearning: a diffusers folder or a hub id."""
+    unlearned: Path
+    """A UNet (or part), a text encoder, an SPM adapter, or a folder."""
+    concept: str
+    """What was to be forgotten, such as church."""
+    retrained: Path | None = None
+    """The same model, trained without the concept."""
+    prompt: str | None = None
+    """What it is called in a prompt, if not its name."""
+    prompts: str | None = None
+    """CSV in UnlearnDiffAtk's columns, or its folder."""
+    count: Annotated[int | None, Field(ge=1)] = None
+    """The first so many prompts; all when left out."""
+    judge: str = "imagenet"
+    """A name from rub list judges."""
+    judge_weights: str | None = None
+    """Model folder or hub id of the judge."""
+    judged_as: str | None = None
+    """What the judge calls it: a label or an index."""
+    retain: tuple[str, ...] = ()
+    """Other concepts, such as parachute,tench."""
+    protocol: str = "rub-audit-1"
+    """A name from rub list protocols."""
+    cap: Annotated[int | None, Field(ge=1)] = None
+    """Attack steps instead of the protocol's."""
 
-    Raises:
-        RubError: a missing or wrong checkpoint, prompt file or judge.
-    """
-    for name, path in (("unlearned", unlearned), ("retrained", retrained)):
-        if path is not None and not path.exists():
-            raise RubError(f"--{name} {path}: no such file or folder; give a .pt or .safetensors file, or a folder")
-    given = {"unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
-    experiment = _experiment(
-        model={"arch": "stable-diffusion", "weights": original},
-        concept={"name": concept, "prompt": prompt, "prompts": prompts, "judged_as": _index(judged_as)},
-        judge={"name": judge_name, "weights": judge_weights},
-        retain=retain,
-        protocol=protocol,
-        cap=cap,
-        count=count,
-    )
-    graph = TextToImageGraph(experiment, runtime.data_root, FromFiles(given)).graph()
-    result = measure(experiment, graph, TASK, store=store, runtime=runtime, display=display, out=out, command=command)
-    caps = sorted({str(plan.cap) for plan in experiment.protocol.attacks.values()}, key=int)
-    if result.failures:
-        return broken(result, caps[-1])
-    return conclude(result.records, caps[-1:], figures_of, judge, told)
+    def experiment(self) -> TextToImageExperiment:
+        """The concept under the protocol, with other concepts for what is left of the model."""
+        label = self.judged_as
+        return validated(
+            TextToImageExperiment,
+            {
+                "task": self.task,
+                "model": {"arch": "stable-diffusion", "weights": self.original},
+                "judge": {"name": self.judge, "weights": self.judge_weights},
+                "concept": {
+                    "name": self.concept,
+                    "prompt": self.prompt,
+                    "prompts": self.prompts,
+                    "judged_as": int(label) if label is not None and label.isdecimal() else label,
+                },
+                "retain": self.retain,
+                "retrains": 0,
+                "protocol": self._protocol(),
+                "evaluation": {"prompts": self.count},
+            },
+        )
+
+    def models(self) -> FromFiles:
+        """Published checkpoints that change the original, which the experiment names."""
+        weights = {"unlearned": self.unlearned} | ({"retrained": self.retrained} if self.retrained else {})
+        for name, path in weights.items():
+            if not path.exists():
+                raise RubError(f"--{name} {path}: no such file or folder; give a .pt or .safetensors file, or a folder")
+        return FromFiles(weights)
+
+    def _protocol(self) -> Any:
+        if self.cap is None:
+            return self.protocol
+        try:
+            attacks = protocol_of(self.protocol, self.task, TextToImageProtocol).attacks
+        except ValueError as error:
+            raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
+        return {"name": self.protocol, "attacks": {name: {"cap": self.cap} for name in attacks}}
 
 
-def figures_of(records: Sequence[Record], budget: str) -> Figures:
-    """Return the figures behind the verdict from an audit's records."""
-    rows = Rows(records, budget)
-    attacks = [name for name in ("uma", "unlearndiffatk") if rows.find("unlearned", "asr_post", "forget", name)]
-    if not attacks:
-        raise RubError("audit: the protocol has neither uma nor unlearndiffatk")
+def figures_of(rows: Rows) -> Figures:
+    """The figures behind the verdict, from an audit's rows: those of the better one of two searches."""
+    searches = dict.fromkeys((rows.attack, "unlearndiffatk"))
+    attacks = [name for name in searches if rows.find("unlearned", "asr_post", "forget", name)]
     best = max(attacks, key=lambda name: rows.rate("unlearned", "asr_post", "forget", name).value)
     row = rows.find("unlearned", "asr_post", "forget", best)
     controls = [
@@ -111,7 +110,7 @@ def figures_of(records: Sequence[Record], budget: str) -> Figures:
 
 
 def told(figures: Figures, budget: str) -> Iterator[str]:
-    """Yield the figures as lines of text."""
+    """The figures as lines of text."""
     yield f"draws the concept: original, clean                {percent(figures.original)}"
     yield f"draws the concept: unlearned, clean               {percent(figures.clean)}"
     yield f"draws the concept: unlearned, {budget:>4} attack steps   {percent(figures.attacked)}"
@@ -125,40 +124,11 @@ def _value(rate: Rate) -> float:
     return rate.value
 
 
-def _index(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
-
-
-def _experiment(
-    *,
-    model: dict[str, Any],
-    concept: dict[str, Any],
-    judge: dict[str, Any],
-    retain: tuple[str, ...],
-    protocol: str,
-    cap: int | None,
-    count: int | None,
-) -> TextToImageExperiment:
-    from pydantic import ValidationError
-
-    from rub.config.hyperparameters import first_error
-
-    changed: Any = protocol
-    try:
-        if cap is not None:
-            attacks = protocol_of(protocol, "text-to-image", TextToImageProtocol).attacks
-            changed = {"name": protocol, "attacks": {name: {"cap": cap} for name in attacks}}
-        return TextToImageExperiment.model_validate(
-            {
-                "task": "text-to-image",
-                "model": model,
-                "judge": judge,
-                "concept": concept,
-                "retain": retain,
-                "retrains": 0,
-                "protocol": changed,
-                "evaluation": {"prompts": count},
-            }
-        )
-    except ValidationError as error:
-        raise RubError(first_error(error, "audit", TextToImageExperiment.model_fields)) from None
+AUDIT = Audit(
+    request=TextToImageAudit,
+    example="--original CompVis/stable-diffusion-v1-4 --unlearned esd-church.pt --concept church --judge imagenet "
+    "--judge-weights microsoft/resnet-50",
+    figures=figures_of,
+    conclude=conclude,
+    told=told,
+)

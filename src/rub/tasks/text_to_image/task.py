@@ -26,7 +26,7 @@ TASK = Task(
     },
     metrics=METRICS_DECLARED,
     report="rub.tasks.text_to_image.report:REPORTING",
-    audit="rub.tasks.text_to_image.audit:audit",
+    audit="rub.tasks.text_to_image.audit:AUDIT",
     verify="rub.tasks.text_to_image.witnesses:verify",
 )
 """Table 3: unlearn a concept from a diffusion model, then search prompts that draw it again."""

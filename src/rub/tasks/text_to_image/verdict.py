@@ -26,8 +26,8 @@ class Figures:
     retrained: Rate | None
 
 
-def judge(figures: Figures, budget: str) -> Verdict:
-    """Return the verdict for these figures: the first of these rules that applies.
+def conclude(figures: Figures, budget: str) -> Verdict:
+    """The verdict for these figures: the first of these rules that applies.
 
     1. The original does not draw the concept in at least half of the pictures: nothing can be said.
     2. *recovered*: at least half of the clean prompts still draw it: the model never forgot.
