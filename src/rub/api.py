@@ -88,7 +88,7 @@ def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Graph]]:
         >>> from rub.api import make_runtime
         >>> [(experiment, graph)] = plan(load_suite("quick", task="classification"), make_runtime(device="cpu"))
         >>> graph.stages[0].label
-        'split the data'
+        'measure original, seed 0'
     """
     return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime.data_root)) for item in suite.experiments]
 

@@ -107,7 +107,8 @@ class DatasetSource:
         std: per-channel standard deviation, likewise.
         flip: whether mirroring an image keeps its class.
         images: number of training images, where it is known before they are read; for estimates of cost.
-        classes: number of classes, likewise; a forgotten class that does not exist is then refused before the run.
+        classes: number of classes, likewise, or how to count those of the place; a forgotten class that does not exist
+            is then refused before the run.
     """
 
     name: str
@@ -121,7 +122,7 @@ class DatasetSource:
     std: tuple[float, ...] | None = None
     flip: bool = False
     images: int | None = None
-    classes: int | None = None
+    classes: int | Callable[[Path], int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a reader that asks for what no suite can give."""

@@ -102,6 +102,11 @@ def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
     return _listing(folder, base, held, selection)
 
 
+def num_class_folders(folder: Path) -> int:
+    """Number of classes of an image folder."""
+    return len(list_folder(folder).classes)
+
+
 def list_imagenet(folder: Path, selection: Selection = EVERYTHING) -> Listing:
     """List ``train/<wnid>/*`` for training and ``val/<wnid>/*`` for testing.
 

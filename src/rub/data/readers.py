@@ -97,6 +97,15 @@ def read_npz(path: Path) -> Read:
     return from_arrays(str(path), *arrays)
 
 
+def num_npz_classes(path: Path) -> int:
+    """Number of classes of an ``.npz``, by its training labels; 0 where they cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return int(stored["y_train"].max()) + 1
+    except Exception:  # damaged bytes fail in any way; the reader says how
+        return 0
+
+
 def from_arrays(
     where: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, classes: Sequence[str] | None = None
 ) -> Read:

@@ -101,6 +101,21 @@ class ForgetSpec(Frozen):
         return self
 
 
+def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> None:
+    """Refuse, before anything runs, a forget set that cannot be, as far as that is known before images are read.
+
+    Raises:
+        RubError: a class that does not exist, all classes, or a fraction of which no image is left.
+    """
+    source = source_of(dataset.name)
+    known = 200 if dataset.classes == "i2i" else len(dataset.classes or ()) or source.classes
+    count = known(located(dataset.path or "", data_root)) if callable(known) else known
+    if forget.classes is not None and count:
+        check_classes(forget.classes, count)
+    if forget.fraction is not None and source.images and forget.fraction * source.images < 0.5:  # rounds to none
+        raise RubError("forget: the forget set is empty; there should be something to forget")
+
+
 def check_classes(classes: Iterable[int], count: int) -> None:
     """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
     chosen = set(classes)

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rub.data.base import source_of
-from rub.data.spec import check_classes, data_stage, num_images
+from rub.data.spec import check_forget, data_stage, num_images
 from rub.models.lookup import network_spec
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
@@ -23,7 +22,6 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
 
     task = "classification"
     versions: ClassVar[Mapping[str, int]] = {
-        "split": 1,
         "train": 1,
         "import": 1,
         "shadow": 1,
@@ -47,8 +45,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.controls = ("sham",) if self.classwise else ()
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 10_000)
-        if classes := source_of(experiment.dataset.name).classes:
-            check_classes(experiment.forget.classes or (), classes)
+        check_forget(experiment.forget, experiment.dataset, data_root)
         pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed) if given is None else ()
         self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
 
@@ -63,11 +60,6 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         model = self.experiment.model
         width = "" if model.width is None else f"-w{model.width}"
         return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
-
-    def first(self) -> list[Stage]:
-        """The stage that checks the forget set against the data."""
-        spec = {"forget": self.experiment.forget.model_dump(), "validation": self.experiment.dataset.validation}
-        return [self.stage("split", "split the data", spec, {"data": self.data}, cost=1000)]
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""

@@ -1,4 +1,4 @@
-"""The stage functions that make models and probes: split, train, import, shadow, unlearn, attack."""
+"""The stage functions that make models and probes: train, import, shadow, unlearn, attack."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,13 +30,6 @@ from rub.training.context import Augmentation, seeded
 
 Inputs = Mapping[str, Artifact]
 WEIGHTS, NETWORK = "weights.safetensors", "network.json"
-
-
-def split_ids(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Check the forget spec against the data, and write down the ids of every part."""
-    parts = split(input_dataset(inputs, runtime), stage.spec["forget"], stage.spec["validation"])
-    for name in ("forget", "retain", "validation"):
-        np.save(out / f"{name}_ids.npy", getattr(parts, name).ids.numpy())
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

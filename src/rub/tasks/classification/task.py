@@ -11,7 +11,6 @@ TASK = Task(
     graph=ClassificationGraph,
     functions={
         "data": "rub.data.splits:read",
-        "split": "rub.tasks.classification.stages:split_ids",
         "train": "rub.tasks.classification.stages:train",
         "import": "rub.tasks.classification.stages:import_weights",
         "shadow": "rub.tasks.classification.stages:shadow",
