@@ -25,10 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rub.attacks.base import AttackContext
 from rub.data.samples import to_unit
 from rub.models.network import build_network
-from rub.tasks.classification.attacks.base import AttackContext, Budget
-from rub.tasks.classification.attacks.harness import freeze, make_target, run_attack
+from rub.models.weights import freeze
+from rub.tasks.classification.attacks.base import Budget
+from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.tasks.classification.attacks.uma import uma
 
 CLASSES, FORGOTTEN = 10, 0

@@ -24,8 +24,9 @@ from rub.data.samples import to_unit
 from rub.models.mae.layouts import to_transformers
 from rub.models.mae.masks import Mask, keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
+from rub.models.weights import freeze
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target, apply_delta
-from rub.tasks.inpainting.attacks.harness import freeze, make_target, run_attack
+from rub.tasks.inpainting.attacks.harness import make_target, run_attack
 from rub.tasks.inpainting.attacks.uma import uma
 
 # config, images, steps, batch
@@ -117,7 +118,7 @@ def ours(target: Target, images: Tensor, args: argparse.Namespace, steps: int | 
     )
     parameters = {"steps": steps or args.steps, "step_size": args.alpha / args.eps}
     found = run_attack(uma, parameters, target, images, Budget.parse(args.levels), context)
-    return (apply_delta(images, found.delta) * 255).round().to(torch.uint8)
+    return (apply_delta(images, found.inputs) * 255).round().to(torch.uint8)
 
 
 def compare(args: argparse.Namespace) -> bool:

@@ -19,11 +19,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from rub.attacks.base import AttackContext
 from rub.data.samples import Samples, to_unit
 from rub.models.network import build_network
 from rub.pipeline.memory import retain_freed_memory
 from rub.pipeline.runtime import device_name
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Target
+from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.tasks.classification.attacks.scoring import Scorer
 from rub.tasks.classification.attacks.uma import uma
@@ -158,9 +159,9 @@ def prompts_per_hour(args: argparse.Namespace, compile_: bool) -> tuple[float, f
     No prompt ever succeeds: every one takes all steps, which is the most that a search can cost.
     """
     from rub.models.diffusion.mini import build_mini
-    from rub.models.diffusion.model import freeze
     from rub.models.diffusion.sampling import Sampler
     from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
+    from rub.models.weights import freeze
     from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Prompts
     from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
     from rub.tasks.text_to_image.attacks.uma import uma

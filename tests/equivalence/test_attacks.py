@@ -15,13 +15,16 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rub.attacks.base import AttackContext
 from rub.attacks.linf import projected_gradient
+from rub.attacks.rules import SignDescent
 from rub.data.samples import to_unit
+from rub.models.weights import freeze
 from rub.tasks.classification.attacks import divergences
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Target
-from rub.tasks.classification.attacks.harness import freeze, make_target, run_attack
+from rub.tasks.classification.attacks.base import Budget, Target
+from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.tasks.classification.attacks.search import Schedule, search
-from rub.tasks.classification.attacks.uma import SignDescent, uma
+from rub.tasks.classification.attacks.uma import uma
 from rub.tasks.classification.attacks.uma_apgd import uma_apgd
 
 # ART writes a file into the home folder when it is first imported; two test processes at once would meet there.
@@ -98,7 +101,7 @@ def gradient_of(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[
 def own(x: Tensor, target: Target, name: divergences.Divergence) -> Tensor:
     def loss(logits: Tensor) -> Tensor:
         aim = divergences.Aim(target.labels, target.reference, target.features)
-        return divergences.measure(name, divergences.Outputs(logits, None), aim)
+        return divergences.divergence(name, divergences.Outputs(logits, None), aim)
 
     gradient = gradient_of(target.model, loss)
     return projected_gradient(gradient, x, x, eps=EPS, step_size=ALPHA, steps=STEPS)

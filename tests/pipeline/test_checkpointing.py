@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rub.attacks.base import AttackContext
 from rub.attacks.search import Queue, run_queue
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
@@ -17,7 +18,7 @@ from rub.pipeline.checkpointing import Checkpointer, whole
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime, compute
 from rub.store.artifacts import Store
-from rub.tasks.classification.attacks.base import AttackContext, Budget
+from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target
 from rub.tasks.classification.attacks.square import square
 from rub.tasks.classification.attacks.uma import uma
@@ -74,7 +75,7 @@ def test_a_search_on_a_classifier(attack, parameters, fast, ends_the_same, sampl
     def work(context):
         found = attack(target, images, Budget(4), context, **parameters)
         curves = torch.tensor(found.success_curve + found.loss_curve), torch.tensor(found.evaluations)
-        return [found.images, found.loss, found.step, *curves]
+        return [found.inputs, found.loss, found.step, *curves]
 
     context = AttackContext(seed=3, ids=torch.arange(20), batch_size=8, fast=fast)
     ends_the_same(work, context, kills=(5, 9))
@@ -87,7 +88,7 @@ def test_a_search_on_an_autoencoder(ends_the_same, samples_of):
 
     def work(context):
         found = mae_uma(target, images, inpainting_attacks.Budget.parse("8/255"), context, steps=5, restarts=2)
-        return [found.delta, found.loss, found.start, found.step, torch.tensor(found.loss_curve + found.success_curve)]
+        return [found.inputs, found.loss, found.step, torch.tensor(found.loss_curve + found.success_curve)]
 
     context = inpainting_attacks.AttackContext(seed=3, ids=ids, threshold=0.01, batch_size=5, fast=False)
     ends_the_same(work, context, kills=(5, 9))
@@ -105,8 +106,8 @@ def test_those_that_were_in_a_larger_batch_enter_first():
 
     queue = Queue(torch.device("cpu"))
     queue.load_state_dict({
-        "batch": {"row": torch.tensor([4, 5, 6]), "t": torch.tensor([1, 2, 2])}, "held": {},
-        "waiting": torch.tensor([7, 8]),
+        "batch": {"row": torch.tensor([4, 5, 6]), "t": torch.tensor([1, 2, 2])}, "resumed": {},
+        "pending": torch.tensor([7, 8]),
     })  # fmt: skip
     assert len(queue) == 5
     run_queue(queue, 2, admit, observe, lambda state: None, lambda left: None)

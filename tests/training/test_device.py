@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from rub.attacks.base import AttackContext
 from rub.data.samples import Samples, to_unit
 from rub.models.diffusion.mini import build_mini
-from rub.models.diffusion.model import freeze
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.network import build_network
+from rub.models.weights import freeze
 from rub.pipeline.memory import retain_freed_memory
-from rub.tasks.classification.attacks.base import AttackContext
 from rub.tasks.classification.attacks.harness import make_target
 from rub.tasks.classification.attacks.scoring import Scorer
 from rub.tasks.classification.context import UnlearnContext

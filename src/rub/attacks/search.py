@@ -1,20 +1,20 @@
-"""What per-sample searches of every task share: the queue that keeps batches full, and the curves of its progress.
+"""One search for every task whose probes are scored per sample: a queue that keeps batches full, and the best so far.
 
 A sample leaves the batch as soon as it is finished and a waiting one takes its place; each carries its own state, so
-that its search does not depend on its neighbours.
+that its search does not depend on its neighbours. What counts as recovered is decided in float32 alone.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Annotated, Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import has_converged
+from rub.attacks.base import AttackContext, Probes
+from rub.attacks.linf import better, column, has_converged
 from rub.config.hyperparameters import Hyper, PositiveInt, Weight
-from rub.pipeline.callback import Progress
-from rub.pipeline.checkpointing import AttributeState, Checkpointer, Stateful
+from rub.pipeline.checkpointing import AttributeState, Changing, Stateful
 
 State = dict[str, Tensor]
 """Per-sample state of the samples in the batch, each tensor with leading axis B; ``row`` says which samples they are
@@ -36,7 +36,7 @@ Momentum = Annotated[Weight, Hyper(
 
 
 class Queue:
-    """Who is in the batch of a search, and who waits to enter it.
+    """The samples in the batch of a search, and those that wait to enter it.
 
     Attributes:
         batch: state of those in it; without entries before the first.
@@ -45,14 +45,13 @@ class Queue:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Begin with nobody."""
         self.device = device
         self.batch: State = {}
         self.resumed: State = {}
         self.pending = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Return how many samples are not done."""
+        """Number of samples that are not done."""
         return _count(self.batch) + _count(self.resumed) + len(self.pending)
 
     def fill(self, batch_size: int, admit: Callable[[Tensor], State]) -> None:
@@ -67,7 +66,7 @@ class Queue:
             self.pending = self.pending[room:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a search goes on from."""
+        """What a search goes on from."""
         return {"batch": self.batch, "resumed": self.resumed, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -118,76 +117,112 @@ def _join(first: State, second: State) -> State:
     return {name: torch.cat([part, second[name]]) for name, part in first.items()}
 
 
-class Context(Protocol):
-    """What `run_starts` needs of an attack's context."""
+class Score(NamedTuple):
+    """Per-sample results of one pass: D, float32 (B,), recovered, bool (B,), and the gradient if asked for."""
+
+    loss: Tensor
+    recovered: Tensor
+    gradient: Tensor | None = None
+
+
+class Rule(Protocol):
+    """How an attack moves: the only part in which per-sample attacks differ."""
 
     @property
-    def batch_size(self) -> int:
-        """Most samples at once."""
+    def gradient(self) -> bool:
+        """Whether `move` needs dD/dx."""
 
-    @property
-    def progress(self) -> Progress:
-        """Told of every round."""
+    def begin(self, state: State) -> None:
+        """Add the rule's own entries to the state of samples that start; ``x`` is the first iterate."""
 
-    @property
-    def checkpointer(self) -> Checkpointer:
-        """Keeps states of the search."""
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Replace ``x`` by the next iterate, given D (B,) and its gradient at the present one."""
 
 
-def run_starts(
-    trajectory: "Trajectory",
-    restarts: int,
-    context: Context,
-    admit: Callable[..., State],
-    observe: Callable[..., tuple[Scores, Tensor]],
-    move: Callable[..., None],
-    **changing: Stateful,
-) -> None:
-    """Give every sample that is not finished its starts, the first one of all before the second of any.
-
-    Args:
-        trajectory: of all samples.
-        restarts: starts per sample, >= 1.
-        context: batch size, progress, checkpointer.
-        admit: as for `run_queue`, with the number of the start as `restart`.
-        observe: likewise.
-        move: as for `run_queue`.
-        changing: what else changes meanwhile, for the states that are kept.
-    """
-    queue, count = Queue(trajectory.step.device), len(trajectory.step)
-    part = context.checkpointer.section("search", {"queue": queue, "trajectory": trajectory, **changing})
-    for restart in range(part.restore(), restarts):
-
-        def report(left: int, restart: int = restart) -> None:
-            note = f"recovered {int((trajectory.step >= 0).sum())} of {count}"
-            context.progress(restart * count + count - left, restarts * count, note)
-            if left:
-                part.keep(restart)
-
-        if not len(queue):  # else a run that was killed left samples on their way
-            queue.pending = torch.nonzero(~trajectory.finished).squeeze(1).cpu()
-        admitted, observed = partial(admit, restart=restart), partial(observe, restart=restart)
-        run_queue(queue, context.batch_size, admitted, observed, move, report)
-
-
-class Trajectory(AttributeState):
-    """How far every sample has come: whether it is finished, where it recovered, its lowest loss after each step.
+class Scorer(Stateful, Protocol):
+    """A model that scores, which counts every image it passes through.
 
     Attributes:
-        finished: bool (N,).
-        step: int64 (N,), the step at which a sample was first recovered, counted over all restarts; -1: not yet.
-        lowest: float32 (N,), as the guide of the search scored it; inf before the first score.
+        evaluations: forward passes of single images so far; a forward+backward pair counts once.
+        is_exact: whether the guide is the float32 model itself, so that its scores need no re-evaluation.
     """
 
-    changing: ClassVar[tuple[str, ...]] = ("finished", "step", "lowest", "_curve", "_tail")
+    evaluations: int
+    is_exact: bool
 
-    def __init__(self, count: int, total_steps: int, device: torch.device) -> None:
-        """Begin with `count` samples that have no score."""
-        self.finished = torch.zeros(count, dtype=torch.bool, device=device)
-        self.step = torch.full((count,), -1, device=device)
-        self.lowest = torch.full((count,), torch.inf, device=device)
+
+class Objective(Protocol):
+    """What a search minimises: how samples start, how iterates are stored and scored, and when a sample is finished."""
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model that scores."""
+
+    def admit(self, rows: Tensor, restart: int) -> State:
+        """``clean`` inputs and first iterates ``x`` of rows (B,), with what scoring needs, on the device."""
+
+    def stored(self, state: State) -> Tensor:
+        """Iterates (B, ...) as they would be stored."""
+
+    def guide(self, state: State, stored: Tensor, *, gradient: bool) -> Score:
+        """Scores that guide the search."""
+
+    def exact(self, state: State, which: Tensor, stored: Tensor) -> Score:
+        """Float32 scores of `stored`, which belong to the samples that `which`, bool (B,), selects."""
+
+    def finished(self, score: Score) -> Tensor:
+        """Whether each sample needs no further step, bool; only recovered ones are."""
+
+    def lower(self, first: Tensor, second: Tensor, /) -> Tensor:
+        """The lower of two losses (B,)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a search goes on.
+
+    Attributes:
+        steps: moves per start, >= 0; an iterate is scored before the first move and after each.
+        restarts: starts per sample, >= 1: the first from the clean image (or the context's start), others random.
+    """
+
+    steps: int
+    restarts: int = 1
+
+
+class BestSoFar(AttributeState):
+    """The best probe of every sample so far, and the curves; float32 scores only, so no claim is bfloat16's alone.
+
+    Attributes:
+        inputs: (N, ...) on the CPU, probes as they are stored.
+        loss: float32 (N,), their D.
+        recovered: bool (N,).
+        finished: bool (N,).
+        step: int64 (N,), the step at which a sample was first recovered, counted over all restarts; -1: not yet.
+        lowest: float32 (N,), lowest loss as the guide of the search scored it; inf before the first score.
+    """
+
+    changing: ClassVar[tuple[str, ...]] = (
+        "inputs", "loss", "recovered", "finished", "step", "lowest", "_curve", "_tail",
+    )  # fmt: skip
+
+    def __init__(self, clean: Tensor, total_steps: int, device: torch.device) -> None:
+        """Start from the clean inputs (N, ...) as they are stored, none of them scored."""
+        self.inputs = clean.clone()
+        self.loss = torch.full((len(clean),), torch.inf, device=device)
+        self.recovered = torch.zeros(len(clean), dtype=torch.bool, device=device)
+        self.finished, self.lowest = self.recovered.clone(), self.loss.clone()
+        self.step = torch.full((len(clean),), -1, device=device)
         self._curve = torch.zeros(total_steps + 2, dtype=torch.float64)
         self._tail = torch.zeros_like(self._curve)
+
+    def offer(self, rows: Tensor, inputs: Tensor, score: Score, step: Tensor) -> None:
+        """Keep these probes where they beat what is known; note the step where one is recovered at last."""
+        first = score.recovered & (self.step[rows] < 0)
+        self.step[rows[first]] = step[first]
+        win = better(score.recovered, score.loss, self.recovered[rows], self.loss[rows])
+        self.inputs[rows[win].cpu()] = inputs[win].cpu()
+        self.loss[rows[win]], self.recovered[rows[win]] = score.loss[win], score.recovered[win]
 
     def enter(self, rows: Tensor, step: Tensor, lowest: Tensor, counts: Tensor, finished: Tensor) -> None:
         """Enter the lowest loss of these samples into the curve where `counts`; the finished keep theirs to the end."""
@@ -197,10 +232,100 @@ class Trajectory(AttributeState):
         self._curve.index_add_(0, step, value * counts.cpu())
         self._tail.index_add_(0, step + 1, value * finished.cpu())
 
-    def curves(self) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
-        """Return the share recovered and the mean lowest loss after each step, and whether they had levelled off."""
+    def probes(self, evaluations: int) -> Probes:
+        """What was found, with the share recovered and the mean lowest loss after each step."""
         count, steps = len(self.step), len(self._curve) - 1
         losses = ((self._curve + self._tail.cumsum(0))[:-1] / count).tolist()
         hits = torch.bincount(self.step[self.step >= 0].cpu(), minlength=steps).cumsum(0)
         successes = (hits.double() / count).tolist()
-        return tuple(successes), tuple(losses), has_converged(successes, losses)
+        curves = tuple(successes), tuple(losses)
+        return Probes(
+            self.inputs, self.loss.cpu(), self.step.cpu(), *curves, evaluations, has_converged(successes, losses)
+        )
+
+
+def minimise(rule: Rule, schedule: Schedule, objective: Objective, clean: Tensor, context: AttackContext) -> Probes:
+    """Run a rule on every sample and keep the best probe of each: recovered first, then the lowest D.
+
+    Every sample that is not finished has its starts, the first one of all before the second of any.
+
+    Args:
+        rule: how iterates move.
+        schedule: steps and restarts.
+        objective: what is minimised.
+        clean: the clean inputs (N, ...) as they are stored, on the CPU.
+        context: seed, ids, batch size, device, progress, checkpointer.
+    """
+    queue, count = Queue(context.device), len(clean)
+    best = BestSoFar(clean, schedule.steps * schedule.restarts, context.device)
+    changing: Changing = {"queue": queue, "best": best, "scorer": objective.scorer}
+    part = context.checkpointer.section("search", changing)
+    for restart in range(part.restore(), schedule.restarts):
+        start = _Start(rule, schedule.steps, objective, best, context, restart)
+
+        def report(left: int, restart: int = restart) -> None:
+            note = f"recovered {int((best.step >= 0).sum())} of {count}"
+            context.progress(restart * count + count - left, schedule.restarts * count, note)
+            if left:
+                part.keep(restart)
+
+        if not len(queue):  # else a run that was killed left samples on their way
+            queue.pending = torch.nonzero(~best.finished).squeeze(1).cpu()
+        run_queue(queue, context.batch_size, start.admit, start.observe, rule.move, report)
+    return best.probes(objective.scorer.evaluations)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One start of all samples: what `run_queue` calls."""
+
+    rule: Rule
+    steps: int
+    objective: Objective
+    best: BestSoFar
+    context: AttackContext
+    number: int
+
+    def admit(self, rows: Tensor) -> State:
+        device = self.context.device
+        state = {
+            "row": rows.to(device),
+            "id": self.context.ids[rows].to(device),
+            **self.objective.admit(rows, self.number),
+        }
+        state["t"] = torch.zeros_like(state["row"])
+        state["best"] = self.objective.stored({**state, "x": state["clean"]})
+        state["best_loss"] = torch.full_like(state["row"], torch.inf, dtype=torch.float32)
+        state["best_recovered"] = torch.zeros_like(state["row"], dtype=torch.bool)
+        self.rule.begin(state)
+        return state
+
+    def observe(self, state: State) -> tuple[Scores, Tensor]:
+        """Score the present iterates and write them down; D, its gradient, and which samples leave."""
+        last = state["t"] == self.steps
+        stored = self.objective.stored(state)
+        score = self.objective.guide(state, stored, gradient=self.rule.gradient and not bool(last.all()))
+        win = better(score.recovered, score.loss, state["best_recovered"], state["best_loss"])
+        state["best"] = torch.where(column(win, stored), stored, state["best"])
+        state["best_loss"] = torch.where(win, score.loss, state["best_loss"])
+        state["best_recovered"] = torch.where(win, score.recovered, state["best_recovered"])
+
+        rows, step = state["row"], self.number * self.steps + state["t"]
+        finishing = self.objective.finished(score)
+        news = score.recovered & ((self.best.step[rows] < 0) | finishing)
+        done = torch.zeros_like(last)
+        done[news] = finishing[news] & self.objective.finished(self._confirm(state, news, stored, score, step))
+        ends = last & ~done
+        self._confirm(state, ends, state["best"], Score(state["best_loss"], state["best_recovered"]), step)
+        # The first iterate of a later start shares its step number with the last of the start before.
+        counts = (state["t"] > 0) | (self.number == 0)
+        self.best.enter(rows, step, self.objective.lower(self.best.lowest[rows], score.loss), counts, done)
+        return (score.loss, score.gradient), done | ends
+
+    def _confirm(self, state: State, which: Tensor, stored: Tensor, score: Score, step: Tensor) -> Score:
+        """Offer the probes of these samples under their float32 scores, which are returned."""
+        score, stored = Score(score.loss[which], score.recovered[which]), stored[which]
+        if not self.objective.scorer.is_exact and len(stored):
+            score = self.objective.exact(state, which, stored)
+        self.best.offer(state["row"][which], stored, score, step[which])
+        return score

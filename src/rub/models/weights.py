@@ -4,8 +4,9 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -14,7 +15,18 @@ from torch import Tensor, nn
 
 from rub.errors import RubError
 
+M = TypeVar("M", bound=nn.Module)
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def freeze(model: M) -> M:
+    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
+    return model.eval().requires_grad_(False)
+
+
+def frozen(model: M) -> M:
+    """An independent copy in eval mode whose parameters take no gradient."""
+    return freeze(deepcopy(model))
 
 
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

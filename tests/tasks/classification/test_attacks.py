@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.attacks import linf as optim
+from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
 from rub.models.network import build_network
+from rub.models.weights import freeze
 from rub.registry import ATTACKS, resolve
 from rub.tasks.classification.attacks import divergences
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
-from rub.tasks.classification.attacks.harness import freeze, make_target, rescored, run_attack, union
+from rub.tasks.classification.attacks.base import Budget, Target
+from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
 from rub.tasks.classification.attacks.noise import noise
 from rub.tasks.classification.attacks.square import square
 from rub.tasks.classification.attacks.uma import uma
@@ -101,14 +103,14 @@ def test_what_an_attack_returns_holds(attack, parameters, fast, images, target):
     before = images.clone()
     found = run_attack(attack, parameters, target, images, Budget(6), context(fast=fast))
     assert torch.equal(images, before)
-    assert found.images.dtype == torch.uint8 and found.images.shape == images.shape
-    assert (found.images.int() - images.int()).abs().max() <= 6
-    hit = recovered(target, found.images)
+    assert found.inputs.dtype == torch.uint8 and found.inputs.shape == images.shape
+    assert (found.inputs.int() - images.int()).abs().max() <= 6
+    hit = recovered(target, found.inputs)
     assert torch.equal(found.step >= 0, hit)
     assert hit.sum() > recovered(target, images).sum() or attack is noise
     name = parameters.get("divergence", "kl")
     with torch.no_grad():
-        logits = target.model(to_unit(found.images))
+        logits = target.model(to_unit(found.inputs))
     p = F.softmax(target.reference.double(), 1)
     wanted = (p * (p.log() - F.log_softmax(logits.double(), 1))).sum(1)
     if name == "ce":
@@ -125,7 +127,7 @@ def test_what_an_attack_returns_holds(attack, parameters, fast, images, target):
 @pytest.mark.parametrize("attack", [uma, uma_apgd, noise, square, universal])
 def test_without_a_budget_the_clean_images_are_scored(attack, images, target):
     found = run_attack(attack, {}, target, images, Budget(0), context())
-    assert torch.equal(found.images, images)
+    assert torch.equal(found.inputs, images)
     assert found.success_curve == (recovered(target, images).double().mean().item(),)
     assert found.evaluations == COUNT
 
@@ -149,7 +151,7 @@ def test_batches_change_nothing(attack, parameters, images, target):
         assert torch.equal(other.step, sizes[0].step)
         assert torch.allclose(other.loss, sizes[0].loss, atol=1e-4)
         assert other.success_curve == sizes[0].success_curve
-        assert (other.images != sizes[0].images).float().mean() < 0.02
+        assert (other.inputs != sizes[0].inputs).float().mean() < 0.02
 
 
 def test_order_and_neighbours_change_nothing(images, target):
@@ -187,7 +189,7 @@ def test_float32_decides_what_is_finished(images, target, monkeypatch):
     monkeypatch.setattr(scoring, "frozen_copy", lambda model: freeze(Liar(0)))
     aim = replace(target, labels=torch.full((COUNT,), 3), reference=torch.tensor([[0, 0, 0, 5.0]]).expand(COUNT, -1))
     found = run_attack(uma, {"steps": 4, "finish_below": math.inf}, aim, images, Budget(1), context(fast=True))
-    assert torch.equal(found.step >= 0, recovered(aim, found.images))
+    assert torch.equal(found.step >= 0, recovered(aim, found.inputs))
     assert 0 < (found.step < 0).sum() < COUNT
     assert found.evaluations > 2 * 5 * (found.step < 0).sum()  # each false claim cost one look and ended nothing
 
@@ -199,8 +201,8 @@ def test_a_larger_budget_starts_from_the_smaller_one(images, target):
         (universal, {"steps": 2}),
         (square, {"steps": 2}),
     ]:
-        large = run_attack(attack, parameters, target, images, Budget(4), context(start=small.images))
-        assert (recovered(target, large.images) | ~recovered(target, small.images)).all()
+        large = run_attack(attack, parameters, target, images, Budget(4), context(start=small.inputs))
+        assert (recovered(target, large.inputs) | ~recovered(target, small.inputs)).all()
         assert (large.loss <= small.loss + 1e-6)[(small.step >= 0) == (large.step >= 0)].all()
 
 
@@ -228,7 +230,7 @@ def test_a_search_scores_8_bit_images(images, target):
     for grid in (True, False):
         found = uma(target, images, Budget(5), context(), steps=7, grid=grid)
         with torch.no_grad():
-            scored = divergences.kl(target.model(to_unit(found.images)), target.reference)
+            scored = divergences.kl(target.model(to_unit(found.inputs)), target.reference)
         assert torch.allclose(found.loss, scored, atol=1e-5) == grid
 
 
@@ -251,13 +253,13 @@ def test_the_fast_search_finds_what_the_exact_one_finds():
         ]
         assert abs((both[0].step >= 0).sum() - (both[1].step >= 0).sum()) <= 1
         assert abs(both[0].loss.mean() - both[1].loss.mean()) <= 0.03 * both[0].loss.mean() + 1e-3
-        assert torch.equal(both[1].step >= 0, recovered(aim, both[1].images))
+        assert torch.equal(both[1].step >= 0, recovered(aim, both[1].inputs))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_universal_delta_is_one(images, target):
     found = universal(target, images, Budget(8), context(), steps=8)
-    moved, clean = found.images.int(), images.int()
+    moved, clean = found.inputs.int(), images.int()
     inside = (moved > 0) & (moved < 255)
     delta = torch.where(inside, moved - clean, 99).amin(0)  # the delta, where some image is not clipped
     assert torch.equal((clean + delta).clamp(0, 255), moved)
@@ -291,7 +293,7 @@ def test_union_keeps_the_best_of_each_sample(images, target):
     merged = union(runs)
     hits = torch.stack([run.step >= 0 for run in runs])
     assert torch.equal(merged.step >= 0, hits.any(0))
-    assert torch.equal(recovered(target, merged.images), hits.any(0))
+    assert torch.equal(recovered(target, merged.inputs), hits.any(0))
     losses = torch.stack([run.loss for run in runs]).masked_fill(~hits & hits.any(0), torch.inf)
     assert torch.equal(merged.loss, losses.amin(0))
     assert len(merged.success_curve) == len(merged.loss_curve) == 2 + 6 + 3 + 1
@@ -396,7 +398,7 @@ def test_checkpoints_follow_the_recursion():
         p = [0.0, 0.22]
         while p[-1] + max(p[-1] - p[-2] - 0.03, 0.06) <= 1 + 1e-9:
             p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-        assert list(optim.checkpoints(steps)) == list(dict.fromkeys(math.ceil(v * steps - 1e-6) for v in p))
+        assert list(optim.review_steps(steps)) == list(dict.fromkeys(math.ceil(v * steps - 1e-6) for v in p))
 
 
 def test_convergence_needs_both_signs():
@@ -420,4 +422,4 @@ def test_rescored_probes_are_on_the_scale_of_kl():
     wanted = (p * (p.log() - model(images / 255).log_softmax(1))).sum(1)
     scored = rescored(found, target, AttackContext(seed=0, ids=torch.arange(5), batch_size=2))
     assert torch.allclose(scored.loss, wanted, atol=1e-6)
-    assert torch.equal(scored.images, images)
+    assert torch.equal(scored.inputs, images)

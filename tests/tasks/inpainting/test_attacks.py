@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rub.attacks.base import Probes
 from rub.attacks.linf import adam_direction
 from rub.errors import Diverged, RubError
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
+from rub.models.weights import freeze
 from rub.registry import ATTACKS, resolve
 from rub.tasks.inpainting.attacks import guide as guides
-from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target, apply_delta
-from rub.tasks.inpainting.attacks.harness import freeze, make_target, run_attack, score, union
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target, apply_delta
+from rub.tasks.inpainting.attacks.harness import make_target, run_attack, score, union
 from rub.tasks.inpainting.attacks.noise import noise
 from rub.tasks.inpainting.attacks.uma import uma
 
@@ -108,16 +110,16 @@ def test_what_an_attack_returns_holds(attack, budget, parameters, fast, images, 
     before = images.clone()
     found = run_attack(attack, parameters, target, images, budget, context(fast=fast, threshold=middle))
     assert torch.equal(images, before)
-    assert found.delta.shape == images.shape
-    assert found.delta.dtype == (torch.float16 if budget == FREE else torch.int16)
-    assert not found.delta.masked_select(pixels_removed(target.mask)).any()
-    x = apply_delta(images, found.delta)
+    assert found.inputs.shape == images.shape
+    assert found.inputs.dtype == (torch.float16 if budget == FREE else torch.int16)
+    assert not found.inputs.masked_select(pixels_removed(target.mask)).any()
+    x = apply_delta(images, found.inputs)
     if budget != FREE:
-        moved = images.int() + found.delta.int()
+        moved = images.int() + found.inputs.int()
         assert moved.min() >= 0 and moved.max() <= 255
         assert torch.equal(x, moved.float() / 255)
     if budget == BOUNDED:
-        assert found.delta.abs().max() <= 6
+        assert found.inputs.abs().max() <= 6
         assert (x - images / 255).abs().max() <= budget.eps + 1e-6
     with torch.no_grad():
         aimed = aim_of(network(1), images, target.mask)
@@ -139,7 +141,7 @@ def test_what_an_attack_returns_holds(attack, budget, parameters, fast, images, 
 
 def test_without_a_budget_the_clean_images_are_scored(images, target, middle):
     found = run_attack(uma, {}, target, images, Budget.parse(0), context(threshold=middle))
-    assert found.delta.dtype == torch.int16 and not found.delta.any()
+    assert found.inputs.dtype == torch.int16 and not found.inputs.any()
     assert torch.equal(found.loss, found.start)
     assert found.evaluations == COUNT and len(found.loss_curve) == 1
     assert found.success_curve == (float((found.start <= middle).double().mean()),)
@@ -151,7 +153,7 @@ def test_the_original_against_itself_starts_at_nought(budget, images):
     found = run_attack(uma, {"steps": 2, "adam_steps": 2}, own, images, budget, context(batch_size=COUNT))
     assert torch.equal(found.start, torch.zeros(COUNT)) and torch.equal(found.loss, found.start)
     assert torch.equal(found.step, torch.zeros(COUNT, dtype=torch.int64))
-    assert not found.delta.any()
+    assert not found.inputs.any()
     assert set(found.success_curve) == {1.0} and set(found.loss_curve) == {0.0}
     assert found.evaluations == COUNT  # finished before the first step
 
@@ -188,7 +190,7 @@ def test_batches_change_nothing(images, target, middle):
             assert torch.equal(other.step, runs[0].step)
             assert torch.allclose(other.loss, runs[0].loss, rtol=1e-3)
             assert other.success_curve == runs[0].success_curve
-            assert (other.delta != runs[0].delta).float().mean() < 0.01
+            assert (other.inputs != runs[0].inputs).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("budget", [BOUNDED, UNBOUNDED], ids=str)
@@ -199,7 +201,7 @@ def test_order_and_neighbours_change_nothing(budget, images, target):
     part = Target(target.model, target.mask.select(pick), target.reference[pick])
     alone = run_attack(uma, parameters, part, images[pick], budget, context(ids=IDS[pick]))
     assert torch.allclose(alone.loss, full.loss[pick], rtol=1e-3)
-    assert (alone.delta != full.delta[pick]).float().mean() < 0.01
+    assert (alone.inputs != full.inputs[pick]).float().mean() < 0.01
 
 
 def test_a_bounded_search_is_textbook_pgd_on_whole_images(images, target):
@@ -216,7 +218,7 @@ def test_a_bounded_search_is_textbook_pgd_on_whole_images(images, target):
             x = (clean + (x - 2.5 * eps / steps * gradient.sign() - clean).clamp(-eps, eps)).clamp(0, 1)
     found = run_attack(uma, {"steps": steps}, target, images, BOUNDED, context())
     assert torch.allclose(found.loss, lowest, rtol=1e-3)
-    assert (found.delta != best.int() - images.int()).float().mean() < 0.002
+    assert (found.inputs != best.int() - images.int()).float().mean() < 0.002
     assert lowest.mean() < 0.95 * found.start.mean()
 
 
@@ -339,7 +341,7 @@ def test_finished_samples_leave(images, target, middle):
 @pytest.mark.parametrize("budget", [Budget("6/255"), UNBOUNDED, FREE], ids=str)
 def test_a_larger_budget_starts_from_the_smaller_one(budget, images, target):
     small = run_attack(uma, {"steps": 8}, target, images, Budget("4/255"), context())
-    large = run_attack(uma, {"steps": 1, "adam_steps": 1}, target, images, budget, context(start=small.delta))
+    large = run_attack(uma, {"steps": 1, "adam_steps": 1}, target, images, budget, context(start=small.inputs))
     slack = 1e-3 if budget == FREE else 1e-6  # a float16 delta is not the 8-bit one
     assert (large.loss <= small.loss * (1 + slack)).all()
     assert torch.allclose(large.start, small.start, rtol=1e-5)
@@ -350,7 +352,7 @@ def test_restarts_begin_at_random_points_of_the_ball(images, target):
     one, three = (run_attack(uma, {"steps": 4, "restarts": n}, target, images, BOUNDED, context()) for n in (1, 3))
     assert (three.loss <= one.loss + 1e-7).all() and (three.loss < one.loss).any()
     other = run_attack(uma, {"steps": 4, "restarts": 3}, target, images, BOUNDED, context(seed=4))
-    assert (other.delta != three.delta).any()
+    assert (other.inputs != three.inputs).any()
 
 
 def test_the_bfloat16_guide_agrees_with_float32(images, target, monkeypatch):
@@ -381,14 +383,14 @@ def test_float32_decides_what_is_finished(images, target, middle, monkeypatch):
     monkeypatch.setattr(guides.Guide, "__call__", praise)
     setting = context(fast=True, threshold=middle)
     found = run_attack(uma, {"steps": 3, "finish_below": math.inf}, target, images, Budget("1/255"), setting)
-    assert torch.equal(found.step >= 0, score(target, images, found.delta, 16, CPU) <= middle)
+    assert torch.equal(found.step >= 0, score(target, images, found.inputs, 16, CPU) <= middle)
     assert 0 < (found.step < 0).sum() < COUNT
     assert found.evaluations > 2 * 4 * (found.step < 0).sum()  # each false claim cost one look and ended nothing
 
 
 def fake(delta: Tensor, **changes: object) -> Probes:
     zeros = torch.zeros(COUNT)
-    return replace(Probes(delta, zeros, zeros, zeros.long(), (1.0, 1.0), (0.0, 0.0), 1, True), **changes)
+    return replace(Probes(delta, zeros, zeros.long(), (1.0, 1.0), (0.0, 0.0), 1, True), **changes)
 
 
 def bad_probes(images: Tensor, target: Target) -> list[tuple[Budget, Probes, str]]:
@@ -472,7 +474,7 @@ def test_union_keeps_the_best_of_each_sample(images, target, middle):
     runs.append(run_attack(noise, {"steps": 3}, target, images, BOUNDED, setting))
     merged = union(runs)
     assert torch.equal(merged.loss, torch.stack([run.loss for run in runs]).amin(0))
-    assert torch.allclose(score(target, images, merged.delta, 16, CPU), merged.loss, rtol=1e-5)
+    assert torch.allclose(score(target, images, merged.inputs, 16, CPU), merged.loss, rtol=1e-5)
     assert torch.equal(merged.step >= 0, merged.loss <= middle)
     assert len(merged.success_curve) == len(merged.loss_curve) == 2 + 6 + 3 + 1
     assert merged.loss_curve[-1] == pytest.approx(float(merged.loss.mean()))

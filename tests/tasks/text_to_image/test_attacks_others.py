@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from rub.errors import Diverged, RubError
-from rub.models.diffusion.model import freeze
 from rub.models.diffusion.sampling import Sampler
+from rub.models.weights import freeze
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Prompts
 from rub.tasks.text_to_image.attacks.concept_inversion import concept_inversion
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack

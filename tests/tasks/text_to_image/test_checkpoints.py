@@ -20,8 +20,7 @@ from rub.models.diffusion.checkpoints import (
     save_unlearned,
     to_compvis,
 )
-from rub.models.diffusion.model import SCHEDULE, Diffusion
-from rub.tasks.text_to_image.context import frozen
+from rub.models.diffusion.model import SCHEDULE, Diffusion, frozen
 
 TEXTS = ["A photo of the digit seven!", "an  unseen garbage-truck", ""]
 

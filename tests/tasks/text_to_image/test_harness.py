@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rub.errors import RubError
-from rub.models.diffusion.model import freeze
 from rub.models.diffusion.sampling import Sampler, guided, initial_latents, sample
+from rub.models.weights import freeze
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 

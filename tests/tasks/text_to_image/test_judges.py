@@ -89,8 +89,8 @@ def test_noise_is_no_digit(digits):
 
 
 def test_what_an_untrained_network_draws_is_no_digit(digits, model):
-    from rub.models.diffusion.model import freeze
     from rub.models.diffusion.sampling import Sampler, initial_latents, sample
+    from rub.models.weights import freeze
 
     freeze(model)
     noise, weights = initial_latents(model, torch.arange(50)), torch.full((50,), 7.5)

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.groups import TEXT_ENCODER, UNET, parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.sampling import Sampler
+from rub.models.weights import freeze
 from rub.registry import METHODS, resolve
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
+from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import advunlearn as adv
 from rub.tasks.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens
 from rub.tasks.text_to_image.methods.esd import esd_loss, esd_u, esd_x, negative_guidance

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from rub.data.samples import Samples
+from rub.models.diffusion.model import frozen
 from rub.models.diffusion.sampling import Sampler
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
+from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.training import encoded, fit, min_snr
 from rub.training.context import Augmentation
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.errors import RubError
-from rub.models.diffusion.model import Diffusion
-from rub.tasks.text_to_image.context import frozen
+from rub.models.diffusion.model import Diffusion, frozen
 
 PREFIX = "lora_unet_"
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"

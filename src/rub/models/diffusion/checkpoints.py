@@ -19,10 +19,9 @@ from rub.models.diffusion.adapters import Adapter, is_adapter, merge
 from rub.models.diffusion.compvis import to_compvis
 from rub.models.diffusion.folders import INDEX, read_folder, save_pipeline, weights_file
 from rub.models.diffusion.layouts import PARTS, Parts, fill, named_normally, normal_state, published, split
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.parts import Contents, check_tensors, described, put_together, taken_apart
-from rub.models.weights import read_state
-from rub.tasks.text_to_image.context import frozen
+from rub.models.weights import freeze, read_state
 
 __all__ = ["load_model", "load_unlearned", "save_model", "save_pipeline", "save_unlearned", "to_compvis"]
 

@@ -5,12 +5,14 @@ or none, where the latents are the pixels themselves. All sizes are read from th
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
+from rub.models.weights import freeze
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -165,6 +167,15 @@ class Diffusion(nn.Module):
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def freeze(model: Diffusion) -> Diffusion:
-    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
-    return model.eval().requires_grad_(False)
+def frozen(model: Diffusion) -> Diffusion:
+    """A frozen copy of a model: e_0, the original.
+
+    The tokenizer is shared, it does not change.
+    """
+    tokenizer, model.tokenizer = model.tokenizer, None
+    try:
+        copy = deepcopy(model)
+    finally:
+        model.tokenizer = tokenizer
+    copy.tokenizer = tokenizer
+    return freeze(copy)

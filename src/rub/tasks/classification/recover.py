@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rub.attacks.base import AttackContext, Probes
 from rub.attacks.foreign import adapt
 from rub.data.memory import samples_of
 from rub.errors import Diverged, RubError
@@ -17,7 +18,7 @@ from rub.models.live import device_of, live_copy
 from rub.pipeline.callback import Progress, silent
 from rub.pipeline.execution import one_line
 from rub.registry import ATTACKS, Entry, resolve
-from rub.tasks.classification.attacks.base import Attack, AttackContext, Budget, Probes
+from rub.tasks.classification.attacks.base import Attack, Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.training.device import tf32
 
@@ -47,7 +48,7 @@ class Recovery:
         >>> result = rub.recover(unlearned, original, images, labels, eps=[8, 64], steps=5)
         >>> result.recovered.shape, result.probes.dtype, len(result.success_curves[0])
         (torch.Size([2, 4]), torch.uint8, 6)
-        >>> (result[64].images.int() - result.images.int()).abs().max().item() <= 64
+        >>> (result[64].inputs.int() - result.images.int()).abs().max().item() <= 64
         True
     """
 
@@ -89,7 +90,7 @@ class Recovery:
     @property
     def probes(self) -> Tensor:
         """Best probe of each image, uint8 (E, N, C, H, W), at most eps levels from it."""
-        return self._stacked("images")
+        return self._stacked("inputs")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -231,14 +232,14 @@ def recover(
             after = live_copy(unlearned, "unlearned", samples.images, place)
             before = live_copy(original, "original", samples.images, place)
             check_labels(samples.labels, after.classes, before.classes)
-            context = AttackContext(seed, samples.ids, batch_size, place, progress=progress)
+            context = AttackContext(seed=seed, ids=samples.ids, batch_size=batch_size, device=place, progress=progress)
             target = make_target(before, after, samples.images, samples.labels, batch_size, place)
             if not target.reference.isfinite().all():
                 raise RubError("original: its outputs are not finite on these images")
             clean = run_attack(function, parameters, target, samples.images, Budget(0), context)
             for level in budgets:
                 found[level] = run_attack(function, parameters, target, samples.images, Budget(level), context)
-                context = replace(context, start=found[level].images) if warm_start else context
+                context = replace(context, start=found[level].inputs) if warm_start else context
     except Diverged as error:
         raise RubError(str(error)) from None
     except RubError:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset, trainable
 from rub.errors import Diverged
@@ -21,7 +22,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.classifier import predict
@@ -154,14 +155,14 @@ def choose(parts: Splits, name: str, count: int | None) -> Samples:
 
 def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> None:
     """Write the probes with their images' ids, the labels they aim at, per-sample results and curves."""
-    np.save(out / "probes.npy", probes.images.numpy())
+    np.save(out / "probes.npy", probes.inputs.numpy())
     np.savez(
         out / "samples.npz",
         ids=samples.ids.numpy(),
         labels=labels.cpu().numpy(),
         loss=probes.loss.numpy(),
         step=probes.step.numpy(),
-        linf=(probes.images.int() - samples.images.int()).abs().amax(dim=(1, 2, 3)).numpy(),
+        linf=(probes.inputs.int() - samples.images.int()).abs().amax(dim=(1, 2, 3)).numpy(),
     )
     facts = {
         "success_curve": [round(value, 6) for value in probes.success_curve],

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rub.attacks.base import Probes
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import input_dataset, split, subset, trainable
 from rub.errors import Diverged, RubError
@@ -22,7 +23,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
-from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
 from rub.training.context import Augmentation, seeded
@@ -221,7 +222,7 @@ def aim(name: str, inputs: Inputs, runtime: Runtime) -> tuple[Side, Target]:
 
 def save_probes(probes: Probes, samples: Samples, out: Path) -> None:
     """Write the perturbations with their images' ids, per-sample results and curves."""
-    np.save(out / "delta.npy", probes.delta.numpy())
+    np.save(out / "delta.npy", probes.inputs.numpy())
     np.savez(
         out / "samples.npz",
         ids=samples.ids.numpy(),
@@ -229,7 +230,7 @@ def save_probes(probes: Probes, samples: Samples, out: Path) -> None:
         loss=probes.loss.numpy(),
         start=probes.start.numpy(),
         step=probes.step.numpy(),
-        linf=probes.delta.float().abs().amax(dim=(1, 2, 3)).numpy(),
+        linf=probes.inputs.float().abs().amax(dim=(1, 2, 3)).numpy(),
     )
     facts = {
         "success_curve": [round(value, 6) for value in probes.success_curve],

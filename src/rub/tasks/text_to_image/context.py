@@ -1,7 +1,6 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
 from rub.models.diffusion.sampling import Sampler, partial
 from rub.training.context import Shuffled, TrainContext
 
@@ -126,20 +125,6 @@ class Pictures:
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from `state_dict`."""
         self.rows.load_state_dict(state)
-
-
-def frozen(model: Diffusion) -> Diffusion:
-    """Return a frozen copy of a model: e_0, the original.
-
-    The tokenizer is shared, it does not change.
-    """
-    tokenizer, model.tokenizer = model.tokenizer, None
-    try:
-        copy = deepcopy(model)
-    finally:
-        model.tokenizer = tokenizer
-    copy.tokenizer = tokenizer
-    return freeze(copy)
 
 
 def train_only(model: Diffusion, names: Iterable[str]) -> dict[str, nn.Parameter]:

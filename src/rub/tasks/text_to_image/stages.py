@@ -14,9 +14,10 @@ from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
 from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, save_unlearned
 from rub.models.diffusion.mini import build_mini, reinitialised
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.sampling import Sampler
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
+from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
@@ -25,7 +26,7 @@ from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidat
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts
 from rub.tasks.text_to_image.concepts import names_of, prompts_of, within
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen
+from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.judges import load_judge
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit

@@ -12,8 +12,9 @@ from torch import Tensor
 from rub.attacks.linf import column
 from rub.errors import RubError
 from rub.models.diffusion.checkpoints import load_model, load_unlearned
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
 from rub.models.diffusion.sampling import Sampler, initial_latents
+from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Candidates, Prompts

@@ -3,23 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rub.attacks.base import AttackContext, Probes, check_request, merged, require_finite
 from rub.attacks.linf import better, column, has_converged
+from rub.attacks.search import Score
 from rub.data.samples import to_unit
-from rub.errors import Diverged, RubError
+from rub.errors import RubError
 from rub.models.network import outputs
-from rub.tasks.classification.attacks.base import Attack, AttackContext, Budget, Probes, Target
+from rub.models.weights import freeze
+from rub.tasks.classification.attacks.base import Attack, Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.scoring import Score, Scorer
-
-
-def freeze(model: nn.Module) -> nn.Module:
-    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
-    return model.eval().requires_grad_(False)
+from rub.tasks.classification.attacks.scoring import Scorer
 
 
 @torch.no_grad()
@@ -77,7 +76,8 @@ def run_attack(
         Diverged: the unlearned model does not give finite logits.
     """
     name = getattr(function, "__name__", "attack")
-    _check_request(target, images, context)
+    parts = {"labels": target.labels, "references": target.reference, "ids": context.ids}
+    check_request(target.model, images, **parts)
     scorer = Scorer(target, parameters.get("divergence", "kl"), replace(context, fast=False))
     rows = torch.arange(len(images))
     clean = _finite(scorer.exact(images, rows), name)
@@ -89,54 +89,35 @@ def run_attack(
         candidates.append((context.start, _finite(scorer.exact(context.start, rows), name)))
     with _counted(target.model) as passes:
         found = function(target, images, budget, context, **parameters)
-    probes = found if isinstance(found, Tensor) else found.images
+    probes = found if isinstance(found, Tensor) else found.inputs
     _check_probes(probes, images, budget, f"attack '{name}'")
     score = _finite(scorer.exact(probes, rows), name)
     if isinstance(found, Tensor):
         found = _one_step(found, clean, score, sum(passes))
-    best, step = found.images, found.step
+    best, step = found.inputs, found.step
     for other, known in candidates:
         win = better(known.recovered, known.loss, score.recovered, score.loss).cpu()
         best = torch.where(column(win, best), other, best)
         step = torch.where(win, 0, step)  # known before the first step
         score = Score(torch.where(win, known.loss, score.loss), torch.where(win, known.recovered, score.recovered))
-    return _claims(replace(found, images=best, loss=score.loss, step=step), score.recovered)
+    return _claims(replace(found, inputs=best, loss=score.loss, step=step, start=clean.loss), score.recovered)
 
 
 def union(found: Sequence[Probes]) -> Probes:
-    """Merge attacks on the same images: each sample keeps its best probe, recovered first, then the lowest loss.
+    """Attacks on the same images as one; see `rub.attacks.base.merged`.
 
-    Steps and curves count the attacks one after another. Losses of different divergences do not compare: give all runs
-    one scale first, with `rescored`.
+    Losses of different divergences do not compare: give all runs one scale first, with `rescored`.
 
     Args:
         found: results of at least one run, each with N samples.
     """
-    merged = found[0]
-    for other in found[1:]:
-        offset = len(merged.success_curve) - 1
-        hit, other_hit = merged.step >= 0, other.step >= 0
-        win = better(other_hit, other.loss, hit, merged.loss)
-        step = torch.where(hit, merged.step, torch.where(other_hit, other.step + offset, -1))
-        when = range(offset + 1, offset + len(other.success_curve))
-        successes = [float(((step >= 0) & (step <= last)).double().mean()) for last in when]
-        losses = [min(value, merged.loss_curve[-1]) for value in other.loss_curve[1:]]
-        merged = Probes(
-            torch.where(column(win, merged.images), other.images, merged.images),
-            torch.where(win, other.loss, merged.loss),
-            step,
-            (*merged.success_curve, *successes),
-            (*merged.loss_curve, *losses),
-            merged.evaluations + other.evaluations,
-            merged.converged and other.converged,
-        )
-    return merged
+    return reduce(merged, found)
 
 
 def rescored(found: Probes, target: Target, context: AttackContext, divergence: Divergence = "kl") -> Probes:
     """Return the same probes with D of one divergence, in float32, so that runs with different ones compare."""
     scorer = Scorer(target, divergence, replace(context, fast=False))
-    score = scorer.exact(found.images, torch.arange(len(found.images)))
+    score = scorer.exact(found.inputs, torch.arange(len(found.inputs)))
     return replace(found, loss=score.loss.cpu())
 
 
@@ -152,7 +133,7 @@ def _claims(found: Probes, recovered: Tensor) -> Probes:
 def _unsearched(images: Tensor, clean: Score) -> Probes:
     step = torch.where(clean.recovered, 0, -1)
     success, loss = float(clean.recovered.double().mean()), float(clean.loss.double().mean())
-    return Probes(images, clean.loss, step, (success,), (loss,), len(images), True)
+    return Probes(images, clean.loss, step, (success,), (loss,), len(images), True, clean.loss)
 
 
 def _one_step(images: Tensor, clean: Score, score: Score, evaluations: int) -> Probes:
@@ -176,26 +157,7 @@ def _counted(model: nn.Module) -> Iterator[list[int]]:
 
 
 def _finite(score: Score, name: str) -> Score:
-    """Return the score on the CPU.
-
-    Raises:
-        Diverged: a loss is not finite.
-    """
-    if not torch.isfinite(score.loss).all():
-        count = int((~score.loss.isfinite()).sum())
-        raise Diverged(f"attack '{name}': the unlearned model's outputs are not finite on {count} images")
-    return Score(score.loss.cpu(), score.recovered.cpu())
-
-
-def _check_request(target: Target, images: Tensor, context: AttackContext) -> None:
-    lengths = len(images), len(target.labels), len(target.reference), len(context.ids)
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(set(lengths)) != 1 or not len(images):
-        raise RubError(
-            "attack: wanted uint8 images (N, C, H, W), N >= 1, with N labels, references and ids; got"
-            f" {images.dtype} {tuple(images.shape)} with {lengths[1]}, {lengths[2]} and {lengths[3]}"
-        )
-    if any(module.training for module in target.model.modules()):
-        raise RubError("attack: the unlearned model is in training mode; freeze it first (make_target does)")
+    return Score(require_finite(score.loss, name), score.recovered.cpu())
 
 
 def _check_probes(probes: Tensor, images: Tensor, budget: Budget, source: str) -> None:

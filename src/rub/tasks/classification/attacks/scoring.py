@@ -1,27 +1,21 @@
 """Scoring of images against a `Target`: a fast one that guides a search, and the float32 one that decides."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from rub.attacks.base import AttackContext
+from rub.attacks.search import Score
 from rub.data.samples import to_unit
 from rub.errors import RubError
 from rub.models.network import frozen_copy, outputs, with_float32_head
 from rub.pipeline.checkpointing import AttributeState
-from rub.tasks.classification.attacks.base import AttackContext, Target
+from rub.tasks.classification.attacks.base import Target
 from rub.tasks.classification.attacks.divergences import Aim, Divergence, Outputs
 from rub.tasks.classification.attacks.divergences import divergence as divergence_of
 from rub.training.device import compiled_batches
-
-
-class Score(NamedTuple):
-    """Per-sample results of one forward pass: D (float32), argmax == label (bool), and dD/dx where it was asked for."""
-
-    loss: Tensor
-    recovered: Tensor
-    gradient: Tensor | None = None
 
 
 class Scorer(AttributeState):
@@ -29,7 +23,7 @@ class Scorer(AttributeState):
 
     Attributes:
         evaluations: forward passes of single images so far; a forward+backward pair counts once.
-        trusted: whether the guide is the float32 model itself, so that its word needs no second look.
+        is_exact: whether the guide is the float32 model itself, so that its word needs no second look.
     """
 
     changing = ("evaluations",)

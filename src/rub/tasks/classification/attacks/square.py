@@ -5,11 +5,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import column, keyed_uniform, project
 from rub.attacks.search import FinishBelow, State
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.search import Schedule, search
 

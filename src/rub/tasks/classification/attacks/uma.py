@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from rub.attacks.linf import accumulate, sign_step
-from rub.attacks.search import FinishBelow, Momentum, Restarts, State, StepSize
+from rub.attacks.base import AttackContext, Probes
+from rub.attacks.rules import SignDescent
+from rub.attacks.search import FinishBelow, Momentum, Restarts, StepSize
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Minimised
 from rub.tasks.classification.attacks.search import Grid, Schedule, search
 
@@ -23,28 +23,6 @@ CARD = Card(
         "each sample keeps its best iterate (recovered first, then the lowest D), not its last",
     ),
 )
-
-
-class SignDescent:
-    """x <- P(x - step_size * sign(g)), g the gradient or its running average."""
-
-    gradient = True
-
-    def __init__(self, *, eps: float, step_size: float, momentum: float) -> None:
-        """Set the radius and step size, both in pixel units, and the momentum."""
-        self.eps, self.step_size, self.momentum = eps, step_size, momentum
-
-    def begin(self, state: State) -> None:
-        """Start with no velocity."""
-        if self.momentum:
-            state["velocity"] = torch.zeros_like(state["x"])
-
-    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
-        """Take one projected step."""
-        assert gradient is not None
-        if self.momentum:
-            gradient = state["velocity"] = accumulate(state["velocity"], gradient, self.momentum)
-        state["x"] = sign_step(state["x"], gradient, state["clean"], self.step_size, self.eps)
 
 
 @attack("uma", task="classification", card=CARD)

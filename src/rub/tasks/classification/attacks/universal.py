@@ -6,12 +6,13 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
+from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import accumulate, has_converged
 from rub.attacks.search import Momentum, StepSize
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.data.samples import to_unit
 from rub.registry import Card, attack
-from rub.tasks.classification.attacks.base import AttackContext, Budget, Probes, Target
+from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.scoring import Scorer
 from rub.tasks.classification.attacks.search import on_grid

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -90,11 +89,6 @@ def rounds(
     for step, batch in enumerate(batches, part.restore()):
         yield batch
         part.keep(step + 1)
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """Return an independent copy in eval mode whose parameters take no gradient."""
-    return deepcopy(model).eval().requires_grad_(False)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

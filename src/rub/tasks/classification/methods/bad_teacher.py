@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from rub.config.hyperparameters import Epochs, Fraction, Hyper, Positive, Rate
 from rub.data.samples import Samples, concatenate
 from rub.errors import RubError
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import frozen
 
 CARD = Card(
     paper="Chundawat et al., Can Bad Teaching Induce Forgetting?, AAAI 2023, arXiv 2205.08096",

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import Epochs, Hyper, SgdRate, Weight
 from rub.data.samples import Samples
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import frozen
 
 CARD = Card(
     paper="Chen et al., Boundary Unlearning, CVPR 2023, arXiv 2303.11570",

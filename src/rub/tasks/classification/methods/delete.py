@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import Epochs, Hyper, Rate
 from rub.data.samples import Samples
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import distillation, frozen
+from rub.tasks.classification.methods._steps import distillation
 
 CARD = Card(
     paper="Zhou et al., Decoupled Distillation to Erase: A General Unlearning Method for Any Class-centric Tasks,"

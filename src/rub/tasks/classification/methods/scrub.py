@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import Count, Epochs, Hyper, Positive, SgdRate, Weight
 from rub.data.samples import Samples
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import distillation, frozen, rounds, set_rate
+from rub.tasks.classification.methods._steps import distillation, rounds, set_rate
 
 CARD = Card(
     paper="Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023, arXiv 2302.09880",

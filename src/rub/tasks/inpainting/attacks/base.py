@@ -1,17 +1,15 @@
-"""The contract between the attack harness and an attack: `Target`, `Budget`, `AttackContext`, `Probes`."""
+"""What an attack on a masked autoencoder aims at, and how far a probe may go."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rub.attacks import base
 from rub.errors import RubError
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder
-from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Checkpointer
 
 GRIDDED, FREE = torch.int16, torch.float16
 """Types of a stored delta: levels of 1/255, or pixel units where the input may be any real image."""
@@ -93,63 +91,15 @@ class Target:
     reference: Tensor
 
 
-@dataclass(frozen=True)
-class AttackContext:
-    """Everything an attack may use besides its target and images.
+@dataclass(frozen=True, kw_only=True)
+class AttackContext(base.AttackContext):
+    """Everything an attack may use besides its target and images; its start is a delta.
 
     Attributes:
-        seed: attack seed; the random stream of a sample depends on (seed, its id, restart) and on nothing else.
-        ids: int64 (N,), the ids of the images.
         threshold: a probe is recovered when D <= this, in squared pixel units, >= 0.
-        batch_size: images per forward pass; results do not depend on it.
-        device: where the model lives.
-        fast: search with a bfloat16 copy of the model where the device computes in it, and re-score in float32.
-        start: a delta (N, C, H, W) of a smaller budget, or None: where the first start begins instead of the clean
-            images; the harness keeps it where nothing better is found.
-        progress: told of every step.
-        checkpointer: keeps states of the search; see `rub.pipeline.checkpointing`.
-        compile: whether the network that guides the search is compiled; see `rub.training.device`.
     """
 
-    seed: int
-    ids: Tensor
     threshold: float
-    batch_size: int = 64
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    fast: bool = True
-    start: Tensor | None = None
-    progress: Progress = silent
-    checkpointer: Checkpointer = field(default_factory=Checkpointer)
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class Probes:
-    """What a search found.
-
-    Attributes:
-        delta: (N, C, H, W) of the best probe of each sample: int16 levels of 1/255, or float16 in pixel units for the
-            budget ``"free"``; exactly 0 on masked patches.
-        loss: float32 (N,), D = MSE over the masked patches between f_u(x + delta; m) and f(x; m), in pixel space.
-        start: float32 (N,), D of the clean images.
-        step: int64 (N,): first step with D <= threshold, counted over all restarts; 0 = clean already, -1 = never.
-        success_curve: fraction of samples recovered after each step, length = steps + 1.
-        loss_curve: mean over samples of the best D so far after each step, length = steps + 1.
-        evaluations: forward passes of single images spent (a forward+backward pair counts once).
-        converged: False when the last quarter of the steps was still improving.
-    """
-
-    delta: Tensor
-    loss: Tensor
-    start: Tensor
-    step: Tensor
-    success_curve: tuple[float, ...]
-    loss_curve: tuple[float, ...]
-    evaluations: int
-    converged: bool
-
-
-Attack = Callable[..., Probes]
 
 
 def apply_delta(images: Tensor, delta: Tensor) -> Tensor:

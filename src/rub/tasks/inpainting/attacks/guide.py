@@ -34,7 +34,7 @@ class Guide(AttributeState):
 
     Attributes:
         evaluations: forward passes of single images so far; a forward+backward pair counts once.
-        trusted: whether the guide is the float32 model itself, so that its word needs no second look.
+        is_exact: whether the guide is the float32 model itself, so that its scores need no re-evaluation.
     """
 
     changing = ("evaluations",)

@@ -3,34 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rub.attacks.base import Attack, Probes, check_request, merged, require_finite
 from rub.attacks.linf import column
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
 from rub.models.mae.masks import Mask, gather
 from rub.models.mae.model import MaskedAutoencoder
-from rub.tasks.inpainting.attacks.base import (
-    FREE,
-    GRIDDED,
-    Attack,
-    AttackContext,
-    Budget,
-    Probes,
-    Target,
-    apply_delta,
-    divergence,
-)
+from rub.models.weights import freeze
+from rub.tasks.inpainting.attacks.base import FREE, GRIDDED, AttackContext, Budget, Target, apply_delta, divergence
 
 CHUNK = 256
-
-
-def freeze(model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """Put a model in eval mode, switch off the gradients of its parameters, and return it (changed in place)."""
-    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -129,14 +117,15 @@ def run_attack(
         RubError: the model is in training mode, the lengths disagree, or the attack broke its budget or contract.
         Diverged: the unlearned model does not give finite outputs.
     """
-    name = f"attack '{getattr(function, '__name__', 'of no name')}'"
-    _check_request(target, images, context)
+    name = getattr(function, "__name__", "of no name")
+    parts = {"masks": target.mask.keep, "references": target.reference, "ids": context.ids}
+    check_request(target.model, images, **parts)
     clean = _scored(target, images, None, context, name)
     blank = torch.zeros(images.shape, dtype=GRIDDED if budget.gridded else FREE)
     candidates = [(blank, clean)]
     if budget.levels == 0:
         step = torch.where(clean <= context.threshold, 0, -1)
-        return _claims(Probes(blank, clean, clean, step, (0.0,), (0.0,), len(images), True), context.threshold)
+        return _claims(Probes(blank, clean, step, (0.0,), (0.0,), len(images), True, clean), context.threshold)
     if context.start is not None:
         start = context.start
         if start.dtype == GRIDDED and not budget.gridded:
@@ -145,43 +134,28 @@ def run_attack(
         _check_delta(start, images, target, budget, "the start of the search")
         candidates.append((start, _scored(target, images, start, context, name)))
     found = function(target, images, budget, context, **parameters)
-    _check_found(found, images, target, budget, name)
-    delta, loss, step = found.delta, _scored(target, images, found.delta, context, name), found.step
+    _check_found(found, images, target, budget, f"attack '{name}'")
+    delta, loss, step = found.inputs, _scored(target, images, found.inputs, context, name), found.step
     for other, known in candidates:
         win = known < loss
         delta = torch.where(column(win, delta), other, delta)
         loss, step = torch.where(win, known, loss), torch.where(win, 1, step)
     step = torch.where(clean <= context.threshold, 0, step)
-    return _claims(replace(found, delta=delta, loss=loss, start=clean, step=step), context.threshold)
+    return _claims(replace(found, inputs=delta, loss=loss, start=clean, step=step), context.threshold)
 
 
 def union(found: Sequence[Probes]) -> Probes:
-    """Merge attacks on the same images: each sample keeps its probe of the lowest D.
-
-    Steps and curves count the attacks one after another.
+    """Attacks on the same images as one; see `rub.attacks.base.merged`.
 
     Args:
         found: results of `run_attack` at one budget and threshold, each with N samples; at least one.
     """
-    merged = found[0]
-    for other in found[1:]:
-        offset = len(merged.success_curve) - 1
-        win = other.loss < merged.loss
-        later = torch.where(other.step >= 0, other.step + offset, -1)
-        step = torch.where(merged.step >= 0, merged.step, later)
-        losses = [min(value, merged.loss_curve[-1]) for value in other.loss_curve[1:]]
-        loss = torch.where(win, other.loss, merged.loss)
-        merged = replace(
-            merged,
-            delta=torch.where(column(win, merged.delta), other.delta, merged.delta),
-            loss=loss,
-            step=step,
-            success_curve=_successes(step, offset + len(other.success_curve)),
-            loss_curve=_ending((*merged.loss_curve, *losses), loss),
-            evaluations=merged.evaluations + other.evaluations,
-            converged=merged.converged and other.converged,
-        )
-    return merged
+
+    def both(first: Probes, second: Probes) -> Probes:
+        one = merged(first, second)
+        return replace(one, loss_curve=_ending(one.loss_curve, one.loss))
+
+    return reduce(both, found)
 
 
 def _claims(found: Probes, threshold: float) -> Probes:
@@ -207,31 +181,11 @@ def _ending(curve: tuple[float, ...], loss: Tensor) -> tuple[float, ...]:
 
 
 def _scored(target: Target, images: Tensor, delta: Tensor | None, context: AttackContext, name: str) -> Tensor:
-    """Return `score`.
-
-    Raises:
-        Diverged: a loss is not finite.
-    """
-    loss = score(target, images, delta, context.batch_size, context.device)
-    if not loss.isfinite().all():
-        count = int((~loss.isfinite()).sum())
-        raise Diverged(f"{name}: the unlearned model's outputs are not finite on {count} images")
-    return loss
-
-
-def _check_request(target: Target, images: Tensor, context: AttackContext) -> None:
-    lengths = len(images), len(target.mask.keep), len(target.reference), len(context.ids)
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(set(lengths)) != 1 or not len(images):
-        raise RubError(
-            "attack: wanted uint8 images (N, C, H, W), N >= 1, with N masks, references and ids; got"
-            f" {images.dtype} {tuple(images.shape)} with {lengths[1]}, {lengths[2]} and {lengths[3]}"
-        )
-    if any(module.training for module in target.model.modules()):
-        raise RubError("attack: the unlearned model is in training mode; freeze it first (make_target does)")
+    return require_finite(score(target, images, delta, context.batch_size, context.device), name)
 
 
 def _check_found(found: Probes, images: Tensor, target: Target, budget: Budget, source: str) -> None:
-    _check_delta(found.delta, images, target, budget, source)
+    _check_delta(found.inputs, images, target, budget, source)
     if found.step.shape != (len(images),) or found.step.dtype != torch.int64:
         raise RubError(f"{source}: wanted steps torch.int64 ({len(images)},), got {found.step.dtype}"
                        f" {tuple(found.step.shape)}")  # fmt: skip

@@ -1,48 +1,22 @@
 """Random noise: the control that spends as many evaluations as a search and looks at nothing."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor
 
-from rub.attacks.linf import keyed_uniform, project
-from rub.attacks.search import FinishBelow, State
+from rub.attacks.base import Probes
+from rub.attacks.rules import Distribution, Draw
+from rub.attacks.search import FinishBelow, Schedule
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
-from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
-from rub.tasks.inpainting.attacks.search import Schedule, search
-
-Distribution = Literal["sign", "uniform"]
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
+from rub.tasks.inpainting.attacks.search import search
 
 CARD = Card(
     equation="best of n draws of the visible pixels: x + eps u, u_i uniform on {-1, 1} (sign) or on [-1, 1] (uniform);"
     " without a bound, uniform on [0, 1]",
     differences=("a control of this benchmark; not in the paper",),
 )
-
-
-class Draw:
-    """x <- P(clean + eps u), or a random image where there is no bound, fresh at every step."""
-
-    gradient = False
-
-    def __init__(self, *, eps: float | None, seed: int, distribution: Distribution) -> None:
-        """Set the radius in pixel units (None: no bound), the seed and the distribution of u."""
-        self.eps, self.seed, self.distribution = eps, seed, distribution
-
-    def begin(self, state: State) -> None:
-        """Keep nothing."""
-
-    def move(self, state: State, gradient: Tensor | None) -> None:
-        """Draw the next point of each sample."""
-        clean = state["clean"]
-        drawn = keyed_uniform(self.seed, "noise", state["id"], state["t"], clean[:1].numel()).reshape(clean.shape)
-        if self.eps is None:
-            state["x"] = drawn
-            return
-        u = 2 * drawn - 1
-        if self.distribution == "sign":
-            u = (u >= 0).to(u.dtype) * 2 - 1
-        state["x"] = project(clean + self.eps * u, clean, self.eps)
 
 
 @attack("noise", task="inpainting", card=CARD)
@@ -55,4 +29,4 @@ def noise(
 ) -> Probes:  # fmt: skip
     """Keep the best of the clean image and n random points that the budget allows."""
     rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
-    return search(rule, Schedule(steps, finish_below=finish_below), target, images, budget, context)
+    return search(rule, Schedule(steps), target, images, budget, context, finish_below=finish_below)

@@ -1,16 +1,17 @@
 """The Unlearning Mapping Attack on inpainting: signed gradients inside a ball, Adam where there is none."""
 
+from functools import partial
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from rub.attacks.linf import adam_direction, sign_step
-from rub.attacks.search import FinishBelow, State
+from rub.attacks.base import Probes
+from rub.attacks.rules import AdamDescent, SignDescent
+from rub.attacks.search import FinishBelow, Rule, Schedule
 from rub.config.hyperparameters import Hyper, PositiveInt, Rate
 from rub.registry import Card, attack
-from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Probes, Target
-from rub.tasks.inpainting.attacks.search import Rule, Schedule, confine, search
+from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
+from rub.tasks.inpainting.attacks.search import confine, search
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the searches"
@@ -30,45 +31,6 @@ CARD = Card(
 )
 
 
-class SignDescent:
-    """x <- P(x - step_size * sign(g))."""
-
-    gradient = True
-
-    def __init__(self, *, eps: float, step_size: float) -> None:
-        """Set the radius and step size, both in pixel units."""
-        self.eps, self.step_size = eps, step_size
-
-    def begin(self, state: State) -> None:
-        """Keep nothing."""
-
-    def move(self, state: State, gradient: Tensor | None) -> None:
-        """Take one projected step."""
-        assert gradient is not None
-        state["x"] = sign_step(state["x"], gradient, state["clean"], self.step_size, self.eps)
-
-
-class AdamDescent:
-    """x <- P(x - lr * Adam's direction), with moments of each sample's own."""
-
-    gradient = True
-
-    def __init__(self, *, budget: Budget, lr: float) -> None:
-        """Set where probes may go, and the learning rate in pixel units."""
-        self.budget, self.lr = budget, lr
-
-    def begin(self, state: State) -> None:
-        """Start with zero moments."""
-        state["first"], state["second"] = torch.zeros_like(state["x"]), torch.zeros_like(state["x"])
-
-    def move(self, state: State, gradient: Tensor | None) -> None:
-        """Take one step."""
-        assert gradient is not None
-        moments = state["first"], state["second"]
-        direction, (state["first"], state["second"]) = adam_direction(gradient, moments, state["t"] + 1)
-        state["x"] = confine(state["x"] - self.lr * direction, state["clean"], self.budget)
-
-
 @attack("uma", task="inpainting", card=CARD)
 def uma(
     target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
@@ -86,8 +48,8 @@ def uma(
     finish_below: FinishBelow = 0.0,
 ) -> Probes:  # fmt: skip
     """Search visible patches from which the unlearned model reconstructs what the original made of the image."""
-    rule: Rule = AdamDescent(budget=budget, lr=lr)
+    rule: Rule = AdamDescent(lr=lr, confine=partial(confine, budget=budget))
     if budget.eps is not None:
         rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps)
-    plan = Schedule(steps if budget.bounded else adam_steps, restarts, finish_below)
-    return search(rule, plan, target, images, budget, context)
+    schedule = Schedule(steps if budget.bounded else adam_steps, restarts)
+    return search(rule, schedule, target, images, budget, context, finish_below=finish_below)

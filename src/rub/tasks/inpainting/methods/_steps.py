@@ -1,7 +1,6 @@
 """The training loop that the methods share: balanced batches, AdamW, a learning rate per step, clipped gradients."""
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 from operator import methodcaller
 from typing import Annotated
 
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import Epochs, Fraction, Hyper, Positive, Rate, Weight
 from rub.data.samples import Samples
-from rub.models.mae.model import MaskedAutoencoder
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
 
@@ -26,11 +24,6 @@ Warmup = Annotated[Fraction, Hyper(
     source="upstream (5 of 6 epochs)")]  # fmt: skip
 Decay = Annotated[Weight, Hyper("weight decay of AdamW", source="upstream; 0 on biases and norms")]
 Clip = Annotated[Positive, Hyper("largest norm of the gradient", source="upstream")]
-
-
-def frozen(model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """Return an independent copy in eval mode whose parameters take no gradient."""
-    return deepcopy(model).eval().requires_grad_(False)
 
 
 def ramp(lr: float, warmup: float) -> RateAt:

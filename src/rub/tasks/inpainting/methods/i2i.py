@@ -9,9 +9,10 @@ from rub.config.hyperparameters import Hyper, Weight
 from rub.data.samples import Samples
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.inpainting.context import UnlearnContext
-from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, frozen, minimise, ramp
+from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, minimise, ramp
 from rub.tasks.inpainting.methods._targets import Noise, noise_images
 
 CARD = Card(

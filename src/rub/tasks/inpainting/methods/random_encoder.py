@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Hyper, Weight
 from rub.data.samples import Samples
 from rub.models.mae.model import MaskedAutoencoder
+from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.inpainting.context import UnlearnContext
-from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, frozen, minimise, ramp
+from rub.tasks.inpainting.methods._steps import Clip, Decay, Passes, PeakRate, Warmup, minimise, ramp
 
 CARD = Card(
     paper="Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024, arXiv 2402.00351"

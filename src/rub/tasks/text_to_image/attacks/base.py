@@ -5,17 +5,16 @@ lets the judge look, counts steps, and takes prompts that succeeded out of the b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rub.attacks.base import SearchContext
 from rub.attacks.search import State
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
-from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import Checkpointer
 from rub.training.device import compiled_batches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -94,25 +93,11 @@ class Target:
     anchor: str = ""
 
 
-@dataclass(frozen=True)
-class AttackContext:
-    """What an attack receives besides target and budget.
+@dataclass(frozen=True, kw_only=True)
+class AttackContext(SearchContext):
+    """What an attack receives besides target and budget; batches are of prompts."""
 
-    Attributes:
-        seed: keys every random number, with the prompt's id and the step; see `rub.attacks.linf.keyed_uniform`.
-        batch_size: prompts that advance together; does not change results.
-        device: where the models are.
-        progress: told of prompts done.
-        checkpointer: keeps states of the search; see `rub.pipeline.checkpointing`.
-        compile: whether the networks that guide a search are compiled; see `rub.training.device`.
-    """
-
-    seed: int = 0
     batch_size: int = 16
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    progress: Progress = silent
-    checkpointer: Checkpointer = field(default_factory=Checkpointer)
-    compile: bool = False
 
     def predictor(self, model: Diffusion) -> Predict:
         """Return how a model that guides a search predicts the noise."""

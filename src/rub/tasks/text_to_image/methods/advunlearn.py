@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from rub.config.hyperparameters import AdamRate, Count, Hyper, Iterations, PositiveInt, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
+from rub.models.weights import freeze
 from rub.pipeline.checkpointing import AttributeState, Changing, ParameterState
 from rub.registry import Card, method
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
+from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods.esd import esd_loss
 from rub.training.context import Shuffled
 

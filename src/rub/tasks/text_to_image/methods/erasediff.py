@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import AdamRate, Count, Hyper, PositiveInt, Weight
 from rub.models.diffusion.groups import UNetGroup, parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
+from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import AdamRate, Hyper, Iterations, Weight
 from rub.models.diffusion.groups import parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
+from rub.models.weights import freeze
 from rub.pipeline.checkpointing import ParameterState
 from rub.registry import Card, method
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
+from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 
 DrawnBy = Literal["base", "model"]
 Drawer = Annotated[DrawnBy, Hyper(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Hyper, Iterations, Positive, Rate, Weight
 from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
+from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import AdamRate, Fraction, Hyper, Iterations, Weight
 from rub.models.diffusion.groups import parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion, frozen
+from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
-from rub.tasks.text_to_image.context import Side, UnlearnContext, frozen, train_only
+from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import (
     Noisy,
     NoisyPictures,

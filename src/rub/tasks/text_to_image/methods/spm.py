@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import Fraction, Hyper, Positive, PositiveInt, Rate, Weight
 from rub.models.diffusion.adapters import Adapter, Attached, attach
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
+from rub.models.weights import freeze
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rub.config.hyperparameters import Hyper, Weight
 from rub.models.diffusion.groups import parameter_group
-from rub.models.diffusion.model import Diffusion, freeze
+from rub.models.diffusion.model import Diffusion
+from rub.models.weights import freeze
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 

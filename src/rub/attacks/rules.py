@@ -1,0 +1,150 @@
+"""Rules of search: how iterates move, for any task whose probes are `State` tensors ``x`` around ``clean``."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rub.attacks.linf import (
+    accumulate,
+    adam_direction,
+    column,
+    keyed_uniform,
+    momentum_step,
+    project,
+    review_steps,
+    should_halve,
+    sign_step,
+)
+from rub.attacks.search import State
+
+Distribution = Literal["sign", "uniform"]
+
+
+def uniform_like(clean: Tensor, seed: int, stream: str, ids: Tensor, counter: Tensor | int) -> Tensor:
+    """Keyed uniform numbers in [0, 1) in the shape of `clean` (B, ...); see `rub.attacks.linf.keyed_uniform`."""
+    return keyed_uniform(seed, stream, ids, counter, clean[:1].numel()).reshape(clean.shape)
+
+
+class SignDescent:
+    """x <- P(x - step_size * sign(g)), g the gradient or its running average."""
+
+    gradient = True
+
+    def __init__(self, *, eps: float, step_size: float, momentum: float = 0.0) -> None:
+        """Radius and step size, both in pixel units, and the momentum."""
+        self.eps, self.step_size, self.momentum = eps, step_size, momentum
+
+    def begin(self, state: State) -> None:
+        """Start with no velocity."""
+        if self.momentum:
+            state["velocity"] = torch.zeros_like(state["x"])
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Take one projected step."""
+        assert gradient is not None
+        if self.momentum:
+            gradient = state["velocity"] = accumulate(state["velocity"], gradient, self.momentum)
+        state["x"] = sign_step(state["x"], gradient, state["clean"], self.step_size, self.eps)
+
+
+class AdamDescent:
+    """x <- P(x - lr * Adam's direction), with moments of each sample's own."""
+
+    gradient = True
+
+    def __init__(self, *, lr: float, confine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Learning rate in pixel units, and P: (x, clean) -> the nearest point that the budget allows."""
+        self.lr, self.confine = lr, confine
+
+    def begin(self, state: State) -> None:
+        """Start with zero moments."""
+        state["first"], state["second"] = torch.zeros_like(state["x"]), torch.zeros_like(state["x"])
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Take one step."""
+        assert gradient is not None
+        moments = state["first"], state["second"]
+        direction, (state["first"], state["second"]) = adam_direction(gradient, moments, state["t"] + 1)
+        state["x"] = self.confine(state["x"] - self.lr * direction, state["clean"])
+
+
+class AdaptiveDescent:
+    """APGD's iteration with a step size for each sample (Croce & Hein 2020, algorithm 1)."""
+
+    gradient = True
+
+    def __init__(self, *, eps: float, steps: int, rho: float, device: torch.device) -> None:
+        """Lay out the reviews: for every step, the number of steps since the last one, or 0 for none."""
+        self.eps, self.rho = eps, rho
+        self.interval = torch.zeros(steps + 1, dtype=torch.int64, device=device)
+        for before, now in pairwise(review_steps(steps)):
+            self.interval[now] = now - before
+
+    def begin(self, state: State) -> None:
+        """Start with step size 2 eps and nothing improved."""
+        row = state["row"]
+        infinite = torch.full_like(row, torch.inf, dtype=torch.float32)
+        state["before"] = state["x"]
+        state["eta"] = torch.full_like(infinite, 2 * self.eps)
+        state["improvements"], state["unchanged"] = torch.zeros_like(row), torch.zeros_like(row, dtype=torch.bool)
+        state["last_loss"] = state["low"] = state["low_before"] = infinite
+        state["low_x"], state["low_gradient"] = state["x"], torch.zeros_like(state["x"])
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Note the present point, review the step size where it is due, and take one step."""
+        assert gradient is not None
+        lower = loss < state["low"]
+        state["low"] = torch.where(lower, loss, state["low"])
+        state["low_x"] = torch.where(column(lower, gradient), state["x"], state["low_x"])
+        state["low_gradient"] = torch.where(column(lower, gradient), gradient, state["low_gradient"])
+        state["improvements"] = state["improvements"] + ((loss < state["last_loss"]) & (state["t"] > 0))
+        state["last_loss"] = loss
+
+        back = column(self._review(state), gradient)
+        x, before = torch.where(back, state["low_x"], state["x"]), state["before"]
+        gradient = torch.where(back, state["low_gradient"], gradient)
+        alpha = torch.where(state["t"] == 0, 1.0, 0.75)
+        state["before"] = x
+        state["x"] = momentum_step(x, before, gradient, state["clean"], state["eta"], alpha, self.eps)
+
+    def _review(self, state: State) -> Tensor:
+        """Halve step sizes where progress stalled; where, bool (B,)."""
+        interval = self.interval[state["t"]]
+        due = interval > 0
+        stalled = should_halve(
+            state["improvements"], interval, self.rho, state["unchanged"], state["low"], state["low_before"]
+        )
+        halve = due & stalled
+        state["eta"] = torch.where(halve, state["eta"] / 2, state["eta"])
+        state["unchanged"] = torch.where(due, ~halve, state["unchanged"])
+        state["low_before"] = torch.where(due, state["low"], state["low_before"])
+        state["improvements"] = torch.where(due, 0, state["improvements"])
+        return halve
+
+
+class Draw:
+    """x <- P(clean + eps u) with fresh u at every step; without a bound, uniform on [0, 1]."""
+
+    gradient = False
+
+    def __init__(self, *, eps: float | None, seed: int, distribution: Distribution) -> None:
+        """Radius in pixel units (None: no bound), seed, and whether u is +-1 (``sign``) or uniform on [-1, 1]."""
+        self.eps, self.seed, self.distribution = eps, seed, distribution
+
+    def begin(self, state: State) -> None:
+        """Keep nothing."""
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Draw the next point of each sample."""
+        clean = state["clean"]
+        drawn = uniform_like(clean, self.seed, "noise", state["id"], state["t"])
+        if self.eps is None:
+            state["x"] = drawn
+            return
+        u = 2 * drawn - 1
+        if self.distribution == "sign":
+            u = (u >= 0).to(u.dtype) * 2 - 1
+        state["x"] = project(clean + self.eps * u, clean, self.eps)
