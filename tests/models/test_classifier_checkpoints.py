@@ -163,7 +163,7 @@ def test_truncated_files(tmp_path, name, keep):
 def test_files_that_are_no_checkpoint(tmp_path):
     model = small()
     refused(tmp_path / "absent.pt", model, "no such file")
-    refused(tmp_path, model, "no such file")
+    refused(tmp_path, model, "no weights", "model.safetensors")
     for name in ("text.pt", "text.safetensors"):
         (tmp_path / name).write_text("<html>404 not found</html>" * 40)
         refused(tmp_path / name, model, "no checkpoint")

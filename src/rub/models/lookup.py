@@ -1,9 +1,13 @@
 """From what a suite says of a network to its registered builder and what that is given. Free of torch."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from rub.registry import NETWORKS, Entry, load_component, resolve, source_hash
+from rub.errors import RubError
+from rub.models.hub import snapshot
+from rub.registry import NETWORKS, Entry, check_builder, load_component, resolve, source_hash
 
 TASK = "classification"
 UNSAID: Mapping[str, Any] = {"stem": "cifar", "width": None}
@@ -16,14 +20,16 @@ def network_entry(arch: str) -> tuple[Entry[Any], dict[str, Any]]:
     """Registered builder of a network, and the hyperparameters that its name says already.
 
     Args:
-        arch: a registered name, ``FILE.py:builder``, or a family with what it is to be: ``timm:NAME``.
+        arch: a registered name, ``FILE.py:builder``, or one of a family: ``hf:FOLDER_OR_ID``, ``timm:NAME``.
 
     Raises:
         RubError: an unknown name, or a file that cannot be used.
     """
     family, _, rest = arch.partition(":")
     if family.endswith(".py"):
-        return load_component(NETWORKS, arch, TASK), {}
+        entry = load_component(NETWORKS, arch, TASK)
+        check_builder(arch, entry.load())
+        return entry, {}
     if rest and any(entry.name == f"{family}:*" for entry in NETWORKS.entries(TASK)):
         return NETWORKS.get(f"{family}:*", TASK), {"name": rest}
     return NETWORKS.get(arch, TASK), {}
@@ -50,7 +56,10 @@ def hyperparameters_in(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's spec says of a network: the suite's words and, of a plug-in, the hash of its source.
+    """What a stage's spec says of a network, so that the stage depends on nothing else.
+
+    The suite's words and, of a plug-in, the hash of its source; of an ``hf:`` network, its config and the
+    normalisation beside it (``preprocessor_config.json``), and of its place no more than the name.
 
     Args:
         spec: ``arch``, ``mean``, ``std`` and hyperparameters.
@@ -58,7 +67,56 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RubError: an unknown network, or a hyperparameter that it does not have or allow.
     """
-    entry, named = network_entry(spec["arch"])
-    resolve(entry, {**named, **hyperparameters_in(spec)}, "model")
+    made = dict(spec)
+    entry, named = network_entry(made["arch"])
+    if entry.name == "hf:*" and "config" not in made:
+        made["config"] = hub_config(named["name"])
+        beside = _normalisation(named["name"])
+        made |= {name: value for name, value in beside.items() if made.get(name) is None}
+        made["arch"] = network_title(made["arch"])
+    resolve(entry, {**named, **hyperparameters_in(made)}, "model")
     source = source_hash(entry)
-    return {**spec, **({"source": source} if source else {})}
+    return {**made, **({"source": source} if source else {})}
+
+
+def network_title(arch: str) -> str:
+    """Name of a network without the folders of its files.
+
+    Example:
+        >>> network_title("hf:google/vit-base-patch16-224"), network_title("nets/mine.py:build")
+        ('hf:vit-base-patch16-224', 'mine.py:build')
+    """
+    family, colon, rest = arch.partition(":")
+    return f"{Path(family).name}{colon}{Path(rest).name}"
+
+
+def hub_config(name: str) -> dict[str, Any]:
+    """Config of a model of transformers.
+
+    Args:
+        name: a folder with ``config.json``, such a file, or a hub id, from the hub's cache or downloaded.
+
+    Raises:
+        RubError: there is none, or it is no JSON object.
+    """
+    place = Path(name)
+    if not place.exists():
+        place = snapshot(name, "network hf:", ("config.json", "preprocessor_config.json"))
+    file = place / "config.json" if place.is_dir() else place
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise RubError(f"network hf:{name}: {file} should be a config of transformers: a JSON object with model_type")
+    return config
+
+
+def _normalisation(name: str) -> dict[str, Any]:
+    place = Path(name) if Path(name).exists() else snapshot(name, "network hf:", ("preprocessor_config.json",))
+    try:
+        facts = json.loads((place / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    said = {"mean": facts.get("image_mean"), "std": facts.get("image_std")} if facts.get("do_normalize", True) else {}
+    return {name: value for name, value in said.items() if isinstance(value, list)}

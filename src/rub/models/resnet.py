@@ -9,22 +9,24 @@ from functools import partial
 from typing import Annotated, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rub.config.hyperparameters import Hyper
 from rub.errors import RubError
 
-Stem = Literal["cifar", "imagenet", "half"]
+Stem = Annotated[
+    Literal["cifar", "imagenet", "half"], Hyper("first layers: 3 x 3, torchvision's, or 3 x 3 of stride 2")
+]
 # (kernel, stride, padding, max-pool): "half" halves the resolution at once, for networks that a CPU trains
 STEMS: Mapping[str, tuple[int, int, int, bool]] = {
     "cifar": (3, 1, 1, False),
     "imagenet": (7, 2, 3, True),
     "half": (3, 2, 1, False),
 }
-Width = Annotated[int | None, Field(ge=1, le=1024)]
-Depth = Annotated[int, Field(ge=8, le=1202)]
+Width = Annotated[int | None, Hyper("channels of the first stage; None: 64, or 16 in the CIFAR family", ge=1, le=1024)]
+Depth = Annotated[int, Hyper("number of layers, 6n + 2", ge=8, le=1202)]
 
 NARROW = 16  # channels: see `Pointwise`
 

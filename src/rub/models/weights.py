@@ -2,11 +2,12 @@
 
 import pickle
 import pickletools
+import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -16,7 +17,24 @@ from torch import Tensor, nn
 from rub.errors import RubError
 
 M = TypeVar("M", bound=nn.Module)
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # as timm, a running mean goes before the weights
+_WRAPPERS = (*_EMA, "state_dict", "model_state_dict", "model", "net", "rmodel", "network", "weights")
+_PREFIXES = frozenset({"module", "_orig_mod", "model", "net", "network", "rmodel", "1"})
+_NORMALISER = re.compile(r"(?:(.*)\.)?(?:new_)?(mean|std)")
+_BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel
+_FILES = tuple(
+    f"{stem}{ending}"
+    for ending in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+)
+
+
+class Plain(NamedTuple):
+    """A network's own tensors, and the normalisation of inputs that a wrapper kept beside them, or None."""
+
+    tensors: dict[str, Tensor]
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
 
 def freeze(model: M) -> M:
@@ -41,7 +59,13 @@ def check_keys(
     path: Path,
     hint: str = "check the architecture, its stem and width, and the number of classes",
 ) -> None:
-    """Raise `RubError` unless a state dict has exactly a model's own keys and shapes; what differs is named.
+    """Raise `RubError` unless a state dict has exactly a model's own keys and shapes; what differs is named."""
+    if faults := differences(state, own):
+        raise RubError(f"checkpoint {path}: another architecture: keys {faults}; {hint}")
+
+
+def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What of a state dict is not as a model's own, in words; "" where nothing is.
 
     BatchNorm's ``num_batches_tracked`` may be absent.
     """
@@ -52,16 +76,92 @@ def check_keys(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if faults := [
+    faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
         if names
-    ]:
-        raise RubError(f"checkpoint {path}: another architecture: keys {', '.join(faults)}; {hint}")
+    ]
+    return ", ".join(faults)
+
+
+def plain(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Plain:
+    """State dict without what people wrap a network in, in float32.
+
+    Taken off: ``module.`` (DataParallel, AveragedModel with its ``n_averaged``), ``_orig_mod.`` (torch.compile),
+    ``model.`` or ``net.`` (Lightning), ``module.model.`` beside an attacker (MadryLab), ``1.`` behind a normaliser
+    (`Sequential`), in any order; and any other first name that all keys share and the network does not have. Pruned
+    weights are multiplied: ``weight_orig`` x ``weight_mask``. A normaliser's ``mean`` and ``std`` (``new_mean``...) are
+    returned apart.
+
+    Args:
+        state: as a file holds it.
+        own: names of the network's tensors; where they are not known, only wrappers with known names come off.
+
+    Example:
+        >>> state = {"module.0.mean": torch.zeros(3), "module.0.std": torch.ones(3), "module.1.fc.bias": torch.ones(2)}
+        >>> found = plain(state)
+        >>> list(found.tensors), found.std
+        (['fc.bias'], tensor([1., 1., 1.]))
+    """
+    kept = _unpruned({name: value for name, value in state.items() if not _BESIDE.fullmatch(name) or name in own})
+    places: dict[str, dict[str, str]] = {}
+    for name in kept:
+        if (match := _NORMALISER.fullmatch(name)) and name not in own:
+            places.setdefault(match[1] or "", {})[match[2]] = name
+    found = {place: names for place, names in places.items() if len(names) == 2}
+    dropped = {name for names in found.values() for name in names.values()}
+    tensors = _unprefixed({name: value for name, value in kept.items() if name not in dropped}, own)
+    single = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    if not found:
+        return Plain(single)
+    names = found[min(found, key=len)]  # the outermost
+    return Plain(single, *(kept[names[part]].float().flatten() for part in ("mean", "std")))
+
+
+def _unpruned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    masked = {name[:-5] for name in state if name.endswith("_mask") and f"{name[:-5]}_orig" in state}
+    made = {}
+    for name, value in state.items():
+        stem = name.removesuffix("_orig")
+        if name.removesuffix("_mask") not in masked:
+            made[stem if stem in masked else name] = value * state[f"{stem}_mask"] if stem in masked else value
+    return made
+
+
+def _unprefixed(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    stages = [state]
+    while (first := _shared_first(stages[-1])) and (own or first in _PREFIXES):
+        stages.append({name.removeprefix(f"{first}."): value for name, value in stages[-1].items()})
+    if not own:
+        return stages[-1]
+    names = set(own)
+    best = max(stages, key=lambda stage: len(names & stage.keys()))  # the first of equals
+    return best if names & best.keys() else _unprefixed(state, ())
+
+
+def _shared_first(names: Collection[str]) -> str:
+    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
+    return firsts.pop() if len(firsts) == 1 else ""
+
+
+def weights_file(path: Path) -> Path:
+    """File itself or, in a folder, the one that holds the weights: safetensors first, full precision first.
+
+    Raises:
+        RubError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in _FILES if (path / name).is_file()), None)
+    if found is None:
+        raise RubError(
+            f"checkpoint {path}: no weights; should hold one of {', '.join(_FILES[:2])}, or their .bin forms"
+        )
+    return found
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint: safetensors, or a torch file read with ``weights_only=True``.
+    """State dict of a checkpoint: safetensors, or a torch file read with ``weights_only=True``.
 
     Wrappers (``state_dict``, ``model``...) are taken off; nothing in a file can run code.
 
@@ -72,7 +172,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state dict of a checkpoint, as `read_state`, and what lies beside it in its wrappers.
+    """State dict of a checkpoint, as `read_state`, and what lies beside it in its wrappers.
 
     Args:
         path: the file.
@@ -92,7 +192,8 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
         if "GLOBAL" in str(error) or _names_objects(path):
             raise RubError(
                 f"checkpoint {path}: holds pickled objects besides tensors (or a pickle protocol above torch's 2),"
-                " which could run code and are not loaded; save model.state_dict() alone, or safetensors"
+                " which could run code and are not loaded; where it was made, write the tensors alone:"
+                " torch.save(model.state_dict(), FILE), or safetensors.torch.save_file(model.state_dict(), FILE)"
             ) from None
         raise _damaged(path) from None
     except Exception:  # damaged bytes make the readers fail in any way: struct.error, IndexError, RuntimeError...
@@ -101,14 +202,14 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
 
 
 def _numpy_numbers() -> list[Any]:
-    """Return what rebuilds numpy's scalars and nothing else: Unlearn-Saliency saves such results beside its weights."""
+    # Unlearn-Saliency saves such results beside its weights
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"{package}.multiarray.scalar") for package in ("numpy.core", "numpy._core")]
     return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool"))]
 
 
 def _names_objects(path: Path) -> bool:
-    """Return whether an intact file looks up functions or classes; its opcodes are listed here, not run."""
+    # an intact file looks up functions or classes: its opcodes are listed here, not run
     try:
         if zipfile.is_zipfile(path):
             return True  # torch's own archive, whole, and yet not read as tensors
@@ -130,9 +231,9 @@ def _damaged(path: Path) -> RubError:
 
 def _tensors(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     beside: dict[str, Any] = {}
-    for _ in range(3):
+    for _ in range(4):
         if isinstance(loaded, Mapping):
-            wrapper = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+            wrapper = next((name for name in _WRAPPERS if _holds_more(loaded.get(name))), None)
             if wrapper is None:
                 break
             beside |= {str(name): value for name, value in loaded.items() if name != wrapper}
@@ -140,3 +241,7 @@ def _tensors(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise RubError(f"checkpoint {path}: no state dict inside; save model.state_dict(), or safetensors")
     return {str(name): value for name, value in loaded.items()}, beside
+
+
+def _holds_more(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, Tensor | Mapping) for item in value.values())

@@ -267,7 +267,7 @@ def test_a_foreign_judge_is_kept_whole_in_its_artifact(folder, tmp_path):
 def test_a_silent_hub_ends_in_one_line(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    from rub.models.diffusion import hub
+    from rub.models import hub
 
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rub.data.spec import check_forget, data_stage, num_images
-from rub.models.lookup import network_spec
+from rub.models.lookup import network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import resolved, unlearner
@@ -58,8 +58,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def model_name(self) -> str:
         """The network with its width and stem, such as ``resnet10-w24-half``."""
         model = self.experiment.model
+        own = "".join(f"-{name}{value}" for name, value in (model.model_extra or {}).items() if name != "config")
         width = "" if model.width is None else f"-w{model.width}"
-        return f"{model.arch}{width}" + ("" if model.stem == "cifar" else f"-{model.stem}")
+        return network_title(model.arch) + width + ("" if model.stem == "cifar" else f"-{model.stem}") + own
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""

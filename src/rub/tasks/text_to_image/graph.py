@@ -280,7 +280,7 @@ def _found(weights: str, data_root: Path | None) -> Path:
     """Where weights are: a path, a path below the data root, or a snapshot in the hub's cache."""
     if (place := located(weights, data_root)).exists():
         return place
-    from rub.models.diffusion.hub import snapshot
+    from rub.models.hub import snapshot
 
     return snapshot(weights)
 

@@ -98,7 +98,7 @@ def found(weights: str, data_root: Path | None, *, transformers: bool = False) -
     """
     if (place := located(weights, data_root)).exists():
         return place
-    from rub.models.diffusion.hub import snapshot
+    from rub.models.hub import snapshot
 
     if not transformers:
         return snapshot(weights, "judge.weights", None)

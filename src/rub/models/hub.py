@@ -18,7 +18,7 @@ PIPELINE = (
 
 
 def snapshot(name: str, where: str = "model.weights", patterns: Sequence[str] | None = PIPELINE) -> Path:
-    """Return the folder of a hub model, downloading what is not in the cache.
+    """Folder of a hub model, downloading what is not in the cache.
 
     Args:
         name: hub id, owner/name.

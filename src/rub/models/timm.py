@@ -1,0 +1,46 @@
+"""Image classifiers of timm, by any of its names."""
+
+from typing import Annotated, Any
+
+from torch import nn
+
+from rub.config.hyperparameters import Hyper
+from rub.errors import RubError, unknown
+
+
+def classifier(
+    num_classes: int,
+    channels: int,
+    size: int,
+    *,
+    name: Annotated[str, Hyper("a name of timm, such as vit_tiny_patch16_224")],
+    image_size: Annotated[
+        int | None, Hyper("side that images are resized to; None: as published, where the network needs it", ge=1)
+    ] = None,
+) -> nn.Module:
+    """Image classifier of timm; no weights are downloaded.
+
+    Args:
+        num_classes: number of logits.
+        channels: image channels.
+        size: side of the images in pixels; any.
+        name: with or without the tag of its weights.
+        image_size: side that images are resized to inside the network.
+
+    Raises:
+        RubError: timm is not installed, or does not know the name.
+    """
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch ends in RuntimeError
+        raise RubError(f"network timm:{name}: timm cannot be used ({error}); pip install 'rub-bench[timm]'") from None
+    if name.partition(".")[0] not in (known := timm.list_models()):
+        raise unknown("timm network", name, known)
+    network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    facts = network.pretrained_cfg
+    last = facts.get("classifier")
+    network.head_name = last[0] if isinstance(last, tuple) else last
+    published = facts["input_size"][-1] if facts.get("fixed_input_size") else None
+    network.input_size = image_size or published
+    made: nn.Module = network
+    return made
