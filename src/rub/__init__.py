@@ -1,8 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
-The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit_files`, `load_suite`, `plan`,
-`verify`, `report`, `submit`, `read_records`, `recover`, and the decorators `method`, `control`, `attack`, `network`,
-`dataset` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
+The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
+`report`, `submit`, `read_records`, `recover`, and the decorators `method`, `control`, `attack`, `network`, `dataset`
+and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rub import attacks as attacks
-    from rub.api import audit_files, plan, report, run, submit, verify
+    from rub.api import audit, plan, report, run, submit, verify
     from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from rub.tasks.classification.recover import recover
 
 __all__ = [
-    "Card", "Hyper", "attack", "audit_files", "control", "dataset", "judge", "load_suite", "method", "network", "plan",
-    "protocol", "read_records", "recover", "report", "run", "submit", "verify",
+    "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "network",
+    "plan", "protocol", "read_records", "recover", "report", "run", "submit", "verify",
 ]  # fmt: skip
 
 _WHERE = {
-    "audit_files": "rub.api",
+    "audit": "rub.api",
     "plan": "rub.api",
     "report": "rub.api",
     "run": "rub.api",

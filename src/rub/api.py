@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from rich.console import Console
 
@@ -24,7 +24,11 @@ from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from rub.audits.base import AuditRequest, Report
+    from rub.data.memory import Images
     from rub.leaderboard.submit import RuleCheck
 
 ENGINES = ("inline", "ray")
@@ -181,46 +185,77 @@ def stage_status(stages: Sequence[Stage], store: Store) -> list[StageStatus]:
     return rows
 
 
-def audit_files(
-    request: "AuditRequest",
+@overload
+def audit(
+    request: "AuditRequest | str",
+    /,
     *,
     store: Path | None = None,
     runtime: Runtime | None = None,
     display: Display | None = None,
     out: Path | None = None,
     command: str = "",
-) -> "Report":
-    """Measure two or three checkpoints that RUB did not make, and end in a verdict.
+    **fields: Any,
+) -> "Report": ...
+
+
+@overload
+def audit(
+    *,
+    original: "nn.Module",
+    unlearned: "nn.Module",
+    retrained: "nn.Module | None" = None,
+    forget: "Images",
+    retain: "Images",
+    test: "Images",
+    protocol: str | Mapping[str, Any] = "rub-audit-1",
+    samples: int = 256,
+    batch_size: int = 256,
+    device: "str | torch.device | None" = None,
+    display: Display | None = None,
+) -> "Report": ...
+
+
+def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Report":
+    """Measure an unlearned model that RUB did not make against its original, and end in a verdict.
+
+    Of classifiers in memory, ``audit(original=module, unlearned=module, forget=..., retain=..., test=...)``: arguments
+    are those of `rub.tasks.classification.live.audit`. Of checkpoints, ``audit("classification", original=path, ...)``
+    or ``audit(ClassificationAudit(original=path, ...))``.
 
     Args:
-        request: of a task: `rub.tasks.classification.audit.ClassificationAudit`, `InpaintingAudit`, `TextToImageAudit`,
-            or that of a plug-in; its fields are the options of ``rub audit``.
-        store: folder of stages; `default_store` when None.
-        runtime: from `make_runtime`.
-        display: shows progress; silent when None.
-        out: result folder to write, as `run` does.
-        command: what the user typed, for "how to reproduce".
+        request: a task, with the fields of its request (the options of ``rub audit``) as further arguments; or such a
+            request, `rub.tasks.classification.audit.ClassificationAudit` or that of another task. None: models in
+            memory.
+        given: with a request also `store` (folder of stages; `default_store` when None), `runtime` (from
+            `make_runtime`), `display` (shows progress), `out` (result folder to write, as `run` does) and `command`
+            (what the user typed, for "how to reproduce").
 
     Raises:
-        RubError: a missing or wrong checkpoint, class or data set.
+        RubError: a missing or wrong model, class or data set.
 
     Example:
-        >>> from rub.tasks.classification.audit import ClassificationAudit
-        >>> request = ClassificationAudit(
-        ...     original="before.pth", unlearned="after.pth", arch="resnet18", data="cifar10", forget_classes=[0]
-        ... )
-        >>> audit_files(request).verdict.name  # doctest: +SKIP
+        >>> import rub
+        >>> request = {"original": "before.pth", "unlearned": "after.pth", "data": "cifar10", "forget_classes": [0]}
+        >>> rub.audit("classification", **request, arch="resnet18").verdict.name  # doctest: +SKIP
         'recovered'
     """
-    from rub.audits.base import run_audit
+    from rub.audits.base import audit_of, run_audit
 
+    if request is None:
+        from rub.tasks.classification.live import audit as audit_modules
+
+        return audit_modules(**given)
+    how = {name: given.pop(name, None) for name in ("store", "runtime", "display", "out")}
+    command = given.pop("command", "")
+    asked = audit_of(request).request(**given) if isinstance(request, str) else request
     return run_audit(
-        request.experiment(),
-        request.models(),
-        store=store or default_store(),
-        runtime=runtime or make_runtime(),
-        display=display or Display(Console(), quiet=True),
-        out=out,
+        asked.experiment(),
+        asked.models(),
+        store=how["store"] or default_store(),
+        runtime=how["runtime"] or make_runtime(),
+        display=how["display"] or Display(Console(), quiet=True),
+        out=how["out"],
         command=command,
     )
 

@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape as escape_html
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -50,7 +52,7 @@ class Verdict:
     why: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What an audit gives.
 
@@ -69,6 +71,15 @@ class Report:
     budget: str
     records: tuple[Record, ...]
     failures: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        said = [*self.told, f"Verdict: {self.verdict.name}", *(f"  - {why}" for why in self.verdict.why)]
+        return "\n".join(part for line in said for part in wrap(line, 80, subsequent_indent="    "))
+
+    def _repr_html_(self) -> str:
+        figures = escape_html("\n".join(self.told))
+        why = "".join(f"<li>{escape_html(sentence)}</li>" for sentence in self.verdict.why)
+        return f"<p>Verdict: <b>{escape_html(self.verdict.name)}</b></p><ul>{why}</ul><pre>{figures}</pre>"
 
 
 class AuditRequest(Frozen):

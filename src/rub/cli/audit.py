@@ -75,7 +75,7 @@ def _function(request: "type[AuditRequest]") -> Any:
         load_plugins(plugin)
         fields = {name: _value(name, request.model_fields[name], value) for name, value in given.items()}
         screen = console()
-        report = api.audit_files(
+        report = api.audit(
             request(**{name: value for name, value in fields.items() if value is not None}),
             store=store,
             runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),

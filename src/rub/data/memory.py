@@ -1,7 +1,7 @@
 """`Samples` of what a caller holds in memory: tensors, NumPy arrays, a `Dataset` or a `DataLoader`."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from rub.data.samples import Samples
 from rub.errors import RubError
 
+Images: TypeAlias = "Samples | tuple[Any, Any] | Iterable[Any] | torch.utils.data.Dataset[Any]"
+"""What `samples_of` takes: a pair (images, labels), a `Dataset` or `DataLoader` of (image, label), or `Samples`."""
 OUTSIDE = 1e-4  # rounding of a resize or of a float16 may leave [0, 1] by so much
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rub.api import audit_files, make_runtime
+from rub.api import audit, make_runtime
 from rub.audits.base import MARGIN, Rate, Report, Verdict, audit_of, lines
 from rub.audits.base import conclude as conclude_at
 from rub.data.sources import load_images
@@ -166,7 +166,7 @@ def ask(trained, tmp_path_factory):
         places = {"store": store, "out": None} | {
             name: changes.pop(name) for name in ("store", "out") if name in changes
         }
-        return audit_files(ClassificationAudit(**request | changes), runtime=make_runtime(device="cpu"), **places)
+        return audit(ClassificationAudit(**request | changes), runtime=make_runtime(device="cpu"), **places)
 
     return call
 

@@ -218,7 +218,7 @@ def test_witnesses_hold_and_tampered_ones_do_not(tiny, tmp_path, monkeypatch):
 
 
 def test_an_audit_of_a_folder_and_a_checkpoint_ends_in_a_verdict(tiny, tmp_path, image_classifier):
-    from rub.api import audit_files
+    from rub.api import audit
     from rub.models.diffusion.checkpoints import load_model, save_pipeline
     from rub.tasks.text_to_image.audit import TextToImageAudit
 
@@ -230,7 +230,7 @@ def test_an_audit_of_a_folder_and_a_checkpoint_ends_in_a_verdict(tiny, tmp_path,
         judge_weights=str(image_classifier), judged_as="church", retain=("tench",), protocol="rub-quick-1", cap=1,
     )  # fmt: skip
     runtime = make_runtime(device="cpu")
-    report = audit_files(request, store=tmp_path / "store", runtime=runtime, out=tmp_path / "out")
+    report = audit(request, store=tmp_path / "store", runtime=runtime, out=tmp_path / "out")
     assert report.failures == () and report.verdict.name in ("recovered", "cannot tell",
                                                              "no residual found at this budget")  # fmt: skip
     assert any("original, clean" in line for line in report.told)

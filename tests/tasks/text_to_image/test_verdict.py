@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rub.api import audit_files, make_runtime
+from rub.api import audit, make_runtime
 from rub.audits.base import Rate
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
@@ -46,7 +46,7 @@ def request(tmp_path, **changes):
         "judge_weights": str(tmp_path),
     }  # fmt: skip
     request = TextToImageAudit(**{**given, **changes})
-    return audit_files(request, store=tmp_path / "store", runtime=make_runtime(device="cpu"))
+    return audit(request, store=tmp_path / "store", runtime=make_runtime(device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Audits of image classifiers that RUB did not make: can the knowledge be brought back? Free of torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -45,24 +45,33 @@ class ClassificationAudit(AuditRequest):
 
     def experiment(self) -> ClassificationExperiment:
         """The forgotten classes, jointly, under the protocol."""
-        fields = {
-            "task": self.task,
-            "dataset": dataset_of(self.data, self.size),
-            "model": {name: getattr(self, name) for name in ("arch", "stem", "width", "mean", "std")},
-            "forget": {"classes": self.forget_classes},
-            "protocol": self.protocol,
-            "evaluation": {
-                "attack_samples": self.samples,
-                "control_samples": max(self.samples // 2, 5),
-                "retain_samples": 5000,
-            },
-        }
-        return validated(ClassificationExperiment, fields)
+        model = {name: getattr(self, name) for name in ("arch", "stem", "width", "mean", "std")}
+        dataset = dataset_of(self.data, self.size)
+        return experiment_of(dataset, model, self.forget_classes, self.protocol, self.samples)
 
     def models(self) -> FromFiles:
         """Checkpoints in any format of `load_weights`."""
         weights = {name: getattr(self, name) for name in ("original", "unlearned", "retrained")}
         return FromFiles(existing(weights, "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"))
+
+
+def experiment_of(
+    dataset: Mapping[str, Any], model: Mapping[str, Any], forget_classes: Sequence[int], protocol: Any, samples: int
+) -> ClassificationExperiment:
+    """The experiment that measures an audit's models: jointly forgotten classes, under a protocol.
+
+    Raises:
+        RubError: a field that is wrong.
+    """
+    fields = {
+        "task": "classification",
+        "dataset": dataset,
+        "model": model,
+        "forget": {"classes": forget_classes},
+        "protocol": protocol,
+        "evaluation": {"attack_samples": samples, "control_samples": max(samples // 2, 5), "retain_samples": 5000},
+    }
+    return validated(ClassificationExperiment, fields)
 
 
 def figures_of(rows: Rows) -> Figures:

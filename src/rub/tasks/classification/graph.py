@@ -96,7 +96,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a checkpoint; its key holds the hash of the file."""
         path = given.weights[row]
-        spec = {"model": self.network, "sha256": file_sha256(path)}
+        spec = {"model": {**self.network, **given.facts.get(row, {})}, "sha256": file_sha256(path)}
         return self.stage("import", f"read {row}", spec, {"data": self.data}, files={"weights": path}, cost=1000)
 
     def budgets(self, label: str) -> Iterable[int]:

@@ -277,14 +277,13 @@ def levels_of(eps: int | float | Sequence[int | float]) -> tuple[int, ...]:
     return tuple(sorted(levels))
 
 
-def check_labels(labels: Tensor, classes: int, expected: int) -> None:
-    """Raise `RubError` where two models have other classes, or a label is none of them."""
+def check_labels(labels: Tensor, classes: int, expected: int, role: str = "unlearned", name: str = "images") -> None:
+    """Raise `RubError` where a model has other classes than the original, or a label is none of them."""
     if classes != expected:
-        raise RubError(f"unlearned: gives {classes} logits, and the original {expected}; should be as many")
+        raise RubError(f"{role}: gives {classes} logits, and the original {expected}; should be as many")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise RubError(
-            f"labels: from {int(labels.min())} to {int(labels.max())}; the models have classes 0 to {classes - 1}"
-        )
+        found = f"labels from {int(labels.min())} to {int(labels.max())}"
+        raise RubError(f"{name}: {found}; the models have classes 0 to {classes - 1}")
 
 
 def _attack(attack: Any, given: Mapping[str, Any]) -> tuple[str, Attack, dict[str, Any]]:
