@@ -101,7 +101,7 @@ def tiny_out(tiny, tmp_path_factory):
     from rub.reports.result_folder import write_result
 
     out = tmp_path_factory.mktemp("tiny-out")
-    write_result(tiny.result, tiny.suite, out, f"rub run {tiny.path}")
+    write_result(tiny.result, out, f"rub run {tiny.path}")
     return out
 
 

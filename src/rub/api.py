@@ -155,9 +155,9 @@ def run(
     else:
         with display:
             outcomes = run_inline(stages, tasks, opened, runtime, display, asked, workers=workers, plugins=plugins)
-    result = collect(suite.name, plans, outcomes)
+    result = collect(suite, plans, outcomes)
     if out is not None:
-        write_result(result, suite, out, command)
+        write_result(result, out, command)
     return result
 
 

@@ -176,12 +176,14 @@ CONTROLS: Registry[Callable[..., Any]] = Registry("control")
 DATASETS: Registry[Any] = Registry("dataset")
 NETWORKS: Registry[Any] = Registry("network")
 JUDGES: Registry[Any] = Registry("judge")
+METRICS: Registry[Any] = Registry("metric")
 PROTOCOLS: Registry[Mapping[str, Any]] = Registry("protocol")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "attacks": ATTACKS,
     "controls": CONTROLS,
+    "metrics": METRICS,
     "datasets": DATASETS,
     "models": NETWORKS,
     "judges": JUDGES,

@@ -153,7 +153,7 @@ def test_a_method_page_names_its_paper_and_stands_beside_the_controls(out):
 
 
 def test_robustness_figure_draws_the_means_and_the_legend_is_beside_the_axes(records):
-    figure = figures._robustness(records, ["8/255", "16/255"], REPORTING.robustness)
+    figure = figures._robustness(records, ["8/255", "16/255"], REPORTING, "uma")
     [axes] = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert lines["ft"] == pytest.approx([50, 50, 100])
@@ -171,12 +171,12 @@ def test_robustness_figure_draws_the_means_and_the_legend_is_beside_the_axes(rec
 def test_seventeen_rows_keep_distinct_looks_and_a_legend_inside_the_figure(make_row):
     from rub.registry import METHODS
 
-    methods = ["original", "retrain", *(entry.name for entry in METHODS.entries("classification"))]
+    methods = ["original", "retrain", "sham", *(entry.name for entry in METHODS.entries("classification"))]
     looks = [figures.style(method, "classification") for method in methods]
     assert len({(look["color"], look["marker"], str(look["linestyle"])) for look in looks}) == len(methods) == 17
     at = {"attack": "uma", "budget": "8/255"}
     rows = [make_row(method, "ua", 0.5, **(at if k else {})) for method in methods for k in range(2)]
-    figure = figures._robustness(rows, ["8/255"], REPORTING.robustness)
+    figure = figures._robustness(rows, ["8/255"], REPORTING, "uma")
     figure.draw_without_rendering()
     legend = figure.axes[0].get_legend().get_window_extent()
     assert legend.y0 >= 0
@@ -184,7 +184,7 @@ def test_seventeen_rows_keep_distinct_looks_and_a_legend_inside_the_figure(make_
 
 
 def test_step_panels_average_seeds_and_mark_unfinished_searches(curves):
-    figure = figures._steps(curves, "success_curve", ["8/255", "16/255"])
+    figure = figures._steps(curves, "success_curve", ["8/255", "16/255"], "uma")
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert {"[original]", "[retrain]", "[sham]", "ft", "rl", "salun !", "neggrad-plus"} <= set(panels)
     assert panels["rl"].lines[1].get_ydata()[-1] == pytest.approx(0.22)
@@ -193,7 +193,7 @@ def test_step_panels_average_seeds_and_mark_unfinished_searches(curves):
 
 
 def test_controls_figure_draws_other_images_beside_the_forgotten_ones(records):
-    figure = figures._figures(records, [], REPORTING)["controls"]
+    figure = figures._figures(records, [], REPORTING, "uma")["controls"]
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert "[retrain]" in panels
     assert "ga" not in panels  # nothing of it was measured
@@ -211,11 +211,11 @@ def test_controls_figure_draws_other_images_beside_the_forgotten_ones(records):
 
 def test_no_controls_no_figure_of_them(records):
     own = [record for record in records if record.split == "forget"]
-    assert "controls" not in figures._figures(own, [], REPORTING)
+    assert "controls" not in figures._figures(own, [], REPORTING, "uma")
     lost = [
         row.model_copy(update={"value": None, "status": "failed"}) if row.attack == "uma" else row for row in records
     ]
-    assert "controls" not in figures._figures(lost, [], REPORTING)
+    assert "controls" not in figures._figures(lost, [], REPORTING, "uma")
 
 
 def test_controls_of_a_search_that_failed_at_the_largest_budget(records):
@@ -225,12 +225,14 @@ def test_controls_of_a_search_that_failed_at_the_largest_budget(records):
         else row
         for row in records
     ]
-    panels = [axes for axes in figures._figures(rows, [], REPORTING)["controls"].axes if axes.get_title() == "rl"]
+    panels = [
+        axes for axes in figures._figures(rows, [], REPORTING, "uma")["controls"].axes if axes.get_title() == "rl"
+    ]
     assert list(panels[0].lines[0].get_ydata()) == pytest.approx([50, 11])
 
 
 def test_utility_figure_puts_each_row_at_its_ta_and_robustness(records):
-    [axes] = figures._utility(records, "16/255", REPORTING).axes
+    [axes] = figures._utility(records, "16/255", REPORTING, "uma").axes
     points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
     assert points["ft"] == pytest.approx((0, 92))
     assert points["rl"] == pytest.approx((78, 90))
@@ -251,7 +253,7 @@ def test_two_groups_with_one_data_set_do_not_overwrite_each_other(records, curve
 @pytest.mark.parametrize("tiny", [5e-324, 1e-200, 1e-30])
 def test_distances_of_many_decades_are_cut_off_before_the_axis_gets_endless(curves, tiny):
     wide = [{**curve, "loss_curve": [1.0, tiny]} for curve in curves]
-    figure = figures._steps(wide, "loss_curve", ["8/255", "16/255"])
+    figure = figures._steps(wide, "loss_curve", ["8/255", "16/255"], "uma")
     low, high = figure.axes[0].get_ylim()
     assert (low, high) == pytest.approx((1e-8, 2.0))
     figure.draw_without_rendering()

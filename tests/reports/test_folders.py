@@ -359,7 +359,7 @@ def test_a_second_run_into_one_folder_leaves_nothing_of_the_first(tiny, tmp_path
 
     for _ in range(2):
         prepare(tmp_path / "out")
-        write_result(tiny.result, tiny.suite, tmp_path / "out", "rub run tiny")
+        write_result(tiny.result, tmp_path / "out", "rub run tiny")
         assert sealing.changed_files(tmp_path / "out") == []
         (tmp_path / "out" / "report" / "methods" / "old.html").write_text("old")
     assert len(read_records(tmp_path / "out")) == len(tiny.result.records)

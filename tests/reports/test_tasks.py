@@ -9,7 +9,7 @@ import pytest
 
 from rub import registry
 from rub.cli.inspect import describe, listing
-from rub.config.suite import load_suite
+from rub.config.suite import Suite, load_suite
 from rub.errors import RubError
 from rub.pipeline.graph import Graph, Stage
 from rub.pipeline.inline import Outcome
@@ -109,8 +109,8 @@ def test_budgets_without_a_number_are_the_largest(make_row):
 def test_names_that_look_like_formulas_are_drawn_as_text(make_row):
     rows = [make_row(r"$\frac{$", "ua", 0.5, **at) for at in ({}, {"attack": "uma", "budget": "$8$"})]
     rows.append(make_row(r"$\frac{$", "ta", 0.5, split="test"))
-    figures._robustness(rows, ["$8$"], REPORTING.robustness).draw_without_rendering()
-    figures._utility(rows, "$8$", REPORTING).draw_without_rendering()
+    figures._robustness(rows, ["$8$"], REPORTING, "uma").draw_without_rendering()
+    figures._utility(rows, "$8$", REPORTING, "uma").draw_without_rendering()
 
 
 def test_a_run_collects_the_galleries_of_its_stages(tmp_path):
@@ -134,7 +134,8 @@ def test_a_run_collects_the_galleries_of_its_stages(tmp_path):
         )
     )
     common = {"task": "classification", "experiment": "", "protocol": "p", "dataset": "digits", "model": "m"}
-    result = collect("demo", [(experiment, Graph(tuple(stages), common))], outcomes)
+    suite = Suite(name="demo", experiments=(experiment,))
+    result = collect(suite, [(experiment, Graph(tuple(stages), common))], outcomes)
     assert result.failures == ("lost: no",)
     expected = {**common, "suite": "demo", "method": "ft", "unlearn_seed": 0}
     assert list(result.galleries) == [

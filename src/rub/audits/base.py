@@ -184,9 +184,10 @@ def run_audit(
     graph = task.graph(experiment, runtime.data_root, models).graph()
     with display:
         outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)
-    result = collect("audit", [(experiment, graph)], outcomes)
+    suite = Suite(name="audit", summary="an audit", experiments=(experiment,))
+    result = collect(suite, [(experiment, graph)], outcomes)
     if out is not None:
-        write_result(result, Suite(name="audit", summary="an audit", experiments=(experiment,)), out, command)
+        write_result(result, out, command)
     budgets = budgets_of(result.records, main := experiment.protocol.main_attack)
     if result.failures:
         last = budgets[-1] if budgets else ""

@@ -32,13 +32,15 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
 
         return [{"name": name, "summary": summary} for name, summary in suite_names().items()]
     if what == "metrics":
+        from rub.metrics.base import metrics_of
+
         return [
-            {"name": item.name, "task": name, "direction": item.direction, "summary": item.summary}
-            for name, known in tasks
-            for item in known.metrics
+            {"name": item.name, "task": name, "direction": item.direction, "summary": item.meaning}
+            for name, _ in tasks
+            for item in metrics_of(name)
         ]
     if what not in KINDS:
-        raise unknown("list", what, [*KINDS, "metrics", "suites"])
+        raise unknown("list", what, [*KINDS, "suites"])
     return [
         {
             "name": _protocol(entry).name if what == "protocols" else entry.name,
@@ -58,7 +60,7 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     """
     from rub.config.suite import suite_names
 
-    declared = [item for of_task, known in _tasks(task) for item in _declared(of_task, known)]
+    declared = [item for of_task, _ in _tasks(task) for item in _declared(of_task)]
     entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
     suites = suite_names()
     name = name.partition("@")[0]  # the mark of a protocol
@@ -66,7 +68,7 @@ def describe(name: str, task: str | None) -> Iterator[str]:
     if name not in names:
         raise unknown("component", name, names)
     for registry, entry in entries:
-        if entry.name == name:
+        if entry.name == name and registry.kind != "metric":
             yield from _component(registry.kind, entry)
     for found, lines in declared:
         if found == name:
@@ -88,15 +90,18 @@ def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
     return [(entry.name, entry.load()) for entry in TASKS.entries(only)]
 
 
-def _declared(task: str, known: "Task") -> Iterator[tuple[str, Iterable[str]]]:
+def _declared(task: str) -> Iterator[tuple[str, Iterable[str]]]:
     """Name and lines of what a task declares itself: metrics."""
-    for metric in known.metrics:
+    from rub.metrics.base import metrics_of
+
+    for metric in metrics_of(task):
         yield metric.name, _metric(metric, task)
 
 
 def _metric(metric: "Metric", task: str) -> Iterator[str]:
-    yield f"[b]{metric.name}[/b]  metric, {task}: {escape(metric.summary)}"
-    yield f"  unit: {metric.unit}; range {metric.low} to {metric.high}; better: {metric.direction}"
+    yield f"[b]{metric.name}[/b]  metric, {task}: {escape(metric.meaning)}"
+    shown = f"shown as {escape(metric.title)} with {metric.decimals} decimals{', in percent' * metric.percent}"
+    yield f"  unit: {metric.stored_unit}; range {metric.low} to {metric.high}; better: {metric.direction}; {shown}"
 
 
 def _protocol(entry: Entry[Any]) -> "Protocol":

@@ -74,7 +74,6 @@ def run(
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
     from rub.reports.render import to_rich
-    from rub.reports.task_report import report_of
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
@@ -101,10 +100,8 @@ def run(
         display=display,
         command=command,
     )
-    for name in dict.fromkeys(experiment.task for experiment in loaded.experiments):
-        own = [row for row in result.records if row.task == name]
-        keys = {experiment.name: experiment.paper for experiment in loaded.experiments if experiment.task == name}
-        for table in report_of(name).tables_of(own, keys):
+    for _, _, tables in result.pages:
+        for table in tables:
             screen.print(to_rich(table))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(

@@ -70,13 +70,13 @@ def export(
     from rub.leaderboard.export import eval_results, model_card
     from rub.reports.folders import read_folder
 
-    records = read_folder(folder).records
+    read = read_folder(folder)
     if kind not in ("eval-results", "model-card"):
         raise RubError(f"--format {kind}: should be eval-results or model-card")
     if kind == "eval-results":
-        text = eval_results(records, method=method, source=source)
+        text = eval_results(read.records, method=method, source=source)
     else:
-        text = model_card(records, method=method)
+        text = model_card(read.records, method=method, suite=read.suite)
     if out is None:
         typer.echo(text, nl=False)
         return

@@ -78,6 +78,9 @@ class Protocol(Frozen):
         return self
 
 
+DEFAULT_MAIN = "uma"  # the paper's
+
+
 def main_among(attacks: Iterable[str], main: str | None = None) -> str:
     """Main attack: the one that a protocol names, else ``uma`` where it is there, else the first; "" without any.
 
@@ -86,7 +89,7 @@ def main_among(attacks: Iterable[str], main: str | None = None) -> str:
         ('uma', 'mine', 'noise')
     """
     known = list(attacks)
-    return main or ("uma" if "uma" in known else next(iter(known), ""))
+    return main or (DEFAULT_MAIN if DEFAULT_MAIN in known else next(iter(known), ""))
 
 
 P = TypeVar("P", bound=Protocol)

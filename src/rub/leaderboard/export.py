@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rub.errors import RubError, unknown
+from rub.metrics.base import metrics_of
 from rub.metrics.statistics import Interval
 from rub.registry import TASKS
+from rub.reports.folders import mains_of
 from rub.reports.grouping import Group, board_of, controls_of, estimate, extracted, grouped
 from rub.reports.render import to_markdown
 from rub.reports.table import Table
@@ -76,12 +78,13 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
-def model_card(records: Sequence[Record], *, method: str) -> str:
+def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, Any] | None = None) -> str:
     """Return a Markdown section for a model card: the method beside the controls in the shape of the paper's tables.
 
     Args:
         records: of one or more runs; those of other methods and of unknown tasks are left out.
         method: as records name it.
+        suite: what was asked for, as plain data: it says the main attack of a protocol of one's own.
 
     Returns:
         For each task a heading, what the controls are, and the first tables of each group that has the method; texts
@@ -102,7 +105,7 @@ def model_card(records: Sequence[Record], *, method: str) -> str:
         parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", _controls(own, task)]
         for found in grouped(own, task).values():
             if any(record.method == method for record in found):
-                tables = reporting.tables_of(found, {})
+                tables = reporting.tables_of(found, {}, mains=mains_of(suite or {}))
                 parts += [to_markdown(_numbers(table)) for table in tables if table.name.startswith(reporting.prefix)]
     if not parts:
         raise RubError(f"no table for method '{printable(method)}': the task of its records is not known here")
@@ -152,8 +155,8 @@ def _notes(found: Sequence[Record], interval: Interval, controls: Mapping[str, I
     one = measured[0]
     after = "without an attack" if one.attack == "none" else f"after {one.attack} at {one.budget}"
     yield f"{one.metric} of {one.method} on {one.split} {after}"
-    known = (metric for entry in TASKS.entries() if entry.name == one.task for metric in entry.load().metrics)
-    yield ", ".join((*(metric.unit for metric in known if metric.name == one.metric), _BETTER[one.direction]))
+    known = metrics_of(one.task) if one.task in (entry.name for entry in TASKS.entries()) else ()
+    yield ", ".join((*(item.stored_unit for item in known if item.name == one.metric), _BETTER[one.direction]))
     yield "N " + "/".join(str(n) for n in sorted({record.n for record in measured}))
     yield _spread(measured, interval)
     if len(measured) < len(found):

@@ -2,20 +2,17 @@
 
 import json
 import math
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from rub.config.suite import protocol_kind, protocol_of, protocols_of
+from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.registry import CONTROLS, TASKS
-from rub.reports.folders import ResultFolder, outside, read_folder
-from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, place_of
+from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
+from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
 from rub.reports.text import printable
@@ -27,7 +24,6 @@ LEAST = 10  # samples behind a number after the attack
 SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
-_OWN = re.compile(r"[^@]+@[0-9a-f]{6}")  # a protocol of one's own, as `rub.config.suite.protocol_of` marks it
 _KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
 
 
@@ -62,7 +58,8 @@ def check(folder: Path, sources: Sources) -> list[RuleCheck]:
         RuleCheck("whole", asks),
         RuleCheck("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
                   tuple(_protocols(found))),
-        RuleCheck("measured", f"methods with numbers after uma, of {LEAST} samples or more", tuple(_measured(found))),
+        RuleCheck("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
+                  tuple(_measured(found))),
         RuleCheck("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
         RuleCheck("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
         RuleCheck("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
@@ -120,52 +117,43 @@ def _protocols(found: ResultFolder) -> Iterator[str]:
         if entry is None:
             yield f"task '{printable(task)}': not known here"
             continue
-        known, own = protocols_of(task), _own_protocols(task, found.suite)
+        known = protocols_of(task)
         for name in dict.fromkeys(record.protocol for record in found.records if record.task == task):
             if name.startswith("rub-quick"):
                 yield f"protocol '{printable(name)}' is a tour: its numbers are not for comparison"
-            elif name not in known and name not in own:
+            elif name not in known and not ("@" in name and (task, name) in protocols_in(found.suite)):
                 changed = "has changed choices" if "*" in name else "is not one of RUB's"
                 right = f"{', '.join(known)}, or one of your own under its name@hash, which the suite has to hold"
                 yield f"protocol '{printable(name)}' {changed}: should be one of {right}"
 
 
-def _own_protocols(task: str, suite: Mapping[str, Any]) -> set[str]:
-    """Protocols of one's own that a suite holds with the fields that give their marks; what cannot be read is none."""
-    found = set()
-    for item in suite.get("experiments") or ():
-        given = item.get("protocol")
-        if item.get("task") == task and isinstance(given, dict) and _OWN.fullmatch(str(given.get("name"))):
-            with suppress(ValueError):
-                found.add(protocol_of(given, task, protocol_kind(task)).name)
-    return found
-
-
-def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record]]]:
+def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record], str]]:
+    """Groups with their report and their main attack."""
+    mains = mains_of(found.suite)
     for task, reporting in reports_of(record.task for record in found.records).items():
         for group, records in grouped(found.records, task).items():
-            yield reporting, group, extracted(records)
+            yield reporting, group, extracted(records), main_attack(records, mains)
 
 
 def _measured(found: ResultFolder) -> Iterator[str]:
     """Yield the groups in which no method has a number, and the methods that have none."""
-    for reporting, group, records in _groups(found):
+    for reporting, group, records, main in _groups(found):
         methods = dict.fromkeys(record.method for record in records if not is_control(record.method, record.task))
         if not methods:
             yield f"{label(group)}: no unlearning method"
-        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
+        wanted = (reporting.robustness.metric, reporting.robustness.split, main)
         for method in methods:
             own = [row for row in records if row.method == method and (row.metric, row.split, row.attack) == wanted]
             least = min((row.n for row in own if row.value is not None), default=0)
             if not least:
-                yield f"{label(group)}: {printable(method)} has no number after uma"
+                yield f"{label(group)}: {printable(method)} has no number after {printable(main)}"
             elif least < LEAST:
                 yield f"{label(group)}: {printable(method)} was attacked on {least} samples, not on {LEAST} or more"
 
 
 def _present(found: ResultFolder) -> Iterator[str]:
     """Yield the groups without controls."""
-    for _, group, records in _groups(found):
+    for _, group, records, _ in _groups(found):
         rows = {record.method for record in records if record.value is not None}
         if "original" not in rows:
             yield f"{label(group)}: no original"
@@ -176,30 +164,30 @@ def _present(found: ResultFolder) -> Iterator[str]:
 
 def _sane(found: ResultFolder) -> Iterator[str]:
     """Yield the controls whose numbers say that the measurement cannot be trusted."""
-    for reporting, group, records in _groups(found):
-        budgets = reporting.headline(budgets_of(records, "uma"))
+    for reporting, group, records, main in _groups(found):
+        budgets = reporting.headline(budgets_of(records, main))
         if not budgets:
-            yield f"{label(group)}: uma was not run"
+            yield f"{label(group)}: {printable(main) or 'no attack'} was not run"
             continue
-        original = _mean(records, "original", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        original = _mean(records, "original", (reporting.robustness.metric, reporting.robustness.split, main), budgets)
         if not original >= RECOVERABLE:
             yield (
                 f"{label(group)}: the search brings back {100 * original:.0f} % of the original, which forgot nothing;"
                 f" at least {100 * RECOVERABLE:.0f} % show that it works"
             )
-        blank = _mean(records, "random_init", (reporting.robustness.metric, reporting.robustness.split, "uma"), budgets)
+        blank = _mean(records, "random_init", (reporting.robustness.metric, reporting.robustness.split, main), budgets)
         if blank >= RECOVERABLE:
             yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
         if reporting.exposes is not None:
-            whole, sham, never = (
-                _mean(records, row, reporting.exposes, budgets) for row in ("original", "sham", "retrain")
-            )
+            shown = reporting.exposes
+            wanted = (shown.metric, shown.split, main if shown.attacked else "none")
+            whole, sham, never = (_mean(records, row, wanted, budgets) for row in ("original", "sham", "retrain"))
             if math.isnan(sham + whole + never):
-                yield f"{label(group)}: {reporting.exposes[0]} of original, sham and retrain are not all there"
+                yield f"{label(group)}: {shown.metric} of original, sham and retrain are not all there"
             elif abs(sham - whole) >= abs(sham - never):
                 yield (
                     f"{label(group)}: the sham, which forgot nothing, is nearer to retrain than to the original by"
-                    f" {reporting.exposes[0]} ({sham:.3f}; {never:.3f} and {whole:.3f})"
+                    f" {shown.metric} ({sham:.3f}; {never:.3f} and {whole:.3f})"
                 )
 
 
@@ -214,8 +202,8 @@ def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], 
 
 def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
     """Yield what is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
-    for reporting, group, records in _groups(found):
-        wanted = (reporting.robustness.metric, reporting.robustness.split, "uma")
+    for reporting, group, records, main in _groups(found):
+        wanted = (reporting.robustness.metric, reporting.robustness.split, main)
         back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
         shown = {claim.method for claim in found.claims if claim.task == group.task}
         for method in sorted(map(printable, back)):

@@ -2,52 +2,188 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from rub.errors import RubError
 from rub.metrics.statistics import wilson
+from rub.registry import METRICS, TASKS, Entry
 from rub.store.records import number
+
+Direction = Literal["up", "down", "reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model makes of one evaluation set: arrays of N samples, in the order of `ids`.
+
+    Attributes:
+        ids: int64 (N,), sample or prompt ids.
+        labels: int64 (N,), classes; of prompts, what the judge calls the concept that each names.
+        logits: float32 (N, C), the classifier's; where a model makes images, what the task's judge says of them.
+        features: float32 (N, D), penultimate features of the same network.
+        images: uint8 (N, channels, height, width), what a model made; empty for a classifier.
+        num_classes: C of the data set.
+        forget_classes: the classes to be forgotten; empty where single samples are.
+        others: what `Metric.needs` asks for -> the outputs there.
+    """
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8))
+    num_classes: int = 0
+    forget_classes: tuple[int, ...] = ()
+    others: "Mapping[str, Outputs]" = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> "Outputs":
+        """Outputs that the metric needs beside its own, such as ``outputs["original"]``."""
+        return self.others[name]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The declaration of a metric; tables and sort orders read directions from here.
+    """Everything that is said of a metric, and the function that computes it.
 
     Attributes:
         name: the id used in records.
+        title: what tables call it.
+        meaning: one plain line.
         direction: ``"up"`` higher is better, ``"down"`` lower is better, ``"reference"`` closest to the retrained model
             is best.
-        unit: what the number counts.
+        unit: what the number counts; ``%``: a share, stored as 0..1 and shown in percent.
+        decimals: digits after the point where it is shown.
+        split: the evaluation set that it is measured on, unless a row says otherwise.
         low: smallest value it can take.
         high: largest value it can take.
-        summary: its meaning in one plain line.
-        split: the images it is measured on, unless a row says otherwise.
+        function: outputs on `split` -> the value, or bool (N,), whose mean it is, with Wilson's interval; None for
+            those that a task's own measuring stages compute together.
+        needs: other evaluation sets of the same model, or ``original``, the original model on `split`.
+        attacked: whether it is also measured on what every attack of the protocol found for `split`.
     """
 
     name: str
-    direction: Literal["up", "down", "reference"]
-    unit: str
-    low: float
-    high: float
-    summary: str
+    title: str
+    meaning: str
+    direction: Direction
+    unit: str = "%"
+    decimals: int = 1
     split: str = "forget"
+    low: float = 0.0
+    high: float = 1.0
+    function: Callable[[Outputs], ArrayLike] | None = None
+    needs: tuple[str, ...] = ()
+    attacked: bool = False
+
+    @property
+    def percent(self) -> bool:
+        """Whether it is a share that is shown in percent."""
+        return self.unit == "%"
+
+    @property
+    def stored_unit(self) -> str:
+        """What the stored number counts.
+
+        Example:
+            >>> Metric("ua", "UA", "accuracy on forgotten images", "down").stored_unit
+            'fraction'
+        """
+        return "fraction" if self.percent else self.unit
+
+
+def metric(
+    name: str,
+    *,
+    task: str,
+    title: str = "",
+    unit: str = "%",
+    decimals: int = 1,
+    direction: Direction = "reference",
+    split: str = "forget",
+    low: float | None = None,
+    high: float | None = None,
+    needs: Iterable[str] = (),
+    attacked: bool = False,
+) -> Callable[[Callable[[Outputs], ArrayLike]], Metric]:
+    """Register a metric: ``def f(outputs: Outputs) -> float``, or bool (N,) for a share of samples.
+
+    The first line of its docstring is its meaning. It is measured for every row of an experiment, each by a stage of
+    its own, where a suite names it in ``metrics`` or a plug-in brings it; what shares its forward passes is not
+    measured again.
+
+    Args:
+        name: the id used in records.
+        task: whose outputs it reads.
+        title: what tables call it; its name when left out.
+        unit: ``%`` for a share in 0..1, else what the number counts.
+        decimals: digits after the point.
+        direction: as `Metric.direction`.
+        split: the evaluation set.
+        low: smallest value; 0 for a share, else none.
+        high: largest value; 1 for a share, else none.
+        needs: as `Metric.needs`.
+        attacked: as `Metric.attacked`.
+
+    Example:
+        >>> from rub.registry import scoped
+        >>> with scoped():
+        ...     @metric("confidence", task="classification")
+        ...     def confidence(outputs):
+        ...         '''Largest softmax probability, mean over forgotten images.'''
+        ...         shares = np.exp(outputs.logits - outputs.logits.max(axis=1, keepdims=True))
+        ...         return (shares.max(axis=1) / shares.sum(axis=1)).mean()
+        >>> confidence.title, confidence.meaning
+        ('confidence', 'Largest softmax probability, mean over forgotten images.')
+    """
+    ends = (0.0, 1.0) if unit == "%" else (-np.inf, np.inf)
+
+    def register_metric(function: Callable[[Outputs], ArrayLike]) -> Metric:
+        meaning = (function.__doc__ or "").strip().partition("\n")[0]
+        made = Metric(
+            name, title or name, meaning, direction, unit, decimals, split,
+            ends[0] if low is None else low, ends[1] if high is None else high, function, tuple(needs), attacked,
+        )  # fmt: skip
+        METRICS.add(Entry(name, task, meaning, made, function.__module__))
+        return made
+
+    return register_metric
+
+
+def metrics_of(task: str) -> tuple[Metric, ...]:
+    """Every metric of a task: those of its own stages in the order of its tables, then those of plug-ins.
+
+    Raises:
+        RubError: a plug-in gave one the name of another.
+
+    Example:
+        >>> metrics_of("classification")[0].title
+        'TA'
+    """
+    shipped: tuple[Metric, ...] = TASKS.get(task, task).load().metrics
+    own: list[Metric] = [entry.load() for entry in METRICS.entries(task)]
+    for taken in {item.name for item in shipped} & {item.name for item in own}:
+        raise RubError(f"metric '{taken}' ({task}) is already defined by rub: choose another name")
+    return *shipped, *own
 
 
 class Cells:
-    """Gives the record fields that name one cell; a plan declares them, a measuring stage fills them.
+    """The record fields that name one cell; a graph declares them, a measuring stage fills them.
 
     Example:
-        >>> cell = Cells([Metric("ua", "down", "fraction", 0, 1, "accuracy on forgotten images")])
+        >>> cell = Cells([Metric("ua", "UA", "accuracy on forgotten images", "down")])
         >>> cell("ft", 0, "ua")["split"], cell("ft", 0, "ua")["direction"]
         ('forget', 'down')
     """
 
     def __init__(self, declared: Iterable[Metric]) -> None:
-        """Know the metrics of one task."""
         self._metrics = {metric.name: metric for metric in declared}
 
     def __call__(
@@ -61,7 +197,7 @@ class Cells:
         budget: str = "none",
         mia_seed: int | None = None,
     ) -> dict[str, Any]:
-        """Return the fields of a cell; the split is the metric's own unless given."""
+        """Fields of a cell; the split is the metric's own unless given."""
         return {
             "method": method,
             "unlearn_seed": seed,
@@ -75,7 +211,7 @@ class Cells:
 
 
 class Measured:
-    """Collects the rows of one measuring stage, all of one model."""
+    """The rows of one measuring stage, all of one model."""
 
     def __init__(self, cell: Callable[..., dict[str, Any]], method: str, seed: int, facts: Mapping[str, Any]) -> None:
         """`cell` names the rows; `facts` are record fields shared by the rows, such as ``weights_sha256``."""

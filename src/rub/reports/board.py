@@ -55,8 +55,8 @@ class Board:
     rows: tuple[BoardRow, ...]
 
 
-Part = tuple[str, Group, Sequence[Record]]
-"""A page's file name, one of its groups, and the records of that group."""
+Part = tuple[str, Group, Sequence[Record], str]
+"""A page's file name, one of its groups, the records of that group, and their main attack."""
 
 
 def boards(parts: Iterable[Part]) -> list[Board]:
@@ -70,9 +70,9 @@ def boards(parts: Iterable[Part]) -> list[Board]:
         []
     """
     gathered: dict[tuple[str, str, str], list[Part]] = {}
-    for page, group, records in parts:
+    for page, group, records, main in parts:
         key = (group.task, group.dataset, group.protocol)
-        gathered.setdefault(key, []).append((page, group, extracted(records)))
+        gathered.setdefault(key, []).append((page, group, extracted(records), main))
     order = {entry.name: place for place, entry in enumerate(TASKS.entries())}
     return [
         _board(*key, gathered[key]) for key in sorted(gathered, key=lambda key: (order.get(key[0], len(order)), *key))
@@ -81,7 +81,7 @@ def boards(parts: Iterable[Part]) -> list[Board]:
 
 def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
     reporting = report_of(task)
-    columns = reporting.leaders([record for _, _, records in parts for record in records])
+    columns = reporting.leaders([record for _, _, records, _ in parts for record in records], parts[0][3])
     wanted = (reporting.robustness.metric, reporting.robustness.split)
     rows = [row for part in parts for row in _rows(part, columns, wanted)]
     used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]
@@ -105,7 +105,7 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
 
     N is that of the attacked metric and split which are `wanted`: controls may have more images.
     """
-    page, group, records = part
+    page, group, records, main = part
     table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
     place = {column.place: k for k, column in enumerate(table.columns)}
     seeds: dict[str, set[int]] = {}
@@ -114,7 +114,7 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
         if record.status == "ok":
             name = printable(record.method)
             seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
-            if record.attack == "uma" and (record.metric, record.split) == wanted:
+            if record.attack == main and (record.metric, record.split) == wanted:
                 counts[name] = max(counts.get(name, 0), record.n)
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)

@@ -14,6 +14,7 @@ from rub.reports.figure_file import FigureFile, plain
 from rub.reports.grouping import (
     Board,
     Group,
+    Mains,
     Place,
     board_of,
     budgets_of,
@@ -21,6 +22,7 @@ from rub.reports.grouping import (
     estimate,
     grouped,
     is_control,
+    main_attack,
     records_at,
     row_order,
     share,
@@ -63,6 +65,7 @@ def draw_figures(
     curves: Iterable[Mapping[str, Any]],
     folder: Path,
     suffixes: Sequence[str] = ("svg", "png"),
+    mains: Mains | None = None,
 ) -> list[FigureFile]:
     """Draw every figure of every group of records into a folder, as SVG and PNG.
 
@@ -72,6 +75,7 @@ def draw_figures(
             ``unlearn_seed``, ``attack``, ``budget``, ``split``, ``success_curve``, ``loss_curve``, ``converged``.
         folder: is made when it is not there.
         suffixes: ``svg``, ``png``; each costs about as much.
+        mains: main attacks, as suites say them.
 
     Returns:
         The figures in the order in which a page should show them. Where records are of several tasks, names have
@@ -80,7 +84,7 @@ def draw_figures(
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [curve for curve in curves if curve["attack"] == "uma" and curve["split"] == "forget"]
+    rows = [curve for curve in curves if curve["split"] == "forget"]
     drawn: list[FigureFile] = []
     tasks = reports_of(record.task for record in records)
     with rc_context(_TEXT):
@@ -89,35 +93,36 @@ def draw_figures(
             for group, own in groups.items():
                 mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
                 end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
-                for kind, figure in _figures(own, mine, reporting).items():
+                main = main_attack(own, mains)
+                for kind, figure in _figures(own, mine, reporting, main).items():
                     name = free_name(f"{kind}-{end}", {one.name for one in drawn})
                     for suffix in suffixes:
                         figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=_METADATA[suffix])
                     head = f"{label(group)}: " if len(groups) > 1 else ""
-                    drawn.append(FigureFile(group, name, head + reporting.captions[kind]))
+                    drawn.append(FigureFile(group, name, head + reporting.captions[kind].replace("{main}", main)))
     return drawn
 
 
 def _figures(
-    records: Sequence[Record], curves: Sequence[Mapping[str, Any]], reporting: TaskReport
+    records: Sequence[Record], curves: Sequence[Mapping[str, Any]], reporting: TaskReport, main: str
 ) -> dict[str, "Figure"]:
-    """Return the figures of one group by the first part of their names; none where uma did not run."""
-    budgets = budgets_of(records, "uma")
+    """Figures of one group by the first part of their names; none where the main attack did not run."""
+    budgets = budgets_of(records, main)
     if not budgets:
         return {}
     shown = reporting.headline(budgets)
-    figures = {"robustness": _robustness(records, budgets, reporting.robustness, reporting.search)}
-    cells = {(row.metric, row.split) for row in records if row.attack == "uma" and row.value is not None}
+    figures = {"robustness": _robustness(records, budgets, reporting, main)}
+    cells = {(row.metric, row.split) for row in records if row.attack == main and row.value is not None}
     own, *others = ((axis.metric, axis.split) for axis in (reporting.robustness, *reporting.beside.values()))
     if own in cells and not cells.isdisjoint(others):
-        figures["controls"] = _controls(records, budgets, reporting)
+        figures["controls"] = _controls(records, budgets, reporting, main)
     if any(record.metric == reporting.utility.metric for record in records):
-        figures["utility"] = _utility(records, shown[-1], reporting)
-    drawn = [curve for curve in curves if curve["budget"] in shown]
+        figures["utility"] = _utility(records, shown[-1], reporting, main)
+    drawn = [curve for curve in curves if curve["attack"] == main and curve["budget"] in shown]
     if drawn:
-        figures["success"] = _steps(drawn, "success_curve", shown, reporting.success)
+        figures["success"] = _steps(drawn, "success_curve", shown, main, reporting.success)
     if "loss" in reporting.captions and any(curve["loss_curve"] for curve in drawn):
-        figures["loss"] = _steps(drawn, "loss_curve", shown)
+        figures["loss"] = _steps(drawn, "loss_curve", shown, main)
     return figures
 
 
@@ -142,37 +147,37 @@ def style(method: str, task: str) -> dict[str, Any]:
     }
 
 
-def _robustness(records: Sequence[Record], budgets: Sequence[str], axis: Axis, search: str = "") -> "Figure":
+def _robustness(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport, main: str) -> "Figure":
     """Draw a share against the budget, a line per row with its band; the legend is ordered as the line ends."""
-    board, steps, task = board_of(records), ["none", *budgets], records[0].task
+    board, steps, task, axis = board_of(records), ["none", *budgets], records[0].task, reporting.robustness
     figure, axes = _wide()
     methods = row_order((record.method for record in records), task)
     ends: dict[str, float] = {}
     for place, method in enumerate(methods):
         # Many rows lie on the same value, so each is moved a little sideways, the same at every budget.
         aside = 0.5 * (place - (len(methods) - 1) / 2) / len(methods)
-        found = [(k + aside, _value(board, method, axis, budget)) for k, budget in enumerate(steps)]
+        found = [(k + aside, _value(board, method, axis, budget, main)) for k, budget in enumerate(steps)]
         points = [(x, interval) for x, interval in found if interval is not None]
         if not points:
             continue
         _line_and_band(axes, points, label=plain(method), **_look(method, task))
         ends[plain(method)] = points[-1][1].mean
     axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
-    axes.set(xlabel=search, ylabel=axis.label, ylim=(-4, 104))
+    axes.set(xlabel=reporting.search, ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
     _legend_beside(axes, handles)
     return figure
 
 
-def _utility(records: Sequence[Record], budget: str, reporting: TaskReport) -> "Figure":
+def _utility(records: Sequence[Record], budget: str, reporting: TaskReport, main: str) -> "Figure":
     """Draw utility against robustness at a budget, one point per row with both intervals."""
     board, task, axis = board_of(records), records[0].task, reporting.utility
     figure, axes = _wide()
     heights: list[float] = []
     methods = row_order((record.method for record in records), task)
     for method in (method for method in methods if method not in reporting.unlike):
-        utility = _value(board, method, axis, "none")
-        attacked = _value(board, method, reporting.robustness, budget)
+        utility = _value(board, method, axis, "none", main)
+        attacked = _value(board, method, reporting.robustness, budget, main)
         if utility is None or attacked is None:
             continue
         at = (100 - attacked.mean, utility.mean)
@@ -193,7 +198,7 @@ def _utility(records: Sequence[Record], budget: str, reporting: TaskReport) -> "
         margin = max(2.0, 0.08 * (max(heights) - min(heights)))
         top = max(heights) + margin
         axes.set_ylim(min(heights) - margin, min(top, 102) if axis.percent else top)
-    robust = f"robustness, 100 - {reporting.robustness.name} after uma {plain(budget)} (%)"
+    robust = f"robustness, 100 - {reporting.robustness.name} after {plain(main)} {plain(budget)} (%)"
     axes.set(xlabel=robust, ylabel=f"utility, {axis.label}", xlim=(-4, 104))
     _legend_beside(axes, axes.get_legend_handles_labels()[0])
     return figure
@@ -210,6 +215,7 @@ def _steps(
     curves: Sequence[Mapping[str, Any]],
     field: str,
     budgets: Sequence[str],
+    main: str,
     shown: str = "distance to the original's output",
 ) -> "Figure":
     """Draw a panel per row: the curve after each step at each budget, mean over seeds with the band of the seeds."""
@@ -223,18 +229,19 @@ def _steps(
         rows = [curve for curve in curves if curve["method"] == method]
         for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
             _mean_and_range(
-                axes, [row[field] for row in rows if row["budget"] == budget], colour, f"uma {plain(budget)}"
+                axes, [row[field] for row in rows if row["budget"] == budget], colour, f"{plain(main)} {plain(budget)}"
             )
         _entitle(axes, method, str(rows[0]["task"]), converged=all(row["converged"] for row in rows))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
 
 
-def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport) -> "Figure":
+def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport, main: str) -> "Figure":
     """Draw a panel per row: what comes back at each budget beside what the same search does to other images."""
     board, steps, task = board_of(records), ["none", *budgets], records[0].task
     methods = row_order((record.method for record in records), task)
-    methods = [name for name in methods if any(_value(board, name, reporting.robustness, step) for step in budgets)]
+    own = reporting.robustness
+    methods = [name for name in methods if any(_value(board, name, own, step, main) for step in budgets)]
     lines = {"forget images": reporting.robustness, **reporting.beside}
     pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
     figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search + pixels)
@@ -242,7 +249,7 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
         axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
         for (name, axis), look in zip(lines.items(), _BESIDE[: len(lines)], strict=True):
-            found = [(x, _value(board, method, axis, budget)) for x, budget in enumerate(steps)]
+            found = [(x, _value(board, method, axis, budget, main)) for x, budget in enumerate(steps)]
             points = [(x, interval) for x, interval in found if interval is not None]
             _line_and_band(axes, points, label=name, markersize=3.5, **look)
         _entitle(axes, method, task)
@@ -318,11 +325,11 @@ def _short(budget: str) -> str:
     return "∞" if budget == "unbounded" else plain(budget).removesuffix(_PIXELS)
 
 
-def _value(board: Board, method: str, axis: Axis, budget: str) -> "Interval | None":
-    """Return what an axis shows of a row, clean or after uma at a budget."""
+def _value(board: Board, method: str, axis: Axis, budget: str, main: str) -> "Interval | None":
+    """What an axis shows of a row, clean or after the main attack at a budget."""
     clean = budget == "none"
     metric = axis.clean if clean and axis.clean else axis.metric
-    found = records_at(board, method, Place(metric, axis.split, "none" if clean else "uma", budget))
+    found = records_at(board, method, Place(metric, axis.split, "none" if clean else main, budget))
     return (share if axis.sampled else estimate)(found, axis.scale)
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +12,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from rub.config.suite import Frozen
+from rub.config.suite import Frozen, Protocol, protocol_kind, protocol_of
 from rub.errors import RubError
+from rub.metrics.base import metrics_of
 from rub.registry import TASKS
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
@@ -24,6 +27,7 @@ _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _LARGEST_SUITE = 1 << 20
 _NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
 _ROUNDING = 1e-6
+_PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
 _PIXELS = 1 << 26  # of a gallery
 
 
@@ -141,13 +145,36 @@ def _check_ranges(path: Path, records: Iterable[Record]) -> None:
     ranges = {
         (entry.name, metric.name): (metric.low - _ROUNDING, metric.high + _ROUNDING)
         for entry in TASKS.entries()
-        for metric in entry.load().metrics
+        for metric in metrics_of(entry.name)
     }
     for record in records:
         low, high = ranges.get((record.task, record.metric), (-math.inf, math.inf))
         if record.value is not None and not low <= record.value <= high:
             name = printable(f"{record.metric} of {record.method}")[:120]
             raise RubError(f"{path}: {name} is {record.value:g}; it lies from {low:g} to {high:g}")
+
+
+def protocols_in(suite: Mapping[str, Any]) -> dict[tuple[str, str], Protocol]:
+    """Protocols that a result's suite holds whole, by task and name; one whose fields do not give its name is left out.
+
+    Args:
+        suite: as plain data, of anyone.
+    """
+    found: dict[tuple[str, str], Protocol] = {}
+    known = {entry.name for entry in TASKS.entries()}
+    for item in suite.get("experiments") or ():
+        task, given = item.get("task"), item.get("protocol")
+        name = str(given.get("name")) if isinstance(given, dict) else ""
+        if task in known and _PROTOCOL.fullmatch(name):
+            with suppress(ValueError):
+                made = protocol_of(given, task, protocol_kind(task))
+                found |= {(task, name): made} if made.name == name else {}
+    return found
+
+
+def mains_of(suite: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Main attacks of the protocols in a suite."""
+    return {place: protocol.main_attack for place, protocol in protocols_in(suite).items()}
 
 
 def outside(out: Path, folders: Iterable[Path]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
+from rub.config.suite import main_among
 from rub.metrics.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
 from rub.registry import CONTROLS, METHODS
 from rub.store.records import Record
@@ -35,6 +36,9 @@ class Place(NamedTuple):
     extractor: str = ""
 
 
+Mains = Mapping[tuple[str, str], str]
+"""(task, protocol) -> its main attack, as the suites of results say it."""
+
 Board = Mapping[tuple[str, Place], Sequence[Record]]
 """(method, place) -> the records behind that cell, one for each pair of seeds."""
 
@@ -62,6 +66,19 @@ def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
         if record.task == task:
             found[Group(*(getattr(record, field) for field in Group._fields))].append(record)
     return dict(found)
+
+
+def main_attack(records: Iterable[Record], mains: Mains | None = None) -> str:
+    """Main attack of the records of one protocol: what its suite says, else ``uma`` or the first that they name.
+
+    Example:
+        >>> main_attack([])
+        ''
+    """
+    own = list(records)
+    places = dict.fromkeys((record.task, record.protocol) for record in own)
+    said = next((mains[place] for place in places if place in mains), None) if mains else None
+    return main_among(dict.fromkeys(record.attack for record in own if record.attack != "none"), said)
 
 
 def board_of(records: Iterable[Record]) -> Board:

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from rub.reports.figure_file import FigureFile
-from rub.reports.folders import Claim, ResultFolder
-from rub.reports.grouping import Group, anchor, board_of, estimate, extracted, grouped, row_order
+from rub.reports.folders import Claim, ResultFolder, mains_of
+from rub.reports.grouping import Group, anchor, board_of, estimate, extracted, grouped, main_attack, row_order
 from rub.reports.table import Table
 from rub.reports.task_report import TaskReport, report_of, reports_of
 from rub.reports.text import free_name, printable, slug
@@ -36,6 +36,11 @@ class Page:
     drawn: Sequence[FigureFile]
     media: str
     folder: ResultFolder
+
+    @property
+    def main(self) -> str:
+        """Main attack of its protocol."""
+        return main_attack(self.records, mains_of(self.folder.suite))
 
     @property
     def reporting(self) -> TaskReport:
@@ -93,11 +98,28 @@ def tables_of(
     experiments = [item for item in suite.get("experiments") or () if item.get("task") == task]
     keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
     tables: list[Table] = []
-    for table in report_of(task).tables_of(records, keys, paper):
+    for table in report_of(task).tables_of(records, keys, paper, mains_of(suite)):
         name = free_name(table.name, taken, "-v")
         taken.add(name)
         tables.append(replace(table, name=name))
     return tables
+
+
+def tabulated(
+    records: Sequence[Record], suite: Mapping[str, Any], paper: Mapping[str, Any] | None = None
+) -> list[tuple[Group, Sequence[Record], list[Table]]]:
+    """Pages of one run, each with its records and tables, whose names all differ.
+
+    Args:
+        records: every row.
+        suite: as for `tables_of`.
+        paper: as for `tables_of`.
+
+    Raises:
+        RubError: as `tables_of`.
+    """
+    taken: set[str] = set()
+    return [(group, own, tables_of(own, suite, taken, paper)) for group, own in page_records(records).items()]
 
 
 def page_slug(group: Group, taken: set[str]) -> str:

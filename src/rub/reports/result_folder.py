@@ -4,8 +4,9 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +21,10 @@ from rub.store.manifest import seal_folder
 from rub.store.records import Record, write_records
 from rub.witness.claims import MANIFEST, TENSORS, Witness, file_stem
 
+if TYPE_CHECKING:
+    from rub.reports.grouping import Group
+    from rub.reports.table import Table
+
 
 @dataclass(frozen=True)
 class Result:
@@ -33,6 +38,7 @@ class Result:
         counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
         galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
         witnesses: experiment and folder of the store, each with one file of witnesses.
+        suite: what was asked for, as plain data.
     """
 
     records: tuple[Record, ...]
@@ -42,6 +48,14 @@ class Result:
     counts: Mapping[str, int] = field(default_factory=dict)
     galleries: tuple[Mapping[str, Any], ...] = ()
     witnesses: tuple[tuple[str, Path], ...] = ()
+    suite: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def pages(self) -> "list[tuple[Group, Sequence[Record], list[Table]]]":
+        """What a page shows, its records, and its tables; made once."""
+        from rub.reports.pages import tabulated
+
+        return tabulated(self.records, self.suite)
 
 
 def prepare(out: Path) -> None:
@@ -67,7 +81,7 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def collect(suite: str, plans: Sequence[tuple[Experiment, Graph]], outcomes: Mapping[str, Outcome]) -> Result:
+def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: Mapping[str, Outcome]) -> Result:
     """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
     records: list[Record] = []
     samples: list[Mapping[str, Any]] = []
@@ -75,7 +89,7 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Graph]], outcomes: Map
     galleries: list[Mapping[str, Any]] = []
     witnesses: list[tuple[str, Path]] = []
     for _, graph in plans:
-        common = {**graph.common, "suite": suite}
+        common = {**graph.common, "suite": suite.name}
         for stage in graph.stages:
             outcome = outcomes[stage.key]
             records += _records(stage, outcome, common)
@@ -89,10 +103,14 @@ def collect(suite: str, plans: Sequence[tuple[Experiment, Graph]], outcomes: Map
     for outcome in outcomes.values():
         counts[outcome.status] += 1
     failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
-    return Result(tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries), tuple(witnesses))
+    spec = suite.model_dump(mode="json", exclude={"experiments"})
+    spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
+    return Result(
+        tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries), tuple(witnesses), spec
+    )
 
 
-def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
+def write_result(result: Result, out: Path, command: str) -> Path:
     """Write a result folder and return the path of its page."""
     from rub.reports.writing import write_report
 
@@ -100,12 +118,10 @@ def write_result(result: Result, suite: Suite, out: Path, command: str) -> Path:
         _clear(out)
         write_records(result.records, result.samples, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
-        spec = suite.model_dump(mode="json", exclude={"experiments"})
-        spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
-        (out / "suite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+        (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
-        facts = {"command": command, "suite": spec}
-        page = write_report(result.records, result.curves, out, facts, galleries=result.galleries)
+        facts = {"command": command, "suite": result.suite}
+        page = write_report(result.records, result.curves, out, facts, result.pages, result.galleries)
         seal_folder(out, {"command": command, "code_version": code_version()})
         return page
     except OSError as error:

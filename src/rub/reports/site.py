@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rub.config.suite import protocols_of
-from rub.registry import METHODS, TASKS
+from rub.metrics.base import metrics_of
+from rub.registry import METHODS
 from rub.reports.board import Board, boards
 from rub.reports.cards import Described, described
+from rub.reports.folders import protocols_in
 from rub.reports.grouping import controls_of, grouped
 from rub.reports.pages import Page, provenance, run_facts, searches, versions
 from rub.reports.table import column_groups
@@ -41,7 +43,9 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
     """
     templates = _templates()
     made = boards(
-        (page.slug, group, own) for page in pages for group, own in grouped(page.records, page.group.task).items()
+        (page.slug, group, own, page.main)
+        for page in pages
+        for group, own in grouped(page.records, page.group.task).items()
     )
     names = _method_files(pages)
     shared = {"title": title, "pages": pages, "tasks": _tasks(pages), "method_files": names}
@@ -109,7 +113,7 @@ def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
     return {
         task: {
             "reporting": report_of(task),
-            "metrics": TASKS.get(task, task).load().metrics,
+            "metrics": metrics_of(task),
             "protocols": list(_protocols(task, pages)),
         }
         for task in tasks
@@ -117,11 +121,13 @@ def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
 
 
 def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
-    """Yield the protocols that a task's records name, with every choice where this installation knows them."""
+    """Yield the protocols that a task's records name, with every choice where they or this installation hold it."""
     import yaml
 
-    known = protocols_of(task)
-    for name in dict.fromkeys(page.group.protocol for page in pages if page.group.task == task):
+    own = [page for page in pages if page.group.task == task]
+    known = {name: found for page in own for (_, name), found in protocols_in(page.folder.suite).items()}
+    known |= protocols_of(task)
+    for name in dict.fromkeys(page.group.protocol for page in own):
         if name in known:
             yield name, yaml.safe_dump(known[name].model_dump(mode="json"), sort_keys=False, width=90)
 

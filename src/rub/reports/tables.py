@@ -11,12 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
+from rub.metrics.base import Metric
 from rub.reports.grouping import (
     Board,
     Group,
     Place,
     anchor,
     board_of,
+    budgets_of,
     estimate,
     is_control,
     place_of,
@@ -55,6 +57,62 @@ def paper_numbers(key: str) -> Mapping[str, Any] | None:
     return numbers
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Makes the columns of a task's tables: titles, units, decimals and directions are those of its metrics.
+
+    Attributes:
+        metrics: of the task.
+        main: the main attack.
+        sampled: whether a share has an interval over samples where there is one model only.
+        direction: metric and split -> the direction; the metric's own when left out.
+    """
+
+    metrics: Sequence[Metric]
+    main: str
+    sampled: bool = False
+    direction: Callable[[Metric, str], str] = lambda metric, split: metric.direction
+
+    def __call__(
+        self,
+        group: str,
+        metric: str,
+        budget: str = "none",
+        split: str = "",
+        *,
+        name: str = "",
+        attack: str = "",
+        extractor: str = "",
+        decimals: int | None = None,
+        controls: bool = False,
+    ) -> Column:
+        """Column of a metric.
+
+        Args:
+            group: upper header.
+            metric: its id.
+            budget: of the attack; ``none`` without one.
+            split: the metric's own when left out.
+            name: lower header; the metric's title when left out.
+            attack: the main one when left out.
+            extractor: what looked at the images, where that tells numbers apart.
+            decimals: the metric's own when left out.
+            controls: whether it is a control, for which no direction is better.
+        """
+        said = next(item for item in self.metrics if item.name == metric)
+        place = Place(metric, split or said.split, _attack(attack or self.main, budget), budget, extractor)
+        digits = said.decimals if decimals is None else decimals
+        direction = "" if controls else self.direction(said, place.split)
+        sampled = self.sampled and said.percent and said.low == 0  # a difference of shares has no Wilson interval
+        return Column(
+            printable(group), name or said.title, place, direction, said.percent, digits, said.stored_unit, sampled
+        )
+
+
+def _attack(attack: str, budget: str) -> str:
+    return "none" if budget == "none" else attack
+
+
 def _unpublished(method: str, place: Place) -> None:
     return None
 
@@ -69,6 +127,7 @@ class Source:
         explain: columns and the records behind them -> notes on their headers.
         bound: what it means for a value that its search was still improving.
         first: the table that lists the reasons of failures.
+        main: the main attack of the group's protocol.
     """
 
     group: Group
@@ -76,6 +135,17 @@ class Source:
     explain: Callable[[Sequence[Column], Sequence[Record]], Iterable[str]]
     bound: str
     first: str
+    main: str = ""
+
+    @property
+    def budgets(self) -> list[str]:
+        """Budgets of the main attack, the smallest first."""
+        return budgets_of(self.records, self.main)
+
+    @property
+    def others(self) -> list[str]:
+        """Attacks beside the main one."""
+        return list(dict.fromkeys(r.attack for r in self.records if r.attack not in ("none", self.main)))
 
     def table(
         self,

@@ -1,11 +1,13 @@
-"""What a report needs to know of a task, and how it finds that out: through its task's ``report``."""
+"""What a report needs to know of a task: its tables and the prose about them, from ``report.yaml`` of the task."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rub.errors import unknown
+from rub.metrics.base import Metric
 from rub.registry import TASKS, load_target
+from rub.reports.grouping import Mains
 from rub.reports.table import Column, Table
 from rub.reports.tables import paper_numbers
 from rub.store.records import Record
@@ -18,7 +20,7 @@ class Axis:
     Attributes:
         metric: the metric's id.
         split: the images it is measured on.
-        name: the short name that tables have for it.
+        name: the name that the axis has for it.
         unit: ``%``, ``dB`` and the like; a share is drawn in percent, from 0 to 100.
         clean: the metric's id without an attack, where it differs.
         sampled: whether it is a share of independent samples, so that a single model has an interval too.
@@ -33,17 +35,17 @@ class Axis:
 
     @property
     def percent(self) -> bool:
-        """Return whether it shows a share."""
+        """Whether it shows a share."""
         return self.unit == "%"
 
     @property
     def scale(self) -> float:
-        """Return what a record's value is multiplied by."""
+        """What a record's value is multiplied by."""
         return 100.0 if self.percent else 1.0
 
     @property
     def label(self) -> str:
-        """Return the name with its unit.
+        """Name with unit.
 
         Example:
             >>> Axis("ua", "forget", "UA").label
@@ -53,55 +55,69 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """By which number the sham shows that it forgot nothing."""
+
+    metric: str
+    split: str
+    attacked: bool
+
+
+@dataclass(frozen=True)
 class TaskReport:
-    """What differs between the reports of two tasks.
+    """What differs between the reports of two tasks; all but the three functions stands in ``report.yaml``.
 
     Attributes:
+        tables: records of any tasks, the paper's numbers and the main attacks -> the tables of this task's records.
+        headline: budgets, the smallest first -> those that the first table shows.
+        leaders: records of one data set and protocol, and its main attack -> the columns of its leaderboard.
         title: the task in two or three words, for headings.
         first: the paper's table whose shape the first tables have, such as ``Table 1``.
         prefix: how the names of these first tables begin, such as ``table1``.
-        tables: records of any tasks and the paper's numbers -> the tables of this task's records.
-        headline: budgets, the smallest first -> those that the first table shows.
-        leaders: records of one data set and protocol -> the columns of its leaderboard.
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
+        words: what else tables and figures say -> in plain words.
+        captions: first part of a figure's name -> what it shows; ``{main}`` stands for the main attack.
         beside: words for the legend -> a share of other images that the same search changes, two at most; the caption
             ``controls`` belongs to them.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
+        exposes: by which number the sham shows that it forgot nothing; None where a task has none.
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.
         together: whether one table shows all experiments of a suite.
-        exposes: metric, split and attack by which the sham shows that it forgot nothing; None where a task has none.
-        words: what else tables and figures say -> in plain words.
-        captions: first part of a figure's name -> what it shows.
     """
 
+    tables: Callable[[Sequence[Record], Mapping[str, Any] | None, Mains], list[Table]]
+    headline: Callable[[Sequence[str]], list[str]]
+    leaders: Callable[[Sequence[Record], str], list[Column]]
     title: str
     first: str
     prefix: str
-    tables: Callable[[Sequence[Record], Mapping[str, Any] | None], list[Table]]
-    headline: Callable[[Sequence[str]], list[str]]
-    leaders: Callable[[Sequence[Record]], list[Column]]
     robustness: Axis
     utility: Axis
     words: Mapping[str, str]
     captions: Mapping[str, str]
     beside: Mapping[str, Axis] = field(default_factory=dict)
-    unlike: frozenset[str] = frozenset()
-    exposes: tuple[str, str, str] | None = None
+    unlike: Sequence[str] = ()
+    exposes: Exposure | None = None
     search: str = r"size of the search, $\|\delta\|_\infty$"
     success: str = "share of forget images recovered"
     together: bool = False
 
     def tables_of(
-        self, records: Sequence[Record], keys: Mapping[str, str], paper: Mapping[str, Any] | None = None
+        self,
+        records: Sequence[Record],
+        keys: Mapping[str, str],
+        paper: Mapping[str, Any] | None = None,
+        mains: Mains | None = None,
     ) -> list[Table]:
-        """Return the tables of every experiment, or of all experiments together.
+        """Tables of every experiment, or of all experiments together.
 
         Args:
             records: of this task.
             keys: experiment -> its key into the paper's tables; "" and none for one that the paper does not have.
             paper: the paper's numbers for all of them instead.
+            mains: main attacks, as suites say them.
 
         Raises:
             RubError: a key that the paper has no table for.
@@ -109,18 +125,36 @@ class TaskReport:
         names = list(dict.fromkeys(record.experiment for record in records))
         if self.together and names:
             key = next((keys[name] for name in names if keys.get(name)), "")
-            return self.tables(records, paper or paper_numbers(key))
-        return [
-            table
-            for name in names
-            for table in self.tables(
-                [record for record in records if record.experiment == name], paper or paper_numbers(keys.get(name, ""))
-            )
-        ]
+            return self.tables(records, paper or paper_numbers(key), mains or {})
+        found = []
+        for name in names:
+            own = [record for record in records if record.experiment == name]
+            found += self.tables(own, paper or paper_numbers(keys.get(name, "")), mains or {})
+        return found
+
+
+def read_report(target: str, metrics: Iterable[Metric], **functions: Any) -> TaskReport:
+    """Report of a task from its prose.
+
+    Args:
+        target: ``package:report.yaml``.
+        metrics: the task's; axes take their units from them.
+        **functions: ``tables``, ``headline``, ``leaders`` of `TaskReport`.
+    """
+    said = dict(load_target(target))
+    units = {metric.name: metric.unit for metric in metrics}
+
+    def axis(fields: Mapping[str, Any]) -> Axis:
+        return replace(Axis(**fields), unit=units[fields["metric"]])
+
+    said |= {name: axis(said[name]) for name in ("robustness", "utility")}
+    said["beside"] = {name: axis(fields) for name, fields in said.get("beside", {}).items()}
+    said["exposes"] = Exposure(**said["exposes"]) if "exposes" in said else None
+    return TaskReport(**functions, **said)
 
 
 def report_of(task: str) -> TaskReport:
-    """Return how a task is reported.
+    """How a task is reported.
 
     Raises:
         RubError: an unknown task.
@@ -136,7 +170,7 @@ def report_of(task: str) -> TaskReport:
 
 
 def reports_of(tasks: Iterable[str]) -> dict[str, TaskReport]:
-    """Return how these tasks are reported, in the order of the registry; names that it does not have are left out.
+    """How these tasks are reported, in the order of the registry; names that it does not have are left out.
 
     Example:
         >>> list(reports_of(["classification", "of-another-installation"]))

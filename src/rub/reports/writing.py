@@ -11,10 +11,10 @@ from rub.errors import RubError
 from rub.pipeline.execution import one_line
 from rub.reports.figure_file import FigureFile
 from rub.reports.figures import draw_figures
-from rub.reports.folders import ResultFolder, claims_of, copy_gallery, outside, read_folder
+from rub.reports.folders import ResultFolder, claims_of, copy_gallery, mains_of, outside, read_folder
 from rub.reports.galleries import draw_galleries
 from rub.reports.grouping import Group
-from rub.reports.pages import Page, merged, page_records, page_slug, tables_of
+from rub.reports.pages import Page, merged, page_slug, tables_of, tabulated
 from rub.reports.render import to_csv, to_latex, to_markdown
 from rub.reports.site import write_site
 from rub.reports.table import Table
@@ -34,7 +34,7 @@ def write_report(
     curves: Sequence[Mapping[str, Any]],
     out: Path,
     facts: Facts,
-    paper: Mapping[str, Any] | None = None,
+    made: Sequence[tuple[Group, Sequence[Record], list[Table]]] | None = None,
     galleries: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write ``tables/``, ``figures/`` and the pages of ``report/`` into the result folder of a run.
@@ -44,7 +44,7 @@ def write_report(
         curves: success and loss against steps, one mapping per search (the rows of ``curves.json``).
         out: the result folder; is made when it is not there.
         facts: ``command``, and ``suite``: the suite as plain data with its experiments.
-        paper: the paper's numbers for all experiments; None takes each experiment's own ``paper`` key of the suite.
+        made: pages with their tables, where `rub.reports.pages.tabulated` made them already.
         galleries: pictures of what models make, as for `rub.reports.galleries.draw_galleries`.
 
     Returns:
@@ -54,17 +54,18 @@ def write_report(
         RubError: an experiment's ``paper`` key that the paper has no table for, or a gallery that cannot be read.
     """
     suite = facts.get("suite") or {}
-    drawn = [*draw_figures(records, curves, out / "figures"), *draw_galleries(galleries, out / "figures")]
+    drawn = [
+        *draw_figures(records, curves, out / "figures", mains=mains_of(suite)),
+        *draw_galleries(galleries, out / "figures"),
+    ]
     pictures = [{"group": list(one.group), "name": one.name, "caption": one.caption} for one in drawn if not one.vector]
     if pictures:
         (out / "galleries.json").write_text(json.dumps(pictures, indent=1), encoding="utf-8")
     claims = tuple(claims_of(out / "witnesses"))
     folder = ResultFolder((), records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims)
-    names: set[str] = set()
     slugs: set[str] = set()
     pages = []
-    for group, own in page_records(records).items():
-        tables = tables_of(own, suite, names, paper)
+    for group, own, tables in tabulated(records, suite) if made is None else made:
         mine = [one for one in drawn if one.group._replace(experiment="") == group]
         pages.append(Page(group, page_slug(group, slugs), own, tables, mine, "../../figures", folder))
     _write_tables([table for page in pages for table in page.tables], out / "tables", tuple(_RENDER))
@@ -164,7 +165,10 @@ def _pages(
         pages.append(Page(group, name, records, tables, (), f"../figures/{name}", folder))
     if "html" not in formats:
         return pages
-    work = [(page.records, page.curves, out / "figures" / page.slug, ("svg",)) for page in pages]
+    work = [
+        (page.records, page.curves, out / "figures" / page.slug, ("svg",), mains_of(page.folder.suite))
+        for page in pages
+    ]
     return [
         replace(page, drawn=[*figures, *_copied(page, out / "figures" / page.slug)])
         for page, figures in zip(pages, _drawn(work, workers), strict=True)

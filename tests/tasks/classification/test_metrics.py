@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rub.errors import Diverged, RubError
 from rub.tasks.classification.metrics import (
-    METRICS_DECLARED,
+    METRICS,
     correct,
     logit_auc,
     probe_accuracy,
@@ -28,7 +28,7 @@ def digits():
 
 
 def test_declared_ids_directions_and_ranges():
-    directions = {metric.name: metric.direction for metric in METRICS_DECLARED}
+    directions = {metric.name: metric.direction for metric in METRICS}
     accuracies, attacks = ["ta", "ta_all", "ra", "ua", "ua_test"], ["mia_shadow", "mia_svc", "mia_rmia", "mia_lira"]
     residuals = ["residual_knowledge", "residual_ratio"]
     assert list(directions) == [*accuracies, *attacks, "logit_auc", "probe_accuracy", *residuals]
@@ -40,7 +40,7 @@ def test_declared_ids_directions_and_ranges():
         "mia_svc",
         *residuals,
     }
-    assert all(metric.low < metric.high and metric.summary and metric.unit for metric in METRICS_DECLARED)
+    assert all(metric.low < metric.high and metric.meaning and metric.title and metric.unit for metric in METRICS)
 
 
 def test_listing_the_metrics_loads_no_heavy_library():

@@ -6,7 +6,7 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from rub.metrics import lpips
 from rub.tasks.inpainting.measure import eight_bit
-from rub.tasks.inpainting.metrics import METRICS_DECLARED, cell, psnr, ssim
+from rub.tasks.inpainting.metrics import METRICS, cell, psnr, ssim
 
 
 def test_psnr_of_known_errors():
@@ -28,7 +28,7 @@ def test_directions_depend_on_the_side():
     kept, gone = (cell("i2i", 0, "is", split)["direction"] for split in ("retain", "forget"))
     assert (kept, gone) == ("up", "reference")
     assert cell("i2i", 0, "residual_knowledge", "forget")["direction"] == "down"
-    assert len({metric.name for metric in METRICS_DECLARED}) == len(METRICS_DECLARED)
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
 def test_pictures_are_rounded_not_truncated():

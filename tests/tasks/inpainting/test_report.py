@@ -317,11 +317,11 @@ def test_groups_and_tasks_are_never_mixed(records):
 
 
 def test_robustness_is_recovered_forget_images_and_utility_is_psnr(records):
-    [axes] = figures._robustness(records, ["8/255", "unbounded"], REPORTING.robustness).axes
+    [axes] = figures._robustness(records, ["8/255", "unbounded"], REPORTING, "uma").axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert lines["i2i"] == pytest.approx([0, 80, 80])
     assert axes.get_ylabel() == "recovered (%)"
-    [axes] = figures._utility(records, "unbounded", REPORTING).axes
+    [axes] = figures._utility(records, "unbounded", REPORTING, "uma").axes
     points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
     assert points["i2i"] == pytest.approx((20, 16))
     assert "original" not in points  # 100 dB from itself

@@ -15,7 +15,7 @@ from rub.reports.grouping import budgets_of, extracted, share, tie_letters
 from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
 from rub.reports.tables import paper_numbers
 from rub.store.records import Record
-from rub.tasks.text_to_image.metrics import METRICS_DECLARED, cell
+from rub.tasks.text_to_image.metrics import METRICS, cell
 from rub.tasks.text_to_image.report import REPORTING
 from rub.tasks.text_to_image.tables import headline, text_to_image_tables
 
@@ -394,16 +394,23 @@ def test_models_without_a_data_set_are_named_after_the_model(five):
     assert table.title == "Table 3 (demo, stable-diffusion, rub-paper-1)"
 
 
-def test_an_audit_without_controls_and_without_uma_has_tables_too():
+def test_an_audit_without_controls_and_without_its_main_attack_has_tables_too():
     rows = [row("unlearned", "asr_pre", 0.1), row("unlearned", "asr_post", 0.4, attack="p4d", budget="50")]
-    tables = text_to_image_tables(rows)
+    tables = text_to_image_tables(rows, None, {("text-to-image", rows[0].protocol): "mine"})
     assert headers(tables[0]) == [("church", "pre ↓")]
-    assert "uma did not run" in told(tables[0])
+    assert "mine did not run" in told(tables[0])
     assert headers(tables[1]) == [("p4d", "church ↓")]
 
 
+def test_the_main_attack_of_a_protocol_without_uma_is_its_first_one():
+    rows = [row("unlearned", "asr_pre", 0.1), row("unlearned", "asr_post", 0.4, attack="p4d", budget="50")]
+    table = text_to_image_tables(rows)[0]
+    assert headers(table) == [("church", "pre ↓"), ("church", "post ↓")]
+    assert "with p4d (50 steps)" in told(table)
+
+
 def test_every_metric_has_its_direction_and_its_pictures():
-    directions = {metric.name: (metric.direction, metric.split) for metric in METRICS_DECLARED}
+    directions = {metric.name: (metric.direction, metric.split) for metric in METRICS}
     assert directions == {
         "asr_pre": ("down", "forget"), "asr_post": ("down", "forget"), "steps_mean": ("up", "forget"),
         "steps_median": ("up", "forget"), "gradient_steps_mean": ("up", "forget"),
@@ -440,7 +447,7 @@ def curve(method, concept="church", cap=100):
 
 
 def test_figures_are_drawn_without_a_loss(one):
-    made = figures._figures(one, [curve(method) for method in SHARES], REPORTING)
+    made = figures._figures(one, [curve(method) for method in SHARES], REPORTING, "uma")
     assert list(made) == ["robustness", "utility", "success"]
     [axes] = made["robustness"].axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
@@ -463,7 +470,7 @@ def test_figures_are_drawn_without_a_loss(one):
 
 
 def test_error_bars_of_one_model_reach_to_the_wilson_ends(one):
-    [axes] = figures._utility([found for found in one if found.method == "scissorhands"], "100", REPORTING).axes
+    [axes] = figures._utility([found for found in one if found.method == "scissorhands"], "100", REPORTING, "uma").axes
     ends = sorted(tuple(np.ravel(segment)) for bars in axes.collections for segment in bars.get_segments())
     (low, high), (worst, best) = wilson(4, 50), wilson(60, 200)
     expected = [(100 - 100 * high, 30, 100 - 100 * low, 30), (92, 100 * worst, 92, 100 * best)]
@@ -472,7 +479,7 @@ def test_error_bars_of_one_model_reach_to_the_wilson_ends(one):
 
 def test_no_utility_no_figure_of_it(one):
     rows = [found for found in one if found.split == "forget"]
-    assert list(figures._figures(rows, [], REPORTING)) == ["robustness"]
+    assert list(figures._figures(rows, [], REPORTING, "uma")) == ["robustness"]
 
 
 @pytest.mark.parametrize(("side", "channels", "across"), [(8, 1, 112), (32, 3, 128), (512, 3, 256)])

@@ -12,47 +12,59 @@ from numpy.typing import ArrayLike, NDArray
 from rub.errors import Diverged, RubError
 from rub.metrics.base import Cells, Metric
 
-METRICS_DECLARED: tuple[Metric, ...] = (
-    Metric("ta", "up", "fraction", 0, 1, "accuracy on test images of the classes that were kept", "test"),
+_INF = float("inf")
+_PART, _AUC = ("fraction", 3), ("AUC", 3)  # units and decimals
+
+METRICS: tuple[Metric, ...] = (
+    Metric("ta", "TA", "accuracy on test images of the classes that were kept", "up", split="test"),
     Metric(
         "ta_all",
-        "reference",
-        "fraction",
-        0,
-        1,
+        "TA all",
         "accuracy on all test images, those of forgotten classes included",
-        "test",
+        "reference",
+        split="test",
     ),
-    Metric("ra", "up", "fraction", 0, 1, "accuracy on the training images that were kept", "retain"),
-    Metric("ua", "down", "fraction", 0, 1, "accuracy on the forgotten training images (the paper's UA, not 1 - UA)"),
+    Metric("ra", "RA", "accuracy on the training images that were kept", "up", split="retain"),
+    Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", "down"),
     Metric(
         "ua_test",
-        "down",
-        "fraction",
-        0,
-        1,
+        "UA test",
         "accuracy on test images of the forgotten classes, never trained on",
-        "forget_test",
+        "down",
+        split="forget_test",
     ),
-    Metric("mia_shadow", "down", "fraction", 0, 1, "forgotten images called members by a Shokri shadow-model attack"),
-    Metric("mia_svc", "down", "fraction", 0, 1, "forgotten images called members by SalUn's SVC (it prints 1 - this)"),
-    Metric("mia_rmia", "reference", "AUC", 0, 1, "how well offline RMIA tells forgotten from unseen images"),
-    Metric("mia_lira", "reference", "AUC", 0, 1, "how well offline LiRA tells forgotten from unseen images"),
-    Metric("logit_auc", "reference", "AUC", 0, 1, "how well a forgotten class's logit finds its test images", "test"),
+    Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", "down", *_PART),
+    Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", "down", *_PART),
+    Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", "reference", *_AUC),
+    Metric("mia_lira", "LiRA", "how well offline LiRA tells forgotten from unseen images", "reference", *_AUC),
+    Metric(
+        "logit_auc",
+        "logit AUC",
+        "how well a forgotten class's logit finds its test images",
+        "reference",
+        *_AUC,
+        split="test",
+    ),
     Metric(
         "probe_accuracy",
-        "reference",
-        "fraction",
-        0,
-        1,
+        "linear probe",
         "recall of forgotten classes by a linear probe on features",
-        "forget_test",
+        "reference",
+        *_PART,
+        split="forget_test",
     ),
-    Metric("residual_knowledge", "down", "fraction", -1, 1, "UA after the attack minus the retrained model's"),
-    Metric("residual_ratio", "down", "ratio", 0, float("inf"), "recovered images per image that retrain gives up too"),
+    Metric("residual_knowledge", "excess", "UA after the attack minus the retrained model's", "down", low=-1),
+    Metric(
+        "residual_ratio",
+        "ratio",
+        "recovered images per image that retrain gives up too",
+        "down",
+        "ratio",
+        high=_INF,
+    ),
 )
-"""Every metric of the classification task, in the order of its tables. Fractions are stored as 0..1, not percent."""
-cell = Cells(METRICS_DECLARED)
+"""Every metric of the classification task, in the order of its tables. Shares are stored as 0..1, not percent."""
+cell = Cells(METRICS)
 
 
 def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:

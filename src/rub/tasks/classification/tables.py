@@ -5,31 +5,43 @@ from dataclasses import replace
 from typing import Any
 
 from rub.metrics.statistics import tie_groups
-from rub.reports.grouping import Place, board_of, budgets_of, grouped, is_control, row_order, seed_means
+from rub.reports.grouping import (
+    Mains,
+    Place,
+    board_of,
+    budgets_of,
+    grouped,
+    is_control,
+    main_attack,
+    row_order,
+    seed_means,
+)
 from rub.reports.table import Cell, Column, Table, fitting
-from rub.reports.tables import Source, failures, seeds_note
+from rub.reports.tables import Columns, Source, failures, seeds_note
 from rub.reports.text import printable
 from rub.store.records import Record
-from rub.tasks.classification.metrics import METRICS_DECLARED
+from rub.tasks.classification.metrics import METRICS
 
-_METRICS = {metric.name: metric for metric in METRICS_DECLARED}
-_MIA_DECIMALS = 3
 _CLEAN = "no attack"  # a leaderboard's upper header
 _TELLING = "2/255"  # of a curve: unlearned networks are hardly steered there, and much comes back (docs/table1.md)
+_STEERED: Any = {"name": "steered", "controls": True}
 FALSE_MEMBERS = 0.05  # share of a retrained model's attacked images that may be called members without a note
 _GIVEN = "one original, one choice of images and one set of shadow models"
 
 
-def classification_tables(records: Sequence[Record], paper: Mapping[str, Any] | None = None) -> list[Table]:
-    """Return the tables of every (suite, experiment, dataset, model, protocol) among the records.
+def classification_tables(
+    records: Sequence[Record], paper: Mapping[str, Any] | None = None, mains: Mains | None = None
+) -> list[Table]:
+    """Tables of every (suite, experiment, dataset, model, protocol) among the records.
 
     Table 1 in the paper's shape; what remains by bias-free metrics; attacks and controls, one table per budget; and,
-    when UMA ran at more budgets than Table 1 shows, its robustness curve. Means are over seeds, intervals are
-    clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
+    when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over seeds, intervals
+    are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
 
     Args:
         records: rows of any task; those of other tasks are left out.
         paper: method -> the paper's numbers for this data set, from `rub.reports.tables.paper_numbers`.
+        mains: main attacks, as suites say them.
 
     Returns:
         Tables that fit 80 columns each; empty without classification records.
@@ -40,23 +52,22 @@ def classification_tables(records: Sequence[Record], paper: Mapping[str, Any] | 
     """
     tables: list[Table] = []
     for group, own in grouped(records, "classification").items():
-        source = Source(group, own, _explained, "UA is a lower bound", "Table 1")
-        uma = budgets_of(own, "uma")
-        shown = headline(uma)
+        source = Source(group, own, _explained, "UA is a lower bound", "Table 1", main_attack(own, mains))
+        shown = headline(source.budgets)
         tables += [_table1(source, shown, paper or {}), _remains(source)]
-        others = {record.budget for record in own if record.attack not in ("none", "uma")}
+        others = {record.budget for record in own if record.attack in source.others}
         tables += [
             _attacks(source, budget)
             for budget in budgets_of(own)
             if budget in others or budget in headline(budgets_of(own))
         ]
-        if len(uma) > len(shown):
-            tables.append(_curve(source, uma))
+        if len(source.budgets) > len(shown):
+            tables.append(_curve(source))
     return [part for table in tables if table.columns for part in fitting(table)]
 
 
 def headline(budgets: Sequence[str]) -> list[str]:
-    """Return the budgets of the paper's table where both are there, else the two largest.
+    """Budgets of the paper's table where both are there, else the two largest.
 
     Example:
         >>> headline(["1/255", "8/255", "16/255", "32/255"]), headline(["32/255", "64/255"])
@@ -66,8 +77,8 @@ def headline(budgets: Sequence[str]) -> list[str]:
     return paper if set(paper) <= set(budgets) else list(budgets[-2:])
 
 
-def leaders(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of a leaderboard over these records, of any group; those without records are left out there.
+def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
+    """Columns of a leaderboard over these records, of any group; those without records are left out there.
 
     Steering is shown at 2/255 where a curve was run, else at the largest budget.
 
@@ -75,43 +86,34 @@ def leaders(records: Sequence[Record]) -> list[Column]:
         >>> [column.title for column in leaders([])]
         ['TA ↑', 'UA ↓', 'MIA ↓', 'logit AUC ≈']
     """
-    budgets = budgets_of(records, "uma")
+    main = main or main_attack(records)
+    made, budgets = Columns(METRICS, main), budgets_of(records, main)
     shown = headline(budgets)
-    columns = [
-        _percent("", "TA", Place("ta", "test", "none", "none"), 1),
-        _percent(_CLEAN, "UA", Place("ua", "forget", "none", "none"), 1),
-    ]
+    columns = [made("", "ta"), made(_CLEAN, "ua")]
     curve = _TELLING in budgets
     if curve:
-        columns += [_percent(_TELLING, "UA", Place("ua", "forget", "uma", _TELLING), 1), _steered(_TELLING)]
-    columns += [_percent(budget, "UA", Place("ua", "forget", "uma", budget), 1) for budget in shown]
+        columns += [made(_TELLING, "ua", _TELLING), made(_TELLING, "ua", _TELLING, "retain", **_STEERED)]
+    columns += [made(budget, "ua", budget) for budget in shown]
     for budget in shown[-1:]:
-        columns.append(_percent(budget, "excess", Place("residual_knowledge", "forget", "uma", budget), 1))
+        columns.append(made(budget, "residual_knowledge", budget))
         if not curve:  # else the page gets too wide, and steering at the small budget says more
-            columns.append(_steered(budget))
-    columns.append(_fraction(_CLEAN, "MIA", Place("mia_shadow", "forget", "none", "none")))
-    columns.append(_fraction(_CLEAN, "logit AUC", Place("logit_auc", "test", "none", "none")))
-    return columns
-
-
-def _steered(budget: str) -> Column:
-    return replace(_percent(budget, "steered", Place("ua", "retain", "uma", budget), 1), direction="")
+            columns.append(made(budget, "ua", budget, "retain", **_STEERED))
+    return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "logit_auc")]
 
 
 def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> Table:
     group, records = source.group, source.records
-    columns = [_percent("", "TA", Place("ta", "test", "none", "none"))]
+    made = Columns(METRICS, source.main)
+    columns = [made("", "ta", decimals=2)]
     for budget in ("none", *shown):
-        attack = "none" if budget == "none" else "uma"
-        columns.append(_percent(budget, "UA", Place("ua", "forget", attack, budget)))
-        columns.append(_fraction(budget, "MIA", Place("mia_shadow", "forget", attack, budget)))
+        columns += [made(budget, "ua", budget, decimals=2), made(budget, "mia_shadow", budget)]
     table = source.table("table1", "Table 1", columns, _published(paper))
     notes = [seeds_note(records, _GIVEN), *table.notes]
     if any(cell.paper is not None for row in table.rows for cell in row.cells):
         notes.append(f"in parentheses: the paper's own number (its network: ResNet-50; here: {printable(group.model)})")
         if group.dataset == "tiny-imagenet":
             notes.append("the paper's TA here seems to count the forgotten classes: compare it with TA all")
-    notes += _beyond(table)
+    notes += _beyond(table, source.main)
     tied = _ties(source, shown[-1]) if shown else {}
     if tied:
         cells = [Cell(("".join(tied[row.label]),)) if row.label in tied else Cell(("",)) for row in table.rows]
@@ -121,14 +123,14 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
     return replace(table, notes=(*notes, *failures(records)))
 
 
-def _beyond(table: Table) -> list[str]:
-    """Return the note that the MIA of attacked images needs where it calls images members that nobody trained on."""
+def _beyond(table: Table, main: str) -> list[str]:
+    """Note that the MIA of attacked images needs where it calls images members that nobody trained on."""
     cells = [
         (column, cell)
         for row in table.rows
         if row.label == "retrain"
         for column, cell in zip(table.columns, row.cells, strict=True)
-        if column.place and column.place.metric == "mia_shadow" and column.place.attack == "uma"
+        if column.place and column.place.metric == "mia_shadow" and column.place.attack == main
     ]
     found = [f"{cell.value:.3f} at {column.group}" for column, cell in cells if (cell.value or 0.0) > FALSE_MEMBERS]
     if not found:
@@ -140,57 +142,50 @@ def _beyond(table: Table) -> list[str]:
 
 
 def _remains(source: Source) -> Table:
+    made = Columns(METRICS, source.main)
     columns = [
-        _percent("TA", "kept", Place("ta", "test", "none", "none"), 1),
-        _percent("TA", "all", Place("ta_all", "test", "none", "none"), 1),
-        _percent("", "RA", Place("ra", "retain", "none", "none"), 1),
-        _percent("UA", "test", Place("ua_test", "forget_test", "none", "none"), 1),
-        _fraction("logit", "AUC", Place("logit_auc", "test", "none", "none")),
-        _fraction("linear", "probe", Place("probe_accuracy", "forget_test", "none", "none")),
-        _fraction("MIA", "SVC", Place("mia_svc", "forget", "none", "none")),
-        _fraction("MIA", "RMIA", Place("mia_rmia", "forget", "none", "none")),
-        _fraction("MIA", "LiRA", Place("mia_lira", "forget", "none", "none")),
+        made("TA", "ta", name="kept"),
+        made("TA", "ta_all", name="all"),
+        made("", "ra"),
+        made("UA", "ua_test", name="test"),
+        made("logit", "logit_auc", name="AUC"),
+        made("linear", "probe_accuracy", name="probe"),
+        made("MIA", "mia_svc", name="SVC"),
+        made("MIA", "mia_rmia"),
+        made("MIA", "mia_lira"),
     ]
     return source.table("remains", "What remains, without an attack", columns)
 
 
 def _attacks(source: Source, budget: str) -> Table:
+    made = Columns(METRICS, source.main)
     columns = [
-        _percent("uma", "UA", Place("ua", "forget", "uma", budget), 1),
-        _percent("uma", "excess", Place("residual_knowledge", "forget", "uma", budget), 1),
-        Column("uma", "ratio", Place("residual_ratio", "forget", "uma", budget), "down", decimals=1),
-        _percent("uma", "test", Place("ua_test", "forget_test", "uma", budget), 1),
-        replace(_percent("uma", "steer", Place("ua", "retain", "uma", budget), 1), direction=""),
+        made(source.main, "ua", budget),
+        made(source.main, "residual_knowledge", budget),
+        made(source.main, "residual_ratio", budget),
+        made(source.main, "ua_test", budget, name="test"),
+        made(source.main, "ua", budget, "retain", name="steer", controls=True),
+        *(made(name, "ua", budget, attack=name) for name in source.others),
     ]
-    others = dict.fromkeys(record.attack for record in source.records if record.attack not in ("none", "uma"))
-    columns += [_percent(printable(name), "UA", Place("ua", "forget", name, budget), 1) for name in others]
     return source.table(f"attacks-{budget.partition('/')[0]}", f"Attacks and controls at {budget}", columns)
 
 
-def _curve(source: Source, budgets: Sequence[str]) -> Table:
+def _curve(source: Source) -> Table:
+    made = Columns(METRICS, source.main)
     columns = [
-        _percent(f"{name} at", budget, Place(metric, split, "none" if budget == "none" else "uma", budget), 1)
+        made(f"{name} at", metric, budget, split, name=budget, controls=name == "steer")
         for name, metric, split in (
             ("UA", "ua", "forget"),
             ("test", "ua_test", "forget_test"),
             ("steer", "ua", "retain"),
         )
-        for budget in ("none", *budgets)
+        for budget in ("none", *source.budgets)
     ]
-    columns = [replace(column, direction="") if column.group == "steer at" else column for column in columns]
-    return source.table("curve", "Robustness curve of uma, and its controls", columns)
-
-
-def _percent(group: str, name: str, place: Place, decimals: int = 2) -> Column:
-    return Column(group, name, place, _METRICS[place.metric].direction, True, decimals)
-
-
-def _fraction(group: str, name: str, place: Place) -> Column:
-    return Column(group, name, place, _METRICS[place.metric].direction, False, _MIA_DECIMALS)
+    return source.table("curve", f"Robustness curve of {printable(source.main)}, and its controls", columns)
 
 
 def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]:
-    """Return what gives the paper's number for a cell: TA and UA in percent, MIA as a fraction."""
+    """What gives the paper's number for a cell: TA and UA in percent, MIA as a fraction."""
 
     def number(method: str, place: Place) -> float | None:
         key = {"ta": "ta", "ua": "ua", "mia_shadow": "mia"}.get(place.metric)
@@ -203,8 +198,8 @@ def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]
 
 
 def _ties(source: Source, budget: str) -> dict[str, tuple[str, ...]]:
-    """Return the tie groups of the unlearning methods by UA at a budget; empty where one seed allows no interval."""
-    board, place = board_of(source.records), Place("ua", "forget", "uma", budget)
+    """Tie groups of the unlearning methods by UA at a budget; empty where one seed allows no interval."""
+    board, place = board_of(source.records), Place("ua", "forget", source.main, budget)
     order = row_order((record.method for record in source.records), source.group.task)
     rows = (method for method in order if not is_control(method, source.group.task))
     means: dict[str, Mapping[Any, float]] = {m: seed_means(board.get((m, place), ())) for m in rows}

@@ -2,7 +2,7 @@
 
 from rub.pipeline.task import Task
 from rub.tasks.classification.graph import ClassificationGraph
-from rub.tasks.classification.metrics import METRICS_DECLARED
+from rub.tasks.classification.metrics import METRICS
 from rub.tasks.classification.spec import ClassificationExperiment
 
 TASK = Task(
@@ -19,7 +19,7 @@ TASK = Task(
         "measure": "rub.tasks.classification.measure:measure",
         "measure-attack": "rub.tasks.classification.measure:measure_attack",
     },
-    metrics=METRICS_DECLARED,
+    metrics=METRICS,
     report="rub.tasks.classification.report:REPORTING",
     audit="rub.tasks.classification.audit:AUDIT",
     verify="rub.tasks.classification.witnesses:verify",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rub.config.suite import DEFAULT_MAIN
 from rub.data.samples import to_unit
 from rub.models.mae.masks import gather, scatter
 from rub.models.mae.model import paste
@@ -24,6 +25,7 @@ GREY = 0.5  # of masked patches, and of no change in the picture of delta
 def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
     """Write tiles for some images of F and of R: image, masked, both models' outputs, attacked outputs, delta."""
     spec, parts = stage.spec, []
+    attack = spec.get("attack", DEFAULT_MAIN)
     original, unlearned = (model_of(inputs, role, runtime) for role in ("original", "unlearned"))
     for name in SIDES:
         side = side_of(name, inputs, runtime)
@@ -42,7 +44,7 @@ def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Ru
             path = inputs[f"attack_{place}_{name}"].file("delta.npy")
             delta = torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False)[:count].copy())
             probes = apply_delta(images, delta).to(runtime.device)
-            columns[f"uma {budget}"] = paste(unlearned.reconstruct(probes, mask), x, mask, unlearned)
+            columns[f"{attack} {budget}"] = paste(unlearned.reconstruct(probes, mask), x, mask, unlearned)
             change, factor = (probes - x), _factor(budget)
             columns[f"delta x {factor}" if factor > 1 else "delta"] = (GREY + change * factor / 2).clamp(0, 1)
         tiles = torch.stack([eight_bit(tile.cpu()) for tile in columns.values()], 1).permute(0, 1, 3, 4, 2)

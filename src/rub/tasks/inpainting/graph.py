@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rub.config.suite import located
+from rub.config.suite import DEFAULT_MAIN, located
 from rub.data.spec import data_stage, num_images
 from rub.errors import RubError
 from rub.judges.extractor_stage import judge_stage
@@ -118,9 +118,10 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
 
     def gallery(self, method: str, seed: int) -> list[Stage]:
         """Stage of a row's pictures: one bounded and one unbounded search beside what both models make."""
-        if not self.experiment.evaluation.gallery or seed or "uma" not in self.attacks:
+        main = self.experiment.protocol.main_attack
+        if not self.experiment.evaluation.gallery or seed or not main:
             return []
-        budgets = self.attacks["uma"].budgets
+        budgets = self.attacks[main].budgets
         bounded = [budget for budget in budgets if isinstance(budget, int)]
         first = 8 if 8 in bounded else bounded[-1] if bounded else None
         shown = [budget for budget in budgets if budget in (first, "unbounded")]
@@ -130,10 +131,12 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             "count": self.experiment.evaluation.gallery,
             "budgets": [named(budget) for budget in shown],
         }
+        if main != DEFAULT_MAIN:
+            spec["attack"] = main
         inputs = {**self._seen(), "original": self.original, "unlearned": self.model(method, seed)}
         for place, budget in enumerate(shown):
             for split in ("forget", "retain"):
-                inputs[f"attack_{place}_{split}"] = self.attack(method, seed, "uma", budget, split)
+                inputs[f"attack_{place}_{split}"] = self.attack(method, seed, main, budget, split)
         return [self.stage("gallery", f"pictures of {method}", spec, inputs, cost=100)]
 
     def attack(self, method: str, seed: int, label: str, budget: Level, split: str) -> Stage:

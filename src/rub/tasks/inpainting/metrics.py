@@ -7,24 +7,26 @@ from rub.metrics.base import Cells, Metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-METRICS_DECLARED: tuple[Metric, ...] = (
-    Metric("is", "up", "score", 1, float("inf"), "Inception Score of the pasted reconstructions"),
-    Metric("fid", "down", "distance", 0, float("inf"), "FID of the pasted reconstructions to the real images"),
-    Metric("fid_original", "down", "distance", 0, float("inf"), "FID to the original model's reconstructions"),
-    Metric("kid", "down", "distance", -1, float("inf"), "KID to the real images; unbiased, unlike FID of few"),
-    Metric("mse_original", "down", "mse", 0, float("inf"), "masked patches against the original's output"),
-    Metric("mse_input", "down", "mse", 0, float("inf"), "masked patches against the true image"),
-    Metric("psnr", "up", "dB", 0, float("inf"), "masked patches against the original's output, mean of dB"),
-    Metric("ssim", "up", "score", -1, 1, "pasted reconstruction against the original's"),
-    Metric("lpips", "down", "distance", 0, float("inf"), "pasted reconstruction against the original's"),
+_INF = float("inf")
+
+METRICS: tuple[Metric, ...] = (
+    Metric("is", "IS", "Inception Score of the pasted reconstructions", "up", "score", 2, low=1, high=_INF),
+    Metric("fid", "FID", "FID of the pasted reconstructions to the real images", "down", "distance", 2, high=_INF),
+    Metric("fid_original", "FID", "FID to the original model's reconstructions", "down", "distance", 2, high=_INF),
     Metric(
-        "recovered", "reference", "fraction", 0, 1, "images within the protocol's distance of the original's output"
+        "kid", "KID", "KID to the real images; unbiased, unlike FID of few", "down", "distance", 4, low=-1, high=_INF
     ),
-    Metric("residual_knowledge", "down", "fraction", -1, 1, "recovered forget images minus the retrained model's"),
+    Metric("mse_original", "MSE", "masked patches against the original's output", "down", "mse", 4, high=_INF),
+    Metric("mse_input", "MSE", "masked patches against the true image", "down", "mse", 4, high=_INF),
+    Metric("psnr", "PSNR", "masked patches against the original's output, mean of dB", "up", "dB", 1, high=_INF),
+    Metric("ssim", "SSIM", "pasted reconstruction against the original's", "up", "score", 3, low=-1),
+    Metric("lpips", "LPIPS", "pasted reconstruction against the original's", "down", "distance", 3, high=_INF),
+    Metric("recovered", "recovered", "images within the protocol's distance of the original's output", "reference"),
+    Metric("residual_knowledge", "excess", "recovered forget images minus the retrained model's", "down", low=-1),
 )
 """Every metric of the task, in the order of its tables, with its direction on *retained* images, which should stay as
 the original has them. On forgotten images none is better as such: a model that never saw them is the reference."""
-_cells = Cells(METRICS_DECLARED)
+_cells = Cells(METRICS)
 _EXCESS = "residual_knowledge"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rub.metrics.base import Metric
 from rub.reports.grouping import (
+    Mains,
     Place,
     board_of,
     budgets_of,
@@ -15,20 +17,17 @@ from rub.reports.grouping import (
     grouped,
     is_control,
     level,
+    main_attack,
     place_of,
     row_order,
     share,
 )
 from rub.reports.table import Column, Table, fitting
-from rub.reports.tables import Source, failures, seeds_note
+from rub.reports.tables import Columns, Source, failures, seeds_note
 from rub.reports.text import printable
 from rub.store.records import Record
-from rub.tasks.inpainting.metrics import METRICS_DECLARED, cell
+from rub.tasks.inpainting.metrics import METRICS, cell
 
-_UNITS = {metric.name: metric.unit for metric in METRICS_DECLARED}
-_DECIMALS = {
-    "is": 2, "fid": 2, "fid_original": 2, "kid": 4, "mse_original": 4, "mse_input": 4, "psnr": 1, "ssim": 3, "lpips": 3,
-}  # fmt: skip
 _TITLES = {
     "is": "Table 2: IS{}", "fid": "Table 2: FID{}", "kid": "KID{}", "fid_original": "FID{} to the original's outputs",
     "mse_input": "MSE to the true image", "lpips": "LPIPS to the original's outputs",
@@ -47,16 +46,19 @@ _AIDS = {
 }
 
 
-def inpainting_tables(records: Sequence[Record], paper: Mapping[str, Any] | None = None) -> list[Table]:
-    """Return the tables of every (suite, experiment, dataset, model, protocol) among the records.
+def inpainting_tables(
+    records: Sequence[Record], paper: Mapping[str, Any] | None = None, mains: Mains | None = None
+) -> list[Table]:
+    """Tables of every (suite, experiment, dataset, model, protocol) among the records.
 
     Table 2 in the paper's shape, IS and FID apart and one pair for each extractor; what comes back, one table for each
-    budget; the curve, when UMA ran at more budgets than Table 2 shows; and further distances. Means are over seeds,
-    intervals are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
+    budget; the curve, when the main attack ran at more budgets than Table 2 shows; and further distances. Means are
+    over seeds, intervals are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
 
     Args:
         records: rows of any task; those of other tasks are left out.
         paper: method -> metric -> budget -> split -> the paper's number, from `rub.reports.tables.paper_numbers`.
+        mains: main attacks, as suites say them.
 
     Returns:
         Tables that fit 80 columns each; empty without records of this task.
@@ -68,13 +70,13 @@ def inpainting_tables(records: Sequence[Record], paper: Mapping[str, Any] | None
     tables: list[Table] = []
     for group, found in grouped(records, "inpainting").items():
         own = extracted(found)
-        source = Source(group, own, _explained, "more might be recovered", "the first table")
-        uma, shown = budgets_of(own, "uma"), headline(budgets_of(own, "uma"))
-        others = {record.budget for record in own if record.attack not in ("none", "uma")}
+        source = Source(group, own, _explained, "more might be recovered", "the first table", main_attack(own, mains))
+        shown = headline(source.budgets)
+        others = {record.budget for record in own if record.attack in source.others}
         at = [b for b in budgets_of(own) if b in shown or b in others or math.isinf(level(b))]
         made = [table for metric in ("is", "fid") for table in _by_budget(source, metric, shown, paper or {})]
         made += [table for budget in ("none", *at) for table in _back(source, budget)]
-        made += [_curve(source, uma)] if len(uma) > len(shown) else []
+        made += [_curve(source)] if len(source.budgets) > len(shown) else []
         for metric in ("kid", "fid_original", "mse_input", "lpips"):
             made += _by_budget(source, metric, shown, {})
         made = [table for table in made if table.columns]
@@ -85,7 +87,7 @@ def inpainting_tables(records: Sequence[Record], paper: Mapping[str, Any] | None
 
 
 def headline(budgets: Sequence[str]) -> list[str]:
-    """Return the budgets of Table 2: 8/255, or the largest one with a number, and ``unbounded``, where they are there.
+    """Budgets of Table 2: 8/255, or the largest one with a number, and ``unbounded``, where they are there.
 
     Example:
         >>> headline(["2/255", "8/255", "16/255", "unbounded", "free"]), headline(["16/255", "32/255"])
@@ -96,35 +98,36 @@ def headline(budgets: Sequence[str]) -> list[str]:
     return [*kept, *(budget for budget in budgets if budget == "unbounded")] or list(budgets[-1:])
 
 
-def leaders(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of a leaderboard over these records, of any group; those without records are left out there.
+def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
+    """Columns of a leaderboard over these records, of any group; those without records are left out there.
 
     Example:
         >>> [column.title for column in leaders([])]
         ['F back ≈', 'PSNR R ↑']
     """
-    shown = headline(budgets_of(records, "uma"))
-    columns = [
-        _recovered(_head(b), "F back", Place("recovered", "forget", "none" if b == "none" else "uma", b))
-        for b in ("none", *shown)
-    ]
-    columns += [_recovered(printable(b), "steered", Place("recovered", "steered", "uma", b)) for b in shown]
+    main = main or main_attack(records)
+    made, shown = _columns(main), headline(budgets_of(records, main))
+    columns = [made(_head(b), "recovered", b, name="F back") for b in ("none", *shown)]
+    columns += [made(b, "recovered", b, "steered", name="steered") for b in shown]
     extractors = list(dict.fromkeys(record.extractor for record in records if record.metric == "fid"))
     for extractor in extractors:
         name = f"FID F[{_short(extractor, extractors)}]"
-        for b in ("none", *shown):
-            place = Place("fid", "forget", "none" if b == "none" else "uma", b, extractor)
-            columns.append(_column(_head(b), name, place))
-    columns.append(_column(_head("none"), "PSNR R", Place("psnr", "retain", "none", "none")))
-    return columns
+        columns += [made(_head(b), "fid", b, name=name, extractor=extractor) for b in ("none", *shown)]
+    return [*columns, made(_head("none"), "psnr", split="retain", name="PSNR R")]
+
+
+def _columns(main: str) -> Columns:
+    """Columns of this task: directions differ between F and R, and the steering control has none."""
+    return Columns(METRICS, main, direction=_direction)
 
 
 def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table of R and F under each budget of one metric, for each extractor."""
     extractors = list(dict.fromkeys(record.extractor for record in source.records if record.metric == metric))
+    made = _columns(source.main)
     for number, extractor in enumerate(extractors, start=1):
         columns = [
-            _column(budget, name, Place(metric, split, "none" if budget == "none" else "uma", budget, extractor))
+            made(budget, metric, budget, split, name=name, extractor=extractor)
             for budget in ("none", *shown)
             for split, name in _SPLITS.items()
         ]
@@ -144,71 +147,59 @@ def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping
 
 
 def _back(source: Source, budget: str) -> list[Table]:
-    """Return what comes back at one budget, or what is there without an attack; in two tables where one is too wide."""
-    attack = "none" if budget == "none" else "uma"
+    """What comes back at one budget, or what is there without an attack; in two tables where one is too wide."""
+    made = _columns(source.main)
     columns = [
-        _recovered("% back", "F", Place("recovered", "forget", attack, budget)),
-        _recovered("% back", "R", Place("recovered", "retain", attack, budget)),
-        _recovered("% back", "steered", Place("recovered", "steered", attack, budget)),
-        _recovered("% back", "excess", Place("residual_knowledge", "forget", attack, budget)),
+        made("% back", "recovered", budget, name="F"),
+        made("% back", "recovered", budget, "retain", name="R"),
+        made("% back", "recovered", budget, "steered", name="steered"),
+        made("% back", "residual_knowledge", budget),
     ]
-    others = dict.fromkeys(record.attack for record in source.records if record.attack not in ("none", "uma"))
     if budget != "none":
-        columns += [_recovered(printable(name), "F", Place("recovered", "forget", name, budget)) for name in others]
+        columns += [made(name, "recovered", budget, name="F", attack=name) for name in source.others]
     near = [
-        _column("MSE", "F", Place("mse_original", "forget", attack, budget)),
-        _column("MSE", "R", Place("mse_original", "retain", attack, budget)),
-        _column("PSNR", "F", Place("psnr", "forget", attack, budget)),
-        _column("SSIM", "F", Place("ssim", "forget", attack, budget)),
+        made("MSE", "mse_original", budget, name="F"),
+        made("MSE", "mse_original", budget, "retain", name="R"),
+        made("PSNR", "psnr", budget, name="F"),
+        made("SSIM", "ssim", budget, name="F"),
     ]
-    where = "without an attack" if budget == "none" else f"uma {printable(budget)}"
+    where = "without an attack" if budget == "none" else f"{printable(source.main)} {printable(budget)}"
     title = f"What {'is there' if budget == 'none' else 'comes back'}: {where}"
     name = budget.partition("/")[0]
-    made = [source.table(f"back-{name}", title, [*columns, *near])]
-    if len(fitting(made[0])) > 1:
-        made = [source.table(f"back-{name}", title, columns)]
-        made.append(source.table(f"near-{name}", f"How near outputs are to the original's: {where}", near))
+    tables = [source.table(f"back-{name}", title, [*columns, *near])]
+    if len(fitting(tables[0])) > 1:
+        tables = [source.table(f"back-{name}", title, columns)]
+        tables.append(source.table(f"near-{name}", f"How near outputs are to the original's: {where}", near))
     notes = _unforgotten(source) if budget == "none" else _steerable(source, budget)
-    made[0] = replace(made[0], notes=(*made[0].notes, *notes))
-    return made
+    tables[0] = replace(tables[0], notes=(*tables[0].notes, *notes))
+    return tables
 
 
-def _curve(source: Source, budgets: Sequence[str]) -> Table:
-    columns = [
-        _recovered("F at", printable(b), Place("recovered", "forget", "none" if b == "none" else "uma", b))
-        for b in ("none", *budgets)
-    ]
-    return source.table("back-curve", "Recovered forget images (%) along the curve of uma", columns)
-
-
-def _head(budget: str) -> str:
-    return "no attack" if budget == "none" else printable(budget)
-
-
-def _column(group: str, name: str, place: Place) -> Column:
-    return Column(
-        printable(group), name, place, _direction(place), decimals=_DECIMALS[place.metric], unit=_UNITS[place.metric]
+def _curve(source: Source) -> Table:
+    made = _columns(source.main)
+    columns = [made("F at", "recovered", b, name=printable(b)) for b in ("none", *source.budgets)]
+    return source.table(
+        "back-curve", f"Recovered forget images (%) along the curve of {printable(source.main)}", columns
     )
 
 
-def _recovered(group: str, name: str, place: Place) -> Column:
-    return Column(group, name, place, _direction(place), percent=True, decimals=1)
+def _head(budget: str) -> str:
+    return "no attack" if budget == "none" else budget
 
 
-def _direction(place: Place) -> str:
-    """Return a place's direction; the steering control has none."""
-    return "" if place.split == "steered" else str(cell("", 0, place.metric, place.split)["direction"])
+def _direction(metric: Metric, split: str) -> str:
+    return "" if split == "steered" else str(cell("", 0, metric.name, split)["direction"])
 
 
 def _short(extractor: str, among: Sequence[str]) -> str:
-    """Return an extractor's name, with the start of its hash where another has the same name."""
+    """An extractor's name, with the start of its hash where another has the same name."""
     name, _, digest = printable(extractor).partition("@")
     same = [other for other in among if other.partition("@")[0] == extractor.partition("@")[0]]
     return f"{name}@{digest[:6]}" if len(same) > 1 else name
 
 
 def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]:
-    """Return what gives the paper's number for a cell."""
+    """What gives the paper's number for a cell."""
 
     def number(method: str, place: Place) -> float | None:
         value = paper.get(method, {}).get(place.metric, {}).get(place.budget, {}).get(place.split)
@@ -262,7 +253,8 @@ def _steerable(source: Source, budget: str) -> Iterator[str]:
     found = []
     for method in row_order((record.method for record in source.records), source.group.task):
         recovered, steered = (
-            share(board.get((method, Place("recovered", split, "uma", budget)), ())) for split in ("forget", "steered")
+            share(board.get((method, Place("recovered", split, source.main, budget)), ()))
+            for split in ("forget", "steered")
         )
         if is_control(method, source.group.task) or recovered is None or steered is None or recovered.mean == 0:
             continue

@@ -2,7 +2,7 @@
 
 from rub.pipeline.task import Task
 from rub.tasks.inpainting.graph import InpaintingGraph
-from rub.tasks.inpainting.metrics import METRICS_DECLARED
+from rub.tasks.inpainting.metrics import METRICS
 from rub.tasks.inpainting.spec import InpaintingExperiment
 
 TASK = Task(
@@ -23,7 +23,7 @@ TASK = Task(
         "measure-attack": "rub.tasks.inpainting.measure:measure_attack",
         "gallery": "rub.tasks.inpainting.galleries:gallery",
     },
-    metrics=METRICS_DECLARED,
+    metrics=METRICS,
     report="rub.tasks.inpainting.report:REPORTING",
     audit="rub.tasks.inpainting.audit:AUDIT",
     verify="rub.tasks.inpainting.witnesses:verify",

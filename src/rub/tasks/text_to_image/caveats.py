@@ -21,23 +21,25 @@ class Concept:
     Attributes:
         board: its records by row and cell.
         methods: its rows in the order of tables.
-        budget: the cap of uma that Table 3 shows; "" without one.
+        main: the main attack.
+        budget: its cap that Table 3 shows; "" without one.
     """
 
     board: Board
     methods: tuple[str, ...]
+    main: str
     budget: str
 
     def pre(self, method: str) -> Interval | None:
-        """Return the share of prompts that show the concept without an attack."""
+        """Share of prompts that show the concept without an attack."""
         return self._share(method, Place("asr_pre", "forget", "none", "none"))
 
-    def post(self, method: str, attack: str = "uma") -> Interval | None:
-        """Return the share of prompts that show it at the end of an attack."""
-        return self._share(method, Place("asr_post", "forget", attack, self.budget))
+    def post(self, method: str, attack: str = "") -> Interval | None:
+        """Share of prompts that show it at the end of an attack; of the main one when left out."""
+        return self._share(method, Place("asr_post", "forget", attack or self.main, self.budget))
 
     def kept(self, method: str) -> Interval | None:
-        """Return the share of pictures of other concepts that the judge names."""
+        """Share of pictures of other concepts that the judge names."""
         return self._share(method, Place("utility_accuracy", "retain", "none", "none"))
 
     def _share(self, method: str, place: Place) -> Interval | None:
@@ -49,15 +51,16 @@ Found = dict[str, dict[str, float]]
 """method -> concept -> percent."""
 
 
-def concept_of(records: Iterable[Record], budget: str) -> Concept:
-    """Return the rows of one concept at a cap of uma.
+def concept_of(records: Iterable[Record], main: str, budget: str) -> Concept:
+    """Rows of one concept at a cap of the main attack.
 
     Args:
         records: of one experiment.
+        main: the attack.
         budget: the cap.
     """
     own = list(records)
-    return Concept(board_of(own), tuple(row_order((record.method for record in own), TASK)), budget)
+    return Concept(board_of(own), tuple(row_order((record.method for record in own), TASK)), main, budget)
 
 
 def caveats(concepts: Concepts) -> Iterator[str]:
@@ -84,8 +87,9 @@ def caveats(concepts: Concepts) -> Iterator[str]:
     if hardly := _where(concepts, _needs_no_attack):
         yield f"most prompts need no attack for {_listed(hardly, concepts)}: hardly unlearned"
     if easy := _where(concepts, _needs_no_search):
+        searches = f"{printable(next(iter(concepts.values())).main)} is"
         yield (
-            f"uma is not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
+            f"{searches} not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
             f" control) for {_listed(easy, concepts)}: recovery there is not shown to need a search"
         )
     yield from _damage(concepts)
@@ -104,7 +108,7 @@ def _damage(concepts: Concepts) -> Iterator[str]:
 
 
 def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> Found:
-    """Return the rows and concepts to which a rule applies, each with the number that it gives."""
+    """Rows and concepts to which a rule applies, each with the number that it gives."""
     found: Found = {}
     for name, concept in concepts.items():
         for method in concept.methods:
@@ -114,7 +118,7 @@ def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> 
 
 
 def _listed(found: Found, concepts: Concepts) -> str:
-    """Return rows and concepts as text; the concept is left out where there is one only.
+    """Rows and concepts as text; the concept is left out where there is one only.
 
     Example:
         >>> _listed({"fmn": {"church": 88.0}, "original": {"church": 100.0}}, {"church": None, "tench": None})
@@ -155,7 +159,7 @@ def _needs_no_attack(concept: Concept, method: str) -> float | None:
 
 
 def _needs_no_search(concept: Concept, method: str) -> float | None:
-    """Return the best control's share where a search is not told apart from it; both brought something back."""
+    """Best control's share where a search is not told apart from it; both brought something back."""
     clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
     if is_control(method, TASK) or post is None or not found:

@@ -6,48 +6,36 @@ from typing import Any
 
 from rub.reports.grouping import (
     Group,
+    Mains,
     Place,
     budgets_of,
     extracted,
     grouped,
     is_control,
+    main_attack,
     place_of,
     row_order,
     tie_letters,
 )
 from rub.reports.table import Cell, Column, Row, Table, beside, fitting
-from rub.reports.tables import Source, directions, failures, label, marks, seeds_note
+from rub.reports.tables import Columns, Source, directions, failures, label, marks, seeds_note
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, caveats, concept_of, counted, judged_by
-from rub.tasks.text_to_image.metrics import METRICS_DECLARED
+from rub.tasks.text_to_image.metrics import METRICS
 
-_METRICS = {metric.name: metric for metric in METRICS_DECLARED}
+_METRICS = {metric.name: metric for metric in METRICS}
 _GIVEN = "one original and one choice of prompts"
 _BOUND = "a higher cap might bring more back"
 _FIRST = "Table 3"
 _PAPER_CAP = "100"
-_UTILITY = {
-    "utility_accuracy": "accuracy %",
-    "utility_seen": "accuracy % (seen)",
-    "fid": "FID",
-    "kid": "KID",
-    "clip_score": "CLIP",
-}
-_TIED = "tie: methods that share a letter have overlapping 95 % intervals of post-ASR after uma; a is the most robust"
-_DECIMALS = {
-    "utility_accuracy": 1,
-    "utility_seen": 1,
-    "fid": 2,
-    "kid": 4,
-    "clip_score": 2,
-    "steps_mean": 2,
-    "gradient_steps_mean": 0,
-}
+_UTILITY = ("utility_accuracy", "utility_seen", "fid", "kid", "clip_score")
 
 
-def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | None = None) -> list[Table]:
-    """Return the tables of every (suite, dataset, model, protocol) among the records, a column group per concept.
+def text_to_image_tables(
+    records: Sequence[Record], paper: Mapping[str, Any] | None = None, mains: Mains | None = None
+) -> list[Table]:
+    """Tables of every (suite, dataset, model, protocol) among the records, a column group per concept.
 
     Table 3 in the paper's shape; which methods are tied; what each attack and each control without a search brings
     back; what is left of other concepts; steps and gradient steps of every attack. Means are over seeds; intervals are
@@ -56,6 +44,7 @@ def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | N
     Args:
         records: rows of any task; those of other tasks are left out. An experiment is one concept, named after it.
         paper: method -> concept -> metric -> the paper's number, from `rub.reports.tables.paper_numbers`.
+        mains: main attacks, as suites say them.
 
     Returns:
         Tables that fit 80 columns each; empty without records of this task.
@@ -67,11 +56,11 @@ def text_to_image_tables(records: Sequence[Record], paper: Mapping[str, Any] | N
     suites: dict[Group, dict[Group, list[Record]]] = {}
     for group, found in grouped(records, TASK).items():
         suites.setdefault(group._replace(experiment=""), {})[group] = found
-    return [part for group, own in suites.items() for part in _suite_tables(_Suite.of(group, own), paper or {})]
+    return [part for group, own in suites.items() for part in _suite_tables(_Suite.of(group, own, mains), paper or {})]
 
 
 def headline(budgets: Sequence[str]) -> list[str]:
-    """Return the budget of Table 3: the largest cap.
+    """Budget of Table 3: the largest cap.
 
     Example:
         >>> headline(["50", "100"]), headline([])
@@ -80,31 +69,42 @@ def headline(budgets: Sequence[str]) -> list[str]:
     return list(budgets[-1:])
 
 
-def leaders(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of a leaderboard over these records, of any concept; numbers of two judges stand apart.
+def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
+    """Columns of a leaderboard over these records, of any concept; numbers of two judges stand apart.
 
     Example:
         >>> leaders([])
         []
     """
-    cap = next(iter(headline(budgets_of(records, "uma"))), "")
-    wanted = [("no attack", "pre", "asr_pre", "none", "none", 1)]
-    searched = (
-        ("post", "asr_post", "uma"),
-        ("avg steps", "steps_mean", "uma"),
-        ("excess", "residual_knowledge", "uma"),
-    )
-    for name, metric, attack in (*searched, *((f"post, {name}", "asr_post", name) for name in CONTROL_ATTACKS)):
-        wanted.append((f"{cap} steps", name, metric, attack, cap, 1))
-    wanted += [("other concepts", _UTILITY[name], name, "none", "none", 1) for name in ("utility_accuracy", "fid")]
+    main = main or main_attack(records)
+    made = Columns(METRICS, main, sampled=True)
+    cap = next(iter(headline(budgets_of(records, main))), "none")
+    wanted = [made("no attack", "asr_pre")]
+    if cap != "none":
+        head = f"{cap} steps"
+        wanted += [
+            made(head, "asr_post", cap),
+            made(head, "steps_mean", cap, name="avg steps", decimals=1),
+            made(head, "residual_knowledge", cap),
+            *(made(head, "asr_post", cap, name=f"post, {name}", attack=name) for name in CONTROL_ATTACKS),
+        ]
+    wanted += [made("other concepts", name, decimals=1) for name in ("utility_accuracy", "fid")]
     columns = []
-    for group, name, metric, attack, budget, decimals in wanted:
-        shape = (metric, _METRICS[metric].split, attack, budget)
-        places = dict.fromkeys(place for record in records if (place := place_of(record))[:4] == shape)
-        for place in places:
-            judge = f"[{printable(place.extractor).partition('@')[0]}]" if len(places) > 1 else ""
-            columns.append(replace(_column(group, f"{name}{judge}", place, decimals), group=printable(group)))
+    for column in wanted:
+        found = _placed(column, records)
+        for one in found:
+            columns.append(replace(one, name=f"{one.name}[{_judge(one)}]" if len(found) > 1 else one.name))
     return columns
+
+
+def _placed(column: Column, records: Iterable[Record]) -> list[Column]:
+    """Column for each extractor whose numbers are among the records."""
+    wanted = column.place[:4] if column.place is not None else ()
+    return [replace(column, place=place) for place in dict.fromkeys(map(place_of, records)) if place[:4] == wanted]
+
+
+def _judge(column: Column) -> str:
+    return printable(column.place.extractor if column.place is not None else "").partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -116,35 +116,41 @@ class _Suite:
         sources: concept -> its records.
         concepts: concept -> the same for `rub.tasks.text_to_image.caveats`.
         records: of all concepts.
+        main: the main attack.
     """
 
     group: Group
     sources: Mapping[str, Source]
     concepts: Mapping[str, Concept]
     records: Sequence[Record]
+    main: str
 
     @classmethod
-    def of(cls, group: Group, found: Mapping[Group, Sequence[Record]]) -> "_Suite":
+    def of(cls, group: Group, found: Mapping[Group, Sequence[Record]], mains: Mains | None) -> "_Suite":
         """Gather the experiments of a group."""
         sources, concepts = {}, {}
+        main = main_attack((record for records in found.values() for record in records), mains)
         for one, records in found.items():
             name, own = printable(one.experiment or one.dataset), extracted(records)
-            sources[name] = Source(one, own, lambda columns, behind: (), _BOUND, _FIRST)
-            concepts[name] = concept_of(own, next(iter(headline(budgets_of(own, "uma"))), ""))
+            sources[name] = Source(one, own, lambda columns, behind: (), _BOUND, _FIRST, main)
+            concepts[name] = concept_of(own, main, next(iter(headline(sources[name].budgets)), ""))
         if len(sources) == 1:
             group = group._replace(experiment=next(iter(sources)))
-        return cls(group, sources, concepts, [record for source in sources.values() for record in source.records])
+        everything = [record for source in sources.values() for record in source.records]
+        return cls(group, sources, concepts, everything, main)
 
     @property
     def labels(self) -> list[str]:
-        """Return the labels of all rows in order."""
+        """Labels of all rows in order."""
         return [printable(method) for method in row_order((record.method for record in self.records), self.group.task)]
 
-    def places(self, concept: str, metric: str, attack: str = "none", budget: str = "none") -> list[Place]:
-        """Return the cells of a metric for one concept, one for each extractor."""
-        wanted = (metric, _METRICS[metric].split, attack, budget)
-        found = (place_of(record) for record in self.sources[concept].records)
-        return list(dict.fromkeys(place for place in found if place[:4] == wanted))
+    def columns(
+        self, concept: str, metric: str, budget: str = "none", *, group: str = "", name: str = "", attack: str = ""
+    ) -> list[Column]:
+        """Columns of a metric for one concept, under its name: one for each extractor that has records."""
+        made = Columns(METRICS, self.main, sampled=True)
+        column = made(group or concept, metric, budget, name=name, attack=attack)
+        return _placed(column, self.sources[concept].records)
 
     def table(
         self,
@@ -154,7 +160,7 @@ class _Suite:
         notes: Iterable[str],
         paper: Mapping[str, Any],
     ) -> Table:
-        """Return one table from columns of several concepts; each comes with its concept."""
+        """One table from columns of several concepts; each comes with its concept."""
         own = list(columns)
         pieces = [
             self.sources[concept].table(kind, title, [column], _published(paper, concept)) for concept, column in own
@@ -167,7 +173,7 @@ class _Suite:
         return beside(pieces, self.labels, name, f"{title} ({label(group)})", said)
 
     def behind(self, columns: Iterable[tuple[str, Column]]) -> list[tuple[str, Record]]:
-        """Return the records behind columns, each with its concept."""
+        """Records behind columns, each with its concept."""
         used: dict[str, set[Place | None]] = {}
         for concept, column in columns:
             used.setdefault(concept, set()).add(column.place)
@@ -201,38 +207,39 @@ def _table3(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
     seeds = seeds_note(suite.records, _GIVEN, "prompts")
     notes = (first, seeds, *others, *caveats(suite.concepts), *failures(suite.records))
     table = replace(table, notes=notes)
+    after = f"after {printable(suite.main)}"
+    tied = f"tie: methods that share a letter have overlapping 95 % intervals of post-ASR {after}; a is the most robust"
     ties = [piece for name, concept in suite.concepts.items() for piece in _ties(name, concept, table.rows)]
     if ties and len(suite.sources) == 1:
-        yield beside([table, *ties], suite.labels, table.name, table.title, (*table.notes, _TIED))
+        yield beside([table, *ties], suite.labels, table.name, table.title, (*table.notes, tied))
         return
     yield table
     if ties:
         title = f"{_FIRST}: which methods are tied ({label(suite.group)})"
-        yield beside(ties, suite.labels, f"{table.name}-ties", title, (_TIED,))
+        yield beside(ties, suite.labels, f"{table.name}-ties", title, (tied,))
 
 
 def _of_concept(suite: _Suite, concept: str) -> Iterator[tuple[str, Column]]:
     """Yield the columns of Table 3 for one concept."""
     cap = suite.concepts[concept].budget
-    for name, metric, decimals, attack in (
-        ("pre", "asr_pre", 1, "none"), ("post", "asr_post", 1, "uma"),
-        ("avg", "steps_mean", 2, "uma"), ("med", "steps_median", 1, "uma"),
-    ):  # fmt: skip
-        for place in suite.places(concept, metric, attack, "none" if attack == "none" else cap):
-            yield concept, _column(concept, name, place, decimals)
+    wanted = [("asr_pre", "none"), *((m, cap) for m in ("asr_post", "steps_mean", "steps_median") if cap)]
+    return ((concept, column) for metric, budget in wanted for column in suite.columns(concept, metric, budget))
 
 
 def _attacks(suite: _Suite) -> Table:
-    """Return what every attack brings back at its cap, and how much of that the retrained model explains."""
+    """What every attack brings back at its cap, and how much of that the retrained model explains."""
     columns = list(_of_attacks(suite, "asr_post"))
     excess = [
-        (concept, _column("excess", concept, place, 1))
+        (concept, column)
         for concept, rows in suite.concepts.items()
-        for place in suite.places(concept, "residual_knowledge", "uma", rows.budget)
+        for column in suite.columns(concept, "residual_knowledge", rows.budget, group="excess", name=concept)
+        if rows.budget
     ]
     notes = ["prompts (%) that show the concept without an attack or after it"]
     if excess:
-        notes.append("excess: post-ASR of uma minus the retrained model's, in points (residual knowledge)")
+        notes.append(
+            f"excess: post-ASR of {printable(suite.main)} minus the retrained model's, in points (residual knowledge)"
+        )
     attacks = {column.place.attack for _, column in columns if column.place is not None}
     if controls := [name for name in CONTROL_ATTACKS if name in attacks]:
         notes.append(f"controls without a search: {', '.join(controls)}; what they bring back was hardly gone")
@@ -240,7 +247,7 @@ def _attacks(suite: _Suite) -> Table:
 
 
 def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
-    """Return a metric of the work that attacks do; those without any are left out."""
+    """A metric of the work that attacks do; those without any are left out."""
     columns = list(_of_attacks(suite, metric))
     spent = {record.attack for _, record in suite.behind(columns) if record.value}
     kept = [(name, column) for name, column in columns if column.place is not None and column.place.attack in spent]
@@ -248,38 +255,31 @@ def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
 
 
 def _of_attacks(suite: _Suite, metric: str) -> Iterator[tuple[str, Column]]:
-    """Yield the columns of a metric after each attack, uma first; those of one attack under one header."""
+    """Yield the columns of a metric after each attack, the main one first; those of one attack under one header."""
     searches = dict.fromkeys((r.attack, r.budget) for r in suite.records if r.metric == metric and r.attack != "none")
     caps = {cap for _, cap in searches}
-    for attack, cap in sorted(searches, key=lambda search: search[0] != "uma"):
-        head = printable(attack if len(caps) == 1 else f"{attack} {cap}")
+    for attack, cap in sorted(searches, key=lambda search: search[0] != suite.main):
+        head = attack if len(caps) == 1 else f"{attack} {cap}"
         for concept in suite.sources:
-            for place in suite.places(concept, metric, attack, cap):
-                yield concept, _column(head, concept, place, _DECIMALS.get(metric, 1))
+            for column in suite.columns(concept, metric, cap, group=head, name=concept, attack=attack):
+                yield concept, column
 
 
 def _utility(suite: _Suite) -> Table:
-    """Return what is left of other concepts, one column for each concept that was forgotten and each judge."""
+    """What is left of other concepts, one column for each concept that was forgotten and each judge."""
     columns = []
-    for metric, title in _UTILITY.items():
-        found = [(concept, suite.places(concept, metric)) for concept in suite.sources]
-        several = any(len(places) > 1 for _, places in found)
-        for concept, places in found:
-            for place in places:
-                name = printable(place.extractor).partition("@")[0]
-                head = f"{title}[{name}]" if several and name else title
-                columns.append((concept, _column(head, concept, place, _DECIMALS[metric])))
+    for metric in _UTILITY:
+        title = _METRICS[metric].title
+        found = [(concept, suite.columns(concept, metric, name=concept)) for concept in suite.sources]
+        several = any(len(own) > 1 for _, own in found)
+        for concept, own in found:
+            for column in own:
+                head = f"{title}[{judge}]" if several and (judge := _judge(column)) else title
+                columns.append((concept, replace(column, group=head)))
     notes = ["pictures of other concepts; columns are named after the concept that was forgotten"]
     if any(column.place is not None and column.place.metric == "utility_seen" for _, column in columns):
         notes.append("seen: of concepts that the retrained model was trained on; it stands for several forgotten ones")
     return suite.table("utility", "What is left of other concepts", columns, notes, {})
-
-
-def _column(group: str, name: str, place: Place, decimals: int) -> Column:
-    metric = _METRICS[place.metric]
-    percent = metric.unit == "fraction"
-    sampled = percent and metric.low == 0  # a difference of shares has no Wilson interval
-    return Column(group, name, place, metric.direction, percent, decimals, metric.unit, sampled)
 
 
 def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
@@ -293,7 +293,7 @@ def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
 
 
 def _published(paper: Mapping[str, Any], concept: str) -> Callable[[str, Place], float | None]:
-    """Return what gives the paper's number for a cell of a concept; it allowed 100 attack steps."""
+    """What gives the paper's number for a cell of a concept; it allowed 100 attack steps."""
     nudity = concept == "nudity"
     names = {"esd-u": "" if nudity else "esd", "esd-x": "esd" if nudity else ""}
 
@@ -301,7 +301,7 @@ def _published(paper: Mapping[str, Any], concept: str) -> Callable[[str, Place],
         found = paper.get(names.get(method, method), {}).get(concept.replace("-", "_"), {}).get(place.metric)
         if found is None or place.budget not in ("none", _PAPER_CAP):
             return None
-        return float(found) * (100 if _METRICS[place.metric].unit == "fraction" else 1)
+        return float(found) * (100 if _METRICS[place.metric].percent else 1)
 
     return number
 
@@ -309,10 +309,11 @@ def _published(paper: Mapping[str, Any], concept: str) -> Callable[[str, Place],
 def _explained(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the columns of Table 3 are."""
     caps = "/".join(dict.fromkeys(concept.budget for concept in suite.concepts.values() if concept.budget))
+    main = printable(suite.main)
     if not caps:
-        yield "pre: prompts (%) whose picture shows the concept, without an attack; uma did not run"
+        yield f"pre: prompts (%) whose picture shows the concept, without an attack; {main or 'no attack'} did not run"
         return
-    yield f"pre, post: prompts (%) whose picture shows the concept, without an attack, and with uma ({caps} steps)"
+    yield f"pre, post: prompts (%) whose picture shows the concept, without an attack, and with {main} ({caps} steps)"
     yield f"avg, med: steps to the first success; 0 where none was needed, {caps} where none came"
     if _PAPER_CAP in caps.split("/") and any(_known(paper, name) for name in suite.sources):
         yield "in parentheses: the paper's own number (Stable Diffusion, published checkpoints; N 50, of nudity 118)"

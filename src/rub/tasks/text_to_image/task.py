@@ -2,7 +2,7 @@
 
 from rub.pipeline.task import Task
 from rub.tasks.text_to_image.graph import TextToImageGraph
-from rub.tasks.text_to_image.metrics import METRICS_DECLARED
+from rub.tasks.text_to_image.metrics import METRICS
 from rub.tasks.text_to_image.spec import TextToImageExperiment
 
 TASK = Task(
@@ -24,7 +24,7 @@ TASK = Task(
         "measure-attack": "rub.tasks.text_to_image.measure:measure_attack",
         "gallery": "rub.tasks.text_to_image.galleries:gallery",
     },
-    metrics=METRICS_DECLARED,
+    metrics=METRICS,
     report="rub.tasks.text_to_image.report:REPORTING",
     audit="rub.tasks.text_to_image.audit:AUDIT",
     verify="rub.tasks.text_to_image.witnesses:verify",
