@@ -250,8 +250,8 @@ def checkpoints(tiny, tmp_path):
 def test_checkpoints_that_are_not_there(refused, checkpoints):
     folder, arguments = checkpoints
     for option in ("original", "unlearned", "retrained"):
-        for path in (folder / "none.pth", folder):
-            refused(*arguments(**{option: path}), says=f"--{option} {path}: no such file")
+        refused(*arguments(**{option: folder / "none.pth"}), says=f"--{option} {folder / 'none.pth'}: no such file")
+        refused(*arguments(**{option: folder}), says=f"checkpoint {folder}: no weights; should hold one of")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

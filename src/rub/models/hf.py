@@ -72,9 +72,11 @@ def swin_mini(num_classes: int, channels: int, size: int, *, width: Width = 32, 
 
     Liu et al., ICCV 2021 (arXiv 2103.14030).
     """
+    patch = patch or max(size // 8, 1)
+    window = max(min(size // patch // 2, 4), 1)  # two fit into a side of the first stage, one into the second's
     config = {
-        "model_type": "swin", "image_size": size, "patch_size": patch or max(size // 8, 1), "embed_dim": width,
-        "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.0,
+        "model_type": "swin", "image_size": size, "patch_size": patch, "embed_dim": width,
+        "depths": [2, 2], "num_heads": [2, 4], "window_size": window, "mlp_ratio": 2.0, "drop_path_rate": 0.0,
     }  # fmt: skip
     return _built(num_classes, channels, config)
 

@@ -79,6 +79,30 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**made, **({"source": source} if source else {})}
 
 
+def claimed_arch(spec: Mapping[str, Any]) -> str:
+    """Name under which the network of somebody's claim is registered here: a claim never has code loaded.
+
+    Args:
+        spec: as `network_spec` made it.
+
+    Raises:
+        RubError: it is code that was not given, or changed since.
+    """
+    arch, source = spec["arch"], spec.get("source", "")
+    _, _, function = arch.rpartition(":")
+    if arch.partition(":")[0].endswith(".py"):
+        mine = (entry for entry in NETWORKS.entries(TASK) if entry.origin != "rub" and source_hash(entry) == source)
+        found = next((entry.name for entry in mine if getattr(entry.load(), "__name__", "") == function), None)
+        if found is None:
+            raise RubError(f"the claim's network {arch} is code; decorate it with @rub.network, and give --plugin FILE")
+        return found
+    if arch.startswith("hf:") and not isinstance(spec.get("config"), Mapping):
+        raise RubError(f"the claim's network {arch} lacks its config")
+    if source_hash(network_entry(arch)[0]) != source:
+        raise RubError(f"the claim's network {arch} is another one here; give the file that it was made with: --plugin")
+    return str(arch)
+
+
 def network_title(arch: str) -> str:
     """Name of a network without the folders of its files.
 

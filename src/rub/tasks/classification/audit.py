@@ -4,12 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field
 
 from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, existing, percent, validated
+from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
 from rub.tasks.classification.spec import ClassificationExperiment
 from rub.tasks.classification.verdict import Figures, conclude
+
+CHANCE = 0.25  # a checkpoint that is right less often was hardly trained on such inputs
 
 
 class ClassificationAudit(AuditRequest):
@@ -20,18 +24,22 @@ class ClassificationAudit(AuditRequest):
     """Checkpoint before unlearning."""
     unlearned: Path
     """Checkpoint after unlearning."""
-    arch: str
-    """A name from rub list models."""
     data: str
     """A name from rub list datasets, or the path of an image folder or .npz."""
     forget_classes: tuple[int, ...]
     """Forgotten classes, such as 0,3."""
     retrained: Path | None = None
     """Checkpoint trained without the forget set."""
+    arch: str | None = None
+    """A name from rub list models; recognised by the original's keys when left out."""
+    network: str | None = None
+    """A network of one's own instead: my_net.py:build."""
     stem: str = "cifar"
     """cifar, imagenet or half."""
     width: int | None = None
     """Channels of the first stage."""
+    parameters: str = ""
+    """Other hyperparameters of the network, such as head=small,depth=3."""
     size: int | None = None
     """Side in pixels for images of a folder."""
     mean: tuple[float, ...] | None = None
@@ -45,14 +53,45 @@ class ClassificationAudit(AuditRequest):
 
     def experiment(self) -> ClassificationExperiment:
         """The forgotten classes, jointly, under the protocol."""
-        model = {name: getattr(self, name) for name in ("arch", "stem", "width", "mean", "std")}
         dataset = dataset_of(self.data, self.size)
-        return experiment_of(dataset, model, self.forget_classes, self.protocol, self.samples)
+        return experiment_of(dataset, self.model(), self.forget_classes, self.protocol, self.samples)
+
+    def model(self) -> dict[str, Any]:
+        """The network: as it is named, or as the original's keys and shapes tell.
+
+        Raises:
+            RubError: two names, or keys of no known network.
+        """
+        if self.arch is not None and self.network is not None:
+            raise RubError(f"--network {self.network}: --arch {self.arch} names another one; give one of them")
+        arch = self.network or self.arch
+        given = {name: getattr(self, name) for name in ("stem", "width", "mean", "std")}
+        if arch is None:
+            return {**given, **self._recognised()}
+        try:
+            pairs = [pair.split("=") for pair in self.parameters.split(",") if pair]
+            return {"arch": arch, **given, **{name: yaml.safe_load(value) for name, value in pairs}}
+        except (ValueError, yaml.YAMLError):
+            raise RubError(f"--parameters {self.parameters}: should be such as head=small,depth=3") from None
+
+    def _recognised(self) -> dict[str, Any]:
+        from rub.models.formats.classifier import known_network
+        from rub.models.weights import read_state
+
+        if (self.original / "config.json").is_file():
+            return {"arch": f"hf:{self.original}"}
+        found = known_network(read_state(self.models().weights["original"]))
+        if found is None:
+            raise RubError(f"checkpoint {self.original}: keys of no known network; give --arch or --network")
+        return found[0]
 
     def models(self) -> FromFiles:
         """Checkpoints in any format of `load_weights`."""
+        from rub.models.weights import weights_file
+
         weights = {name: getattr(self, name) for name in ("original", "unlearned", "retrained")}
-        return FromFiles(existing(weights, "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)"))
+        found = existing(weights, "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)", folders=True)
+        return FromFiles({name: weights_file(path) for name, path in found.items()})
 
 
 def experiment_of(
@@ -94,6 +133,7 @@ def figures_of(rows: Rows) -> Figures:
         retrained=rows.rate("retrained", "ua", "forget", attack) if has_retrained else None,
         bias_free=bias_free,
         attack=attack,
+        accuracy=next((row.value for row in rows.records if (row.method, row.metric) == ("original", "ta_all")), None),
     )
 
 
@@ -109,6 +149,9 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
     for name, (before, after, never) in figures.bias_free.items():
         reference = "" if never is None else f", retrained {never:.3f}"
         yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
+    if figures.accuracy is not None and figures.accuracy < CHANCE:
+        yield f"The original is right on {100 * figures.accuracy:.1f} % of the test images, hardly more than by chance;"
+        yield "if it was trained on inputs normalised otherwise than by the data's mean and std, give --mean and --std."
 
 
 AUDIT = Audit(

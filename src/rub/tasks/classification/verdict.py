@@ -19,6 +19,7 @@ class Figures:
         retrained: UA of the retrained model on its probes; None without one.
         bias_free: metric -> (original, unlearned, retrained or None): logit AUC and linear-probe recall.
         attack: the search.
+        accuracy: of the original model on test images of all classes; None where it was not measured.
     """
 
     original: Rate
@@ -29,6 +30,7 @@ class Figures:
     retrained: Rate | None
     bias_free: Mapping[str, tuple[float, float, float | None]]
     attack: str = "uma"
+    accuracy: float | None = None
 
 
 def conclude(figures: Figures, budget: str) -> Verdict:

@@ -1,7 +1,9 @@
 """Witnesses of recovered images: the 8-bit perturbation, and the check that classifies the probe again."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from rub.config.hyperparameters import first_error
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
-from rub.models.lookup import hyperparameters_in
+from rub.models.lookup import claimed_arch, hyperparameters_in
 from rub.models.network import build_network
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
@@ -27,6 +29,7 @@ CLAIM = "largest other logit minus that of the image's own class, of f_u(x + del
 SLACK = 1e-3  # of a logit: float32 sums differ between machines by far less
 SPARE = 1 << 20  # bytes: a file in half precision has half the size, and a small one is no matter
 MOST_CLASSES = 100_000  # a claim of more would only fill the checker's memory
+LARGEST, DEEPEST = 1 << 16, 512  # numbers in the config of a claim's network, and of its layers
 
 
 def save_witnesses(
@@ -161,10 +164,12 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
         raise RubError(f"the claim's network has {classes} classes; its images have more")
 
     channels, size, _ = samples.shape
+    arch = claimed_arch(spec.model_dump())
+    _refuse_huge(spec.model_extra or {})
 
     def build() -> nn.Module:
         return build_network(
-            spec.arch, num_classes=classes, channels=channels, size=size, mean=mean, std=std,
+            arch, num_classes=classes, channels=channels, size=size, mean=mean, std=std,
             **hyperparameters_in(spec.model_dump()),
         )  # fmt: skip
 
@@ -175,3 +180,15 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
     model = build()
     load_weights(path, model)
     return model.eval()
+
+
+def _refuse_huge(values: Any, name: str = "") -> None:
+    """Refuse a config that asks for more layers, or wider ones, than any network has."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_huge(value, str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            _refuse_huge(value, name)
+    elif isinstance(values, int) and values > (DEEPEST if re.search("layer|depth|block", name) else LARGEST):
+        raise RubError(f"the claim's network has {name} = {values}, more than any network")
