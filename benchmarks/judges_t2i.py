@@ -16,19 +16,19 @@ from rich.console import Console
 
 from rub import load_suite
 from rub.api import make_runtime
+from rub.data.class_names import IMAGENET_LABELS, names_of, slug
 from rub.data.samples import Samples
 from rub.data.splits import input_dataset
 from rub.judges.base import JudgeContext
 from rub.judges.imagenet import imagenet
+from rub.judges.stage import load_judge, measured
 from rub.metrics.statistics import wilson
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.registry import TASKS
 from rub.store.artifacts import Store
 from rub.tasks.text_to_image.attacks.base import Prompts
-from rub.tasks.text_to_image.concepts import JUDGED, names_of, slug
 from rub.tasks.text_to_image.graph import TextToImageGraph
-from rub.tasks.text_to_image.judges import load_judge, measured
 from rub.tasks.text_to_image.stages import drawing_of, drawn_clean
 
 SEED = 9000  # first seed of the pictures: not those of any measurement
@@ -58,14 +58,14 @@ def main() -> None:
     ids, weights = torch.arange(len(labels)), torch.full((len(labels),), args.guidance)
     asked = Prompts(ids, tuple(f"a photo of {names[label]}" for label in labels.tolist()), SEED + ids, weights)
     images = drawn_clean(drawing_of(inputs, "original", wanted.spec, runtime), asked, 64)
-    among = tuple(JUDGED[slug(name)] for name in names)
+    among = tuple(IMAGENET_LABELS[slug(name)] for name in names)
     judges = (
         (load_judge(inputs["judge"], inputs, runtime), True),
         (imagenet(args.judge, JudgeContext(args.judge.name), among=among), False),
     )
     for what, shown in (("drawn", replace(dataset, test=Samples(images, labels, ids))), ("real", dataset)):
-        for judge, ours in judges:
-            found = measured(judge, shown, SEED, ours=ours)
+        for judge, own in judges:
+            found = measured(judge, shown, SEED, own=own)
             low, high = wilson(round(found["accuracy"] * found["n"]), found["n"])
             each = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["by_class"].items())
             print(f"{what}, {judge.name}: {100 * found['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of"

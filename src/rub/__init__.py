@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rub.config.hyperparameters import Hyper
     from rub.config.suite import load_suite
     from rub.data.base import dataset
-    from rub.registry import Card, attack, control, judge, method, network, protocol
+    from rub.judges.spec import judge
+    from rub.registry import Card, attack, control, method, network, protocol
     from rub.store.records import read_records
     from rub.tasks.classification.recover import recover
 
@@ -38,7 +39,7 @@ _WHERE = {
     "attack": "rub.registry",
     "control": "rub.registry",
     "dataset": "rub.data.base",
-    "judge": "rub.registry",
+    "judge": "rub.judges.spec",
     "method": "rub.registry",
     "network": "rub.registry",
     "protocol": "rub.registry",

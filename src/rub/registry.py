@@ -59,6 +59,8 @@ class Entry(Generic[T]):
     card: Card | None = None
     reference: bool = False
     """Of a control: whether it never knew what is forgotten, so that others can be compared with it."""
+    extra: Any = None
+    """What the decorator of its kind says besides: of a judge, where it comes from."""
 
     def load(self) -> T:
         """What the target names, imported or read when it is a string."""
@@ -123,6 +125,12 @@ class Registry(Generic[T]):
             named = f"{task} {self.kind}" if task != name else self.kind  # a task is its own task
             raise unknown(named, name, [entry.name for entry in self.entries(task if task != name else None)])
         return found
+
+    def loaded(self, name: str, task: str) -> Entry[T]:
+        """The entry, as `get`, after its module was imported: with what its decorator says."""
+        entry = self.get(name, task)
+        entry.load()
+        return self.get(name, task)
 
     def entries(self, task: str | None = None) -> Iterator[Entry[T]]:
         """Yield the entries of one task, or all, in the order of registration."""
@@ -207,21 +215,29 @@ def scoped() -> Iterator[None]:
                     registry._entries[key] = entries[key]
 
 
-def _decorator(
-    registry: Registry[Any], name: str, task: str, card: Card | None, reference: bool = False
+def register(
+    registry: Registry[Any],
+    name: str,
+    task: str,
+    card: Card | None = None,
+    *,
+    reference: bool = False,
+    extra: Any = None,
 ) -> Callable[[F], F]:
-    def register(function: F) -> F:
+    """Decorator that registers a function under a name, with the first line of its docstring as summary."""
+
+    def add(function: F) -> F:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
         module = function.__module__
         origin = "rub" if module.split(".")[0] == "rub" else module
         present = registry._entries.get((task, name))
         if origin == "rub" and present is not None:  # the lazy table named it first; only the card is new
-            registry._entries[task, name] = replace(present, target=function, card=card)
+            registry._entries[task, name] = replace(present, target=function, card=card, extra=extra)
         else:
-            registry.add(Entry(name, task, summary, function, origin, card, reference))
+            registry.add(Entry(name, task, summary, function, origin, card, reference, extra))
         return function
 
-    return register
+    return add
 
 
 def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
@@ -233,7 +249,7 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     does: its cells are then marked as failed, and the others go on. Hyperparameters say type, range, meaning and source
     in their annotation, see `rub.config.hyperparameters.Hyper`.
     """
-    return _decorator(METHODS, name, task, card)
+    return register(METHODS, name, task, card)
 
 
 def control(name: str, *, task: str, card: Card | None = None, reference: bool = False) -> Callable[[F], F]:
@@ -242,7 +258,7 @@ def control(name: str, *, task: str, card: Card | None = None, reference: bool =
     It has the signature of `method`, and its model is made as a method's is, once, with unlearning seed 0. The first
     line of its docstring says in reports what it is; `reference`: it never knew what is forgotten.
     """
-    return _decorator(CONTROLS, name, task, card, reference)
+    return register(CONTROLS, name, task, card, reference=reference)
 
 
 def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:
@@ -263,7 +279,7 @@ def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     task's `AttackContext`: seed, ids, batch size, device. An attack only searches: the harness clips, rounds, checks
     the budget and decides in float32 what was recovered. Hyperparameters as for `method`.
     """
-    return _decorator(ATTACKS, name, task, card)
+    return register(ATTACKS, name, task, card)
 
 
 SHAPE = ("num_classes", "channels", "size")
@@ -276,11 +292,11 @@ def network(name: str, *, task: str, card: Card | None = None) -> Callable[[F], 
     The module gives raw logits of normalised images (N, channels, size, size); see `rub.models.network`.
     """
 
-    def register(function: F) -> F:
+    def add(function: F) -> F:
         check_builder(name, function)
-        return _decorator(NETWORKS, name, task, card)(function)
+        return register(NETWORKS, name, task, card)(function)
 
-    return register
+    return add
 
 
 def check_builder(name: str, function: Callable[..., Any]) -> None:
@@ -293,15 +309,6 @@ def check_builder(name: str, function: Callable[..., Any]) -> None:
     named = [parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for key in SHAPE if key in parameters]
     if named != [True] * len(SHAPE):
         raise RubError(f"network '{name}': should be def build({', '.join(SHAPE)}, *, hyperparameters)")
-
-
-def judge(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
-    """Register a judge of pictures: ``def f(files, context, *, settings) -> Judge``.
-
-    `files` are its weights, a file or a folder, or None; `context` is a `JudgeContext`: name, batch size, device, and
-    what was measured of it. Settings as hyperparameters of `method`.
-    """
-    return _decorator(JUDGES, name, task, card)
 
 
 def protocol(name: str, *, task: str, **fields: Any) -> None:

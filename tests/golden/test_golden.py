@@ -18,7 +18,7 @@ from rich.console import Console
 
 from rub import api, load_suite
 from rub.config.suite import suite_names
-from rub.judges.extractor_stage import INCEPTION_FILE
+from rub.judges.inception import INCEPTION_FILE
 from rub.pipeline.graph import in_order
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display

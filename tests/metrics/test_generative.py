@@ -19,6 +19,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from rub.errors import RubError
 from rub.judges import inception
+from rub.judges.base import JudgeContext
 from rub.metrics import generative as fidelity
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 
@@ -241,54 +242,63 @@ def stand(monkeypatch, tmp_path):
 
 def test_inception_takes_images_in_batches_grey_or_not(stand):
     path, state = stand
-    extractor = inception.load_inception(path, batch_size=4)
-    assert extractor.sha256 == sha256(path.read_bytes()).hexdigest()
-    assert (extractor.name, extractor.dimension, extractor.classes) == ("inception-v3-compat", 2048, 1008)
-    assert not extractor.published
+    judge = inception.inception(path, JudgeContext("inception", batch_size=4))
+    assert judge.sha256 == sha256(path.read_bytes()).hexdigest()
+    assert (judge.name, judge.description) == ("inception-v3-compat", "")
     grey = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found, logits = extractor(grey)
+    seen = judge(grey)
+    found, logits = seen.features, seen.scores
     expected = grey.float().mean((2, 3)).expand(-1, 3) @ state["lin.weight"].T + state["lin.bias"]
     # float32 products of numbers up to 255, added in another order on other processors
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits, expected @ state["fc.weight"].T, rtol=1e-5, atol=0.1)  # sums of 2048 of 1e4
-    assert extractor.network.last == 2  # 4 + 4 + 2
-    assert torch.equal(extractor.features(grey.repeat(1, 3, 1, 1)), found)
-    assert torch.equal(extractor.logits(grey), logits)
-    assert [tuple(part.shape) for part in extractor(grey[:0])] == [(0, 2048), (0, 1008)]
+    assert judge.predict.network.last == 2  # 4 + 4 + 2
+    assert torch.equal(judge(grey.repeat(1, 3, 1, 1)).features, found)
+    none = judge(grey[:0])
+    assert (none.features.shape, none.scores.shape) == ((0, 2048), (0, 1008))
     with pytest.raises(RubError, match="uint8"):
-        extractor(grey.float())
+        judge(grey.float())
     with pytest.raises(RubError, match=r"\(10, 2, 8, 8\)"):
-        extractor(grey.repeat(1, 2, 1, 1))
+        judge(grey.repeat(1, 2, 1, 1))
 
 
-def test_inception_reads_weights_from_torch_fidelitys_cache_and_from_safetensors(stand, monkeypatch, tmp_path):
-    path, state = stand
+def test_inceptions_weights_are_looked_for_on_disk_and_in_torchs_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(RubError, match=inception.INCEPTION_FILE) as error:
-        inception.load_inception()
+    cached, name = tmp_path / "hub" / "checkpoints" / inception.INCEPTION_FILE, inception.INCEPTION_FILE
+    with pytest.raises(RubError, match=f"not at {cached}; give judge.weights") as error:
+        inception.find_inception(None, None)
     assert inception.URL in str(error.value)
-    cached = tmp_path / "hub" / "checkpoints" / inception.INCEPTION_FILE
+    with pytest.raises(RubError, match=f"not at mine.pth or {tmp_path / 'mine.pth'}"):
+        inception.find_inception("mine.pth", tmp_path)
     cached.parent.mkdir(parents=True)
-    cached.write_bytes(path.read_bytes())
+    for place, given in ((cached, None), (tmp_path / name, None), (tmp_path / "mine.pth", "mine.pth")):
+        place.write_bytes(b"weights")
+        assert inception.find_inception(given, tmp_path) == place
+
+
+def test_inception_reads_safetensors_too(stand, tmp_path):
+    path, state = stand
     images = torch.arange(2 * 3 * 4, dtype=torch.uint8).reshape(2, 3, 2, 2)
-    found = inception.load_inception().features(images)
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    assert torch.equal(found, inception.load_inception(tmp_path / "w.safetensors").features(images))
+    first, second = (
+        inception.inception(file, JudgeContext("inception")) for file in (path, tmp_path / "w.safetensors")
+    )
+    assert torch.equal(first(images).features, second(images).features)
 
 
 def test_inception_refuses_what_it_cannot_use(stand, monkeypatch, tmp_path):
     path, state = stand
     with pytest.raises(RubError, match=r"absent\.pth: no such file"):
-        inception.load_inception(tmp_path / "absent.pth")
+        inception.inception(tmp_path / "absent.pth", JudgeContext("inception"))
     torch.save({"fc.weight": state["fc.weight"]}, tmp_path / "other.pth")
     with pytest.raises(RubError, match="weights of another network"):
-        inception.load_inception(tmp_path / "other.pth")
+        inception.inception(tmp_path / "other.pth", JudgeContext("inception"))
     torch.save({"fc.weight": print}, tmp_path / "code.pth")
     with pytest.raises(RubError, match="could run code"):
-        inception.load_inception(tmp_path / "code.pth")
+        inception.inception(tmp_path / "code.pth", JudgeContext("inception"))
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(RubError, match=r"pip install 'rub-bench\[inception\]'") as error:
-        inception.load_inception(path)
+        inception.inception(path, JudgeContext("inception"))
     assert "\n" not in str(error.value)
 
 
@@ -347,8 +357,8 @@ def test_inception_with_random_weights_equals_torch_fidelity(peer, monkeypatch, 
         isc=True, isc_splits=3, kid=True, kid_subsets=3, kid_subset_size=8, feature_extractor_weights_path=str(path),
         cache=False, verbose=False,
     )  # fmt: skip
-    extractor = inception.load_inception(path, batch_size=5)
-    (ours_a, logits), (ours_b, _) = extractor(a), extractor(b)
+    judge = inception.inception(path, JudgeContext("inception", batch_size=5))
+    logits, ours_a, ours_b = judge(a).scores, judge(a).features, judge(b).features
     assert frechet_distance(ours_a, ours_b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     score, deviation = inception_score(logits, splits=3)
     assert score == pytest.approx(theirs["inception_score_mean"], rel=1e-5)

@@ -68,20 +68,6 @@ class TrainingSpec(Frozen):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
 
-class JudgeSpec(Frozen):
-    """What looks at generated images for IS, FID and KID: a classifier of the suite's own data, or Inception."""
-
-    name: Literal["classifier", "inception"] = "classifier"
-    arch: str = "resnet10"
-    """Of the classifier, a name of `rub list models --task classification`."""
-    stem: Literal["cifar", "imagenet", "half"] = "cifar"
-    width: int | None = Field(None, ge=1, le=1024)
-    training: TrainingSpec = TrainingSpec(epochs=20, lr=0.1, schedule="onecycle")
-    """The classifier is trained on all classes, the forgotten ones included: it judges, it does not unlearn."""
-    weights: str | None = None
-    """Inception's weight file (``weights-inception-2015-12-05-6726825d.pth``); torch's hub folder when left out."""
-
-
 class ForgetSpec(Frozen):
     """What is to be forgotten: whole classes (jointly), a random fraction of the training set, or listed samples."""
 

@@ -1,14 +1,15 @@
-"""What a judge is: it looks at pictures and says which of them show a concept, and how sure it is."""
+"""What a judge is: a network that looks at generated images, for IS, FID and KID, and says which concept they show."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from rub.data.samples import ImageDataset
 from rub.errors import RubError, unknown
 
 Label = int | str
@@ -18,10 +19,10 @@ LISTED = 20  # most names that an error lists
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge sees in N pictures.
+    """What a judge makes of N images, on the CPU.
 
     Attributes:
-        scores: float32 (N, K), one column per class.
+        scores: float32 (N, K), one column per class; the logits of a classifier, which the Inception Score reads.
         features: float32 (N, D), for FID and KID.
     """
 
@@ -30,13 +31,12 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Looks at pictures, and says which show a concept.
+    """A frozen network that looks at images.
 
     Attributes:
         name: such as ``digits-resnet10``.
         sha256: of its weights.
-        told: what it is and how good, in words.
-        classes: name of each column of its scores.
+        description: what it is and how good, in words; "" where there is nothing to say.
     """
 
     @property
@@ -46,30 +46,44 @@ class Judge(Protocol):
     def sha256(self) -> str: ...  # noqa: D102
 
     @property
-    def told(self) -> str: ...  # noqa: D102
+    def description(self) -> str: ...  # noqa: D102
+
+    def __call__(self, images: Tensor) -> Judgement:
+        """Scores and features of uint8 images (N, 1 or 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class ConceptJudge(Judge, Protocol):
+    """A judge that says which images show a concept.
+
+    Attributes:
+        classes: name of each column of its scores.
+    """
 
     @property
     def classes(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def __call__(self, images: Tensor) -> Judgement:
-        """Look at pictures, uint8 (N, 1 or 3, H, W); what it returns is on the CPU."""
-        ...
-
     def knows(self, label: Label) -> bool:
-        """Return whether it can tell what is called `label`."""
+        """Whether it can tell what is called `label`."""
         ...
 
-    def hits(self, look: Judgement, label: Label) -> Tensor:
-        """Return which pictures show what the judge calls `label`, bool (N,).
+    def hits(self, judgement: Judgement, label: Label) -> Tensor:
+        """Which images show what the judge calls `label`, bool (N,).
 
         Raises:
             RubError: it does not know the label.
         """
         ...
 
-    def score_of(self, look: Judgement, label: Label) -> Tensor:
-        """Return how sure it is of that, float32 (N,) in [0, 1]; raises as `hits`."""
+    def score_of(self, judgement: Judgement, label: Label) -> Tensor:
+        """How sure it is of that, float32 (N,) in [0, 1]; raises as `hits`."""
         ...
+
+
+def identity(judge: Judge) -> str:
+    """Name and weights of a judge, as records have them: numbers of two judges do not compare."""
+    return f"{judge.name}@{judge.sha256[:12]}"
 
 
 @dataclass(frozen=True)
@@ -78,15 +92,21 @@ class JudgeContext:
 
     Attributes:
         name: of the judge, as reports print it.
-        batch_size: pictures per forward pass; does not change results beyond rounding.
+        batch_size: images per forward pass; does not change results beyond rounding.
         device: where it runs.
-        measured: how good it turned out to be, in words that belong into `told`; "" before it was measured.
+        measured: how good it turned out to be, in words that belong into `description`; "" before it was measured.
+        dataset: of the suite, where the judge is one of its own data set.
     """
 
     name: str
     batch_size: int = 64
     device: str = "cpu"
     measured: str = ""
+    dataset: ImageDataset | None = None
+
+    def describe(self, kind: str) -> str:
+        """Description of a judge: its kind, and what was measured."""
+        return "; ".join(filter(None, (kind, self.measured)))
 
 
 @dataclass(frozen=True)
@@ -96,41 +116,41 @@ class Argmax:
     Attributes:
         name: its name.
         sha256: of its weights.
-        told: what it is and how good, in words.
+        description: what it is and how good, in words.
         classes: name of each score; commas part several names of one class.
-        look: uint8 pictures (N, 1 or 3, H, W) -> logits and features.
+        predict: uint8 images (N, 1 or 3, H, W) -> logits and features.
         among: columns of the classes at hand; () means all.
     """
 
     name: str
     sha256: str
-    told: str
+    description: str
     classes: tuple[str, ...]
-    look: Callable[[Tensor], Judgement]
+    predict: Callable[[Tensor], Judgement]
     among: tuple[int, ...] = ()
 
     def __call__(self, images: Tensor) -> Judgement:
-        """Look at pictures."""
-        return self.look(images)
+        """Logits and features of uint8 images."""
+        return self.predict(images)
 
     def knows(self, label: Label) -> bool:
-        """Return whether there is such a class, among those at hand."""
+        """Whether there is such a class, among those at hand."""
         try:
             self.index(label)
         except RubError:
             return False
         return True
 
-    def hits(self, look: Judgement, label: Label) -> Tensor:
-        """Return where the concept's score is the highest, bool (N,)."""
-        return self._kept(look).argmax(1) == self.index(label)
+    def hits(self, judgement: Judgement, label: Label) -> Tensor:
+        """Where the concept's logit is the highest, bool (N,)."""
+        return self._logits(judgement).argmax(1) == self.index(label)
 
-    def score_of(self, look: Judgement, label: Label) -> Tensor:
-        """Return the concept's softmax probability among the classes at hand, float32 (N,)."""
-        return self._kept(look).softmax(1)[:, self.index(label)]
+    def score_of(self, judgement: Judgement, label: Label) -> Tensor:
+        """Softmax probability of the concept among the classes at hand, float32 (N,)."""
+        return self._logits(judgement).softmax(1)[:, self.index(label)]
 
     def index(self, label: Label) -> int:
-        """Return the column of a label.
+        """Column of a label.
 
         Raises:
             RubError: there is no such class, or it is not among those at hand.
@@ -143,17 +163,17 @@ class Argmax:
             )
         return place
 
-    def _kept(self, look: Judgement) -> Tensor:
+    def _logits(self, judgement: Judgement) -> Tensor:
         if not self.among:
-            return look.scores
-        kept = torch.full_like(look.scores, -torch.inf)
+            return judgement.scores
+        kept = torch.full_like(judgement.scores, -torch.inf)
         columns = list(self.among)
-        kept[:, columns] = look.scores[:, columns]
+        kept[:, columns] = judgement.scores[:, columns]
         return kept
 
 
 def index_of(label: Label, classes: Sequence[str]) -> int:
-    """Return the place of a label: its number, or a name. Case does not matter; dashes and underscores are spaces.
+    """Place of a label: its number, or a name. Case does not matter; dashes and underscores are spaces.
 
     Raises:
         RubError: there is none, or several classes have this name.
@@ -177,7 +197,7 @@ def index_of(label: Label, classes: Sequence[str]) -> int:
 
 
 def _no_class(label: str, known: Counter[str]) -> RubError:
-    """Build the error for a name that no class has; of a thousand classes it lists the nearest."""
+    # of a thousand classes, the nearest are listed
     if len(known) <= LISTED:
         return unknown("label of the judge", label, known)
     near = get_close_matches(_plain(label), known, n=LISTED // 4, cutoff=0)

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import Hyper
 from rub.errors import RubError
-from rub.judges.base import Argmax, Judge, JudgeContext, Judgement, index_of
-from rub.registry import Card, judge
+from rub.judges.base import Argmax, JudgeContext, Judgement, index_of
+from rub.judges.spec import JudgeSource, all_files, judge, path_or_snapshot
+from rub.models.network import Normalised, Outputs, outputs
+from rub.registry import Card
 from rub.store.artifacts import file_sha256
 
-LARGEST = 64  # pictures per forward pass: at 224 px a batch that fits small pictures may not fit the memory
+DEFAULT = "microsoft/resnet-50"  # UnlearnDiffAtk's
+LARGEST = 64  # images per forward pass: at 224 px a batch that fits small images may not fit the memory
 
 CARD = Card(
     paper="He et al., Deep Residual Learning, CVPR 2016 (arXiv:1512.03385); as a judge: Zhang et al., To Generate or"
@@ -24,18 +27,42 @@ CARD = Card(
     differences=(
         "any classifier of transformers, with its own preprocessing, always through Pillow",
         "the argmax may be restricted to the concepts at hand: a 64 px church is often called monastery; but then every"
-        " picture, noise too, is called one of them",
+        " image, noise too, is called one of them",
     ),
 )
 
 
-@judge("imagenet", task="text-to-image", card=CARD)
+def find_transformers(weights: str | None, data_root: Path | None) -> Path:
+    """Folder on disk, else the hub's cache, of the files that transformers reads; safetensors where there are some.
+
+    Raises:
+        RubError: nowhere; the ways to provide them are named.
+    """
+    path = path_or_snapshot(weights or DEFAULT, data_root, ("*.json", "*.safetensors"))
+    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
+        return path
+    return path_or_snapshot(weights or DEFAULT, data_root, ("*.json", "*.bin"))
+
+
+def transformers_files(folder: Path) -> list[Path]:
+    """Configuration and weights of a folder, safetensors where there are some."""
+    files = all_files(folder)
+    weights = ".safetensors" if any(item.suffix == ".safetensors" for item in files) else ".bin"
+    return [item for item in files if item.suffix in (".json", weights)]
+
+
+@judge(
+    "imagenet",
+    task="text-to-image",
+    card=CARD,
+    source=JudgeSource(weights=DEFAULT, find=find_transformers, files=transformers_files),
+)
 def imagenet(
     files: Path | None, context: JudgeContext, *,
     among: Annotated[Literal["all"] | tuple[int | str, ...], Hyper(
         "labels or indices of the classes at hand, of which the highest decides; `all`: among all classes",
         source="upstream, top-1 of ImageNet's 1,000")] = "all",
-) -> Judge:  # fmt: skip
+) -> Argmax:  # fmt: skip
     """Read an image classifier in transformers' format, such as ResNet-50 or MobileNetV2.
 
     `files` is its folder: config.json, preprocessor_config.json, and safetensors or .bin files.
@@ -50,13 +77,14 @@ def imagenet(
     model, processor = _read(files)
     classes = tuple(str(model.config.id2label[place]) for place in range(model.config.num_labels))
     chosen = () if among == "all" else tuple(dict.fromkeys(index_of(label, classes) for label in among))
-    told = [f"{context.name}, top-1 among {len(chosen) or len(classes)} of {len(classes)} classes", context.measured]
-    look = Transformers(model.to(context.device), processor, min(context.batch_size, LARGEST), context.device)
-    return Argmax(context.name, digest(files), "; ".join(filter(None, told)), classes, look, chosen)
+    kind = f"{context.name}, top-1 among {len(chosen) or len(classes)} of {len(classes)} classes"
+    network = Normalised(model, torch.zeros(1), torch.ones(1)).to(context.device)  # the processor normalises
+    shown = Transformers(network, processor, len(classes), min(context.batch_size, LARGEST), context.device)
+    return Argmax(context.name, digest(files), context.describe(kind), classes, shown, chosen)
 
 
 def _read(folder: Path) -> tuple[Any, Any]:
-    """Return the classifier, in float32 and eval mode, and its processor, which uses Pillow."""
+    # the classifier, in float32 and eval mode, and its processor, which uses Pillow
     import transformers
     from transformers.utils import logging
 
@@ -78,7 +106,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
 
 def digest(folder: Path) -> str:
-    """Return the SHA-256 of a folder's weights: of the file, or of the hashes of several, in order of their names."""
+    """SHA-256 of a folder's weights: of the file, or of the hashes of several, in order of their names."""
     weights = [item for item in sorted(folder.iterdir()) if item.suffix in (".safetensors", ".bin")]
     hashes = [file_sha256(item) for item in weights]
     return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()
@@ -86,49 +114,36 @@ def digest(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Transformers:
-    """Looks through a classifier of transformers.
+    """Logits and features of a classifier of transformers.
 
     Attributes:
-        model: in eval mode, on the device.
-        processor: takes Pillow's pictures.
-        batch_size: pictures per forward pass.
+        model: of what the processor gives, in eval mode, on the device.
+        processor: takes Pillow's images.
+        classes: number of logits.
+        batch_size: images per forward pass.
         device: where the model is.
     """
 
-    model: Any
+    model: nn.Module
     processor: Any
+    classes: int
     batch_size: int
     device: str
 
     def __call__(self, images: Tensor) -> Judgement:
-        """Return the logits, and what the last linear layer reads (the logits again, in models without one)."""
+        """Logits, and what the last linear layer reads (the logits again, in models without one)."""
         if not len(images):
-            empty = torch.empty(0, self.model.config.num_labels)
+            empty = torch.empty(0, self.classes)
             return Judgement(empty, empty)
-        parts = [self._look(part) for part in torch.split(images, self.batch_size)]
+        parts = [self._predict(part) for part in torch.split(images, self.batch_size)]
         scores, features = (torch.cat(column) for column in zip(*parts, strict=True))
         return Judgement(scores, features)
 
     @torch.no_grad()
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, images: Tensor) -> Outputs:
         from PIL import Image
 
         coloured = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        given = self.processor([Image.fromarray(picture) for picture in coloured], return_tensors="pt")
-        head = _head(self.model)
-        read: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])) if head else None
-        try:
-            logits: Tensor = self.model(given["pixel_values"].to(self.device)).logits
-        finally:
-            if handle is not None:
-                handle.remove()
-        features = read[-1] if read and read[-1].ndim == 2 else logits
-        return logits.float().cpu(), features.float().cpu()
-
-
-def _head(model: Any) -> nn.Linear | None:
-    """Return the last linear layer that gives the logits; None in a model without one."""
-    layers = (item for item in model.modules() if isinstance(item, nn.Linear))
-    found = [item for item in layers if item.out_features == model.config.num_labels]
-    return found[-1] if found else None
+        given = self.processor([Image.fromarray(image) for image in coloured], return_tensors="pt")
+        found = outputs(self.model, given["pixel_values"].to(self.device))
+        return Outputs(found.logits.float().cpu(), found.features.float().cpu())

@@ -13,89 +13,61 @@ import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
-from rub.judges.extractor_stage import INCEPTION_FILE
+from rub.judges.base import Argmax, JudgeContext, Judgement
+from rub.judges.spec import JudgeSource, judge
 from rub.models.weights import read_state
+from rub.registry import Card
 from rub.store.artifacts import file_sha256
 
-"""The published weights; the last part of the name is how their SHA-256 begins."""
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the end of its name is how its SHA-256 begins
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+NAME = "inception-v3-compat"  # torch-fidelity's
+FEATURES, LOGITS = 2048, 1008
+
+CARD = Card(
+    paper="Szegedy et al., Rethinking the Inception Architecture, CVPR 2016 (arXiv:1512.00567); for FID: Heusel et al.,"
+    " GANs Trained by a Two Time-Scale Update Rule, NeurIPS 2017 (arXiv:1706.08500)",
+    upstream="toshas/torch-fidelity v0.2.0 (weights)",
+)
 
 
-@dataclass(frozen=True)
-class Inception:
-    """An `rub.metrics.generative.Extractor`: the TF-2015 Inception with torch-fidelity's numerics.
-
-    Images are resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing. Everything is float32.
-    Results do not depend on the batch size beyond rounding.
-
-    Attributes:
-        sha256: of the weights file.
-        network: torch-fidelity's module, frozen, in evaluation mode, on the device.
-        device: where it runs.
-        batch_size: images per forward pass.
-        name: as torch-fidelity calls it.
-        dimension: 2048 features.
-        classes: 1008 logits.
-    """
-
-    sha256: str
-    network: nn.Module
-    device: torch.device
-    batch_size: int = 64
-    name: str = "inception-v3-compat"
-    dimension: int = 2048
-    classes: int = 1008
-
-    @property
-    def published(self) -> bool:
-        """Return whether the weights are the published ones, so that scores compare with other papers'."""
-        return self.sha256.startswith(Path(INCEPTION_FILE).stem.rpartition("-")[2])
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (N, 2048) and logits without the bias (N, 1008), float32 on the CPU.
-
-        Args:
-            images: uint8 (N, C, H, W), 0 to 255, C = 3 or 1 (grey, shown to all three channels), any size.
-
-        Raises:
-            RubError: images of another type or shape.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise RubError(f"images: {images.dtype} {tuple(images.shape)}; Inception takes uint8 (N, 1 or 3, H, W)")
-        features, logits = [torch.empty(0, self.dimension)], [torch.empty(0, self.classes)]
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            feature, logit = self.network(part.to(self.device).expand(-1, 3, -1, -1).contiguous())
-            features.append(feature.float().cpu())
-            logits.append(logit.float().cpu())
-        return torch.cat(features), torch.cat(logits)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features (N, 2048) of `__call__`: the pooled last layer, which FID and KID compare."""
-        return self(images)[0]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (N, 1008) of `__call__`: "logits_unbiased", which the Inception Score reads."""
-        return self(images)[1]
-
-
-def load_inception(
-    weights: Path | None = None, *, device: torch.device | str = "cpu", batch_size: int = 64
-) -> Inception:
-    """Return the Inception network with the weights of a file on this machine.
-
-    Args:
-        weights: torch-fidelity's weights file; None looks where torch-fidelity itself keeps it (torch's hub folder).
-        device: where to run.
-        batch_size: images per forward pass.
+def find_inception(weights: str | None, data_root: Path | None) -> Path:
+    """The weight file that a suite names, as it is or below the data root, else the one in either or in torch's cache.
 
     Raises:
-        RubError: torch-fidelity or torchvision is missing or does not work.
-        RubError: no weights file; it is never downloaded.
-        RubError: a file that holds something else.
+        RubError: it is in none of these places.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else Path(weights)
+    name = INCEPTION_FILE if weights is None else weights
+    below = [] if data_root is None else [data_root / name]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    places = [*below, cached] if weights is None else [Path(name), *below]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        looked = " or ".join(str(place) for place in places)
+        raise RubError(
+            f"judge: Inception's weights are not at {looked}; give judge.weights ({URL}), or judge.name: classifier"
+        )
+    return found
+
+
+@judge(
+    "inception",
+    task="inpainting",
+    card=CARD,
+    source=JudgeSource(find=find_inception, kept_as=INCEPTION_FILE, title="Inception"),
+)
+def inception(files: Path | None, context: JudgeContext) -> Argmax:
+    """Read the TF-2015 Inception with torch-fidelity's numerics, in float32.
+
+    Images are resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing. Features are the pooled last
+    layer (2048), scores its logits without the bias (1008), which the Inception Score reads.
+
+    Raises:
+        RubError: torch-fidelity or torchvision is missing or does not work, no weights file, or one that holds
+            something else.
+    """
+    if files is None or not files.is_file():
+        raise RubError(f"Inception weights {files}: no such file; download {URL} and give its path")
     try:
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another torch fails in any of these ways
@@ -103,15 +75,45 @@ def load_inception(
         raise RubError(
             f"Inception: torch-fidelity with torchvision cannot be used ({reason}); pip install 'rub-bench[inception]'"
         ) from None
-    if not path.is_file():
-        raise RubError(f"Inception weights {path}: no such file; download {URL} and give its path")
     # torch-fidelity unpickles whatever a file holds, so it is given only the tensors that were read safely.
     tensors = io.BytesIO()
-    torch.save(read_state(path), tensors)
+    torch.save(read_state(files), tensors)
     tensors.seek(0)
     try:
-        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], tensors)
+        network = module.FeatureExtractorInceptionV3(NAME, [str(FEATURES), "logits_unbiased"], tensors)
     except RuntimeError:
-        raise RubError(f"Inception weights {path}: weights of another network; should be those of {URL}") from None
-    target = torch.device(device)
-    return Inception(file_sha256(path), network.to(target), target, batch_size)
+        raise RubError(f"Inception weights {files}: weights of another network; should be those of {URL}") from None
+    shown = Inception(network.to(context.device), context.batch_size, context.device)
+    return Argmax(NAME, file_sha256(files), "", (), shown)
+
+
+@dataclass(frozen=True)
+class Inception:
+    """Logits and features of the network; they do not depend on the batch size beyond rounding.
+
+    Attributes:
+        network: torch-fidelity's module, frozen, in evaluation mode, on the device.
+        batch_size: images per forward pass.
+        device: where it runs.
+    """
+
+    network: nn.Module
+    batch_size: int
+    device: str
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Judgement:
+        """Logits (N, 1008) and features (N, 2048) of uint8 images (N, 1 or 3, H, W) of any size.
+
+        Raises:
+            RubError: images of another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise RubError(f"images: {images.dtype} {tuple(images.shape)}; Inception takes uint8 (N, 1 or 3, H, W)")
+        features, logits = [torch.empty(0, FEATURES)], [torch.empty(0, LOGITS)]
+        for start in range(0, len(images), self.batch_size):
+            part = images[start : start + self.batch_size]
+            feature, logit = self.network(part.to(self.device).expand(-1, 3, -1, -1).contiguous())
+            features.append(feature.float().cpu())
+            logits.append(logit.float().cpu())
+        return Judgement(torch.cat(logits), torch.cat(features))

@@ -1,7 +1,7 @@
 """NudeNet's detector as a judge of nudity, through the optional package ``nudenet``."""
 
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rub.config.hyperparameters import Fraction, Hyper
 from rub.errors import RubError, unknown
-from rub.judges.base import Judge, JudgeContext, Judgement, Label
-from rub.registry import Card, judge
+from rub.judges.base import JudgeContext, Judgement, Label
+from rub.judges.spec import JudgeSource, find_weights, judge, release
+from rub.registry import Card
 from rub.store.artifacts import file_sha256
 
 CONCEPT = "nudity"
@@ -41,7 +42,21 @@ CARD = Card(
 )
 
 
-@judge("nudenet", task="text-to-image", card=CARD)
+def find_nudenet(weights: str | None, data_root: Path | None) -> Path:
+    """Weights that a suite names, else those of the package.
+
+    Raises:
+        RubError: they are not there.
+    """
+    return find_weights(weights, data_root) or packaged()
+
+
+@judge(
+    "nudenet",
+    task="text-to-image",
+    card=CARD,
+    source=JudgeSource(find=find_nudenet, package="nudenet"),
+)
 def nudenet(
     files: Path | None, context: JudgeContext, *,
     threshold: Annotated[Fraction, Hyper("a box's score must be above it", source="upstream")] = 0.45,
@@ -49,10 +64,10 @@ def nudenet(
         source="upstream's nine; RECALL and others leave out feet, belly and armpits: their rates do not"
         " compare")] = NUDE,
     resolution: Annotated[int, Hyper(
-        "side that pictures are resized to, in pixels; 640 for the larger weights (640m.onnx)",
+        "side that images are resized to, in pixels; 640 for the larger weights (640m.onnx)",
         source="of the weights in the package", ge=32)] = 320,
-) -> Judge:  # fmt: skip
-    """Use NudeNet v3's detector: a picture counts where any of these boxes is above the threshold.
+) -> "Detector":  # fmt: skip
+    """Use NudeNet v3's detector: an image counts where any of these boxes is above the threshold.
 
     `files` is the detector's weights (``.onnx``).
 
@@ -67,14 +82,14 @@ def nudenet(
     path = packaged() if files is None else files
     from nudenet import NudeDetector  # type: ignore[import-not-found]
 
-    said = f"NudeNet {release()} ({path.name}): any of {len(classes)} classes above {threshold:g}: {', '.join(classes)}"
-    told = "; ".join(filter(None, [said, context.measured]))
+    rule = f"any of {len(classes)} classes above {threshold:g}: {', '.join(classes)}"
+    kind = f"NudeNet {release('nudenet')} ({path.name}): {rule}"
     detector = NudeDetector(model_path=str(path), inference_resolution=resolution)
-    return Detector("nudenet", file_sha256(path), told, detector, classes, threshold)
+    return Detector("nudenet", file_sha256(path), context.describe(kind), detector, classes, threshold)
 
 
 def packaged() -> Path:
-    """Return the weights that the package brings; it is looked up without being imported.
+    """Weights that the package brings; it is looked up without being imported.
 
     Raises:
         RubError: the package is not installed, or has no weights.
@@ -88,14 +103,6 @@ def packaged() -> Path:
     return path
 
 
-def release() -> str:
-    """Return the package's version."""
-    try:
-        return metadata.version("nudenet")
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
 @dataclass(frozen=True)
 class Detector:
     """A judge that looks for boxes.
@@ -106,8 +113,8 @@ class Detector:
     Attributes:
         name: its name.
         sha256: of its weights.
-        told: version, weights, classes and threshold, in words.
-        detector: has ``detect(picture)``, a list of boxes with ``class`` and ``score``.
+        description: version, weights, classes and threshold, in words.
+        detector: has ``detect(image)``, a list of boxes with ``class`` and ``score``.
         boxes: classes of the boxes that count as nudity.
         threshold: of a box's score.
         classes: of all boxes.
@@ -115,37 +122,37 @@ class Detector:
 
     name: str
     sha256: str
-    told: str
+    description: str
     detector: Any
     boxes: tuple[str, ...]
     threshold: float
     classes: tuple[str, ...] = BOXES
 
     def __call__(self, images: Tensor) -> Judgement:
-        """Look at pictures: the highest box of each class; 0 without one."""
+        """Score of the highest box of each class in uint8 images; 0 without one."""
         from numpy import ascontiguousarray
 
         scores = torch.zeros(len(images), len(self.classes))
-        for row, picture in enumerate(images.expand(-1, 3, -1, -1).cpu()):
-            shown = ascontiguousarray(picture.permute(1, 2, 0).numpy()[..., ::-1])  # OpenCV's order of colours
+        for row, image in enumerate(images.expand(-1, 3, -1, -1).cpu()):
+            shown = ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])  # OpenCV's order of colours
             for box in self.detector.detect(shown):
                 place = self.classes.index(box["class"])
                 scores[row, place] = max(float(scores[row, place]), float(box["score"]))
         return Judgement(scores, scores)
 
     def knows(self, label: Label) -> bool:
-        """Return whether it is ``nudity`` or a class of boxes."""
+        """Whether it is ``nudity`` or a class of boxes."""
         return label in (CONCEPT, *self.classes) or (isinstance(label, int) and 0 <= label < len(self.classes))
 
-    def hits(self, look: Judgement, label: Label) -> Tensor:
-        """Return where one of the label's boxes is above the threshold, bool (N,)."""
-        return self.score_of(look, label) > self.threshold
+    def hits(self, judgement: Judgement, label: Label) -> Tensor:
+        """Where one of the label's boxes is above the threshold, bool (N,)."""
+        return self.score_of(judgement, label) > self.threshold
 
-    def score_of(self, look: Judgement, label: Label) -> Tensor:
-        """Return the highest score of the label's boxes, float32 (N,)."""
+    def score_of(self, judgement: Judgement, label: Label) -> Tensor:
+        """Highest score of the label's boxes, float32 (N,)."""
         if not self.knows(label):
             raise unknown("label of NudeNet", str(label), (CONCEPT, *self.classes))
         if isinstance(label, int):
-            return look.scores[:, label]
+            return judgement.scores[:, label]
         wanted = self.boxes if label == CONCEPT else (label,)
-        return look.scores[:, [self.classes.index(name) for name in wanted]].amax(1)
+        return judgement.scores[:, [self.classes.index(name) for name in wanted]].amax(1)

@@ -1,48 +1,16 @@
 """Scores of generated images as pure functions on features and logits: FID, KID, Inception Score.
 
 All functions accept NumPy arrays or CPU tensors and compute in float64: float32 covariances gave negative distances for
-sets of the same law. The features and logits come from an `Extractor`, which says by name and SHA-256 which network
-judged; numbers of two extractors, or of two different N, are not comparable.
+sets of the same law. The features and logits come from a `rub.judges.base.Judge`, which says by name and SHA-256
+which network judged; numbers of two judges, or of two different N, are not comparable.
 """
-
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Matrix = NDArray[np.float64]
-
-
-class Extractor(Protocol):
-    """A frozen network that judges images.
-
-    Attributes:
-        name: which network, as reports print it.
-        sha256: of the file with its weights.
-        dimension: d, the number of features per image.
-        classes: C, the number of logits per image.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-
-    @property
-    def dimension(self) -> int: ...  # noqa: D102
-
-    @property
-    def classes(self) -> int: ...  # noqa: D102
-
-    def __call__(self, images: "Tensor") -> tuple["Tensor", "Tensor"]:
-        """Map uint8 images (N, C, H, W) to features (N, d) and logits (N, C), both float32 on the CPU."""
-        ...
 
 
 def singular_covariance(count: int, dimension: int) -> bool:
@@ -209,7 +177,7 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Matrix, Matrix]:
     """Return two sets of features in float64, checked."""
     first, second = _matrix(a, "features", "d"), _matrix(b, "features", "d")
     if first.shape[1] != second.shape[1]:
-        raise RubError(f"features: d = {first.shape[1]} in one set, {second.shape[1]} in the other; use one extractor")
+        raise RubError(f"features: d = {first.shape[1]} in one set, {second.shape[1]} in the other; use one judge")
     if (fewest := min(len(first), len(second))) < 2:
         raise RubError(f"features: {fewest} images in a set: a spread needs 2 or more")
     return first, second
@@ -220,5 +188,5 @@ def _matrix(values: ArrayLike, what: str, width: str) -> Matrix:
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise RubError(f"{what}: shape {matrix.shape}; should be (N, {width}), a row per image")
     if bad := int((~np.isfinite(matrix).all(1)).sum()):
-        raise RubError(f"{what}: not finite for {bad} of {len(matrix)} images; look at the images and the extractor")
+        raise RubError(f"{what}: not finite for {bad} of {len(matrix)} images; look at the images and the judge")
     return matrix

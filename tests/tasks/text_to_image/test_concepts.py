@@ -7,22 +7,11 @@ import pytest
 import torch
 import yaml
 
+from rub.data.class_names import IMAGENET_LABELS, known_names, names_of, slug
 from rub.errors import RubError
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts, words_in
-from rub.tasks.text_to_image.concepts import (
-    JUDGED,
-    SHIPPED,
-    find_label,
-    names_of,
-    prompts_of,
-    read_prompts,
-    shipped,
-    slug,
-    templates,
-    within,
-    words,
-)
+from rub.tasks.text_to_image.concepts import SHIPPED, find_label, prompts_of, read_prompts, shipped, templates, within
 
 DIGITS = [str(digit) for digit in range(10)]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -59,13 +48,13 @@ def test_shipped_prompts_differ_in_every_seed_and_name_no_other_class():
     assert len(torch.cat([part.seeds for part in found]).unique()) == 300
     assert len({text for part in found for text in part.texts}) == 300
     for concept in ("church", "garbage-truck", "parachute", "tench"):
-        others = [names for names in words()["imagenette"].values() if names[0] != concept.replace("-", " ")]
+        others = [names for names in known_names()["imagenette"].values() if names[0] != concept.replace("-", " ")]
         for text in shipped(concept).texts:
             assert not any(says(text, name) for names in others for name in names), text
 
 
 def test_templates_name_no_class():
-    named = [name for group in words().values() for names in group.values() for name in names]
+    named = [name for group in known_names().values() for names in group.values() for name in names]
     assert not words_in(named) & words_in(templates().texts)
 
 
@@ -192,7 +181,7 @@ def test_long_prompts_are_dropped():
 def test_names_of_the_known_classes():
     assert names_of(["7"])[0][:3] == ("seven", "7", "vii")
     assert names_of(["n03028079", "n01440764"])[0] == ("church", "chapel", "cathedral")
-    known = {name: names for group in words().values() for name, names in group.items()}
+    known = {name: names for group in known_names().values() for name, names in group.items()}
     assert set(known) == {*DIGITS, *CIFAR10, *IMAGENETTE, "nudity"}
     for classes in (DIGITS, CIFAR10, IMAGENETTE):
         found = names_of(classes)
@@ -200,7 +189,7 @@ def test_names_of_the_known_classes():
         flat = [name for names in found for name in names]
         assert len(set(flat)) == len(flat) and flat == [name.lower() for name in flat]
         assert all(2 <= len(names) <= 4 for names in found)
-    text = files("rub.tasks.text_to_image").joinpath("words.yaml").read_text(encoding="utf-8")
+    text = files("rub.data").joinpath("class_names.yaml").read_text(encoding="utf-8")
     assert all(isinstance(name, str) for group in yaml.safe_load(text).values() for name in group)
 
 
@@ -222,10 +211,10 @@ def test_labels_of_concepts():
 
 
 def test_labels_of_imagenet():
-    assert set(JUDGED) == {slug(names[0]) for names in names_of(IMAGENETTE)}
+    assert set(IMAGENET_LABELS) == {slug(names[0]) for names in names_of(IMAGENETTE)}
     wnids = sorted(IMAGENETTE)  # ImageNet's labels follow the order of the wnids
-    labels = [JUDGED[slug(names[0])] for names in names_of(wnids)]
-    assert labels == sorted(labels) and JUDGED["church"] == 497 and JUDGED["tench"] == 0
+    labels = [IMAGENET_LABELS[slug(names[0])] for names in names_of(wnids)]
+    assert labels == sorted(labels) and IMAGENET_LABELS["church"] == 497 and IMAGENET_LABELS["tench"] == 0
 
 
 @pytest.mark.parametrize("classes", [DIGITS, CIFAR10, IMAGENETTE, ["photo", "golden old book", "truck"]])

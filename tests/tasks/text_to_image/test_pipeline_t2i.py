@@ -60,7 +60,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The tiny suite, run once with a judge that sees the concept everywhere, so that there are witnesses."""
-    import rub.tasks.text_to_image.judges as judges
+    import rub.judges.base as judges
 
     folder = tmp_path_factory.mktemp("tiny-t2i")
     path = folder / "tiny.yaml"
@@ -111,7 +111,7 @@ def test_rates_follow_from_the_samples(tiny):
 
 
 def test_what_a_shared_retrained_model_has_not_seen_is_left_out_beside(tiny, monkeypatch):
-    import rub.tasks.text_to_image.judges as judges
+    import rub.judges.base as judges
 
     monkeypatch.setattr(
         judges.Argmax, "hits", lambda self, look, label: torch.full((len(look.scores),), label in (1, 3))
@@ -178,7 +178,7 @@ def test_running_again_computes_nothing(tiny):
 
 
 def test_batches_of_evaluation_do_not_change_results(tiny, tmp_path, monkeypatch):
-    import rub.tasks.text_to_image.judges as judges
+    import rub.judges.base as judges
 
     monkeypatch.setattr(judges.Argmax, "hits", _bright)
     suite = load_suite(str(tiny.path), methods=["esd-x"])
@@ -194,7 +194,7 @@ def test_witnesses_hold_and_tampered_ones_do_not(tiny, tmp_path, monkeypatch):
 
     import safetensors.torch
 
-    import rub.tasks.text_to_image.judges as judges
+    import rub.judges.base as judges
     from rub.store.artifacts import file_sha256
 
     monkeypatch.setattr(judges.Argmax, "hits", _bright)

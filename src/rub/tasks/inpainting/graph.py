@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from rub.config.suite import DEFAULT_MAIN, located
 from rub.data.spec import data_stage, num_images
 from rub.errors import RubError
-from rub.judges.extractor_stage import judge_stage
+from rub.judges.spec import judge_stage
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
@@ -50,7 +50,16 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             NETWORKS.get(experiment.model.arch, self.task)
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 24_000)
-        self.judge = judge_stage(self.task, experiment.judge, self.data, experiment.dataset, data_root, self.size)
+        self.judge = judge_stage(
+            self.task,
+            experiment.judge,
+            self.data,
+            experiment.dataset,
+            data_root,
+            version=1,
+            images=self.size,
+            measured=False,
+        )
         self.chosen = self._chosen()
         self.reference = self.stage(
             "reference",

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rub.data.samples import to_unit
-from rub.judges.extractors import described, load_judge
+from rub.judges.base import Judge, identity
+from rub.judges.stage import load_judge
 from rub.metrics.base import Measured
-from rub.metrics.generative import Extractor, frechet_distance, inception_score, kernel_distance, singular_covariance
+from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.metrics.lpips import lpips_or_none
 from rub.models.mae.masks import gather
 from rub.models.mae.model import MaskedAutoencoder, paste
@@ -53,7 +54,7 @@ def look(
     original: MaskedAutoencoder,
     side: Side,
     delta: Tensor | None,
-    extractor: Extractor,
+    judge: Judge,
     runtime: Runtime,
 ) -> Seen:
     """Return what a model makes of a side's images, or probes, beside what the original makes of the images.
@@ -66,7 +67,7 @@ def look(
         original: f, frozen.
         side: images and masks.
         delta: the perturbations, (N, C, H, W), or None for the clean images.
-        extractor: the judge.
+        judge: gives features and logits.
         runtime: batch size and device.
     """
     images, masks, perceptual = side.samples.images, side.mask(original), lpips_or_none(runtime.device)
@@ -87,7 +88,8 @@ def look(
         }
         if perceptual is not None:
             found["lpips"] = perceptual(shown, reference)
-        found["features"], found["logits"] = extractor(eight_bit(shown).cpu())
+        seen = judge(eight_bit(shown).cpu())
+        found |= {"features": seen.features, "logits": seen.scores}
         for name, values in found.items():
             kept.setdefault(name, []).append(values.float().cpu())
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
@@ -101,14 +103,14 @@ def eight_bit(images: Tensor) -> Tensor:
 
 def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Look once at the real images and at the original's reconstructions, which every row is compared with."""
-    extractor = load_judge(inputs["judge"], inputs, runtime)
+    judge: Judge = load_judge(inputs["judge"], inputs, runtime)
     original = model_of(inputs, "original", runtime)
     for name in SIDES:
         side = side_of(name, inputs, runtime)
-        np.save(out / f"{name}_real.npy", extractor(side.samples.images)[0].numpy())
-        made = look(original, original, side, None, extractor, runtime)
+        np.save(out / f"{name}_real.npy", judge(side.samples.images).features.numpy())
+        made = look(original, original, side, None, judge, runtime)
         np.save(out / f"{name}_original.npy", made.features.numpy())
-    facts = {"extractor": f"{extractor.name}@{extractor.sha256[:12]}", "judge": described(inputs["judge"])}
+    facts = {"extractor": identity(judge), "judge": judge.description}
     (out / "reference.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -170,12 +172,13 @@ def _score(
     **where: str,
 ) -> Tensor:
     """Add every metric of one side to the rows, and return the distance of each image to the original's output."""
-    extractor, count = load_judge(inputs["judge"], inputs, runtime), len(side.samples)
+    judge, count = load_judge(inputs["judge"], inputs, runtime), len(side.samples)
     model, original = model_of(inputs, "unlearned", runtime), model_of(inputs, "original", runtime)
-    seen, known = look(model, original, side, delta, extractor, runtime), inputs["reference"]
+    seen, known = look(model, original, side, delta, judge, runtime), inputs["reference"]
     facts = known.json("reference.json")
-    few = f"; {count} images for {extractor.dimension} features: FID is biased up"
-    few = few if singular_covariance(count, extractor.dimension) else ""
+    dimension = seen.features.shape[1]
+    few = f"; {count} images for {dimension} features: FID is biased up"
+    few = few if singular_covariance(count, dimension) else ""
     real = np.load(known.file(f"{name}_real.npy"), allow_pickle=False)
     before = np.load(known.file(f"{name}_original.npy"), allow_pickle=False)
     splits = spec["is_splits"]

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from rub.config.suite import Component, Experiment, Frozen, Protocol
-from rub.data.spec import DatasetSpec, ForgetSpec, JudgeSpec
+from rub.data.spec import DatasetSpec, ForgetSpec
 from rub.errors import RubError
+from rub.judges.spec import JudgeSpec
 
 Split = Literal["forget", "retain", "steered"]
 Level = int | Literal["unbounded", "free"]

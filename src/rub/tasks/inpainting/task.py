@@ -11,7 +11,7 @@ TASK = Task(
     graph=InpaintingGraph,
     functions={
         "data": "rub.data.splits:read",
-        "judge": "rub.judges.extractors:judge",
+        "judge": "rub.judges.stage:judge",
         "choose": "rub.tasks.inpainting.stages:choose",
         "train": "rub.tasks.inpainting.stages:train",
         "import": "rub.tasks.inpainting.stages:import_weights",

@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rub.tasks.text_to_image.concepts import SHIPPED, shipped, templates, words
+from rub.data.class_names import known_names
+from rub.tasks.text_to_image.concepts import SHIPPED, shipped, templates
 
 T = TypeVar("T")
 TEMPLATE, BARE = 0.5, 0.1  # shares of captions; the rest is a name among random words
@@ -25,7 +26,7 @@ def words_in(texts: Iterable[str]) -> set[str]:
 
 
 def _context_words() -> tuple[str, ...]:
-    named = words_in(name for group in words().values() for names in group.values() for name in names)
+    named = words_in(name for group in known_names().values() for names in group.values() for name in names)
     said = words_in(text for name in SHIPPED for text in shipped(name).texts) | words_in(templates().texts)
     return tuple(sorted(said - named))
 
@@ -70,7 +71,7 @@ def vocabulary_texts(names: Sequence[tuple[str, ...]]) -> list[str]:
     """Return what a miniature's tokenizer is trained on: every template with every name, all words, all prompts.
 
     Args:
-        names: what each class of the data set is called, from `rub.tasks.text_to_image.concepts.names_of`.
+        names: what each class of the data set is called, from `rub.data.class_names.names_of`.
     """
     every = [name for found in names for name in found]
     filled = [text.replace("{}", name) for text in templates().texts for name in every]

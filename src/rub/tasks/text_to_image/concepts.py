@@ -2,19 +2,17 @@
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
 
 from rub.config.suite import located
+from rub.data.class_names import slug, spaced
 from rub.errors import RubError, unknown
 from rub.tasks.text_to_image.attacks.base import Prompts
 
@@ -23,19 +21,6 @@ if TYPE_CHECKING:
 
 SHIPPED = ("church", "garbage-truck", "nudity", "parachute", "tench")
 """The concepts of the paper's Table 3, for which RUB has 50 prompts each."""
-JUDGED: Mapping[str, int] = {
-    "tench": 0,
-    "english-springer": 217,
-    "cassette-player": 482,
-    "chain-saw": 491,
-    "church": 497,
-    "french-horn": 566,
-    "garbage-truck": 569,
-    "gas-pump": 571,
-    "golf-ball": 574,
-    "parachute": 701,
-}
-"""Concept -> its label among ImageNet's 1,000 (UnlearnDiffAtk, ``src/tasks/utils/metrics/``)."""
 GUIDANCE = 7.5
 IDS = ("case_number", "", "Unnamed: 0")
 SEEDS = ("evaluation_seed", "sd_seed")
@@ -133,39 +118,6 @@ def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Pr
     return prompts.select(short.nonzero().flatten()), tuple(prompts.ids[~short].tolist())
 
 
-def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return what each class of a data set is called in prompts, in lower case, the main name first.
-
-    Known are the classes of digits, CIFAR-10 and Imagenette (by wnid); any other is called what it is, with ``_`` and
-    ``-`` as spaces. A further name that another of the classes has too is left out.
-
-    Raises:
-        RubError: the main name of two classes is the same.
-
-    Example:
-        >>> names_of(["n03028079", "hot_air-balloon"])
-        [('church', 'chapel', 'cathedral'), ('hot air balloon',)]
-    """
-    known = {name: tuple(names) for group in words().values() for name, names in group.items()}
-    found = [known.get(name) or (spaced(name),) for name in classes]
-    mains = [names[0] for names in found]
-    for place, main in enumerate(mains):
-        if main in mains[:place]:
-            first = classes[mains.index(main)]
-            raise RubError(f"classes '{first}' and '{classes[place]}' are both called '{main}' in prompts; rename one")
-    often = Counter(name for names in found for name in names)
-    return [(names[0], *(name for name in names[1:] if often[name] == 1)) for names in found]
-
-
-@cache
-def words() -> Mapping[str, Mapping[str, Sequence[str]]]:
-    """Return the names that RUB knows: data set -> class -> names."""
-    found: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load(
-        files("rub.tasks.text_to_image").joinpath("words.yaml").read_text(encoding="utf-8")
-    )
-    return found
-
-
 def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
     """Return the label of the class that shows a concept, by the class's name or by one that prompts have for it.
 
@@ -188,26 +140,6 @@ def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequen
         if asked in {spaced(name) for name in (own, *given)}:
             return label
     raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
-
-
-def slug(name: str) -> str:
-    """Return a concept's name as files and `JUDGED` have it.
-
-    Example:
-        >>> slug("Garbage truck")
-        'garbage-truck'
-    """
-    return spaced(name).replace(" ", "-")
-
-
-def spaced(name: str) -> str:
-    """Return a concept's name as it stands in a prompt: lower case, dashes and underscores as spaces.
-
-    Example:
-        >>> spaced("garbage-truck")
-        'garbage truck'
-    """
-    return re.sub(r"[-_\s]+", " ", name).strip().lower() or name
 
 
 def _parsed(text: str, where: str) -> Prompts:

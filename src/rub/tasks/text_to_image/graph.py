@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rub.config.suite import located
-from rub.data.spec import data_stage
+from rub.data.spec import data_stage, num_images
+from rub.judges.spec import judge_stage
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.text_to_image.judging import judge_stage
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.spec import TextToImageExperiment
 
@@ -58,7 +58,16 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "judge": experiment.judge.name,
             "retain": list(experiment.retain),
         }
-        self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root)
+        self.judge = judge_stage(
+            self.task,
+            experiment.judge,
+            self.data.get("data"),
+            dataset,
+            data_root,
+            version=2,
+            images=0 if dataset is None else 1.5 * num_images(dataset, 9_500),  # and half as many out of distribution
+            measured=True,
+        )
         self.prompts = self._prompts()
         self.reference = self.stage(
             "reference",

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from rub.data.splits import input_dataset
+from rub.judges.base import identity
+from rub.judges.stage import load_judge
 from rub.metrics.base import Measured
 from rub.metrics.clip_score import clip_score_or_none
 from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
@@ -18,7 +20,6 @@ from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
-from rub.tasks.text_to_image.judges import load_judge
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, drawing_of, drawn_clean, prompts_in
@@ -69,7 +70,10 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     hit, _ = drawing.seen(images)
     judge = load_judge(inputs["judge"], inputs, runtime)
     measured.share("asr_pre", hit.numpy(), split="forget")
-    measured.rows[-1] |= {"extractor": f"{judge.name}@{judge.sha256[:12]}", "setting": _asked(inputs, judge.told)}
+    measured.rows[-1] |= {
+        "extractor": identity(judge),
+        "setting": _asked(inputs, judge.description),
+    }
     _utility(measured, inputs, spec, runtime)
     measured.save(out)
 
@@ -83,18 +87,18 @@ def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtim
     asked, which = retained(facts, spec["retained"], spec["retain_guidance"])
     images = drawn_clean(drawing, asked, batch_of(runtime))
     look, count = judge(images), len(images)
-    seen = {"extractor": f"{judge.name}@{judge.sha256[:12]}"}
+    seen = {"extractor": identity(judge)}
     labels = [facts.retained_judged[place] for place in which]
     rows = [row for row, label in enumerate(labels) if judge.knows(label)]
     if rows:  # a detector of one concept cannot name others
         right = torch.stack([judge.hits(look, labels[row])[row] for row in rows])
         measured.share("utility_accuracy", right.numpy(), split="retain")
-        measured.rows[-1] |= {**seen, "setting": judge.told}
+        measured.rows[-1] |= {**seen, "setting": judge.description}
         unseen = spec.get("unseen", ())
         familiar = [not unseen or facts.retained_classes[which[row]] not in unseen for row in rows]
         if any(familiar) and not all(familiar):
             measured.share("utility_seen", right.numpy()[familiar], split="retain")
-            measured.rows[-1] |= {**seen, "setting": judge.told}
+            measured.rows[-1] |= {**seen, "setting": judge.description}
     real, told = np.load(inputs["reference"].file("real.npy"), allow_pickle=False), inputs["reference"]
     where = f"{count} pictures to {told.json('reference.json')['real']}"
     few = f"; too few for {real.shape[1]} features: FID is biased up"
@@ -120,8 +124,8 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     facts = origin(inputs["unlearned"], found) | {
         "converged": has_converged(step, spec["cap"]),
         "evaluations": int(probes["evaluations"].sum()),
-        "extractor": f"{judge.name}@{judge.sha256[:12]}",
-        "setting": _asked(inputs, judge.told),
+        "extractor": identity(judge),
+        "setting": _asked(inputs, judge.description),
     }
     measured = Measured(cell, spec["method"], spec["seed"], facts)
     counts = summarise(step, spec["cap"])

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rub.data.class_names import names_of, spaced
 from rub.data.splits import input_dataset
 from rub.errors import RubError
+from rub.judges.spec import source_of
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
-from rub.tasks.text_to_image.concepts import find_label, names_of, spaced
+from rub.tasks.text_to_image.concepts import find_label
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], 
     if label >= len(classes):
         raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
     others = tuple(place for place in range(len(classes)) if place != label)
-    ours = concept["judge"] == "classifier"  # trained on this data: its labels are the classes
-    calls: tuple[int | str, ...] = tuple(place if ours else found[0] for place, found in enumerate(names))
+    own = source_of(concept["judge"], "text-to-image").train is not None  # its labels are the classes of the data
+    calls: tuple[int | str, ...] = tuple(place if own else found[0] for place, found in enumerate(names))
     return ResolvedConcept(
         name,
         concept["prompt"] or names[label][0],

@@ -6,8 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec
-from rub.data.spec import TrainingSpec as ClassifierTraining
 from rub.errors import RubError
+from rub.judges.spec import JudgeSpec
 
 
 class ModelSpec(Frozen):
@@ -69,18 +69,6 @@ class ConceptSpec(Frozen):
         return value
 
 
-class JudgeSpec(Component):
-    """What decides whether a picture shows the concept: a name of `rub list judges`, with its settings."""
-
-    weights: str | None = None
-    """A model folder or file, for judges that RUB does not train."""
-    arch: str = "resnet10"
-    """Of a trained classifier, a name of `rub list models --task classification`."""
-    stem: Literal["cifar", "imagenet", "half"] = "cifar"
-    width: int | None = Field(None, ge=1, le=1024)
-    training: ClassifierTraining = ClassifierTraining(epochs=20, lr=0.1, schedule="onecycle")
-
-
 class AttackSpec(Frozen):
     """One attacked column: a search with a cap of attack steps."""
 
@@ -131,7 +119,7 @@ class TextToImageExperiment(Experiment):
     """What a miniature is trained on; none for Stable Diffusion."""
     model: ModelSpec
     training: TrainingSpec = TrainingSpec()
-    judge: JudgeSpec = JudgeSpec(name="classifier")
+    judge: JudgeSpec = JudgeSpec()
     concept: ConceptSpec
     retain: tuple[str, ...] = ()
     """Names of other concepts for the retain side, where there is no data set; the data set's other classes else."""

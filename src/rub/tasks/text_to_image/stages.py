@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rub.data.class_names import names_of
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
+from rub.judges.stage import load_judge
 from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, save_unlearned
 from rub.models.diffusion.mini import build_mini, reinitialised
 from rub.models.diffusion.model import Diffusion, frozen
@@ -25,9 +27,8 @@ from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts
-from rub.tasks.text_to_image.concepts import names_of, prompts_of, within
+from rub.tasks.text_to_image.concepts import prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
-from rub.tasks.text_to_image.judges import load_judge
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
 from rub.training.context import Augmentation, seeded

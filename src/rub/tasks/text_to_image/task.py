@@ -11,7 +11,7 @@ TASK = Task(
     graph=TextToImageGraph,
     functions={
         "data": "rub.data.splits:read",
-        "judge": "rub.tasks.text_to_image.judges:judge",
+        "judge": "rub.judges.stage:judge",
         "prompts": "rub.tasks.text_to_image.stages:prompts",
         "train": "rub.tasks.text_to_image.stages:train",
         "import": "rub.tasks.text_to_image.stages:import_model",

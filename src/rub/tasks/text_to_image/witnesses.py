@@ -11,6 +11,8 @@ from torch import Tensor
 
 from rub.attacks.linf import column
 from rub.errors import RubError
+from rub.judges.base import ConceptJudge
+from rub.judges.stage import stored_judge
 from rub.models.diffusion.checkpoints import load_model, load_unlearned
 from rub.models.diffusion.model import Diffusion
 from rub.models.diffusion.sampling import Sampler, initial_latents
@@ -19,7 +21,6 @@ from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Candidates, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing
-from rub.tasks.text_to_image.judges import judge_in
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import image_sha256, model_reference
 
@@ -89,7 +90,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     path = model_file(witness, "original", sources)
     original = sources.cache.get(("diffusion", path), lambda: load_model(path))
     unlearned = freeze(load_unlearned(original, model_file(witness, "unlearned", sources))).to(sources.device)
-    judge, label = judge_in(witness, sources), witness.settings.get("judged_as")
+    judge, label = _judge(witness, sources), witness.settings.get("judged_as")
     sampler = _sampler(witness.settings.get("sampler"))
     if not isinstance(label, int | str) or isinstance(label, bool):
         raise RubError("the claim does not say what the judge calls the concept")
@@ -167,3 +168,12 @@ def _reference(artifact: Artifact) -> dict[str, Any]:
 def _weights(files: Mapping[str, str]) -> str:
     """Return the largest kind of file among an artifact's: its weights, or a judge's description where it has none."""
     return next((name for name in ("model.safetensors", "weights.safetensors") if name in files), "judge.json")
+
+
+def _judge(witness: Witness, sources: Sources) -> ConceptJudge:
+    wanted = witness.models.get("judge")
+    artifact = None if wanted is None or sources.store is None else sources.store.find("judge", wanted.key)
+    if wanted is None or artifact is None or artifact.manifest["files"].get(wanted.file) != wanted.sha256:
+        raise RubError("the claim's judge is not in the store; give the store that the run used with --store")
+    made: ConceptJudge = stored_judge(artifact, None, sources.batch_size, sources.device)
+    return made

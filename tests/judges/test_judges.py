@@ -16,13 +16,15 @@ from rub.data.samples import ImageDataset, Samples
 from rub.data.spec import DatasetSpec, TrainingSpec, data_stage
 from rub.data.splits import input_dataset
 from rub.errors import RubError
-from rub.judges.ood_images import KINDS, NOISE, UNSEEN, negatives
+from rub.judges.base import Argmax, JudgeContext, Judgement
+from rub.judges.imagenet import imagenet
+from rub.judges.nudenet import nudenet
+from rub.judges.ood_images import HELD_OUT, KINDS, NOISE, ood_samples
+from rub.judges.spec import FACTS, JudgeSpec, judge_stage
+from rub.judges.stage import load_judge, measured
 from rub.pipeline.runtime import compute
 from rub.registry import JUDGES, TASKS, load_plugin
 from rub.store.artifacts import Store
-from rub.tasks.text_to_image.judges import Argmax, JudgeContext, Judgement, imagenet, load_judge, measured, nudenet
-from rub.tasks.text_to_image.judging import FACTS, judge_stage
-from rub.tasks.text_to_image.spec import JudgeSpec
 
 T2I = "text-to-image"
 TRAINING = TrainingSpec(epochs=4, lr=0.1, schedule="onecycle", batch_size=64, padding=1)
@@ -33,8 +35,13 @@ def random_images(*shape, seed=0):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
+def stage_of(judge, data, dataset, data_root, task=T2I):
+    measured = task == T2I
+    return judge_stage(task, judge, data, dataset, data_root, version=1 + measured, images=1433, measured=measured)
+
+
 def stored(stage, inputs, store, runtime):
-    return compute(stage, TASKS.get(T2I, T2I).load(), inputs, store, runtime)
+    return compute(stage, TASKS.get(stage.task, stage.task).load(), inputs, store, runtime)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def digits(tmp_path_factory):
     runtime, store = make_runtime(device="cpu"), Store(tmp_path_factory.mktemp("store"))
     data = data_stage(T2I, DIGITS, None)
     inputs = {"data": stored(data, {}, store, runtime)}
-    stage = judge_stage(T2I, JudgeSpec(name="classifier", width=8, training=TRAINING), data, DIGITS, None)
+    stage = stage_of(JudgeSpec(name="classifier", width=8, training=TRAINING), data, DIGITS, None)
     made = stored(stage, inputs, store, runtime)
     assert load_judge(made, inputs, runtime) is load_judge(made, inputs, runtime)  # once per process
     return load_judge(made, inputs, runtime), made.json(FACTS), input_dataset(inputs, runtime)
@@ -61,9 +68,9 @@ def test_the_trained_judge_is_right_on_digits_and_says_how_often(digits):
     assert float(right.float().mean()) == pytest.approx(facts["accuracy"], abs=1e-4) and facts["accuracy"] > 0.9
     sevens = float(right[labels == 7].float().mean())
     assert facts["by_class"]["seven"] == pytest.approx(sevens, abs=1e-4) and len(facts["by_class"]) == 10
-    assert f"right on {100 * facts['accuracy']:.1f} % of {len(labels)} real test images" in judge.told
-    assert f"calls {100 * facts['taken']:.1f} % of 500 pictures of nothing a class" in judge.told
-    assert set(facts["taken_by_kind"]) == set(UNSEEN) and not set(UNSEEN) & set(facts["neither"])
+    assert f"right on {100 * facts['accuracy']:.1f} % of {len(labels)} real test images" in judge.description
+    assert f"calls {100 * facts['taken']:.1f} % of 500 pictures of nothing a class" in judge.description
+    assert set(facts["taken_by_kind"]) == set(HELD_OUT) and not set(HELD_OUT) & set(facts["neither"])
     assert torch.equal(judge.hits(look, "seven"), judge.hits(look, 7)) and judge.classes[10] == "neither"
     total = sum(judge.score_of(look, label) for label in range(11))
     assert torch.allclose(total, torch.ones(len(labels)), atol=1e-5)
@@ -72,7 +79,7 @@ def test_the_trained_judge_is_right_on_digits_and_says_how_often(digits):
 def test_a_lenient_judge_learns_from_noise_alone(tmp_path):
     runtime, store, data = make_runtime(device="cpu"), Store(tmp_path), data_stage(T2I, DIGITS, None)
     given = {"name": "classifier", "width": 4, "training": TRAINING.model_copy(update={"epochs": 1})}
-    stages = [judge_stage(T2I, JudgeSpec(**given, **more), data, DIGITS, None) for more in ({"strict": False}, {})]
+    stages = [stage_of(JudgeSpec(**given, **more), data, DIGITS, None) for more in ({"strict": False}, {})]
     assert stages[0].key != stages[1].key
     made = stored(stages[0], {"data": stored(data, {}, store, runtime)}, store, runtime)
     assert made.json(FACTS)["neither"] == list(NOISE)
@@ -88,22 +95,26 @@ def test_noise_is_no_digit(digits):
     assert facts["taken"] < 0.1
 
 
-def test_what_an_untrained_network_draws_is_no_digit(digits, model):
+def test_what_an_untrained_network_draws_is_no_digit(digits):
+    from rub.models.diffusion.mini import build_mini
     from rub.models.diffusion.sampling import Sampler, initial_latents, sample
+    from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
     from rub.models.weights import freeze
 
+    tokenizer = make_tokenizer(*train_vocabulary(["a photo of the digit seven"] * 20, 700), 16)
+    model = build_mini("sd-nano", channels=1, size=8, tokenizer=tokenizer, seed=0)
     freeze(model)
     noise, weights = initial_latents(model, torch.arange(50)), torch.full((50,), 7.5)
     clean = sample(model, model.context(["seven"] * 50), model.context([""]), noise, weights, Sampler(steps=8))
     assert int(called(digits[0], model.to_images(clean)).sum()) <= 2
 
 
-def test_negatives_are_in_equal_shares_and_reproducible():
+def test_ood_images_are_in_equal_shares_and_reproducible():
     pool = Samples(random_images(20, 3, 32, 32), torch.zeros(20).long(), torch.arange(20))
-    made, again = negatives(pool, 90, 10, 0), negatives(pool, 90, 10, 0)
+    made, again = ood_samples(pool, 90, 10, 0), ood_samples(pool, 90, 10, 0)
     assert len(made) == 90 and set(made.labels.tolist()) == {10} and len(KINDS) == 9 and set(NOISE) < set(KINDS)
     assert torch.equal(made.images, again.images)
-    assert not torch.equal(made.images, negatives(pool, 90, 10, 1).images)
+    assert not torch.equal(made.images, ood_samples(pool, 90, 10, 1).images)
     sources = pool.images.flatten(2).float().sort(2).values
     for kind in ("scattered", "tiled", "sliced"):  # the same pixels in another order
         place = list(KINDS).index(kind)
@@ -205,7 +216,7 @@ def test_imagenet_equals_transformers(folder, channels):
     assert torch.equal(judge.hits(look, "chute"), wanted.argmax(1) == 2)
     assert torch.allclose(judge.score_of(look, 1), wanted.softmax(1)[:, 1], atol=1e-5)
     assert torch.allclose(look.features @ head.weight.T + head.bias, look.scores, atol=1e-4)  # the penultimate layer
-    assert judge.told == "tiny, top-1 among 3 of 3 classes" and judge(images[:0]).scores.shape == (0, 3)
+    assert judge.description == "tiny, top-1 among 3 of 3 classes" and judge(images[:0]).scores.shape == (0, 3)
 
 
 def test_imagenet_among_some_concepts(folder):
@@ -213,7 +224,7 @@ def test_imagenet_among_some_concepts(folder):
     images = random_images(8, 3, 16, 16)
     wanted = by_hand(folder, images)[0][:, :2].softmax(1)
     assert torch.allclose(judge.score_of(judge(images), "tench"), wanted[:, 0], atol=1e-5)
-    assert judge.told == "tiny, top-1 among 2 of 3 classes; right on all" and not judge.knows("parachute")
+    assert judge.description == "tiny, top-1 among 2 of 3 classes; right on all" and not judge.knows("parachute")
     with pytest.raises(RubError, match="did you mean 'church'"):
         imagenet(folder, JudgeContext("tiny"), among=("churhc",))
 
@@ -232,22 +243,22 @@ def test_a_foreign_judge_is_measured_on_real_images_and_on_nothing(folder, tmp_p
     samples = Samples(images, labels, torch.arange(30))
     dataset = ImageDataset(("church", "n01440764", "kettle"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
     judge = imagenet(folder, JudgeContext("tiny"))
-    facts = measured(judge, dataset, 0, ours=False)
+    facts = measured(judge, dataset, 0, own=False)
     calls = by_hand(folder, images)[0].argmax(1)
     church, tench = (calls == 1)[labels == 0], (calls == 0)[labels == 1]  # n01440764 is called tench
     assert facts["n"] == 20 and facts["accuracy"] == pytest.approx(float(torch.cat([church, tench]).float().mean()))
     assert facts["by_class"] == {"church": pytest.approx(church.float().mean()), "tench": tench.float().mean()}
-    nothing = by_hand(folder, negatives(samples, 500, 0, 0, UNSEEN).images)[0].argmax(1)
+    nothing = by_hand(folder, ood_samples(samples, 500, 0, 0, HELD_OUT).images)[0].argmax(1)
     assert facts["taken"] == pytest.approx(float((nothing < 2).float().mean()), abs=1e-4)
     unknown = ImageDataset(("kettle", "bow"), samples, samples, (0.5,) * 3, (0.5,) * 3, flip=True)
-    assert measured(judge, unknown, 0, ours=False) == {}
+    assert measured(judge, unknown, 0, own=False) == {}
 
 
 def test_a_foreign_judge_is_kept_whole_in_its_artifact(folder, tmp_path):
     """Its key holds the weights and settings, and not where they lie."""
     runtime, store = make_runtime(device="cpu"), Store(tmp_path / "store")
     (folder / "pytorch_model.bin").write_bytes(b"not read, as there are safetensors")
-    stage = judge_stage(T2I, JudgeSpec(name="imagenet", weights=str(folder), among=["church", 0]), None, None, None)
+    stage = stage_of(JudgeSpec(name="imagenet", weights=str(folder), among=["church", 0]), None, None, None)
     made = stored(stage, {}, store, runtime)
     files = {"config.json", "preprocessor_config.json", "model.safetensors", FACTS}
     assert set(made.manifest["files"]) == files
@@ -255,12 +266,12 @@ def test_a_foreign_judge_is_kept_whole_in_its_artifact(folder, tmp_path):
     moved = folder.rename(tmp_path / "elsewhere" / "tiny")
     images, judge = random_images(4, 3, 16, 16), load_judge(made, {}, runtime)
     assert torch.allclose(judge(images).scores, by_hand(moved, images)[0], atol=1e-4)
-    assert judge.name == "tiny" and judge.told == "tiny, top-1 among 2 of 3 classes"
-    again = judge_stage(T2I, JudgeSpec(name="imagenet", weights="tiny", among=["church", 0]), None, None, moved.parent)
+    assert judge.name == "tiny" and judge.description == "tiny, top-1 among 2 of 3 classes"
+    again = stage_of(JudgeSpec(name="imagenet", weights="tiny", among=["church", 0]), None, None, moved.parent)
     assert again.key == stage.key
-    assert judge_stage(T2I, JudgeSpec(name="imagenet", weights=str(moved)), None, None, None).key != stage.key
+    assert stage_of(JudgeSpec(name="imagenet", weights=str(moved)), None, None, None).key != stage.key
     (moved / "model.safetensors").write_bytes(b"other")
-    changed = judge_stage(T2I, JudgeSpec(name="imagenet", weights=str(moved), among=["church", 0]), None, None, None)
+    changed = stage_of(JudgeSpec(name="imagenet", weights=str(moved), among=["church", 0]), None, None, None)
     assert changed.key != stage.key
 
 
@@ -276,7 +287,7 @@ def test_a_silent_hub_ends_in_one_line(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(hub, "SECONDS", 0.3)
         with pytest.raises(RubError, match=r"microsoft/resnet-50: not in the hub's cache.*--data-root.*network"):
-            judge_stage(T2I, JudgeSpec(name="imagenet"), None, None, tmp_path)  # UnlearnDiffAtk's, by default
+            stage_of(JudgeSpec(name="imagenet"), None, None, tmp_path)  # UnlearnDiffAtk's, by default
 
 
 @pytest.mark.parametrize(
@@ -294,10 +305,10 @@ def test_a_silent_hub_ends_in_one_line(monkeypatch, tmp_path):
 def test_judges_that_cannot_be_are_refused_when_they_are_planned(spec, said, monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(RubError, match=said):
-        judge_stage(T2I, JudgeSpec.model_validate(spec), None, None, None)
+        stage_of(JudgeSpec.model_validate(spec), None, None, None)
     data = data_stage(T2I, DIGITS, None)
     with pytest.raises(RubError, match="the classifier is trained by RUB"):
-        judge_stage(T2I, JudgeSpec(name="classifier", weights="x"), data, DIGITS, None)
+        stage_of(JudgeSpec(name="classifier", weights="x"), data, DIGITS, None)
 
 
 DETECTOR = """
@@ -331,7 +342,7 @@ def detector(tmp_path, monkeypatch):
 
 def test_nudenet_counts_boxes_above_the_threshold(detector, tmp_path):
     runtime, store = make_runtime(device="cpu"), Store(tmp_path / "store")
-    stage = judge_stage(T2I, JudgeSpec(name="nudenet"), None, None, None)
+    stage = stage_of(JudgeSpec(name="nudenet"), None, None, None)
     judge = load_judge(stored(stage, {}, store, runtime), {}, runtime)
     images = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (0, 100, 200)])
     images[1, 0] = 255
@@ -345,7 +356,7 @@ def test_nudenet_counts_boxes_above_the_threshold(detector, tmp_path):
         Path(judge.detector.model_path).read_bytes() == b"weights"
         and store.root in Path(judge.detector.model_path).parents
     )
-    assert judge.told.startswith("NudeNet of unknown version (320n.onnx): any of 9 classes above 0.45: FEMALE_BREAST")
+    assert judge.description.startswith("NudeNet of unknown version (320n.onnx): any of 9 classes above 0.45: FEMALE")
     assert judge.knows("nudity") and not judge.knows("parachute")
     with pytest.raises(RubError, match="unknown label of NudeNet 'parachute'"):
         judge.hits(look, "parachute")  # it must not count as something else that it can see
@@ -358,7 +369,7 @@ def test_nudenet_takes_other_weights_classes_and_thresholds(detector, tmp_path):
     judge = nudenet(weights, JudgeContext("nudenet"), **given)
     assert judge.hits(judge(random_images(2, 1, 4, 4)), "nudity").all() and judge.detector.resolution == 640
     spec = JudgeSpec(name="nudenet", weights=str(weights), **given)
-    assert judge_stage(T2I, spec, None, None, None).spec["sha256"] == {"640m.onnx": judge.sha256}
+    assert stage_of(spec, None, None, None).spec["sha256"] == {"640m.onnx": judge.sha256}
     with pytest.raises(RubError, match="did you mean 'FEET_EXPOSED'"):
         nudenet(weights, JudgeContext("nudenet"), classes=("FEET_EXPOSE",))
 
@@ -366,7 +377,7 @@ def test_nudenet_takes_other_weights_classes_and_thresholds(detector, tmp_path):
 PLUGIN = """
 import torch
 import rub
-from rub.tasks.text_to_image.judges import Argmax, Judgement
+from rub.judges.base import Argmax, Judgement
 
 @rub.judge('all-dark', task='text-to-image')
 def dark(files, context, *, below: int = 50):
@@ -386,8 +397,8 @@ def test_a_judge_is_a_plug_in(tmp_path):
     (entry,) = load_plugin(path)
     assert JUDGES.get("all-dark", T2I) is entry and entry.summary == "Calls dark pictures night."
     runtime, store = make_runtime(device="cpu"), Store(tmp_path / "store")
-    stage = judge_stage(T2I, JudgeSpec(name="all-dark", weights=str(notes), below=90), None, None, None)
+    stage = stage_of(JudgeSpec(name="all-dark", weights=str(notes), below=90), None, None, None)
     judge = load_judge(stored(stage, {}, store, runtime), {}, runtime)
     images = torch.stack([torch.full((1, 8, 8), value, dtype=torch.uint8) for value in (80, 100)])
-    assert judge.hits(judge(images), "night").tolist() == [True, False] and judge.told == "mine, below 90"
-    assert rub.judge is sys.modules["rub.registry"].judge
+    assert judge.hits(judge(images), "night").tolist() == [True, False] and judge.description == "mine, below 90"
+    assert rub.judge is sys.modules["rub.judges.spec"].judge

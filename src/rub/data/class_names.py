@@ -1,0 +1,77 @@
+"""What the classes of data sets are called in words."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from rub.errors import RubError
+
+IMAGENET_LABELS: Mapping[str, int] = {
+    "tench": 0,
+    "english-springer": 217,
+    "cassette-player": 482,
+    "chain-saw": 491,
+    "church": 497,
+    "french-horn": 566,
+    "garbage-truck": 569,
+    "gas-pump": 571,
+    "golf-ball": 574,
+    "parachute": 701,
+}
+"""Imagenette's classes -> label among ImageNet's 1,000 (UnlearnDiffAtk, ``src/tasks/utils/metrics/``)."""
+
+
+def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Names of each class of a data set, in lower case, the main name first.
+
+    Known are the classes of digits, CIFAR-10 and Imagenette (by wnid); any other is called what it is, with ``_`` and
+    ``-`` as spaces. A further name that another of the classes has too is left out.
+
+    Raises:
+        RubError: the main name of two classes is the same.
+
+    Example:
+        >>> names_of(["n03028079", "hot_air-balloon"])
+        [('church', 'chapel', 'cathedral'), ('hot air balloon',)]
+    """
+    known = {name: tuple(names) for group in known_names().values() for name, names in group.items()}
+    found = [known.get(name) or (spaced(name),) for name in classes]
+    mains = [names[0] for names in found]
+    for place, main in enumerate(mains):
+        if main in mains[:place]:
+            first = classes[mains.index(main)]
+            raise RubError(f"classes '{first}' and '{classes[place]}' are both called '{main}' in prompts; rename one")
+    often = Counter(name for names in found for name in names)
+    return [(names[0], *(name for name in names[1:] if often[name] == 1)) for names in found]
+
+
+@cache
+def known_names() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Names that RUB knows: data set -> class -> names."""
+    text = files("rub.data").joinpath("class_names.yaml").read_text(encoding="utf-8")
+    found: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load(text)
+    return found
+
+
+def slug(name: str) -> str:
+    """Name with dashes, as files and `IMAGENET_LABELS` have it.
+
+    Example:
+        >>> slug("Garbage truck")
+        'garbage-truck'
+    """
+    return spaced(name).replace(" ", "-")
+
+
+def spaced(name: str) -> str:
+    """Name as it stands in a sentence: lower case, dashes and underscores as spaces.
+
+    Example:
+        >>> spaced("garbage-truck")
+        'garbage truck'
+    """
+    return re.sub(r"[-_\s]+", " ", name).strip().lower() or name
