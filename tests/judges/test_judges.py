@@ -3,7 +3,9 @@
 import json
 import socket
 import sys
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rub.data.samples import ImageDataset, Samples
 from rub.data.spec import DatasetSpec, TrainingSpec, data_stage
 from rub.data.splits import input_dataset
 from rub.errors import RubError
+from rub.judges import inception
 from rub.judges.base import Argmax, JudgeContext, Judgement
 from rub.judges.imagenet import imagenet
 from rub.judges.nudenet import nudenet
@@ -402,3 +405,107 @@ def test_a_judge_is_a_plug_in(tmp_path):
     images = torch.stack([torch.full((1, 8, 8), value, dtype=torch.uint8) for value in (80, 100)])
     assert judge.hits(judge(images), "night").tolist() == [True, False] and judge.description == "mine, below 90"
     assert rub.judge is sys.modules["rub.judges.spec"].judge
+
+
+FLAT = """
+import rub
+from rub.judges.base import Argmax, Judgement
+
+@rub.judge('colours', task='inpainting')
+def colours(files, context, *, scale: float = 1):
+    'Mean colour of each quarter as features.'
+    def predict(images):
+        x = scale * images.float()
+        parts = [x[..., :1], x[..., 1:]]
+        features = torch.stack([part.mean((1, 2, 3)) for part in parts], 1)
+        return Judgement(features, features)
+    import torch
+    return Argmax('colours', files.name if files else '', f'scaled by {scale}', ('left', 'right'), predict)
+"""
+
+
+def test_a_judge_of_inpainting_is_a_plug_in(tmp_path):
+    """It is read from files or from nothing, it is not measured, and its settings and source are in the key."""
+    path = tmp_path / "mine.py"
+    path.write_text(FLAT, encoding="utf-8")
+    load_plugin(path)
+    runtime, store = make_runtime(device="cpu"), Store(tmp_path / "store")
+    data = data_stage("inpainting", DIGITS, None)
+    stage = stage_of(JudgeSpec(name="colours", scale=2), data, DIGITS, None, "inpainting")
+    assert stage.inputs == {} and stage.spec["judge"]["source"] and stage.spec["judge"]["parameters"] == {"scale": 2}
+    assert stage.key != stage_of(JudgeSpec(name="colours"), data, DIGITS, None, "inpainting").key
+    judge = load_judge(stored(stage, {}, store, runtime), {}, runtime)
+    assert judge(torch.full((1, 1, 2, 2), 3, dtype=torch.uint8)).features.tolist() == [[6, 6]]
+    assert (judge.name, judge.description) == ("colours", "scaled by 2.0")
+    with pytest.raises(RubError, match=r"unknown inpainting judge 'clasifier'.* 'classifier'"):
+        stage_of(JudgeSpec(name="clasifier"), data, DIGITS, None, "inpainting")
+
+
+TRAINED = """
+import json
+import torch
+import rub
+from rub.judges.base import Argmax, Judgement
+from rub.judges.spec import JudgeSource
+
+def means(spec, dataset, out, runtime):
+    x, y = dataset.train.images.float().flatten(1), dataset.train.labels
+    centres = torch.stack([x[y == label].mean(0) for label in range(len(dataset.classes))])
+    torch.save(centres, out / 'centres.pt')
+    return {'weights': 'centres.pt'}
+
+@rub.judge('nearest-mean', task='text-to-image', source=JudgeSource(means))
+def nearest_mean(files, context):
+    'Nearest mean image of a class.'
+    centres = torch.load(files, weights_only=True)
+    def predict(images):
+        return Judgement(-torch.cdist(images.float().flatten(1), centres), centres.new_zeros(len(images), 1))
+    return Argmax(context.name, '', context.describe('nearest mean'), tuple(map(str, range(len(centres)))), predict)
+"""
+
+
+def test_a_judge_that_is_trained_in_its_own_way_is_measured_as_ours(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(TRAINED, encoding="utf-8")
+    load_plugin(path)
+    runtime, store, data = make_runtime(device="cpu"), Store(tmp_path / "store"), data_stage(T2I, DIGITS, None)
+    inputs = {"data": stored(data, {}, store, runtime)}
+    made = stored(stage_of(JudgeSpec(name="nearest-mean"), data, DIGITS, None), inputs, store, runtime)
+    dataset, judge, facts = input_dataset(inputs, runtime), load_judge(made, inputs, runtime), made.json(FACTS)
+    right = judge(dataset.test.images).scores.argmax(1) == dataset.test.labels
+    assert facts["accuracy"] == pytest.approx(float(right.float().mean()), abs=1e-4) and facts["accuracy"] > 0.8
+    assert judge.description.startswith("nearest mean; right on ") and "500 pictures of nothing" in judge.description
+    assert set(made.manifest["files"]) == {FACTS, "centres.pt"}
+
+
+def test_the_classifier_of_inpainting_has_the_classes_of_the_data_and_says_how_often_it_is_right(tmp_path):
+    runtime, store, data = make_runtime(device="cpu"), Store(tmp_path), data_stage("inpainting", DIGITS, None)
+    inputs = {"data": stored(data, {}, store, runtime)}
+    stage = stage_of(JudgeSpec(width=4, training=TRAINING), data, DIGITS, None, "inpainting")
+    made = stored(stage, inputs, store, runtime)
+    facts, judge = made.json(FACTS), load_judge(made, inputs, runtime)
+    assert set(facts) == {"name", "model", "accuracy", "n"} and set(made.manifest["files"]) == {
+        FACTS,
+        "weights.safetensors",
+    }
+    seen = judge(input_dataset(inputs, runtime).test.images)
+    assert seen.scores.shape == (364, 10) and seen.features.shape[0] == 364
+    right = (seen.scores.argmax(1) == input_dataset(inputs, runtime).test.labels).float().mean()
+    assert float(right) == pytest.approx(facts["accuracy"], abs=1e-4)
+    assert judge.description == f"classifier right on {100 * facts['accuracy']:.1f} % of 364 real test images"
+
+
+def test_inception_is_taken_in_under_its_published_name(tmp_path, monkeypatch):
+    module = SimpleNamespace(FeatureExtractorInceptionV3=lambda *_: torch.nn.Identity())
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "mine.pth")
+    digest = sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    stage = stage_of(JudgeSpec(name="inception", weights="mine.pth"), None, None, tmp_path, "inpainting")
+    assert stage.spec == {"name": "inception", "sha256": digest} and stage.inputs == {}
+    made = stored(stage, {}, Store(tmp_path / "store"), make_runtime(device="cpu"))
+    assert set(made.manifest["files"]) == {FACTS, inception.INCEPTION_FILE}
+    judge = load_judge(made, {}, make_runtime(device="cpu"))
+    assert (judge.name, judge.sha256, judge.description) == ("inception-v3-compat", digest, "")
+    with pytest.raises(RubError, match=r"judge.width: is for the judge that RUB trains; inception does not take it"):
+        stage_of(JudgeSpec(name="inception", width=8, weights="mine.pth"), None, None, tmp_path, "inpainting")
