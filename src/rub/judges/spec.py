@@ -110,7 +110,7 @@ def judge(name: str, *, task: str, card: Card | None = None, source: JudgeSource
         card: what `rub show` says of it.
         source: where it comes from; read from ``judge.weights``, all files of a folder, when left out.
     """
-    return register(JUDGES, name, task, card, source)
+    return register(JUDGES, name, task, card, extra=source)
 
 
 def source_of(name: str, task: str) -> JudgeSource:
