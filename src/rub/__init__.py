@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rub.config.suite import load_suite
     from rub.data.base import dataset
     from rub.judges.spec import judge
-    from rub.registry import Card, attack, control, method, network, protocol
+    from rub.registry import Card, attack, control, method, network, protocol, task
     from rub.store.records import read_records
     from rub.tasks.classification.recover import recover
 
 __all__ = [
     "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "network",
-    "plan", "protocol", "read_records", "recover", "report", "run", "submit", "verify",
+    "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -43,6 +43,7 @@ _WHERE = {
     "method": "rub.registry",
     "network": "rub.registry",
     "protocol": "rub.registry",
+    "task": "rub.registry",
 }
 
 

@@ -61,6 +61,8 @@ class Entry(Generic[T]):
     """Of a control: whether it never knew what is forgotten, so that others can be compared with it."""
     extra: Any = None
     """What the decorator of its kind says besides: of a judge, where it comes from."""
+    always: bool = False
+    """Of a control: whether its task makes it for every experiment, in a way of its own."""
 
     def load(self) -> T:
         """What the target names, imported or read when it is a string."""
@@ -100,7 +102,7 @@ class Registry(Generic[T]):
         """Hold what ships with RUB of this `kind`, the singular noun used in messages, such as ``"method"``."""
         self.kind = kind
         self._entries: dict[tuple[str, str], Entry[T]] = {
-            (task, name): Entry(name, task, summary, target, "rub", reference="reference" in more)
+            (task, name): Entry(name, task, summary, target, "rub", None, "reference" in more, always=True)
             for task, names in builtin().get(kind, {}).items()
             for name, (target, summary, *more) in names.items()
         }
@@ -188,6 +190,7 @@ METRICS: Registry[Any] = Registry("metric")
 PROTOCOLS: Registry[Mapping[str, Any]] = Registry("protocol")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
+    "tasks": TASKS,
     "methods": METHODS,
     "attacks": ATTACKS,
     "controls": CONTROLS,
@@ -202,7 +205,7 @@ KINDS: Mapping[str, Registry[Any]] = {
 @contextmanager
 def scoped() -> Iterator[None]:
     """Take away, at the end of the body, what was registered in it."""
-    registries = (*KINDS.values(), TASKS)
+    registries = list(KINDS.values())
     before = [dict(registry._entries) for registry in registries]
     try:
         yield
@@ -323,6 +326,22 @@ def protocol(name: str, *, task: str, **fields: Any) -> None:
     PROTOCOLS.add(Entry(name, task, str(fields.get("summary", "")), {"name": name, **fields}, module))
 
 
+def task(value: T, *, summary: str) -> T:
+    """Register a task, a `rub.pipeline.task.Task`, with the controls that it declares; return it.
+
+    Args:
+        value: the task.
+        summary: one line for ``rub list tasks``.
+    """
+    made: Any = value
+    module = sys._getframe(1).f_globals["__name__"]
+    TASKS.add(Entry(made.name, made.name, summary, made, module))
+    for name, meaning in made.controls.items():
+        reference = name in ("retrain", "retrained")
+        CONTROLS.add(Entry(name, made.name, meaning, made.graph, module, None, reference, always=True))
+    return value
+
+
 def read_protocol(path: Path) -> dict[str, Any]:
     """Fields of a protocol's YAML file, its task and name among them; the task's own class validates them.
 
@@ -374,12 +393,12 @@ _DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.datase
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:
-    """Run a plug-in file so that its decorators register, and return what it registered.
+    """Run a plug-in, a Python file or the folder of a package, so that its decorators register; what it registered.
 
     Raises:
         RubError: the file is missing, it raises while it is imported, it registers nothing, or for no known task.
     """
-    if not path.is_file():
+    if not (path.is_file() or (path / "__init__.py").is_file()):
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
     name = _module_name(path)
     if path.suffix in (".yaml", ".yml"):
@@ -388,7 +407,8 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
         PROTOCOLS.add(Entry(fields["name"], str(fields.get("task", "")), summary, fields, name))
     else:
         import_file(path, "--plugin")
-    found = [entry for registry in KINDS.values() for entry in registry.entries() if entry.origin == name]
+    entries = (entry for registry in KINDS.values() for entry in registry.entries())
+    found = [entry for entry in entries if f"{entry.origin}.".startswith(f"{name}.")]
     if not found:
         raise RubError(f"--plugin {path}: registers nothing; decorate a function with {_DECORATORS}")
     tasks = {entry.name for entry in TASKS.entries()}
@@ -416,20 +436,22 @@ def load_component(registry: Registry[Any], place: str, task: str) -> Entry[Any]
 
 
 def import_file(path: Path, what: str) -> ModuleType:
-    """Import a Python file, once for each content.
+    """Import a Python file, or the folder of a package, once for each content.
 
     Args:
-        path: the file.
+        path: the file or folder.
         what: names the file's part in errors, such as ``"--plugin"``.
 
     Raises:
         RubError: no such file, not a Python file, or it raises while it is imported.
     """
-    if not path.is_file():
+    folder = [str(path)] if path.is_dir() else None
+    file = path / "__init__.py" if folder else path
+    if not file.is_file():
         raise RubError(f"{what} {path}: no such file; give a Python file")
     name = _module_name(path)
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
         if spec is None or spec.loader is None:
             raise RubError(f"{what} {path}: not a Python file; its name should end in .py")
         module = importlib.util.module_from_spec(spec)
@@ -445,4 +467,5 @@ def import_file(path: Path, what: str) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    return f"rub_plugin_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:8]}"
+    content = b"".join(file.read_bytes() for file in (sorted(path.glob("*.py")) if path.is_dir() else [path]))
+    return f"rub_plugin_{path.stem}_{sha256(content).hexdigest()[:8]}"

@@ -41,7 +41,7 @@ audit_app = typer.Typer(
 def _plugins(
     plugin: Annotated[
         list[Path] | None,
-        typer.Option(help="Python file with a task of its own; repeatable.", is_eager=True, callback=load_plugins),
+        typer.Option(help="Python file or package with a task; repeatable.", is_eager=True, callback=load_plugins),
     ] = None,
 ) -> None: ...
 

@@ -157,7 +157,8 @@ def plan(
 @app.command("list", epilog="Example: rub list methods --task classification")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, attacks, controls, metrics, datasets, models, suites or protocols.")
+        str,
+        typer.Argument(help="tasks, methods, attacks, controls, metrics, datasets, models, judges, protocols, suites."),
     ],
     task: TASK = None,
     as_json: JSON = False,

@@ -21,7 +21,9 @@ PROMPTS = Annotated[
 ]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BATCH = Annotated[int, typer.Option(min=1, help="Images per forward pass; does not change results.")]
-PLUGIN = Annotated[list[Path] | None, typer.Option(help="Python file with @rub.method or the like; repeatable.")]
+PLUGIN = Annotated[
+    list[Path] | None, typer.Option(help="Python file or package with @rub.method and such; repeatable.")
+]
 ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
 UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

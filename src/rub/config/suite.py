@@ -10,7 +10,7 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -27,27 +27,27 @@ from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
 from rub.registry import CONTROLS, METHODS, PROTOCOLS, TASKS, Entry, read_protocol
 
-# Fields that may be written as a bare name, and the key that the name then stands for.
-BARE_NAMES = {"dataset": "name", "model": "arch", "protocol": "name", "judge": "name", "concept": "name"}
-
 
 class Frozen(BaseModel):
     """An immutable spec: unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    bare_field: ClassVar[str] = ""
+    """The field that text stands for where it is written in place of the mapping; "" where it may not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {cls.bare_field: value} if cls.bare_field and isinstance(value, str) else value
 
 
 class Component(Frozen):
     """A named component with its hyperparameters, written ``{name: uma, steps: 20}`` or just ``uma`` in YAML."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    bare_field = "name"
 
     name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -58,6 +58,7 @@ class Component(Frozen):
 class Protocol(Frozen):
     """A named, versioned set of the choices that decide a number; each task extends it."""
 
+    bare_field = "name"
     name: str
     """Name and version, such as ``rub-paper-1``; see `protocol_of` for how changed ones and those of others show."""
     summary: str = ""
@@ -237,20 +238,13 @@ class Experiment(Frozen):
         kind: Any = cls.model_fields["protocol"].annotation
         return protocol_of(value, info.data.get("task", ""), kind)
 
-    @field_validator("dataset", "model", "concept", mode="before", check_fields=False)
-    @classmethod
-    def _bare_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """A task that has these fields takes a bare name for them."""
-        return {BARE_NAMES[str(info.field_name)]: value} if isinstance(value, str) else value
-
     def check(self) -> None:
         """Raise `RubError` where a control is named as a method, or fields contradict each other."""
         for entry in CONTROLS.entries(self.task):
-            always = entry.origin == "rub"
             if entry.name in self.methods:
-                what = "that always runs; leave it out of 'methods'" if always else "; name it in 'controls'"
+                what = "that always runs; leave it out of 'methods'" if entry.always else "; name it in 'controls'"
                 raise RubError(f"method '{entry.name}' is a control {what}".replace(" ;", ";"))
-            if always and entry.name in self.controls:
+            if entry.always and entry.name in self.controls:
                 raise RubError(f"control '{entry.name}' always runs; leave it out of 'controls'")
 
 
@@ -339,7 +333,7 @@ def load_suite(
         experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
-        own = [entry.name for entry in added if CONTROLS.owns(entry, item.get("task"))]
+        own = [entry.name for entry in added if CONTROLS.owns(entry, item.get("task")) and not entry.always]
         if own and isinstance(named := _names(item.get("controls", {})), dict):
             item["controls"] = {name: {} for name in own} | named
         present = _names(item.get("methods", {}))
@@ -426,16 +420,26 @@ def _apply(item: dict[str, Any], overrides: Sequence[str]) -> None:
         except yaml.YAMLError:
             raise RubError(f"--set {override}: the value is not valid YAML") from None
         place: Any = item
-        for part in parts[:-1]:
+        for depth, part in enumerate(parts[:-1]):
             if place.get(part) is None:
                 place[part] = {}
             elif isinstance(place[part], list):
                 place[part] = {str(name): {} for name in place[part]}
-            elif isinstance(place[part], str) and part in BARE_NAMES:
-                place[part] = {BARE_NAMES[part]: place[part]}
+            elif isinstance(place[part], str) and (bare := _bare_field(item.get("task"), parts[: depth + 1])):
+                place[part] = {bare: place[part]}
             place = place[part]
             if not isinstance(place, dict):
                 raise RubError(f"--set {override}: '{part}' holds a single value; nothing can be set inside it")
         if not parts:
             raise RubError(f"--set {override}: a path inside the experiment is missing after the task name")
         place[parts[-1]] = value
+
+
+def _bare_field(task: Any, path: Sequence[str]) -> str:
+    """What text stands for at a path inside an experiment; "" where it is no mapping's."""
+    kinds: list[Any] = [entry.load().experiment for entry in TASKS.entries() if entry.name == task]
+    for part in path:
+        fields = [getattr(kind, "model_fields", {}).get(part) for kind in kinds]
+        hints = [field.annotation for field in fields if field is not None]
+        kinds = [kind for hint in hints for kind in (hint, *get_args(hint))]
+    return next((kind.bare_field for kind in kinds if isinstance(kind, type) and issubclass(kind, Frozen)), "")

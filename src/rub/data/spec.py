@@ -18,6 +18,7 @@ DATA_VERSION = 1  # raised when the data stage's results change
 class DatasetSpec(Frozen):
     """Which images, and how they are split."""
 
+    bare_field = "name"
     name: str
     """A name of `rub list datasets`; ``folder`` and ``npz`` need a path."""
     path: str | None = None

@@ -1,7 +1,7 @@
 """A task: all that the pipeline, audits, witnesses and reports take from it, declared as one value."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Task:
         report: target of its `rub.reports.task_report.TaskReport`.
         audit: target of its `rub.audits.base.Audit`; "" where checkpoints of others cannot be audited.
         verify: target of the function that scores a witness again, see `rub.witness.claims`; "" without witnesses.
+        controls: rows that the graph makes itself for every experiment -> what each is; ``builtin.yaml`` lists those of
+            RUB's own tasks.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Task:
     report: str
     audit: str = ""
     verify: str = ""
+    controls: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, experiment: Experiment, data_root: Path | None) -> Graph:
         """Graph of an experiment.

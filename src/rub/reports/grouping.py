@@ -101,7 +101,8 @@ def controls_of(task: str) -> dict[str, str]:
         >>> list(controls_of("classification"))
         ['original', 'retrain', 'retrained', 'sham']
     """
-    return {entry.name: entry.summary for entry in CONTROLS.entries(task)}
+    entries = sorted(CONTROLS.entries(task), key=lambda entry: not entry.always)
+    return {entry.name: entry.summary for entry in entries}
 
 
 def is_control(method: str, task: str) -> bool:

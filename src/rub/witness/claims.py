@@ -39,7 +39,7 @@ class ModelRef(Frozen):
 
 
 class SampleRef(Frozen):
-    """Which image: its id in the data set, the SHA-256 of its 8-bit pixels, and the value claimed of its probe."""
+    """Which sample: its id in the data set, the SHA-256 of its bytes (8-bit pixels), and the value of its probe."""
 
     id: int = Field(ge=0)
     sha256: str = Field(pattern=HEX)

@@ -13,6 +13,7 @@ Split = Literal["forget", "forget_test", "retain"]
 class ModelSpec(Frozen):
     """Which network: its name, its normalisation, and the hyperparameters that it has of its own."""
 
+    bare_field = "arch"
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     arch: str

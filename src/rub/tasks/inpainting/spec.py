@@ -16,6 +16,7 @@ Level = int | Literal["unbounded", "free"]
 class ModelSpec(Frozen):
     """Which masked autoencoder, and how much of an image it sees."""
 
+    bare_field = "arch"
     arch: str
     """A name of `rub list models --task inpainting`; ``foreign`` reads the sizes from `weights`."""
     patch_size: int | None = Field(None, ge=1, le=64)

@@ -13,6 +13,7 @@ from rub.judges.spec import JudgeSpec
 class ModelSpec(Frozen):
     """Which diffusion model."""
 
+    bare_field = "arch"
     arch: str
     """A name of `rub list models --task text-to-image`; ``stable-diffusion`` reads `weights`."""
     weights: str | None = None
@@ -47,6 +48,7 @@ class TrainingSpec(Frozen):
 class ConceptSpec(Frozen):
     """What is to be forgotten."""
 
+    bare_field = "name"
     name: str
     """Names the shipped prompts and words: ``church``, ``garbage-truck``, ``nudity``, ``parachute``, ``tench``, or any
     class of the data set."""
