@@ -18,7 +18,7 @@ from rub.errors import RubError
 
 M = TypeVar("M", bound=nn.Module)
 _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # as timm, a running mean goes before the weights
-_WRAPPERS = (*_EMA, "state_dict", "model_state_dict", "model", "net", "rmodel", "network", "weights")
+_WRAPPERS = (*_EMA, "state_dict", "model_state_dict", "model", "net", "rmodel", "network", "weights", "unet")
 _PREFIXES = frozenset({"module", "_orig_mod", "model", "net", "network", "rmodel", "1"})
 _NORMALISER = re.compile(r"(?:(.*)\.)?(?:new_)?(mean|std)")
 _BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel

@@ -332,7 +332,7 @@ def test_a_config_that_is_not_the_models(tmp_path, changes, words):
 
 
 def test_folders_that_lack_something(tmp_path):
-    refused(folder(tmp_path / "none", {}, weights=""), "config.json and model.safetensors or pytorch_model.bin")
+    refused(folder(tmp_path / "none", {}, weights=""), "no weights; should hold one of")
     path = folder(tmp_path / "plain", hugging_face(tiny(), "v4"))
     (path / "config.json").write_text("{" * 5)
     refused(path, "config.json is no JSON object")

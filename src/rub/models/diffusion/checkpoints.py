@@ -17,11 +17,11 @@ from torch import Tensor
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.adapters import Adapter, is_adapter, merge
 from rub.models.diffusion.compvis import to_compvis
-from rub.models.diffusion.folders import INDEX, read_folder, save_pipeline, weights_file
+from rub.models.diffusion.folders import INDEX, read_folder, save_pipeline
 from rub.models.diffusion.layouts import PARTS, Parts, fill, named_normally, normal_state, published, split
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.parts import Contents, check_tensors, described, put_together, taken_apart
-from rub.models.weights import freeze, read_state
+from rub.models.weights import freeze, read_state, weights_file
 
 __all__ = ["load_model", "load_unlearned", "save_model", "save_pipeline", "save_unlearned", "to_compvis"]
 
@@ -99,7 +99,7 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
         whole = load_model(path)
         _check_alike(whole, original, path)
         return freeze(whole.to(original.device))
-    state = _read_published(weights_file(path) if path.is_dir() else path)
+    state = read_state(weights_file(path))
     if is_adapter(state):
         try:
             return merge(original, Adapter(state))
@@ -168,28 +168,6 @@ def _read_file(path: Path) -> Contents:
         parts.setdefault(part, {})[inner] = value
     tensors = {part: named_normally(given, part, path) for part, given in parts.items()}
     return Contents({part: values[part] for part in PARTS}, tensors, values["schedule"], values["tokenizer"])
-
-
-def _read_published(path: Path) -> dict[str, Tensor]:
-    """Return a state dict as `read_state` does, also from under the key ``unet``."""
-    try:
-        return read_state(path)
-    except RubError:
-        inner = _under_unet(path)
-        if inner is None:
-            raise
-        return inner
-
-
-def _under_unet(path: Path) -> dict[str, Tensor] | None:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # what is wrong with the file was said already
-        return None
-    inner = loaded.get("unet") if isinstance(loaded, Mapping) else None
-    if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
-        return None
-    return {str(name): value for name, value in inner.items()}
 
 
 def _apply(made: Diffusion, part: str, given: Mapping[str, Tensor], path: Path) -> None:

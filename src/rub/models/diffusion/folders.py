@@ -12,11 +12,9 @@ from rub.models.diffusion.layouts import PARTS, named_normally, normal_state, pu
 from rub.models.diffusion.model import SCHEDULE, Diffusion
 from rub.models.diffusion.parts import Config, Contents, described, noise_schedule
 from rub.models.diffusion.tokenizer import write_vocabulary
-from rub.models.weights import read_state
+from rub.models.weights import read_state, weights_file
 
 INDEX = "model_index.json"
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -92,20 +90,6 @@ def read_folder(folder: Path) -> Contents:
             " vocab.json and merges.txt, or tokenizer.json"
         ) from None
     return Contents(configs, tensors, schedule, tokenizer)
-
-
-def weights_file(folder: Path) -> Path:
-    """Return the file in a folder that holds a part's weights: safetensors first, full precision first.
-
-    Raises:
-        RubError: there is none.
-    """
-    files = (folder / f"{stem}{ending}" for ending in _ENDINGS for stem in _STEMS)
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        names = ", ".join(f"{stem}{_ENDINGS[0]}" for stem in _STEMS[:2])
-        raise RubError(f"checkpoint {folder}: no weights; should hold one of {names}, or their .bin forms")
-    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

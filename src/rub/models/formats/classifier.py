@@ -1,7 +1,7 @@
 """Foreign checkpoints of classifiers: the layouts that people publish, loaded strictly, and what they fit."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +18,7 @@ from rub.models.resnet import PaddedShortcut, ResNet
 from rub.models.weights import Plain, check_keys, differences, plain, read_state, weights_file
 from rub.registry import NETWORKS
 
+NEAR = 16  # tensors that another stem or head of a network has more or less
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -76,18 +77,28 @@ def known_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], int] | N
                 continue
             build, shape = entry.load(), {"num_classes": num_classes, "channels": channels, "size": 8 * kernel}
             for given in _variants(build, guesses):
-                if _fits(state, build, {**shape, **given}):
+                network = _attempt(build, {**shape, **given})
+                if network is not None and abs(_count(network.state_dict()) - _count(found)) > NEAR:
+                    break
+                if network is not None and _fits(state, network):
                     return {"arch": entry.name, **_needed(state, build, shape, given)}, num_classes
     return None
 
 
-def _fits(state: Mapping[str, Tensor], build: Callable[..., nn.Module], given: Mapping[str, Any]) -> bool:
+def _attempt(build: Callable[..., nn.Module], given: Mapping[str, Any]) -> nn.Module | None:
     try:
         with torch.device("meta"):  # no memory is taken
-            network = build(**given)
-        return not differences(_in_its_names(state, network).tensors, network.state_dict())
+            return build(**given)
     except Exception:  # a guess that this network cannot have, or a builder of anybody's
-        return False
+        return None
+
+
+def _fits(state: Mapping[str, Tensor], network: nn.Module) -> bool:
+    return not differences(_in_its_names(state, network).tensors, network.state_dict())
+
+
+def _count(names: Iterable[str]) -> int:
+    return sum(not name.endswith("num_batches_tracked") for name in names)
 
 
 def _variants(build: Any, guesses: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -106,7 +117,8 @@ def _needed(
     needed = dict(given)
     for name in given:
         fewer = {other: value for other, value in needed.items() if other != name}
-        if _fits(state, build, {**shape, **fewer}):
+        network = _attempt(build, {**shape, **fewer})
+        if network is not None and _fits(state, network):
             needed = fewer
     return needed
 

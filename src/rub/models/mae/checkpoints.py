@@ -22,7 +22,7 @@ from rub.models.mae.config import LAYOUTS, METADATA, agreed_config, stored_confi
 from rub.models.mae.layouts import to_original, to_transformers
 from rub.models.mae.masks import gather, keyed_noise, make_mask
 from rub.models.mae.model import MaskedAutoencoder
-from rub.models.weights import check_keys, read_checkpoint, save_weights
+from rub.models.weights import check_keys, plain, read_checkpoint, save_weights, weights_file
 
 __all__ = ["load_mae", "looks_normalised", "refuse_normalised", "save_mae", "to_original", "to_transformers"]
 
@@ -68,7 +68,9 @@ def load_mae(
         4
     """
     path = Path(path)
-    file = _weights_file(path)
+    file = weights_file(path)
+    if file != path and not (path / "config.json").is_file():
+        raise RubError(f"checkpoint {path}: a folder should hold config.json and {' or '.join(_WEIGHTS)}")
     state, beside = read_checkpoint(file, allow=[Namespace])
     state = _plain(state, path)
     stored = stored_config(file, path, file.name in _WEIGHTS)
@@ -144,21 +146,10 @@ def _refuse_by_name(flag: Any, args: Any, path: Path) -> None:
         raise _normalised(path, "published as mae_pretrain_vit_*_full")
 
 
-def _weights_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
-    if file is None or not (path / "config.json").is_file():
-        raise RubError(f"checkpoint {path}: a folder should hold config.json and {' or '.join(_WEIGHTS)}")
-    return file
-
-
 def _plain(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return the state in the original layout; refuse what has no decoder."""
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
-        state = to_original(state)
+        state = to_original(plain(state).tensors)
     except RubError as error:
         raise RubError(f"checkpoint {path}: {error}") from None
     encoder = any(name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight")) for name in state)
