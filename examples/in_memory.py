@@ -7,16 +7,17 @@ zero is recognised. Nothing here is RUB's but the last two calls.
 """
 
 import copy
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import rub
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
+def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Sequential:
     """A network of [0, 1] images to logits, in evaluation mode."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -24,14 +25,14 @@ def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(64):
+        for x, y in DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model.eval()
 
 
-def main(epochs: int = 30, steps: int = 100, samples: int = 64) -> None:
+def main(epochs: int = 30, steps: int = 100, samples: int = 64, protocol: Any = "rub-audit-1") -> None:
     """Forget the zeros, and look for them."""
     digits = load_digits()
     images, labels = torch.tensor(digits.images[:, None] / 16).float(), torch.tensor(digits.target)
@@ -40,7 +41,7 @@ def main(epochs: int = 30, steps: int = 100, samples: int = 64) -> None:
     retrained = train(images[seen & ~zero], labels[seen & ~zero], epochs)
     unlearned = copy.deepcopy(original)
     with torch.no_grad():
-        unlearned[-1].bias[0] -= 15
+        unlearned.get_parameter("4.bias")[0] -= 15
 
     forgotten = images[seen & zero][:samples], labels[seen & zero][:samples]
     for name, model in (("unlearned", unlearned), ("retrained, for comparison", retrained)):
@@ -55,6 +56,7 @@ def main(epochs: int = 30, steps: int = 100, samples: int = 64) -> None:
         forget=(images[seen & zero], labels[seen & zero]),
         retain=TensorDataset(images[seen & ~zero], labels[seen & ~zero]),
         test=TensorDataset(images[~seen], labels[~seen]),
+        protocol=protocol,
         samples=samples,
     )
     print(report)

@@ -29,6 +29,8 @@ def test_the_first_python_of_the_readme(capsys):
 
 
 def test_the_example_of_two_models_in_memory(capsys):
-    runpy.run_path(str(ROOT / "examples" / "in_memory.py"))["main"](epochs=1, steps=2, samples=10)
+    small = {"runs": [{"name": "uma", "steps": 2}], "budgets": [16], "splits": ["forget", "forget_test", "retain"]}
+    main = runpy.run_path(str(ROOT / "examples" / "in_memory.py"))["main"]
+    main(epochs=1, steps=2, samples=10, protocol={"name": "small", "attacks": {"uma": small}})
     said = capsys.readouterr().out
     assert said.count("Recovery of 10 images by uma") == 2 and "Verdict: " in said

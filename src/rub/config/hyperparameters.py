@@ -114,5 +114,5 @@ def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) ->
     message = f"{said[:1].lower()}{said[1:]}"
     if problem["type"] == "missing":  # the input is all that surrounds the gap, which helps nobody
         return f"{where}: {place}: {message}"
-    given = repr(problem["input"])
+    given = " ".join(repr(problem["input"]).split())
     return f"{where}: {place} = {given if len(given) <= 80 else given[:77] + '...'}: {message}"

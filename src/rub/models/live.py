@@ -69,8 +69,14 @@ def live_copy(model: Any, role: str, images: Tensor, device: torch.device) -> Li
         raise RubError(f"{role}: got {type(model).__name__}; should be a torch.nn.Module")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    # Pruning and weight norm leave a computed tensor in the module, which nobody can copy; it is computed anew.
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    computed = {
+        id(value): value.detach().clone() for value in attributes if isinstance(value, Tensor) and value.grad_fn
+    }
     try:
-        copied = copy.deepcopy(getattr(model, "_orig_mod", model))  # of torch.compile
+        copied = copy.deepcopy(model, computed)
     except Exception as error:
         raise RubError(f"{role}: cannot be copied ({type(error).__name__}: {error}); give a plain module") from error
     live = Live(copied).eval().requires_grad_(False).float().to(device)
@@ -91,7 +97,16 @@ def live_copy(model: Any, role: str, images: Tensor, device: torch.device) -> Li
     return live
 
 
-def device_of(model: Any) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU where it has none."""
+def device_of(model: Any, asked: str | torch.device | None = None) -> torch.device:
+    """The device that is asked for; None: that of a module's first parameter or buffer, or the CPU.
+
+    Raises:
+        RubError: a device that is not there.
+    """
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
-    return tensors[0].device if tensors else torch.device("cpu")
+    try:
+        device = torch.device(asked) if asked is not None else tensors[0].device if tensors else torch.device("cpu")
+        torch.empty(0, device=device)
+    except Exception as error:  # torch says it in several ways
+        raise RubError(f"device {asked!r}: {str(error).splitlines()[0]}") from None
+    return device

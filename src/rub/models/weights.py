@@ -50,6 +50,11 @@ def frozen(model: M) -> M:
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the state dict as safetensors, contiguous and on the CPU, with metadata in its header."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    taken: set[int] = set()
+    for name, value in tensors.items():  # safetensors refuses memory that two names share
+        where = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if where in taken else value
+        taken.add(where)
     safetensors.torch.save_file(tensors, path, metadata)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 import rub
@@ -131,3 +132,44 @@ def test_what_cannot_be_audited_is_refused_in_one_line(changed, says):
     with pytest.raises(RubError) as refused:
         rub.audit(**call)
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def pruned(module):
+    """Half of a layer's weights cut away: a mask beside them, and a tensor that is computed in every pass."""
+    prune.l1_unstructured(module[1], "weight", 0.5)
+    return module
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.first = self.second = module
+
+    def forward(self, x):
+        return self.second(x)
+
+
+@pytest.mark.parametrize("made", [pruned, Twice])
+def test_a_module_is_audited_as_what_it_computes(made):
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    same = copy.deepcopy(module)
+    module = made(module)
+    if made is pruned:
+        with torch.no_grad():
+            same[1].weight.copy_(module[1].weight)
+    reports = [
+        rub.audit(original=Plain(0), unlearned=it, **sets(), protocol=PROTOCOL, samples=10) for it in (module, same)
+    ]
+    assert reports[0].figures == reports[1].figures and not reports[0].failures
+
+
+def test_what_is_not_finite_is_said_and_nothing_is_judged():
+    class Broken(Plain):
+        def forward(self, x):
+            return super().forward(x)[0] * torch.nan
+
+    report = rub.audit(original=Plain(0), unlearned=Broken(0), **sets(), protocol=PROTOCOL, samples=10)
+    assert report.verdict.name == "cannot tell" and any("not finite" in failure for failure in report.failures)

@@ -102,6 +102,7 @@ class Shown(nn.Module):
         lambda model: Shown(model, lambda logits: {"logits": logits}),
         lambda model: copy.deepcopy(model).double(),
         nn.DataParallel,
+        torch.compile,
         lambda model: copy.deepcopy(model).train(),
     ],
 )
@@ -202,6 +203,8 @@ REFUSED = {
     "NaN before": ({"original": broken(torch.nan)}, "original: its outputs are not finite"),
     "no images": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images: there are none"),
     "no gradient": ({"unlearned": Blind(UNLEARNED)}, "attack 'uma': RuntimeError: element 0 of tensors"),
+    "no such device": ({"device": "gpu"}, "device 'gpu': Expected one of"),
+    "no batch": ({"batch_size": 0}, "batch_size = 0: should be 1 or more"),
     "an unknown attack": ({"attack": "umma"}, "unknown classification attack 'umma': did you mean 'uma'?"),
     "an unknown parameter": ({"step": 3}, "did you mean 'steps'?"),
     "a value out of range": ({"steps": 0}, "recover (uma): steps = 0"),

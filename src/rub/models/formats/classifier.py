@@ -39,7 +39,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     file = weights_file(path)
     state = read_state(file)
     own = model.state_dict()
-    tensors, mean, std = _in_its_names(state, model)
+    as_it_is = not differences(state, own)  # then a prefix, or a mask, belongs to the network
+    tensors, mean, std = Plain(state) if as_it_is else _in_its_names(state, model)
     try:
         check_keys(tensors, own, path)
     except RubError as error:

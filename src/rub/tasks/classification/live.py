@@ -23,7 +23,7 @@ from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.registry import ANY, DATASETS, NETWORKS, Entry, scoped
 from rub.tasks.classification.audit import experiment_of
-from rub.tasks.classification.recover import check_labels
+from rub.tasks.classification.recover import check_batch_size, check_labels
 
 DATASET = "in-memory"
 
@@ -67,7 +67,8 @@ def audit(
     sets = {"forget": forget, "retain": retain, "test": test}
     parts = {name: samples_of(images, name=name) for name, images in sets.items()}
     forgotten = _forgotten(**parts)
-    place = device_of(unlearned) if device is None else torch.device(device)
+    place = device_of(unlearned, device)
+    check_batch_size(batch_size)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     with torch.inference_mode(False):
         lives = {
@@ -86,7 +87,10 @@ def audit(
         _register(lives, _as_read(parts, lives["original"].classes))
         weights = {role: Path(folder) / f"{role}.safetensors" for role in lives}
         for role, live in lives.items():
-            save_weights(live, weights[role])
+            try:
+                save_weights(live, weights[role])
+            except (AttributeError, RuntimeError) as error:  # of a quantized module, say
+                raise RubError(f"{role}: its state dict is not of tensors ({error}); give a plain module") from error
         files = FromFiles(weights, {role: {"arch": _arch(role)} for role in lives})
         return run_audit(
             experiment, files, store=Path(folder) / "store", runtime=Runtime(device=str(place), batch_size=batch_size),

@@ -225,7 +225,8 @@ def recover(
     samples = samples_of(images, labels, ids)
     budgets = levels_of(eps)
     name, function, parameters = _attack(attack, hyperparameters)
-    place = device_of(unlearned) if device is None else torch.device(device)
+    place = device_of(unlearned, device)
+    check_batch_size(batch_size)
     found = {}
     try:
         with torch.inference_mode(False), torch.autocast(place.type, enabled=False), tf32(False):
@@ -275,6 +276,12 @@ def levels_of(eps: int | float | Sequence[int | float]) -> tuple[int, ...]:
     if not levels:
         raise RubError("eps: there are none; give one at least, such as eps=8")
     return tuple(sorted(levels))
+
+
+def check_batch_size(size: int) -> None:
+    """Raise `RubError` where no batch has so many images."""
+    if not isinstance(size, int) or size < 1:
+        raise RubError(f"batch_size = {size!r}: should be 1 or more")
 
 
 def check_labels(labels: Tensor, classes: int, expected: int, role: str = "unlearned", name: str = "images") -> None:
