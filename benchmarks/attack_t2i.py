@@ -32,7 +32,7 @@ from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Target
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.attacks.uma import unlearndiffatk
 from rub.tasks.text_to_image.graph import TextToImageGraph
-from rub.tasks.text_to_image.stages import drawing_of, drawn_clean, model_of, prompts_in
+from rub.tasks.text_to_image.stages import clean_images, drawing_of, model_of, prompts_in
 
 
 class OneHot(torch.autograd.Function):
@@ -129,7 +129,7 @@ def prepared(args: argparse.Namespace) -> tuple[Target, Drawing]:
     asked = prompts_in(inputs["prompts"])
     prompts = asked.select(list(range(min(args.prompts, len(asked)))))
     spec = graph.reference.spec
-    before = drawn_clean(drawing_of(inputs, "original", spec, runtime), prompts, 16)
+    before = clean_images(drawing_of(inputs, "original", spec, runtime), prompts, 16)
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     original = model_of(inputs, "original", runtime)
     return make_target(original, drawing.model, prompts, before, 16, concept="seven"), drawing

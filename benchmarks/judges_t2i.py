@@ -29,7 +29,7 @@ from rub.registry import TASKS
 from rub.store.artifacts import Store
 from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.graph import TextToImageGraph
-from rub.tasks.text_to_image.stages import drawing_of, drawn_clean
+from rub.tasks.text_to_image.stages import clean_images, drawing_of
 
 SEED = 9000  # first seed of the pictures: not those of any measurement
 
@@ -57,7 +57,7 @@ def main() -> None:
     labels = torch.arange(len(names)).repeat_interleave(args.each)
     ids, weights = torch.arange(len(labels)), torch.full((len(labels),), args.guidance)
     asked = Prompts(ids, tuple(f"a photo of {names[label]}" for label in labels.tolist()), SEED + ids, weights)
-    images = drawn_clean(drawing_of(inputs, "original", wanted.spec, runtime), asked, 64)
+    images = clean_images(drawing_of(inputs, "original", wanted.spec, runtime), asked, 64)
     among = tuple(IMAGENET_LABELS[slug(name)] for name in names)
     judges = (
         (load_judge(inputs["judge"], inputs, runtime), True),

@@ -24,14 +24,6 @@ def grey(root):
 """
 
 
-def one_line(call, *words):
-    with pytest.raises(RubError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value), caught.value
-
-
 def test_arrays_and_tensors_of_any_layout_become_the_same_images():
     colour = np.repeat(IMAGES[..., None], 3, axis=-1)
 
@@ -63,12 +55,12 @@ def test_arrays_and_tensors_of_any_layout_become_the_same_images():
         (None, ("got NoneType",)),
     ],
 )
-def test_what_is_no_data_set_is_refused_by_name(given, words):
+def test_what_is_no_data_set_is_refused_by_name(given, words, one_line):
     rub.dataset("odd")(lambda root: given)
     one_line(lambda: load_images("odd", None), "dataset 'odd'", *words)
 
 
-def test_a_reader_that_fails_is_named_with_its_reason():
+def test_a_reader_that_fails_is_named_with_its_reason(one_line):
     @rub.dataset("broken")
     def broken(root):
         raise KeyError("labels")
@@ -76,7 +68,7 @@ def test_a_reader_that_fails_is_named_with_its_reason():
     one_line(lambda: fingerprint("broken", None), "dataset 'broken'", "KeyError: 'labels'")
 
 
-def test_the_signature_says_which_options_are_taken():
+def test_the_signature_says_which_options_are_taken(one_line):
     seen = []
 
     @rub.dataset("sized")
@@ -98,7 +90,7 @@ def test_the_signature_says_which_options_are_taken():
     )
 
 
-def test_a_layout_is_looked_for_below_the_data_root_and_identifies_the_data(tmp_path):
+def test_a_layout_is_looked_for_below_the_data_root_and_identifies_the_data(tmp_path, one_line):
     @rub.dataset("filed", layout="my-arrays")
     def filed(folder):
         images = np.load(folder / "images.npy")
@@ -114,7 +106,7 @@ def test_a_layout_is_looked_for_below_the_data_root_and_identifies_the_data(tmp_
     assert fingerprint("filed", tmp_path) != before
 
 
-def test_a_path_of_the_suite_is_given_to_those_that_take_one(tmp_path):
+def test_a_path_of_the_suite_is_given_to_those_that_take_one(tmp_path, one_line):
     @rub.dataset("single", by_path=True)
     def single(path):
         images = np.load(path)
@@ -183,3 +175,23 @@ def test_it_is_listed_and_its_forgotten_classes_are_checked_before_the_run(tmp_p
     refused(
         "plan", "quick", "--task", "classification", "--plugin", tmp_path / "plugin.py", *wrong, says="classes 0 to 2"
     )
+
+
+def test_rub_show_says_what_is_declared(tmp_path, rub):
+    (tmp_path / "plugin.py").write_text(PLUGIN.replace("images=6", 'layout="grey-arrays", images=6'))
+    said = rub("show", "grey", "--plugin", tmp_path / "plugin.py").out
+    for part in ("grey-arrays/ below the data root", "6 training images, 3 classes", "of its training images"):
+        assert part in said
+    said = rub("show", "tiny-imagenet").out
+    assert "tiny-imagenet-200/ below the data root, else zh-plus/tiny-imagenet on the hub" in said
+
+
+def test_a_name_goes_before_a_folder_of_that_name(tmp_path, monkeypatch):
+    from rub.audits.base import dataset_of
+
+    rub.dataset("grey")(lambda root: (IMAGES, LABELS, IMAGES, LABELS))
+    monkeypatch.chdir(tmp_path)
+    for name in ("grey", "photos"):
+        (tmp_path / name).mkdir()
+    assert dataset_of("grey", None) == {"name": "grey", "size": None, "validation": 0.0}
+    assert dataset_of("photos", 32)["path"] == "photos"

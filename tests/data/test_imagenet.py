@@ -17,7 +17,6 @@ from rub.data.imagenet import HUB_ID, i2i_classes, i2i_wnids
 from rub.data.sources import fingerprint, load_images
 from rub.data.spec import DatasetSpec, data_stage
 from rub.data.splits import load_dataset, read
-from rub.errors import RubError
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 
@@ -25,15 +24,6 @@ WNIDS = ("n01443537", "n01484850", "n02094433", "n07873807")  # indices 1, 2, 18
 INDEX = dict(zip(WNIDS, (1, 2, 187, 963), strict=True))
 STRANGER = "n01498041"  # index 6, in no test wanted
 SIZE = 8
-
-
-def one_line(call, *words):
-    with pytest.raises(RubError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
 
 
 def shade(wnid, index, train):
@@ -133,7 +123,7 @@ def test_the_centre_is_cut_out_after_the_shorter_side_is_resized(root):
     assert (data.train.images[0].double() - expected[0].clamp(0, 255)).abs().max() < 2
 
 
-def test_requests_that_cannot_be(root):
+def test_requests_that_cannot_be(root, one_line):
     one_line(lambda: load_images("imagenet", root), "dataset.size", "224")
     one_line(lambda: load_images("imagenet", root, size=SIZE, path=root), "dataset.path")
     absent = Selection((*WNIDS[:2], "n00000001"))
@@ -179,7 +169,7 @@ def test_the_fingerprint_follows_the_selected_files_alone(root):
     assert print_of(where=elsewhere) == first
 
 
-def test_a_damaged_image_is_named_or_skipped(root):
+def test_a_damaged_image_is_named_or_skipped(root, one_line):
     broken = root / "imagenet" / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
     one_line(lambda: load_images("imagenet", root, size=SIZE), broken)
@@ -280,7 +270,7 @@ def test_what_datasets_itself_streams_is_read(streamed):
     assert shades(data.test) == [shade(wnid, index, False) for wnid in WNIDS[:2] for index in range(2)]
 
 
-def test_damaged_and_contradicting_rows_of_the_hub(streamed):
+def test_damaged_and_contradicting_rows_of_the_hub(streamed, one_line):
     wanted = WNIDS[:2]
     damaged = [(1, WNIDS[0])]
     validation = list(rows_of("validation", mixed(2)))
@@ -298,7 +288,7 @@ def test_damaged_and_contradicting_rows_of_the_hub(streamed):
     one_line(lambda: load_images("imagenet", None, size=SIZE, selection=Selection(wanted, 1)), "1 of 2", WNIDS[1])
 
 
-def test_a_connection_that_breaks_ends_in_one_line(streamed):
+def test_a_connection_that_breaks_ends_in_one_line(streamed, one_line):
     def breaking():
         yield from rows_of("train", mixed(1))
         raise ConnectionError("gone\naway")
@@ -307,7 +297,7 @@ def test_a_connection_that_breaks_ends_in_one_line(streamed):
     one_line(lambda: load_images("imagenet", None, size=SIZE, selection=Selection(WNIDS, 3)), HUB_ID, "ConnectionError")
 
 
-def test_without_access_both_ways_are_named(tmp_path, monkeypatch):
+def test_without_access_both_ways_are_named(tmp_path, monkeypatch, one_line):
     import datasets
 
     def gated(source, streaming):
@@ -323,7 +313,7 @@ def test_without_access_both_ways_are_named(tmp_path, monkeypatch):
             one_line(call, "gated", word, "imagenet/{train,val}/<wnid>/", tmp_path, "--data-root", HUB_ID)
 
 
-def test_what_would_stream_everything_is_refused(monkeypatch):
+def test_what_would_stream_everything_is_refused(monkeypatch, one_line):
     monkeypatch.setattr(hub, "reachable", lambda seconds: pytest.fail("asked the hub"))
     for selection, word in (
         (Selection(WNIDS), "dataset.per_class"),
@@ -395,7 +385,7 @@ def test_i2i_stands_for_the_papers_classes_in_order(tmp_path):
     assert len(data_stage("inpainting", as_folder, None).spec["classes"]) == 200
 
 
-def test_wrong_specs_are_refused_when_planned():
+def test_wrong_specs_are_refused_when_planned(one_line):
     for fields, word in (
         ({"name": "imagenet"}, "dataset.size"),
         ({"name": "cifar10", "size": 16}, "dataset.size"),

@@ -23,16 +23,6 @@ from rub.data.sources import fingerprint, load_images
 from rub.errors import RubError
 
 
-def one_line(call, *words):
-    with pytest.raises(RubError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
-    return message
-
-
 def pixels(count, seed):
     return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
 
@@ -144,7 +134,7 @@ def test_batches_of_every_pickle_protocol_are_read(cifar, protocol):
     assert np.array_equal(load_images("cifar10", root).test.images.numpy().reshape(4, -1), arrays["test_batch"])
 
 
-def test_a_hostile_pickle_runs_nothing(cifar):
+def test_a_hostile_pickle_runs_nothing(cifar, one_line):
     root, _ = cifar
     proof, path = root / "proof", root / "cifar-10-batches-py" / "data_batch_3"
 
@@ -160,7 +150,7 @@ def test_a_hostile_pickle_runs_nothing(cifar):
 
 
 @pytest.mark.parametrize("module", ["builtins", "os", "numpy", "subprocess"])
-def test_every_other_global_is_refused(cifar, module):
+def test_every_other_global_is_refused(cifar, module, one_line):
     root, _ = cifar
     path = root / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(b"\x80\x02c" + module.encode() + b"\nload\n.")
@@ -168,7 +158,7 @@ def test_every_other_global_is_refused(cifar, module):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 5000])
-def test_truncated_batches_are_named(cifar, keep):
+def test_truncated_batches_are_named(cifar, keep, one_line):
     root, _ = cifar
     path = root / "cifar-10-batches-py" / "data_batch_2"
     path.write_bytes(path.read_bytes()[:keep])
@@ -188,14 +178,14 @@ def test_truncated_batches_are_named(cifar, keep):
         {"labels": [1, 2]},
     ],
 )
-def test_batches_of_another_shape_are_named(cifar, batch):
+def test_batches_of_another_shape_are_named(cifar, batch, one_line):
     root, _ = cifar
     path = root / "cifar-10-batches-py" / "data_batch_2"
     path.write_bytes(pickle.dumps(batch, protocol=2))
     one_line(lambda: load_images("cifar10", root), path)
 
 
-def test_a_missing_batch_is_named(cifar):
+def test_a_missing_batch_is_named(cifar, one_line):
     root, _ = cifar
     path = root / "cifar-10-batches-py" / "data_batch_5"
     path.unlink()
@@ -220,7 +210,7 @@ def picture(path, colour, size=(64, 64), kind=None):
     Image.new("RGB", size, colour).save(path, kind)
 
 
-def test_tiny_imagenet_follows_wnids(tmp_path):
+def test_tiny_imagenet_follows_wnids(tmp_path, one_line):
     base = tmp_path / "tiny-imagenet-200"
     base.mkdir()
     (base / "wnids.txt").write_text("n2\nn1\n")  # not sorted: the file decides
@@ -245,7 +235,7 @@ def test_tiny_imagenet_follows_wnids(tmp_path):
         one_line(lambda: load_images("tiny-imagenet", tmp_path), annotations)
 
 
-def test_a_folder_with_train_and_val(tmp_path):
+def test_a_folder_with_train_and_val(tmp_path, one_line):
     for part, count in (("train", 2), ("val", 1)):
         for label, name in enumerate(("ant", "bee")):
             for index in range(count):
@@ -278,7 +268,7 @@ def test_a_flat_folder_is_split_by_name(tmp_path):
     assert not train & test
 
 
-def test_images_of_other_sizes_need_size(tmp_path):
+def test_images_of_other_sizes_need_size(tmp_path, one_line):
     picture(tmp_path / "train" / "a" / "0.png", (1, 1, 1), (8, 8))
     picture(tmp_path / "train" / "b" / "0.png", (1, 1, 1), (8, 10))
     picture(tmp_path / "test" / "a" / "0.png", (1, 1, 1), (8, 8))
@@ -292,7 +282,7 @@ def test_images_of_other_sizes_need_size(tmp_path):
     assert data.train.images[1, :, :, 1:-1].min() > 250
 
 
-def test_damaged_and_absent_folders_are_named(tmp_path):
+def test_damaged_and_absent_folders_are_named(tmp_path, one_line):
     for name in ("a", "b"):
         for index in range(5):
             picture(tmp_path / "data" / name / f"{index}.png", (index, 0, 0), (6, 6))
@@ -308,7 +298,7 @@ def test_damaged_and_absent_folders_are_named(tmp_path):
     one_line(lambda: load_images("folder", None, path=tmp_path / "empty"), tmp_path / "empty")
 
 
-def test_unreadable_images_are_skipped_and_listed_only_when_asked(tmp_path):
+def test_unreadable_images_are_skipped_and_listed_only_when_asked(tmp_path, one_line):
     shades = {}
     for part, count in (("train", 4), ("val", 2)):
         for label, name in enumerate(("ant", "bee")):
@@ -335,7 +325,7 @@ def test_unreadable_images_are_skipped_and_listed_only_when_asked(tmp_path):
     )
 
 
-def test_a_file_that_the_disk_does_not_give_is_never_skipped(tmp_path):
+def test_a_file_that_the_disk_does_not_give_is_never_skipped(tmp_path, one_line):
     for name in ("a", "b"):
         for index in range(5):
             picture(tmp_path / name / f"{index}.png", (index, 0, 0), (6, 6))
@@ -343,7 +333,7 @@ def test_a_file_that_the_disk_does_not_give_is_never_skipped(tmp_path):
     one_line(lambda: load_images("folder", None, path=tmp_path, selection=Selection(skip_unreadable=True)), gone)
 
 
-def test_a_part_of_a_folder(tmp_path):
+def test_a_part_of_a_folder(tmp_path, one_line):
     for part, count in (("train", 7), ("test", 4)):
         for label, name in enumerate("abc"):
             for index in range(count):
@@ -400,7 +390,7 @@ def test_npz_layouts(tmp_path, layout):
     assert fingerprint("npz", None, path=path) == fingerprint("npz", None, path=path)
 
 
-def test_unusable_npz_is_named(tmp_path):
+def test_unusable_npz_is_named(tmp_path, one_line):
     path, y = tmp_path / "data.npz", np.array([0, 1])
     x = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     good = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
@@ -424,7 +414,7 @@ def test_unusable_npz_is_named(tmp_path):
         one_line(lambda: load_images("npz", None, path=path), path)
 
 
-def test_wrong_requests():
+def test_wrong_requests(one_line):
     one_line(lambda: load_images("cifar11", None), "did you mean 'cifar10'")
     one_line(lambda: fingerprint("cifar11", None), "did you mean 'cifar10'")
     for name in ("cifar10", "cifar100", "tiny-imagenet", "npz"):
@@ -443,7 +433,7 @@ def test_wrong_requests():
     one_line(lambda: load_images("folder", None, selection=Selection(per_class=0)), "dataset.per_class", "1 or more")
 
 
-def test_without_data_and_hub_both_ways_are_named(tmp_path, monkeypatch):
+def test_without_data_and_hub_both_ways_are_named(tmp_path, monkeypatch, one_line):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(hub, "reachable", lambda seconds: False)
     import datasets
@@ -514,7 +504,7 @@ def test_importing_sources_imports_no_heavy_library():
     assert not {"sklearn", "datasets", "PIL"} & set(json.loads(out))
 
 
-def test_missing_class_names_are_named(cifar):
+def test_missing_class_names_are_named(cifar, one_line):
     root, _ = cifar
     path = root / "cifar-10-batches-py" / "batches.meta"
     path.write_bytes(python2({"label_names": [b"a", b"b"]}))
@@ -548,7 +538,7 @@ def test_an_added_image_moves_at_most_one_other_of_its_class(tmp_path):
         assert all(label == 0 for label, _ in moved)
 
 
-def test_tiny_imagenet_with_a_damaged_or_hostile_listing(tmp_path):
+def test_tiny_imagenet_with_a_damaged_or_hostile_listing(tmp_path, one_line):
     base = tmp_path / "tiny-imagenet-200"
     picture(base / "train" / "n1" / "images" / "0.JPEG", (9, 9, 9))
     picture(base / "val" / "images" / "0.JPEG", (9, 9, 9))
@@ -566,7 +556,7 @@ def test_tiny_imagenet_with_a_damaged_or_hostile_listing(tmp_path):
         one_line(lambda: load_images("tiny-imagenet", tmp_path), base / "wnids.txt")
 
 
-def test_a_class_without_images_is_named(tmp_path):
+def test_a_class_without_images_is_named(tmp_path, one_line):
     for part in ("train", "test"):
         for name in ("a", "b"):
             picture(tmp_path / part / name / "0.png", (1, 2, 3), (6, 6))
@@ -587,7 +577,7 @@ def test_grey_and_transparent_images_become_three_channels(tmp_path):
     assert {tuple(row) for row in both.images[:, :, 0, 0].tolist()} == {(77, 77, 77), (10, 20, 30)}
 
 
-def test_npz_labels_that_are_no_class_numbers_are_refused(tmp_path):
+def test_npz_labels_that_are_no_class_numbers_are_refused(tmp_path, one_line):
     x, y = np.zeros((2, 8, 8), dtype=np.uint8), np.array([0, 10**12])
     np.savez(path := tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     one_line(lambda: load_images("npz", None, path=path), path, "class numbers")
@@ -595,7 +585,7 @@ def test_npz_labels_that_are_no_class_numbers_are_refused(tmp_path):
     one_line(lambda: load_images("npz", None, path=path), path, "class numbers")
 
 
-def test_an_unreachable_hub_ends_in_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_hub_ends_in_one_line(tmp_path, monkeypatch, one_line):
     import socket
 
     import huggingface_hub.constants as constants

@@ -121,6 +121,8 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
         return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
+    if kind == "dataset":
+        yield from (f"  [b]{name}[/b]  {escape(value)}" for name, value in entry.load().facts.items())
     if kind not in ("method", "control", "attack", "judge"):
         return
     found = described(kind, entry)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = ("size", "selection", "progress")
+"""Keyword arguments that a reader may have."""
 
 
 class Read(NamedTuple):
@@ -69,6 +70,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
+_OPTION_FIELDS = {"size": ("size",), "selection": tuple(field.name for field in fields(Selection)), "progress": ()}
 
 
 class Hub(Protocol):
@@ -76,7 +78,13 @@ class Hub(Protocol):
 
     `where` begins every error message: what was looked for on disk, and how to provide it. After so many seconds
     without the hub, both methods give up.
+
+    Attributes:
+        id: of the data set on the hub.
     """
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
 
     @property
     def read(self) -> Callable[..., Read]:
@@ -136,6 +144,27 @@ class DatasetSource:
         """Keyword arguments of the reader: which of `OPTIONS` the data set takes."""
         arguments = inspect.signature(self.read).parameters
         return {name: it for name, it in arguments.items() if it.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is declared, in words, for `rub show`.
+
+        Example:
+            >>> source_of("cifar10").facts["files"]
+            'cifar-10-batches-py/ below the data root, else uoft-cs/cifar10 on the hub'
+        """
+        layout = f"{self.layout}/{self.inside} below the data root" if self.layout else ""
+        hub = f"{self.hub.id} on the hub" if self.hub is not None else ""
+        counts = {"training images": self.images, "classes": self.classes}
+        values = {
+            "files": "dataset.path" if self.by_path else ", else ".join(filter(None, (layout, hub))) or "none",
+            "options": ", ".join(name for option in self.takes for name in _OPTION_FIELDS[option]),
+            "known": ", ".join(f"{count:,} {what}" for what, count in counts.items() if isinstance(count, int)),
+            "mean": str(self.mean or "of its training images"),
+            "std": str(self.std or "of its training images"),
+            "mirrored": "in training" if self.flip else "never",
+        }
+        return {name: value for name, value in values.items() if value}
 
     def place(self, root: Path | None, path: Path | None) -> Path | None:
         """Folder or file that holds the data; None for data from the hub, or made by its reader.

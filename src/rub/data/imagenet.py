@@ -60,6 +60,8 @@ class HubImageNet:
     resized as `read_image` does. Samples are ordered by class; an id is label * share + rank.
     """
 
+    id = HUB_ID
+
     def read(self, where: str, seconds: float, *, size: int, selection: Selection, progress: Progress = silent) -> Read:
         """Stream the classes of a selection.
 

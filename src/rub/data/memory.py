@@ -51,7 +51,7 @@ def _collected(source: Any, name: str) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     for item in _items(source, name):
         image, label = _image_and_label(item, name)
-        images.append(_pixels(image if batched else _picture(image), name))
+        images.append(_pixels(image if batched else _with_channels(image), name))
         labels.append(_integers(label if batched else [label], f"{name}: the labels"))
     if len({image.shape[-3:] for image in images}) > 1:
         raise RubError(f"{name}: its images differ in size; resize them to one")
@@ -81,7 +81,7 @@ def _image_and_label(item: Any, name: str) -> tuple[Any, Any]:
 _IMAGE_KEYS, _LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label")
 
 
-def _picture(image: Any) -> Any:
+def _with_channels(image: Any) -> Any:
     """Tensor or array (1, C, H, W) of one image; a PIL image, or (H, W), is given its channels."""
     if not isinstance(image, Tensor | np.ndarray):
         image = np.array(image)  # PIL: (H, W) or (H, W, C)

@@ -1,4 +1,4 @@
-"""The stage function of the pictures: what both models make of some images, as in the paper's Figures 2 and 3."""
+"""The stage function of the galleries: what both models make of some images, as in the paper's Figures 2 and 3."""
 
 import json
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import apply_delta
 from rub.tasks.inpainting.measure import eight_bit
-from rub.tasks.inpainting.stages import SIDES, model_of, side_of
+from rub.tasks.inpainting.stages import SIDES, eval_set, model_of
 
-GREY = 0.5  # of masked patches, and of no change in the picture of delta
+GREY = 0.5  # of masked patches, and of no change in the image of delta
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Ru
     attack = spec.get("attack", DEFAULT_MAIN)
     original, unlearned = (model_of(inputs, role, runtime) for role in ("original", "unlearned"))
     for name in SIDES:
-        side = side_of(name, inputs, runtime)
+        side = eval_set(name, inputs, runtime)
         count = min(spec["count"], len(side.samples))
         images = side.samples.take(slice(count))
         x, mask = to_unit(images).to(runtime.device), side.mask(original).select(slice(count)).to(runtime.device)
@@ -56,5 +56,5 @@ def gallery(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Ru
 
 
 def _factor(budget: str) -> int:
-    """Return by how much a delta is amplified, so that its budget fills the range from black to white."""
+    # how much a delta is amplified, so that its budget fills the range from black to white
     return 255 // int(budget.partition("/")[0]) if "/" in budget else 1

@@ -25,7 +25,7 @@ from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import apply_delta, divergence
 from rub.tasks.inpainting.attacks.harness import score
 from rub.tasks.inpainting.metrics import cell, psnr, ssim
-from rub.tasks.inpainting.stages import SIDES, WEIGHTS, Side, aim, model_of, side_of
+from rub.tasks.inpainting.stages import SIDES, WEIGHTS, EvalSet, eval_set, model_of, target_of
 from rub.tasks.inpainting.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
@@ -52,7 +52,7 @@ class Seen:
 def look(
     model: MaskedAutoencoder,
     original: MaskedAutoencoder,
-    side: Side,
+    side: EvalSet,
     delta: Tensor | None,
     judge: Judge,
     runtime: Runtime,
@@ -106,7 +106,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     judge: Judge = load_judge(inputs["judge"], inputs, runtime)
     original = model_of(inputs, "original", runtime)
     for name in SIDES:
-        side = side_of(name, inputs, runtime)
+        side = eval_set(name, inputs, runtime)
         np.save(out / f"{name}_real.npy", judge(side.samples.images).features.numpy())
         made = look(original, original, side, None, judge, runtime)
         np.save(out / f"{name}_original.npy", made.features.numpy())
@@ -119,7 +119,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec = stage.spec
     measured = Measured(cell, spec["method"], spec["seed"], _origin(inputs["unlearned"], inputs["unlearned"]))
     for name in SIDES:
-        side = side_of(name, inputs, runtime)
+        side = eval_set(name, inputs, runtime)
         _score(measured, name, side, None, inputs, spec, runtime)
     measured.save(out)
 
@@ -145,7 +145,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
             loss = _steered(inputs, delta, runtime)
             measured.add("mse_original", float(loss.double().mean()), len(loss), split=name, **where)
         else:
-            loss = _score(measured, name, side_of(name, inputs, runtime), delta, inputs, spec, runtime, **where)
+            loss = _score(measured, name, eval_set(name, inputs, runtime), delta, inputs, spec, runtime, **where)
         recovered = (loss <= spec["recovered_below"]).numpy()
         if name == "steered":
             measured.share("recovered", recovered, split=name, **where)
@@ -164,7 +164,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
 def _score(
     measured: Measured,
     name: str,
-    side: Side,
+    side: EvalSet,
     delta: Tensor | None,
     inputs: Inputs,
     spec: Mapping[str, Any],
@@ -205,7 +205,7 @@ def _score(
 
 def _steered(inputs: Inputs, delta: Tensor, runtime: Runtime) -> Tensor:
     """Return how far the probes of the steering control ended from what they aimed at, float32 (N,)."""
-    side, target = aim("steered", inputs, runtime)
+    side, target = target_of("steered", inputs, runtime)
     return score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
 
 

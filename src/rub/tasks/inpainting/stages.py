@@ -36,7 +36,7 @@ MOST_MASK_TOKENS = 1024  # noise is stored for this many patches, more than any 
 
 
 @dataclass(frozen=True)
-class Side:
+class EvalSet:
     """The images that stand for F or R in every column, with their masks.
 
     Attributes:
@@ -50,7 +50,7 @@ class Side:
     ratio: float
 
     def mask(self, model: MaskedAutoencoder) -> Mask:
-        """Return the images' masks for a model.
+        """Masks of the images for a model.
 
         Raises:
             RubError: it has more patches than noise was stored for.
@@ -82,8 +82,8 @@ def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     (out / "chosen.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def side_of(name: str, inputs: Inputs, runtime: Runtime) -> Side:
-    """Return the images of F (``forget``) or R (``retain``) as the choosing stage wrote them down."""
+def eval_set(name: str, inputs: Inputs, runtime: Runtime) -> EvalSet:
+    """Images of F (``forget``) or R (``retain``), as the choosing stage wrote them down."""
     dataset, chosen = input_dataset(inputs, runtime), inputs["chosen"]
     facts = chosen.json("chosen.json")
     pool = dataset.test if facts["images"] == "test" else dataset.train
@@ -91,7 +91,7 @@ def side_of(name: str, inputs: Inputs, runtime: Runtime) -> Side:
     place = torch.full((int(pool.ids.max()) + 1,), -1)
     place[pool.ids] = torch.arange(len(pool))
     noise = torch.from_numpy(np.load(chosen.file(f"{name}_noise.npy"), allow_pickle=False))
-    return Side(pool.select(place[ids]), noise, facts["mask_ratio"])
+    return EvalSet(pool.select(place[ids]), noise, facts["mask_ratio"])
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -181,7 +181,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search probes for one model, budget and set of images; keep them with their curves."""
     spec = stage.spec
-    side, target = aim(spec["split"], inputs, runtime)
+    side, target = target_of(spec["split"], inputs, runtime)
     context = AttackContext(
         seed=spec["seed"],
         ids=side.samples.ids,
@@ -200,19 +200,19 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     save_probes(union(found), side.samples, out)
 
 
-def aim(name: str, inputs: Inputs, runtime: Runtime) -> tuple[Side, Target]:
-    """Return the images of a split and the target that the search maps them to.
+def target_of(name: str, inputs: Inputs, runtime: Runtime) -> tuple[EvalSet, Target]:
+    """Images of a split, and the target that the search maps them to.
 
     ``forget`` and ``retain`` images aim at what the original model makes of themselves (paper eq. 2). ``steered`` is
     the negative control: forget images aim at what the original makes of an unrelated, retained image under their own
     mask. If they arrive as often, visible patches can steer the decoder anywhere, and a recovery is no evidence of
     knowledge about the forgotten image.
     """
-    side, aims = side_of("retain" if name == "retain" else "forget", inputs, runtime), None
+    side, aims = eval_set("retain" if name == "retain" else "forget", inputs, runtime), None
     if name == "steered":
         pick = torch.from_numpy(np.load(inputs["chosen"].file("steered_pick.npy"), allow_pickle=False))
-        aims = side_of("retain", inputs, runtime).samples.select(pick).images
-        side = Side(side.samples.select(range(len(pick))), side.noise[: len(pick)], side.ratio)
+        aims = eval_set("retain", inputs, runtime).samples.select(pick).images
+        side = EvalSet(side.samples.select(range(len(pick))), side.noise[: len(pick)], side.ratio)
     original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
     device = torch.device(runtime.device)
     mask = side.mask(original)
@@ -242,7 +242,7 @@ def save_probes(probes: Probes, samples: Samples, out: Path) -> None:
 
 
 def model_of(inputs: Inputs, role: str, runtime: Runtime) -> MaskedAutoencoder:
-    """Return a stage's model in eval mode on the device, frozen, loaded once per process."""
+    """A stage's model in eval mode on the device, frozen, loaded once per process."""
 
     def load() -> MaskedAutoencoder:
         return load_mae(inputs[role].file(WEIGHTS)).to(runtime.device).eval().requires_grad_(False)

@@ -18,7 +18,7 @@ from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import FREE, GRIDDED, Budget, apply_delta
 from rub.tasks.inpainting.attacks.harness import make_target, score
-from rub.tasks.inpainting.stages import WEIGHTS, model_of, side_of
+from rub.tasks.inpainting.stages import WEIGHTS, eval_set, model_of
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import claimed_images, data_reference, image_sha256, model_reference
 
@@ -47,7 +47,7 @@ def save_witnesses(
         out: the artifact's folder.
         runtime: device and memo.
     """
-    spec, side = stage.spec, side_of("forget", inputs, runtime)
+    spec, side = stage.spec, eval_set("forget", inputs, runtime)
     model = model_of(inputs, "original", runtime)
     places = torch.from_numpy(np.flatnonzero(recovered))
     places = places[loss[places].argsort(stable=True)][: spec["witnesses"]]

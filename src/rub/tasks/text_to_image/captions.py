@@ -16,7 +16,7 @@ FEWEST, MOST = 2, 8  # random words around a name
 
 
 def words_in(texts: Iterable[str]) -> set[str]:
-    """Return the distinct words of texts, in lower case.
+    """Distinct words of texts, in lower case.
 
     Example:
         >>> sorted(words_in(["A photo of {}", "a chain-saw"]))
@@ -41,17 +41,20 @@ class Captioner:
     The random words teach a small text encoder to find the class's word in any sentence, prompts of an attack among
     them. The main name is twice as likely as each other one. Templates and words in which a class is named are left
     out, so that a caption names the class of its label only.
+
+    Args:
+        names: of every class, in the order of the labels.
+        context_words: words to put around them.
     """
 
     def __init__(self, names: Sequence[tuple[str, ...]], context_words: Sequence[str] = CONTEXT_WORDS) -> None:
-        """Take the names of every class, in the order of the labels, and the words to put around them."""
         taken = words_in(name for found in names for name in found)
         self._names = [(found[0], *found) for found in names]
         self._templates = [text for text in templates().texts if not taken & words_in([text])] or ["{}"]
         self._words = [word for word in context_words if word.lower() not in taken]
 
     def caption(self, label: int, generator: torch.Generator) -> str:
-        """Return a caption for a picture of this class; takes the same count of random numbers every time."""
+        """Caption for an image of this class; takes the same count of random numbers every time."""
         kind, which, form, place, *rest = torch.rand(4 + MOST, generator=generator).tolist()
         name = _pick(self._names[label], which)
         if kind < TEMPLATE:
@@ -63,12 +66,12 @@ class Captioner:
         return " ".join(around)
 
     def captions(self, labels: Tensor, generator: torch.Generator) -> list[str]:
-        """Return a caption for each label, int64 (B,)."""
+        """Caption for each label, int64 (B,)."""
         return [self.caption(label, generator) for label in labels.tolist()]
 
 
 def vocabulary_texts(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return what a miniature's tokenizer is trained on: every template with every name, all words, all prompts.
+    """Texts that a miniature's tokenizer is trained on: every template with every name, all words, all prompts.
 
     Args:
         names: what each class of the data set is called, from `rub.data.class_names.names_of`.
@@ -80,5 +83,4 @@ def vocabulary_texts(names: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _pick(items: Sequence[T], draw: float) -> T:
-    """Return the item at a uniform draw in [0, 1)."""
     return items[int(draw * len(items))]

@@ -1,4 +1,4 @@
-"""Concepts: their evaluation prompts, what the classes of a data set are called, and what judges call them."""
+"""Concepts: their evaluation prompts, and which class of a data set shows them."""
 
 import csv
 import math
@@ -60,7 +60,7 @@ def read_prompts(path: Path, concept: str = "") -> Prompts:
 
 
 def prompts_of(name: str, words: str, given: str | Sequence[str] | None, data_root: Path | None) -> Prompts:
-    """Return a concept's evaluation prompts: those given, else RUB's own of that name, else templates filled in.
+    """Evaluation prompts of a concept: those given, else RUB's own of that name, else templates filled in.
 
     Args:
         name: of the concept.
@@ -87,18 +87,18 @@ def prompts_of(name: str, words: str, given: str | Sequence[str] | None, data_ro
 
 
 def shipped(name: str) -> Prompts:
-    """Return RUB's own prompts of a concept in `SHIPPED`."""
+    """RUB's own prompts of a concept in `SHIPPED`."""
     text = files("rub.tasks.text_to_image").joinpath("prompts", f"{name}.csv").read_text(encoding="utf-8")
     return _parsed(text, f"prompts {name}")
 
 
 def templates() -> Prompts:
-    """Return RUB's 50 templates: sentences with ``{}`` in the place of a concept's name."""
+    """RUB's 50 templates: sentences with ``{}`` in the place of a concept's name."""
     return shipped("templates")
 
 
 def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Prompts, tuple[int, ...]]:
-    """Return the prompts that have room for an attack's tokens, and the case numbers of those that have not.
+    """Prompts that have room for an attack's tokens, and the case numbers of those that have not.
 
     Args:
         prompts: all prompts.
@@ -119,7 +119,7 @@ def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Pr
 
 
 def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """Return the label of the class that shows a concept, by the class's name or by one that prompts have for it.
+    """Label of the class that shows a concept, by the class's name or by one that prompts have for it.
 
     Args:
         concept_name: such as ``garbage-truck``; dashes and underscores are spaces, and case does not matter.
@@ -187,7 +187,7 @@ def _joined(
 
 
 def _cell(row: Mapping[str, str | None], columns: Sequence[str]) -> tuple[str, str]:
-    """Return the first of these columns that says something in this row, and what."""
+    # the first of these columns that says something in this row, and what
     return next(((name, text) for name in columns if (text := (row.get(name) or "").strip())), ("", ""))
 
 

@@ -1,4 +1,4 @@
-"""The stage function of the pictures: what the original draws for some prompts, the unlearned model, the attacked."""
+"""The stage function of the galleries: images that the original draws of some prompts, the unlearned, the attacked."""
 
 import json
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
-from rub.tasks.text_to_image.stages import batch_of, drawing_of, drawn_clean, prompts_in
+from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in
 from rub.tasks.text_to_image.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
@@ -42,7 +42,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     """Draw the original's picture for every prompt, and look once at real pictures of the retained classes."""
     spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     drawing = drawing_of(inputs, "original", spec, runtime)
-    np.save(out / "images.npy", drawn_clean(drawing, prompts_in(inputs["prompts"]), batch_of(runtime)).numpy())
+    np.save(out / "images.npy", clean_images(drawing, prompts_in(inputs["prompts"]), batch_of(runtime)).numpy())
     judge, told = load_judge(inputs["judge"], inputs, runtime), "the original's pictures of the same prompts"
     if "data" in inputs:
         test = input_dataset(inputs, runtime).test
@@ -51,7 +51,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
         told = f"{len(images)} real test images of retained classes"
     elif facts.retained_names:
         asked, _ = retained(facts, spec["retained"], spec["retain_guidance"])
-        images = drawn_clean(drawing, asked, batch_of(runtime))
+        images = clean_images(drawing, asked, batch_of(runtime))
     else:
         images = torch.empty(0)
     if len(images):
@@ -65,7 +65,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     measured = Measured(cell, spec["method"], spec["seed"], origin(inputs["unlearned"], inputs["unlearned"]))
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     asked = prompts_in(inputs["prompts"])
-    images = drawn_clean(drawing, asked, batch_of(runtime))
+    images = clean_images(drawing, asked, batch_of(runtime))
     np.save(out / "images.npy", images.numpy())
     hit, _ = drawing.seen(images)
     judge = load_judge(inputs["judge"], inputs, runtime)
@@ -85,7 +85,7 @@ def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtim
         return
     judge, drawing = load_judge(inputs["judge"], inputs, runtime), drawing_of(inputs, "unlearned", spec, runtime)
     asked, which = retained(facts, spec["retained"], spec["retain_guidance"])
-    images = drawn_clean(drawing, asked, batch_of(runtime))
+    images = clean_images(drawing, asked, batch_of(runtime))
     look, count = judge(images), len(images)
     seen = {"extractor": identity(judge)}
     labels = [facts.retained_judged[place] for place in which]

@@ -41,18 +41,18 @@ class ResolvedConcept:
 
     @property
     def main_names(self) -> tuple[str, ...]:
-        """Return the first name of every class of the data set."""
+        """First name of every class of the data set."""
         return tuple(names[0] for names in self.names)
 
 
 def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: Runtime) -> ResolvedConcept:
-    """Return what is known of a concept.
+    """What is known of a concept.
 
     Args:
         concept: `ConceptSpec.model_dump()` with ``judge``, the judge's name, and ``retain``, the names of retained
             concepts where there is no data.
         inputs: of the stage; ``data`` among them where there is a data set.
-        runtime: memo.
+        runtime: keeps the data set open.
 
     Raises:
         RubError: the data has no such class.

@@ -1,4 +1,4 @@
-"""The stage functions that make models and probes: prompts, train, import, initialise, pictures, unlearn, attack."""
+"""The stage functions that make models and probes: prompts, train, import, initialise, images, unlearn, attack."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> Non
 
 
 def muted(original: Diffusion, facts: ResolvedConcept) -> Diffusion:
-    """Return the sham: the original, whose text encoder no longer hears the words of the concept's own name.
+    """Sham: the original, whose text encoder no longer hears the words of the concept's own name.
 
     The embeddings of those tokens of the name that no retained name shares become that of the padding. Nothing is
     unlearned: every other word for the concept works as before.
@@ -105,7 +105,6 @@ def muted(original: Diffusion, facts: ResolvedConcept) -> Diffusion:
 
 
 def _tokens(model: Diffusion, texts: Sequence[str]) -> set[int]:
-    """Return the ids of all tokens in these texts."""
     return set(model.tokenize(texts).flatten().tolist())
 
 
@@ -131,7 +130,7 @@ def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 
 def _listed(rows: list[dict[str, Any]]) -> Prompts:
-    """Return prompts that a user gave, as the plan wrote them into the stage's spec."""
+    # prompts that a user gave, as the plan wrote them into the spec
     return Prompts(
         torch.tensor([row["id"] for row in rows]),
         tuple(row["prompt"] for row in rows),
@@ -141,14 +140,14 @@ def _listed(rows: list[dict[str, Any]]) -> Prompts:
 
 
 def prompts_in(artifact: Artifact) -> Prompts:
-    """Return the prompts as `prompts` wrote them down."""
+    """Prompts as `prompts` wrote them down."""
     rows = artifact.json("prompts.json")
     ids, seeds = torch.tensor(rows["ids"]), torch.tensor(rows["seeds"])
     return Prompts(ids, tuple(rows["texts"]), seeds, torch.tensor(rows["guidance"], dtype=torch.float32))
 
 
-def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Write down the pictures that methods may learn from: of the data set, or drawn by the original model."""
+def method_images(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Write down the images that methods may learn from: of the data set, or drawn by the original model."""
     spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     model, count = model_of(inputs, "original", runtime), spec["count"]
     for side in ("forget", "retain"):
@@ -161,21 +160,21 @@ def pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
             captions = [f"a photo of {labels[label]}" for label in chosen.labels.tolist()]
         else:
             captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
-            latents = _drawn(model, captions, Sampler(**spec["sampler"]), runtime)
+            latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
         np.save(out / f"{side}_latents.npy", latents.numpy())
         facts_ = {"prompts": names, "captions": captions}
         (out / f"{side}.json").write_text(json.dumps(facts_), encoding="utf-8")
 
 
 def _pool(dataset: ImageDataset, validation: float, facts: ResolvedConcept, side: str) -> Samples:
-    """Return the training pictures of the concept, or of the retained classes."""
+    # training images of the concept, or of the retained classes
     samples = trainable(dataset, validation)
     labels = torch.tensor([facts.label] if side == "forget" else list(facts.retained_classes))
     return samples.select(torch.isin(samples.labels, labels))
 
 
-def _drawn(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Runtime) -> Tensor:
-    """Return latents of pictures that the model draws for these captions; the seed of each is its place."""
+def _sampled(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Runtime) -> Tensor:
+    # latents of images that the model draws of these captions; the seed of each is its place
     from rub.models.diffusion.sampling import initial_latents, sample
 
     parts, size = [], max(runtime.batch_size // 8, 1)
@@ -190,7 +189,7 @@ def _drawn(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Run
 
 
 def side_of(inputs: Inputs, side: str) -> Side:
-    """Return what is to be forgotten (``forget``) or kept (``retain``) as `pictures` wrote it down."""
+    """Data to forget (``forget``) or to keep (``retain``), as `method_images` wrote it down."""
     artifact = inputs["pictures"]
     facts = artifact.json(f"{side}.json")
     latents = torch.from_numpy(np.load(artifact.file(f"{side}_latents.npy"), allow_pickle=False))
@@ -240,24 +239,24 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 
 def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runtime) -> Drawing:
-    """Return how a model's pictures are drawn and judged, from a stage's ``sampler`` and ``concept``."""
+    """How a model's images are drawn and judged, from a stage's ``sampler`` and ``concept``."""
     judge, facts = load_judge(inputs["judge"], inputs, runtime), resolve_concept(spec["concept"], inputs, runtime)
 
     def seen(images: Tensor) -> tuple[Tensor, Tensor]:
-        look = judge(images)
-        return judge.hits(look, facts.judged_as), judge.score_of(look, facts.judged_as)
+        judgement = judge(images)
+        return judge.hits(judgement, facts.judged_as), judge.score_of(judgement, facts.judged_as)
 
     return Drawing(model_of(inputs, role, runtime), Sampler(**spec["sampler"]), seen)
 
 
-def drawn_clean(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
-    """Return a model's pictures of prompts without an attack, uint8 (N, C, H, W)."""
+def clean_images(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
+    """Images that a model draws of prompts without an attack, uint8 (N, C, H, W)."""
     rows = torch.split(torch.arange(len(asked)), size)
     return torch.cat([drawing.draw(asked.select(part), Candidates())[0] for part in rows])
 
 
 def batch_of(runtime: Runtime) -> int:
-    """Return how many prompts advance together: a search holds far more per prompt than an evaluation per image."""
+    """Number of prompts that advance together: a search holds far more per prompt than an evaluation per image."""
     return max(runtime.batch_size // 8, 1)
 
 
@@ -279,7 +278,7 @@ def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:
 
 
 def model_of(inputs: Inputs, role: str, runtime: Runtime) -> Diffusion:
-    """Return a stage's model in eval mode on the device, frozen, loaded once per process."""
+    """A stage's model in eval mode on the device, frozen, loaded once per process."""
 
     def load() -> Diffusion:
         artifact = inputs[role]

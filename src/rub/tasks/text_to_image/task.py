@@ -16,7 +16,7 @@ TASK = Task(
         "train": "rub.tasks.text_to_image.stages:train",
         "import": "rub.tasks.text_to_image.stages:import_model",
         "initialise": "rub.tasks.text_to_image.stages:initialise",
-        "pictures": "rub.tasks.text_to_image.stages:pictures",
+        "pictures": "rub.tasks.text_to_image.stages:method_images",
         "unlearn": "rub.tasks.text_to_image.stages:unlearn",
         "reference": "rub.tasks.text_to_image.measure:reference",
         "attack": "rub.tasks.text_to_image.stages:attack",

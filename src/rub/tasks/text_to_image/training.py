@@ -17,13 +17,13 @@ from rub.training.device import compiled
 
 KL_WEIGHT = 1e-6  # of the autoencoder's loss (Rombach et al. 2022, appendix G)
 CHUNK = 256
-MOST = 2000  # images that principal components are found from: 128,000 patches of 32 px photos
+MOST = 2000  # images that principal components are found from: 128,000 patches of 32 px images
 Caption = Callable[[Tensor, torch.Generator], list[str]]
 """Labels (B,) and a generator -> a caption for each."""
 
 
 def rate(lr: float, step: int, total: int) -> float:
-    """Return the learning rate of a step: linear up over the first twentieth, then half a cosine to 0.
+    """Learning rate of a step: linear up over the first twentieth, then half a cosine to 0.
 
     Example:
         >>> [round(rate(1.0, step, 40), 3) for step in (0, 1, 2, 39)]
@@ -46,8 +46,8 @@ def fit(
 
     Args:
         model: the miniature.
-        samples: the training pictures.
-        caption: gives a fresh caption for each picture and step.
+        samples: the training images.
+        caption: gives a fresh caption for each image and step.
         context: seed, batch size, precision, device, progress, checkpointer; its augmentation says whether to mirror.
         training: steps, lr, dropout, ema and those of the autoencoder, as in `TrainingSpec`.
 
@@ -89,7 +89,7 @@ def fit(
 
 
 def min_snr(alpha_bar: Tensor, gamma: float = 5.0) -> Tensor:
-    """Return w_t = min(SNR_t, gamma) / SNR_t, SNR_t = alpha_bar_t / (1 - alpha_bar_t), with mean 1 over t.
+    """Weight w_t = min(SNR_t, gamma) / SNR_t, SNR_t = alpha_bar_t / (1 - alpha_bar_t), with mean 1 over t.
 
     Hang et al. 2023 (Efficient Diffusion Training via Min-SNR Weighting Strategy), eq. 9 for a model that predicts the
     noise. On digits the prompt is obeyed after about half as many steps as without.
@@ -142,7 +142,7 @@ def fit_autoencoder(
 
 
 def encoded(model: Diffusion, samples: Samples, *, mirror: bool) -> Tensor:
-    """Return the latents of images, float32 (1 or 2, N, C, h, w) on the CPU; the second are of the mirrored images."""
+    """Latents of images, float32 (1 or 2, N, C, h, w) on the CPU; the second are of the mirrored images."""
     views = (False, True) if mirror else (False,)
     return torch.stack([torch.cat(list(_parts(model, samples, flip))) for flip in views])
 
@@ -160,5 +160,4 @@ def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @torch.no_grad()
 def _average(mean: nn.Module, now: nn.Module, decay: float) -> None:
-    """Move the running mean of the weights towards the weights."""
     torch._foreach_lerp_(list(mean.parameters()), list(now.parameters()), 1 - decay)
