@@ -25,7 +25,7 @@ from pydantic import (
 
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import CONTROLS, METHODS, PROTOCOLS, TASKS, Entry, read_protocol
+from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, read_protocol
 
 
 class Frozen(BaseModel):
@@ -218,6 +218,8 @@ class Experiment(Frozen):
     """Method id -> hyperparameters; a plain list in YAML means all defaults."""
     controls: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude_if=lambda controls: not controls)
     """Controls of plug-ins, written as methods are; those that ship with RUB always run."""
+    metrics: tuple[str, ...] = Field((), exclude_if=lambda metrics: not metrics)
+    """Metrics of plug-ins, measured for every row; those that ship with RUB always are."""
     seeds: Seeds = Seeds()
     paper: str = ""
     """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
@@ -313,8 +315,8 @@ def load_suite(
         methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them; of a
             suite of several tasks, the experiments whose task has one of them.
         seeds: number of unlearning seeds instead of the suite's.
-        added: components of plug-ins; their controls join every experiment of their task, their methods too unless
-            `methods` is given.
+        added: components of plug-ins; their controls and metrics join every experiment of their task, their methods too
+            unless `methods` is given.
 
     Raises:
         RubError: no such suite, invalid YAML, or a field that is unknown, of a wrong type or out of range.
@@ -336,6 +338,9 @@ def load_suite(
         own = [entry.name for entry in added if CONTROLS.owns(entry, item.get("task")) and not entry.always]
         if own and isinstance(named := _names(item.get("controls", {})), dict):
             item["controls"] = {name: {} for name in own} | named
+        further = [entry.name for entry in added if METRICS.owns(entry, item.get("task"))]
+        if further and isinstance(asked := item.get("metrics", []), list):
+            item["metrics"] = list(dict.fromkeys([*asked, *further]))
         present = _names(item.get("methods", {}))
         if isinstance(present, dict):  # what has another type is refused below, with its place
             new = [entry.name for entry in added if METHODS.owns(entry, item.get("task"))]

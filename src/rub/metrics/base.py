@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +172,43 @@ def metrics_of(task: str) -> tuple[Metric, ...]:
     for taken in {item.name for item in shipped} & {item.name for item in own}:
         raise RubError(f"metric '{taken}' ({task}) is already defined by rub: choose another name")
     return *shipped, *own
+
+
+def measure_metric(
+    task: str, spec: Mapping[str, Any], outputs: Callable[[str], Outputs], facts: Mapping[str, Any], out: Path
+) -> None:
+    """Compute a metric of a plug-in and write its row.
+
+    Args:
+        task: whose metric it is.
+        spec: metric, method, seed, attack and budget of the row.
+        outputs: evaluation set, or ``original`` -> the outputs there.
+        facts: further record fields.
+        out: where ``rows.json`` goes.
+
+    Raises:
+        RubError: its function gives neither a number nor bool (N,), or one outside its range.
+    """
+    metric: Metric = METRICS.get(name := spec["metric"], task).load()
+    assert metric.function is not None
+    own = replace(outputs(metric.split), others={needed: outputs(needed) for needed in metric.needs})
+    value = np.asarray(metric.function(own))
+    measured = Measured(Cells([metric]), spec["method"], spec["seed"], facts)
+    where = {"attack": spec["attack"], "budget": spec["budget"]}
+    if value.dtype == np.bool_ and value.ndim == 1 and len(value):
+        measured.share(name, value, **where)
+    elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
+        measured.add(name, float(value), len(own), **where)
+    else:
+        raise RubError(
+            f"metric '{name}' gave {value.dtype} {value.shape}: should be a number, or bool (N,) for a share"
+        )
+    found = measured.rows[-1]["value"]
+    if found is None or not metric.low - 1e-6 <= found <= metric.high + 1e-6:
+        raise RubError(
+            f"metric '{name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
+        )
+    measured.save(out)
 
 
 class Cells:

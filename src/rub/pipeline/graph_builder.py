@@ -1,15 +1,17 @@
 """From an experiment to its graph of stages: what the builders of all tasks share. Free of torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from rub.config.suite import Experiment
+from rub.errors import RubError, unknown
+from rub.metrics.base import Cells, Metric, metrics_of
 from rub.pipeline.graph import Graph, Stage
-from rub.registry import ATTACKS, CONTROLS, METHODS, resolved
+from rub.registry import ATTACKS, CONTROLS, METHODS, METRICS, Entry, resolved, source_hash
 
 E = TypeVar("E", bound=Experiment)
 RETRAIN_SEED = 1000  # training seeds of different roles must not meet: the original's are below
@@ -40,6 +42,7 @@ class GraphBuilder(ABC, Generic[E]):
         data_root: folder with the standard data layouts, or None.
         given: models from files; None where the experiment makes its own.
         methods: method or control of a plug-in -> what a stage's spec says of it.
+        metrics: metrics of plug-ins.
         attacks: label -> the protocol's plan of an attack.
         runs: label -> what a stage's spec says of the attack's searches.
     """
@@ -47,6 +50,8 @@ class GraphBuilder(ABC, Generic[E]):
     task: ClassVar[str]
     versions: ClassVar[Mapping[str, int]]
     """Stage kind -> version of its function; raised when its results change."""
+    sets: ClassVar[tuple[str, ...]] = ()
+    """Evaluation sets that metrics of plug-ins can be measured on; none where the task takes no such metrics."""
     controls: tuple[str, ...] = ()
     """The task's own rows beside the original and the retrained models that are no methods."""
 
@@ -65,6 +70,7 @@ class GraphBuilder(ABC, Generic[E]):
             name: resolved(CONTROLS.get(name, self.task), parameters, f"controls.{name}")
             for name, parameters in experiment.controls.items()
         }
+        self.metrics = [self._further(name) for name in experiment.metrics]
         self.attacks: Mapping[str, Any] = experiment.protocol.attacks
         self.runs = {
             label: [resolved(ATTACKS.get(run.name, self.task), run.parameters, f"attacks.{label}") for run in plan.runs]
@@ -120,8 +126,40 @@ class GraphBuilder(ABC, Generic[E]):
                 for label in self.attacks
                 for budget in self.budgets(label)
             ),
+            *self.further(method, seed),
             *self.gallery(method, seed),
         ]
+
+    def further(self, method: str, seed: int) -> Iterator[Stage]:
+        """Stages of the metrics of plug-ins: one for each, and for each attack on their images if they ask for it."""
+        for entry in self.metrics:
+            yield self._metric(entry, method, seed)
+            metric: Metric = entry.load()
+            labels = [label for label in self.attacks if metric.attacked and metric.split in self.attacked(label)]
+            for label in labels:
+                yield from (self._metric(entry, method, seed, label, budget) for budget in self.budgets(label))
+
+    def _further(self, name: str) -> Entry[Any]:
+        metrics = {metric.name for metric in metrics_of(self.task)}
+        own = {entry.name: entry for entry in METRICS.entries(self.task)}
+        if name not in own:
+            always = f"metric '{name}' is always measured; leave it out of 'metrics'"
+            raise RubError(always) if name in metrics else unknown(f"{self.task} metric", name, metrics)
+        asked = own[name].load()
+        if wrong := [one for one in (asked.split, *asked.needs) if one not in (*self.sets, "original")]:
+            raise RubError(f"metric '{name}' needs {wrong[0]}: {self.task} has {', '.join(self.sets) or 'no sets'}")
+        return own[name]
+
+    def _metric(self, entry: Entry[Any], method: str, seed: int, label: str = "", budget: Any = None) -> Stage:
+        metric: Metric = entry.load()
+        at = {"attack": label or "none", "budget": self.budget_name(budget) if label else "none"}
+        own, inputs = self.outputs(method, seed)
+        spec = own | {"metric": entry.name, "source": source_hash(entry), "method": method, "seed": seed, **at}
+        if label:
+            inputs = {**inputs, "attack": self.searched(method, seed, label, budget, metric.split)}
+        cell = Cells([metric])(method, seed, metric.name, attack=at["attack"], budget=at["budget"])
+        text = f"measure {metric.name} of {method}, seed {seed}" + (f": {label} {at['budget']}" if label else "")
+        return self.stage("metric", text, spec, inputs, cost=1000, cells=[cell])
 
     def common(self) -> dict[str, str]:
         """Record fields that all rows share."""
@@ -170,6 +208,22 @@ class GraphBuilder(ABC, Generic[E]):
         """Budgets of an attack, the smallest first."""
         budgets: Iterable[Any] = self.attacks[label].budgets
         return budgets
+
+    def budget_name(self, budget: Any) -> str:
+        """Name of a budget in records."""
+        return str(budget)
+
+    def attacked(self, label: str) -> Sequence[str]:
+        """Evaluation sets that an attack works on."""
+        return ()
+
+    def searched(self, method: str, seed: int, label: str, budget: Any, split: str) -> Stage:
+        """Stage of an attack on one row and one of these sets."""
+        raise NotImplementedError(f"{self.task} attacks no evaluation sets")
+
+    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """Spec and inputs of a stage that reads what a row's model makes of the evaluation sets."""
+        raise NotImplementedError(f"{self.task} has no evaluation sets")
 
     def gallery(self, method: str, seed: int) -> list[Stage]:
         """Stage of a row's pictures, in a list; none without pictures."""

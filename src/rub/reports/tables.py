@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
-from rub.metrics.base import Metric
+from rub.metrics.base import Metric, metrics_of
 from rub.reports.grouping import (
     Board,
     Group,
@@ -25,7 +25,7 @@ from rub.reports.grouping import (
     row_order,
     share,
 )
-from rub.reports.table import Cell, Column, Row, Table
+from rub.reports.table import Cell, Column, Row, Table, fitting
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 
@@ -212,6 +212,28 @@ def _cell(board: Board, method: str, column: Column, published: Callable[[str, P
         digits = 0 if column.percent else column.decimals
         width = f"{interval.low:.{digits}f}-{interval.high:.{digits}f}"
     return Cell((value, width, *tail), interval.mean, interval.low, interval.high, paper, "; ".join(words))
+
+
+def further(source: Source, shipped: Iterable[str]) -> list[Table]:
+    """Table of the metrics of plug-ins, without an attack and after each; none where there are no such metrics.
+
+    Args:
+        source: of one group.
+        shipped: ids of the task's own metrics.
+    """
+    known = {metric.name: metric for metric in metrics_of(source.group.task)}
+    own = set(shipped)
+    places = {place_of(record): record for record in source.records if record.metric not in own}
+    columns = []
+    for place, record in places.items():
+        said = known.get(place.metric) or Metric(place.metric, place.metric, "", record.direction, "", 4)
+        group = "no attack" if place.attack == "none" else f"{place.attack} {place.budget}"
+        direction, digits = said.direction, said.decimals
+        columns.append(
+            Column(printable(group), printable(said.title), place, direction, said.percent, digits, said.stored_unit)
+        )
+    columns.sort(key=lambda column: column.group != "no attack")
+    return fitting(source.table("metrics", "Metrics of plug-ins", columns)) if columns else []
 
 
 def directions(columns: Sequence[Column]) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 from rub.errors import unknown
 from rub.metrics.base import Metric
 from rub.registry import TASKS, load_target
-from rub.reports.grouping import Mains
+from rub.reports.grouping import Mains, extracted, grouped, main_attack
 from rub.reports.table import Column, Table
-from rub.reports.tables import paper_numbers
+from rub.reports.tables import Source, further, paper_numbers
 from rub.store.records import Record
+
+_STOPPED = "the value is where it stopped"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TaskReport:
         prefix: how the names of these first tables begin, such as ``table1``.
         robustness: a share that is small where a model is robust; figures show 100 minus it as robustness.
         utility: what unlearning should have left alone.
+        metrics: that the task's own stages measure.
         words: what else tables and figures say -> in plain words.
         captions: first part of a figure's name -> what it shows; ``{main}`` stands for the main attack.
         beside: words for the legend -> a share of other images that the same search changes, two at most; the caption
@@ -95,6 +98,7 @@ class TaskReport:
     prefix: str
     robustness: Axis
     utility: Axis
+    metrics: Sequence[Metric]
     words: Mapping[str, str]
     captions: Mapping[str, str]
     beside: Mapping[str, Axis] = field(default_factory=dict)
@@ -123,13 +127,23 @@ class TaskReport:
             RubError: a key that the paper has no table for.
         """
         names = list(dict.fromkeys(record.experiment for record in records))
-        if self.together and names:
+        if not names:
+            return []
+        shipped = {metric.name for metric in self.metrics}
+        shown = [record for record in records if record.metric in shipped]
+        if self.together:
             key = next((keys[name] for name in names if keys.get(name)), "")
-            return self.tables(records, paper or paper_numbers(key), mains or {})
-        found = []
-        for name in names:
-            own = [record for record in records if record.experiment == name]
-            found += self.tables(own, paper or paper_numbers(keys.get(name, "")), mains or {})
+            found = self.tables(shown, paper or paper_numbers(key), mains or {})
+        else:
+            found = []
+            for name in names:
+                own = [record for record in shown if record.experiment == name]
+                found += self.tables(own, paper or paper_numbers(keys.get(name, "")), mains or {})
+        for group, all_ in grouped(records, records[0].task).items():
+            source = Source(
+                group, extracted(all_), lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains)
+            )
+            found += further(source, shipped)
         return found
 
 
@@ -141,8 +155,8 @@ def read_report(target: str, metrics: Iterable[Metric], **functions: Any) -> Tas
         metrics: the task's; axes take their units from them.
         **functions: ``tables``, ``headline``, ``leaders`` of `TaskReport`.
     """
-    said = dict(load_target(target))
-    units = {metric.name: metric.unit for metric in metrics}
+    said = {**load_target(target), "metrics": tuple(metrics)}
+    units = {metric.name: metric.unit for metric in said["metrics"]}
 
     def axis(fields: Mapping[str, Any]) -> Axis:
         return replace(Axis(**fields), unit=units[fields["metric"]])

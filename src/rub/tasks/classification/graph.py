@@ -29,7 +29,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "attack": 1,
         "measure": 1,
         "measure-attack": 2,  # keeps witnesses
+        "metric": 1,
     }
+    sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "test", "forget_test")
 
     def __init__(
         self, experiment: ClassificationExperiment, data_root: Path | None, given: FromFiles | None = None
@@ -153,8 +155,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
 
     def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
         """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""
-        experiment, plan = self.experiment, self.attacks[label]
-        splits = [split for split in plan.splits if split != "retain" or experiment.forget.classes is not None]
+        experiment, splits = self.experiment, self.attacked(label)
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
         inputs |= {f"attack_{split}": self.attack(method, seed, label, budget, split) for split in splits}
         if "forget" in splits and (reference := self.retrained(seed)) is not None:
@@ -179,6 +180,27 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
         text = f"measure {method}, seed {seed}: {label} {budget}/255"
         return self.stage("measure-attack", text, spec, inputs, cost=1000, cells=cells)
+
+    def budget_name(self, budget: int) -> str:
+        """A budget in 1/255."""
+        return f"{budget}/255"
+
+    def attacked(self, label: str) -> list[str]:
+        """Images that an attack works on."""
+        return [split for split in self.attacks[label].splits if split != "retain" or self.classwise]
+
+    def searched(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
+        """Stage of an attack on one of these sets."""
+        return self.attack(method, seed, label, level, split)
+
+    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """What decides the evaluation sets, and the models that look at them."""
+        spec = {
+            "forget": self.experiment.forget.model_dump(),
+            "validation": self.experiment.dataset.validation,
+            "retain_samples": self.experiment.evaluation.retain_samples,
+        }
+        return spec, {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
 
     def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
         experiment = self.experiment

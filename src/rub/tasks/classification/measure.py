@@ -12,9 +12,10 @@ from torch import nn
 
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset
-from rub.metrics.base import Measured
+from rub.metrics.base import Measured, Outputs, measure_metric
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
+from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.graph import LIRA_SHADOWS
 from rub.tasks.classification.membership import (
@@ -122,6 +123,47 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     measured.save(out)
     (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
     (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+
+
+def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure a metric of a plug-in on what one model makes of the evaluation sets, or of an attack's probes."""
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
+    sets = {
+        "forget": parts.forget,
+        "retain": subset(parts.retain, spec["retain_samples"], "measure-retain"),
+        "test": parts.test,
+        "forget_test": parts.test_where(forgotten=True) if parts.forget_classes else parts.test,
+    }
+    split_name = METRICS.get(spec["metric"], stage.task).load().split
+    facts = {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS), "device": inputs["unlearned"].manifest["device"]}
+    own = sets[split_name]
+    if "attack" in inputs:
+        searched = inputs["attack"].json("attack.json")
+        facts |= {name: searched[name] for name in ("converged", "evaluations")}
+        listed = np.load(inputs["attack"].file("samples.npz"), allow_pickle=False)
+        place = {number: row for row, number in enumerate(own.ids.tolist())}
+        own = own.select(torch.tensor([place[number] for number in listed["ids"].tolist()]))
+
+    def outputs(name: str) -> Outputs:
+        samples = own if name == "original" else sets[name]
+        if name == split_name:
+            samples = own
+            if "attack" in inputs:
+                probes = torch.from_numpy(np.load(inputs["attack"].file("probes.npy"), allow_pickle=False))
+                samples = Samples(probes, torch.from_numpy(listed["labels"]), own.ids)
+        role = "original" if name == "original" else "unlearned"
+        features, logits = View(load_model(inputs[role], dataset).to(runtime.device), runtime)(samples)
+        return Outputs(
+            ids=samples.ids.numpy(),
+            labels=samples.labels.numpy(),
+            logits=logits,
+            features=features,
+            num_classes=len(dataset.classes),
+            forget_classes=tuple(parts.forget_classes),
+        )
+
+    measure_metric(stage.task, stage.spec, outputs, facts, out)
 
 
 def _residuals(

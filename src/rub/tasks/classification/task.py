@@ -18,6 +18,7 @@ TASK = Task(
         "attack": "rub.tasks.classification.stages:attack",
         "measure": "rub.tasks.classification.measure:measure",
         "measure-attack": "rub.tasks.classification.measure:measure_attack",
+        "metric": "rub.tasks.classification.measure:metric",
     },
     metrics=METRICS,
     report="rub.tasks.classification.report:REPORTING",

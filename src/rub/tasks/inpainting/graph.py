@@ -1,6 +1,6 @@
 """From an experiment of the image-to-image task to its graph of stages. Free of torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +34,9 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         "measure": 1,
         "measure-attack": 1,
         "gallery": 1,
+        "metric": 1,
     }
+    sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
     controls = ("random_init",)
 
     def __init__(
@@ -169,6 +171,24 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         )
         text = f"attack {method}, seed {seed}: {label} {named(budget)} on {split}"
         return self.stage("attack", text, spec, inputs, cost=2.0 * steps * count)
+
+    def budget_name(self, budget: Level) -> str:
+        """A budget in 1/255, or its name."""
+        return named(budget)
+
+    def attacked(self, label: str) -> Sequence[str]:
+        """Images that an attack works on."""
+        splits: Sequence[str] = self.attacks[label].splits
+        return splits
+
+    def searched(self, method: str, seed: int, label: str, budget: Level, split: str) -> Stage:
+        """Stage of an attack on one of these sets."""
+        return self.attack(method, seed, label, budget, split)
+
+    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """The images, the models that complete them, and the judge of what they make."""
+        models = {"original": self.original, "unlearned": self.model(method, seed)}
+        return {}, {**self._seen(), **models, "judge": self.judge}
 
     def _seen(self) -> dict[str, Stage]:
         return {"data": self.data, "chosen": self.chosen}

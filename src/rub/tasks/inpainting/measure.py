@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rub.data.samples import to_unit
+from rub.data.splits import input_dataset
 from rub.judges.base import Judge, identity
 from rub.judges.stage import load_judge
-from rub.metrics.base import Measured
+from rub.metrics.base import Measured, Outputs, measure_metric
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.metrics.lpips import lpips_or_none
 from rub.models.mae.masks import gather
 from rub.models.mae.model import MaskedAutoencoder, paste
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
+from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import apply_delta, divergence
 from rub.tasks.inpainting.attacks.harness import score
@@ -159,6 +161,46 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     measured.save(out)
     (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
     (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+
+
+def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure a metric of a plug-in on pasted reconstructions of F or R, of clean images or of an attack's probes."""
+    split_name = METRICS.get(stage.spec["metric"], stage.task).load().split
+    judge: Judge = load_judge(inputs["judge"], inputs, runtime)
+    facts = _origin(inputs["unlearned"], inputs["unlearned"]) | {"extractor": identity(judge)}
+    delta = None
+    if "attack" in inputs:
+        searched = inputs["attack"].json("attack.json")
+        facts |= {name: searched[name] for name in ("converged", "evaluations")}
+        delta = torch.from_numpy(np.load(inputs["attack"].file("delta.npy"), allow_pickle=False))
+
+    def outputs(name: str) -> Outputs:
+        side = eval_set(split_name if name == "original" else name, inputs, runtime)
+        role = "original" if name == "original" else "unlearned"
+        made = _pasted(model_of(inputs, role, runtime), side, delta if name == split_name else None, runtime)
+        seen = judge(made)
+        return Outputs(
+            ids=side.samples.ids.numpy(),
+            labels=side.samples.labels.numpy(),
+            logits=seen.scores.numpy(),
+            features=seen.features.numpy(),
+            images=made.numpy(),
+            num_classes=len(input_dataset(inputs, runtime).classes),
+        )
+
+    measure_metric(stage.task, stage.spec, outputs, facts, out)
+
+
+@torch.no_grad()
+def _pasted(model: MaskedAutoencoder, side: EvalSet, delta: Tensor | None, runtime: Runtime) -> Tensor:
+    """What a model makes of a side's images, or probes, beside their clean visible patches, uint8 (N, C, H, W)."""
+    images, masks, made = side.samples.images, side.mask(model), []
+    for start in range(0, len(images), runtime.batch_size):
+        rows = slice(start, start + runtime.batch_size)
+        x, mask = to_unit(images[rows]).to(runtime.device), masks.select(rows).to(runtime.device)
+        probes = x if delta is None else apply_delta(images[rows], delta[rows]).to(runtime.device)
+        made.append(eight_bit(paste(model.reconstruct(probes, mask), x, mask, model)).cpu())
+    return torch.cat(made)
 
 
 def _score(

@@ -22,6 +22,7 @@ TASK = Task(
         "measure": "rub.tasks.inpainting.measure:measure",
         "measure-attack": "rub.tasks.inpainting.measure:measure_attack",
         "gallery": "rub.tasks.inpainting.galleries:gallery",
+        "metric": "rub.tasks.inpainting.measure:metric",
     },
     metrics=METRICS,
     report="rub.tasks.inpainting.report:REPORTING",

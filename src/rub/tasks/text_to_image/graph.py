@@ -1,6 +1,6 @@
 """From an experiment of the text-to-image task to its graph of stages. Free of torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +38,9 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         "measure": 1,
         "measure-attack": 1,
         "gallery": 1,
+        "metric": 1,
     }
+    sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
     controls = ("sham", "random_init")
 
     def __init__(
@@ -166,6 +168,21 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
         cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
         return self.stage("attack", f"attack {method}, seed {seed}: {label}", spec, inputs, cost=cost)
+
+    def attacked(self, label: str) -> Sequence[str]:
+        """Prompts of the concept."""
+        return ("forget",)
+
+    def searched(self, method: str, seed: int, label: str, budget: int, split: str) -> Stage:
+        """Stage of an attack on them."""
+        return self.attack(method, seed, label)
+
+    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """Pictures that were drawn already, and the models that draw those of other concepts."""
+        models = {"original": self.original, "unlearned": self.model(method, seed)}
+        return self._scoring(), {
+            **self._seen(), **models, "reference": self.reference, "clean": self.measure(method, seed),
+        }  # fmt: skip
 
     def _seen(self) -> dict[str, Stage]:
         return {**self.data, "judge": self.judge, "prompts": self.prompts}

@@ -1,7 +1,7 @@
 """The stage functions that measure: what a model draws of the concept and of others, clean and attacked."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from rub.data.splits import input_dataset
 from rub.judges.base import identity
 from rub.judges.stage import load_judge
-from rub.metrics.base import Measured
+from rub.metrics.base import Measured, Outputs, measure_metric
 from rub.metrics.clip_score import clip_score_or_none
 from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
+from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
@@ -142,6 +143,50 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     curve = {**_row(spec), **found.json("attack.json"), "converged": facts["converged"]}
     (out / "curves.json").write_text(json.dumps([curve], allow_nan=False), encoding="utf-8")
     save_witnesses(stage, inputs, probes, resolve_concept(spec["concept"], inputs, runtime).judged_as, out)
+
+
+def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Measure a metric of a plug-in on pictures of the concept, clean or after an attack, or of other concepts."""
+    spec, concept = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
+    split_name = METRICS.get(spec["metric"], stage.task).load().split
+    judge, facts = load_judge(inputs["judge"], inputs, runtime), origin(inputs["unlearned"], inputs["clean"])
+    facts |= {"extractor": identity(judge), "setting": judge.description}
+    if "attack" in inputs:
+        probes = np.load(inputs["attack"].file("probes.npz"), allow_pickle=False)
+        facts |= {
+            "converged": has_converged(probes["step"], int(spec["budget"])),
+            "evaluations": int(probes["evaluations"].sum()),
+        }
+
+    def outputs(name: str) -> Outputs:
+        role, shown = ("original", split_name) if name == "original" else ("unlearned", name)
+        if shown == "retain":
+            asked, which = retained(concept, spec["retained"], spec["retain_guidance"])
+            images = clean_images(drawing_of(inputs, role, spec, runtime), asked, batch_of(runtime))
+            named = [concept.retained_judged[place] for place in which]
+        else:
+            asked = prompts_in(inputs["prompts"])
+            made = "reference" if role == "original" else "attack" if "attack" in inputs else "clean"
+            images = torch.from_numpy(np.load(inputs[made].file("images.npy"), allow_pickle=False))
+            named = [concept.judged_as] * len(asked)
+        look = judge(images)
+        return Outputs(
+            ids=asked.ids.numpy(),
+            labels=np.array([_column_of(judge.classes, label) for label in named], np.int64),
+            logits=look.scores.numpy(),
+            features=look.features.numpy(),
+            images=images.numpy(),
+            num_classes=len(judge.classes),
+        )
+
+    measure_metric(stage.task, stage.spec, outputs, facts, out)
+
+
+def _column_of(classes: Sequence[str], label: int | str) -> int:
+    """Column of a judge's scores that a label names; -1 for one that is a set of them, or none."""
+    if isinstance(label, int):
+        return label
+    return next((k for k, name in enumerate(classes) if label in name.split(", ")), -1)
 
 
 def has_converged(step: NDArray[np.int64], cap: int) -> bool:

@@ -23,6 +23,7 @@ TASK = Task(
         "measure": "rub.tasks.text_to_image.measure:measure",
         "measure-attack": "rub.tasks.text_to_image.measure:measure_attack",
         "gallery": "rub.tasks.text_to_image.galleries:gallery",
+        "metric": "rub.tasks.text_to_image.measure:metric",
     },
     metrics=METRICS,
     report="rub.tasks.text_to_image.report:REPORTING",
