@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from rub.errors import RubError
 from rub.registry import ANY, DATASETS, Entry
 
 if TYPE_CHECKING:
+    from rub.data.hub import HubDataset
+    from rub.data.imagenet import HubImageNet
     from rub.data.samples import Samples
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,29 +75,6 @@ EVERYTHING = Selection()
 _OPTION_FIELDS = {"size": ("size",), "selection": tuple(field.name for field in fields(Selection)), "progress": ()}
 
 
-class Hub(Protocol):
-    """Where a data set is downloaded from when it is not on disk.
-
-    `where` begins every error message: what was looked for on disk, and how to provide it. After so many seconds
-    without the hub, both methods give up.
-
-    Attributes:
-        id: of the data set on the hub.
-    """
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-
-    @property
-    def read(self) -> Callable[..., Read]:
-        """``read(where, seconds, **options)``: what the data set's own reader gives, with the same options."""
-        ...
-
-    def revision(self, where: str, seconds: float, selection: Selection) -> str:
-        """Text that identifies the content."""
-        ...
-
-
 @dataclass(frozen=True)
 class DatasetSource:
     """How a named data set is found and read.
@@ -124,7 +103,7 @@ class DatasetSource:
     layout: str | None = None
     inside: str = ""
     by_path: bool = False
-    hub: Hub | None = None
+    hub: "HubDataset | HubImageNet | None" = None
     fingerprint: Callable[..., str] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -160,8 +139,7 @@ class DatasetSource:
             "files": "dataset.path" if self.by_path else ", else ".join(filter(None, (layout, hub))) or "none",
             "options": ", ".join(name for option in self.takes for name in _OPTION_FIELDS[option]),
             "known": ", ".join(f"{count:,} {what}" for what, count in counts.items() if isinstance(count, int)),
-            "mean": str(self.mean or "of its training images"),
-            "std": str(self.std or "of its training images"),
+            "mean, std": f"{self.mean}, {self.std}" if self.mean else "of its training images",
             "mirrored": "in training" if self.flip else "never",
         }
         return {name: value for name, value in values.items() if value}
@@ -207,34 +185,16 @@ def source_of(name: str) -> DatasetSource:
     return cast(DatasetSource, DATASETS.get(name, ANY).load())
 
 
-def dataset(
-    name: str,
-    *,
-    layout: str | None = None,
-    by_path: bool = False,
-    hub: Hub | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    flip: bool = False,
-    images: int | None = None,
-    classes: int | None = None,
-) -> Callable[[F], F]:
+def dataset(name: str, **declared: Any) -> Callable[[F], F]:
     """Register a data set by its reader, ``def f(place, *, size, selection) -> (x_train, y_train, x_test, y_test)``.
 
     A fifth item may be the class names. Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), arrays or tensors,
     labels are class numbers from 0. Without a `layout` the data are identified by what the reader gives, so that it
-    runs once more for every plan. The other arguments are those of `DatasetSource`; a reader may give a `Read` too.
+    runs once more for every plan. A reader may give a `Read` too.
 
-    Example:
-        >>> import numpy as np
-        >>> from rub.registry import scoped
-        >>> with scoped():
-        ...     @dataset("grey")
-        ...     def grey(place):
-        ...         images = np.full((4, 8, 8), 127, dtype=np.uint8)
-        ...         return images, [0, 0, 1, 1], images, [0, 0, 1, 1], ["light", "dark"]
-        ...     source_of("grey").read(None).classes
-        ('light', 'dark')
+    Args:
+        name: as suites call it.
+        declared: fields of `DatasetSource`: layout, by_path, mean, std, flip, images, classes.
     """
 
     def register(function: F) -> F:
@@ -255,9 +215,7 @@ def dataset(
                 raise RubError(f"{where}: should give (x_train, y_train, x_test, y_test), got {type(found).__name__}")
             return from_arrays(where, *found)
 
-        source = DatasetSource(
-            name, read, layout, by_path=by_path, hub=hub, mean=mean, std=std, flip=flip, images=images, classes=classes
-        )
+        source = DatasetSource(name, read, **declared)
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
         DATASETS.add(Entry(name, ANY, summary, source, function.__module__))
         return function

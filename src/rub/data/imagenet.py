@@ -66,7 +66,7 @@ class HubImageNet:
         """Stream the classes of a selection.
 
         Args:
-            where: begins the error message, as in `rub.data.base.Hub`.
+            where: begins the error message: what was looked for on disk, and how to provide it.
             seconds: how long to wait for the hub to answer.
             size: side of the images in pixels.
             selection: its classes must be among the 200 of `i2i_classes`, and it must limit the training images.
