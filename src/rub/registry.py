@@ -326,8 +326,15 @@ def protocol(name: str, *, task: str, **fields: Any) -> None:
     PROTOCOLS.add(Entry(name, task, str(fields.get("summary", "")), {"name": name, **fields}, module))
 
 
+_ROWS = {  # that every graph makes
+    "original": "the model before unlearning.",
+    "retrain": "trained without the forget set from the start; what 'forgotten' looks like.",
+    "retrained": "a model that an audit was given as trained without the forget set.",
+}
+
+
 def task(value: T, *, summary: str) -> T:
-    """Register a task, a `rub.pipeline.task.Task`, with the controls that it declares; return it.
+    """Register a task, a `rub.pipeline.task.Task`, with the controls that its graph makes; return it.
 
     Args:
         value: the task.
@@ -336,7 +343,7 @@ def task(value: T, *, summary: str) -> T:
     made: Any = value
     module = sys._getframe(1).f_globals["__name__"]
     TASKS.add(Entry(made.name, made.name, summary, made, module))
-    for name, meaning in made.controls.items():
+    for name, meaning in {**_ROWS, **made.controls}.items():
         reference = name in ("retrain", "retrained")
         CONTROLS.add(Entry(name, made.name, meaning, made.graph, module, None, reference, always=True))
     return value

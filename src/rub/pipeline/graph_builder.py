@@ -245,14 +245,14 @@ class GraphBuilder(ABC, Generic[E]):
     def unlearn(self, method: str, seed: int) -> Stage:
         """Stage that runs a method on the original."""
 
-    @abstractmethod
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a row's model from a file; its key holds the hash of the file."""
+        raise RubError(f"task {self.task}: models cannot be read from files")
 
     @abstractmethod
     def measure(self, method: str, seed: int) -> Stage:
         """Stage that measures a row without an attack."""
 
-    @abstractmethod
     def measure_attack(self, method: str, seed: int, label: str, budget: Any) -> Stage:
         """Stage that measures a row under an attack at one budget."""
+        raise RubError(f"task {self.task}: its models cannot be attacked")

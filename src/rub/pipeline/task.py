@@ -24,11 +24,11 @@ class Task:
         graph: builder of an experiment's stages, from the experiment, the folder of data, and models from files.
         functions: stage kind -> target of its stage function, a `rub.pipeline.runtime.StageFunction`.
         metrics: every metric, in the order of its tables.
-        report: target of its `rub.reports.task_report.TaskReport`.
+        report: target of its `rub.reports.task_report.TaskReport`; "": one table of its metrics.
         audit: target of its `rub.audits.base.Audit`; "" where checkpoints of others cannot be audited.
         verify: target of the function that scores a witness again, see `rub.witness.claims`; "" without witnesses.
-        controls: rows that the graph makes itself for every experiment -> what each is; ``builtin.yaml`` lists those of
-            RUB's own tasks.
+        controls: rows that the graph makes itself for every experiment -> what each is, beside original and retrained
+            models; ``builtin.yaml`` lists those of RUB's own tasks.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Task:
     graph: Callable[[Any, Path | None, FromFiles | None], GraphBuilder[Any]]
     functions: Mapping[str, str]
     metrics: tuple[Metric, ...]
-    report: str
+    report: str = ""
     audit: str = ""
     verify: str = ""
     controls: Mapping[str, str] = field(default_factory=dict)

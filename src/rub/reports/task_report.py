@@ -6,10 +6,11 @@ from typing import Any
 
 from rub.errors import unknown
 from rub.metrics.base import Metric
+from rub.pipeline.task import Task
 from rub.registry import TASKS, load_target
-from rub.reports.grouping import Mains, extracted, grouped, main_attack
-from rub.reports.table import Column, Table
-from rub.reports.tables import Source, further, paper_numbers
+from rub.reports.grouping import Mains, budgets_of, extracted, grouped, main_attack
+from rub.reports.table import Column, Table, fitting
+from rub.reports.tables import Columns, Source, further, paper_numbers
 from rub.store.records import Record
 
 _STOPPED = "the value is where it stopped"
@@ -179,8 +180,43 @@ def report_of(task: str) -> TaskReport:
     """
     if task not in (names := [entry.name for entry in TASKS.entries()]):
         raise unknown("task", task, names)
-    found: TaskReport = load_target(TASKS.get(task, task).load().report)
+    declared = TASKS.get(task, task).load()
+    found: TaskReport = load_target(declared.report) if declared.report else plain_report(declared)
     return found
+
+
+def plain_report(task: Task) -> TaskReport:
+    """Report of a task that declares none: one table of its metrics, without and with the main attack."""
+    metrics = task.metrics
+
+    def columns(records: Sequence[Record], main: str = "") -> list[Column]:
+        main = main or main_attack(records)
+        made = Columns(metrics, main)
+        budgets = ("none", *budgets_of(records, main))
+        return [made("" if at == "none" else at, metric.name, at) for at in budgets for metric in metrics]
+
+    def tables(records: Sequence[Record], paper: Mapping[str, Any] | None, mains: Mains) -> list[Table]:
+        found = []
+        for group, own in grouped(records, task.name).items():
+            source = Source(group, own, lambda *_: (), "more may be found", "Table", main_attack(own, mains))
+            found += fitting(source.table(task.name, "Table", columns(own, source.main)))
+        return found
+
+    first, last = (Axis(item.name, item.split, item.title, item.unit) for item in (metrics[0], metrics[-1]))
+    captions = dict.fromkeys(("robustness", "utility", "success"), f"{first.name}: {metrics[0].meaning}.")
+    return TaskReport(
+        tables=tables,
+        headline=lambda budgets: list(budgets[-2:]),
+        leaders=columns,
+        title=task.name,
+        first="Table",
+        prefix=task.name,
+        robustness=first,
+        utility=last,
+        metrics=metrics,
+        words={},
+        captions=captions,
+    )
 
 
 def reports_of(tasks: Iterable[str]) -> dict[str, TaskReport]:

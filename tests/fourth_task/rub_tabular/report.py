@@ -34,6 +34,7 @@ REPORT = TaskReport(
     leaders=columns,
     robustness=Axis("recovered", "forget", "recovered"),
     utility=Axis("ta", "test", "TA"),
+    metrics=METRICS,
     words={"recovered": "Forgotten rows that get the original's answer, changed by at most the budget."},
     captions={"robustness": "Rows recovered against the budget.", "utility": "Accuracy against robustness."},
 )
