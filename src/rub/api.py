@@ -35,14 +35,14 @@ ENGINES = ("inline", "ray")
 
 
 def default_store() -> Path:
-    """Return ``$RUB_STORE``, or the user's cache folder."""
+    """``$RUB_STORE``, or the user's cache folder."""
     from platformdirs import user_cache_path
 
     return Path(os.environ["RUB_STORE"]) if os.environ.get("RUB_STORE") else user_cache_path("rub") / "store"
 
 
 def default_data_root() -> Path | None:
-    """Return ``$RUB_DATA`` when it is set."""
+    """``$RUB_DATA``, or None where it is not set."""
     return Path(os.environ["RUB_DATA"]) if os.environ.get("RUB_DATA") else None
 
 
@@ -54,7 +54,7 @@ def make_runtime(
     checkpoint_seconds: float = Runtime.checkpoint_seconds,
     compile: bool = False,
 ) -> Runtime:
-    """Return where and how stages run.
+    """Where and how stages run.
 
     Args:
         data_root: folder with the standard data layouts; `default_data_root` when None.
@@ -85,7 +85,7 @@ def make_runtime(
 
 
 def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Graph]]:
-    """Return every experiment with its graph, without running anything.
+    """Every experiment with its graph, without running anything.
 
     Example:
         >>> from rub import load_suite, plan
@@ -177,7 +177,7 @@ class StageStatus:
 
 
 def stage_status(stages: Sequence[Stage], store: Store) -> list[StageStatus]:
-    """Return every stage needed, in order, with what the store holds of it."""
+    """Every stage needed, in order, with what the store holds of it."""
     rows = []
     for stage in in_order(stages):
         kept = size_of(store.place(stage.kind, stage.key)) if store.has(stage.kind, stage.key) else None
@@ -329,7 +329,7 @@ def report(
 
 
 def reproducible(arguments: Sequence[str]) -> str:
-    """Return the command line that was typed, for "how to reproduce", without the paths of this machine.
+    """Command line that was typed, for "how to reproduce", without the paths of this machine.
 
     Example:
         >>> reproducible(["run", "quick", "--out", "here"])
@@ -345,18 +345,13 @@ def reproducible(arguments: Sequence[str]) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes free where a path is, or will be."""
+    """Bytes free where a path is, or will be."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None) -> Sources:
-    """Return where the models and the data of witnesses are.
-
-    Raises:
-        RubError: a file that is not there.
-    """
     runtime = runtime or make_runtime()
     place = store or default_store()
     for role, path in (files or {}).items():

@@ -120,7 +120,11 @@ class Registry(Generic[T]):
         self._entries[key] = entry
 
     def get(self, name: str, task: str) -> Entry[T]:
-        """Return the entry, or raise `RubError` with the nearest names."""
+        """Entry of a name.
+
+        Raises:
+            RubError: an unknown name; the nearest ones are said.
+        """
         self._scan()
         found = self._entries.get((task, name)) or self._entries.get((ANY, name))
         if found is None:
@@ -135,12 +139,12 @@ class Registry(Generic[T]):
         return self.get(name, task)
 
     def entries(self, task: str | None = None) -> Iterator[Entry[T]]:
-        """Yield the entries of one task, or all, in the order of registration."""
+        """Entries of one task, or all, in the order of registration."""
         self._scan()
         return (entry for entry in list(self._entries.values()) if task in (None, entry.task) or entry.task == ANY)
 
     def owns(self, entry: Entry[Any], task: str | None) -> bool:
-        """Return whether this very entry is registered here, for this task."""
+        """Whether this very entry is registered here, for this task."""
         return entry.task == task and self._entries.get((entry.task, entry.name)) is entry
 
     def _scan(self) -> None:
@@ -365,7 +369,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
 
 
 def card_of(entry: Entry[Any]) -> Card:
-    """Return the component's card, importing its module when needed; an empty card where none is given."""
+    """The component's card, importing its module when needed; an empty card where none is given."""
     entry.load()
     for registry in KINDS.values():
         if (found := registry._entries.get((entry.task, entry.name))) is not None and found.card is not None:
@@ -374,7 +378,7 @@ def card_of(entry: Entry[Any]) -> Card:
 
 
 def source_hash(entry: Entry[Any]) -> str:
-    """Return the SHA-256 of the file that defines a component, or "" for those of RUB, which carry version numbers.
+    """SHA-256 of the file that defines a component, or "" for those of RUB, which carry version numbers.
 
     It enters the stage keys, so that an edit of a plug-in recomputes its results.
     """
@@ -383,7 +387,7 @@ def source_hash(entry: Entry[Any]) -> str:
 
 
 def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
+    """What a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
 
     Raises:
         RubError: as `resolve`.

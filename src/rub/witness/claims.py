@@ -251,7 +251,7 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
 
 
 def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterator[Check]:
-    """Yield what every witness of a folder turns out to be, by forward passes of its task.
+    """What every witness of a folder turns out to be, by forward passes of its task.
 
     With `sample`, only that many files are scored, drawn by the folder's own seal.
 
