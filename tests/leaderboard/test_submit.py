@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rub.leaderboard.submit import check
+from rub.registry import scoped
 from rub.reports.folders import read_folder
 from rub.store.manifest import changed_files, seal_folder
 from rub.store.records import write_records
@@ -114,3 +115,52 @@ def test_export(quick, rub, refused, tmp_path):
     refused("export", quick / "out", "--method", "fft", says="did you mean 'ft'")
     refused("export", quick / "out", "--method", "ft", "--format", "x", says="eval-results or model-card")
     refused("export", quick / "out", "--method", "ft", "--out", tmp_path, says="cannot be written")
+
+
+MINE = """
+import rub
+from rub.tasks.classification.attacks.uma import uma
+
+
+@rub.attack("mine", task="classification")
+def mine(target, images, budget, context, *, steps: int = 100):
+    '''Search with cross-entropy.'''
+    return uma(target, images, budget, context, divergence="ce", steps=steps)
+
+
+rub.protocol(
+    "mine-1",
+    task="classification",
+    attacks={"mine": {"runs": ["mine"], "budgets": [8, 16], "splits": ["forget", "retain"]}},
+)
+"""
+
+
+def test_an_attack_and_a_protocol_of_ones_own_give_tables_figures_a_board_and_pass_the_rules(quick, rub, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    out, options = tmp_path / "out", ("--device", "cpu", "--store", quick / "store")
+    said = rub(
+        "run", "quick", "--task", "classification", "--methods", "ft", "--seeds", 1, "--plugin", tmp_path / "mine.py",
+        "--set", "protocol=mine-1", "--set", "evaluation.attack_samples=10", "--set", "evaluation.control_samples=4",
+        "--out", out, *options,
+    )  # fmt: skip
+    assert said.code == 0, said.out + said.err
+    name = read_folder(out).records[0].protocol
+    assert name.startswith("mine-1@")
+    assert {path.name.partition("-")[0] for path in (out / "figures").glob("*.svg")} == {
+        "robustness", "controls", "utility", "success", "loss",
+    }  # fmt: skip
+    table = (out / "tables" / "table1-digits.csv").read_text()
+    assert ",8/255,UA,percent," in table
+    assert ",16/255,MIA,fraction," in table
+    assert f">{name}</a>" in (out / "report" / "index.html").read_text()
+    with scoped():  # whoever checks and reports it does not have the plug-in
+        said = rub("submit", out, *options, "--out", tmp_path / "submitted")
+        assert said.out.count("kept") == 6, said.out
+        assert rub("report", tmp_path / "submitted", "--out", tmp_path / "site").code == 0
+    assert "16/255" in (tmp_path / "site" / "index.html").read_text()
+
+
+def test_a_protocol_that_the_suite_does_not_hold_is_refused(changed):
+    broken = changed(lambda row: row.model_copy(update={"protocol": "mine-1@123456"}))
+    assert "is not one of RUB's" in broken["protocol"][0]

@@ -187,7 +187,7 @@ def measure_metric(
         out: where ``rows.json`` goes.
 
     Raises:
-        RubError: its function gives neither a number nor bool (N,), or one outside its range.
+        ValueError: its function gives neither a number nor bool (N,), or one outside its range.
     """
     metric: Metric = METRICS.get(name := spec["metric"], task).load()
     assert metric.function is not None
@@ -200,12 +200,12 @@ def measure_metric(
     elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
         measured.add(name, float(value), len(own), **where)
     else:
-        raise RubError(
+        raise ValueError(
             f"metric '{name}' gave {value.dtype} {value.shape}: should be a number, or bool (N,) for a share"
         )
     found = measured.rows[-1]["value"]
     if found is None or not metric.low - 1e-6 <= found <= metric.high + 1e-6:
-        raise RubError(
+        raise ValueError(
             f"metric '{name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
         )
     measured.save(out)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+import rub
 from rub import load_suite, run
 from rub.api import make_runtime, plan
 from rub.config.suite import protocols_of
@@ -541,3 +542,65 @@ def test_a_control_is_no_method(tiny):
         suite = load_suite(str(tiny.path), methods=[name])
         with pytest.raises(RubError, match=f"method '{name}' is a control"):
             plan(suite, make_runtime(device="cpu"))
+
+
+def test_one_more_metric_runs_only_that_metric(tiny, copied_store):
+    @rub.metric("again", task="classification", direction="down", attacked=True)
+    def again(outputs):
+        """UA, computed from the outputs."""
+        return outputs.logits.argmax(axis=1) == outputs.labels
+
+    @rub.metric("moved", task="classification", unit="logits", split="retain", needs=["original", "test"], low=0)
+    def moved(outputs):
+        """How far kept images' logits moved, beside the spread of test images."""
+        assert len(outputs["test"]) > 0
+        assert outputs.features.shape == (len(outputs), outputs["original"].features.shape[1])
+        return abs(outputs.logits - outputs["original"].logits).mean()
+
+    suite = load_suite(str(tiny.path), overrides=["metrics=[again, moved]"])
+    result = run(suite, store=copied_store, runtime=make_runtime(device="cpu"))
+    rows = len({(record.method, record.unlearn_seed) for record in result.records})
+    assert (result.counts["done"], result.counts["failed"]) == (3 * rows, 0)  # clean, clean, and after uma
+    found = {
+        metric: {(r.method, r.attack): (r.value, r.ci_low, r.n) for r in result.records
+                 if r.metric == metric and r.split == "forget" and r.attack != "noise"}
+        for metric in ("ua", "again")
+    }  # fmt: skip
+    assert found["ua"] == found["again"]
+    assert {record.value for record in result.records if record.metric == "moved" and record.method == "original"} == {
+        0
+    }
+    assert [item.name for item in tiny.result.pages[0][2]] == [
+        table.name for table in result.pages[0][2] if not table.name.startswith("metrics")
+    ]
+    assert "metrics" not in tiny.suite.experiments[0].model_dump()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("[ua]", "is always measured"), ("[agian]", "did you mean 'again'"), ("[again]", "needs steered")],
+)
+def test_metrics_that_cannot_be_measured_are_refused(tiny, given, says):
+    @rub.metric("again", task="classification", split="steered")
+    def again(outputs):
+        """Nothing."""
+        return 0.0
+
+    with pytest.raises(RubError, match=says):
+        plan(load_suite(str(tiny.path), overrides=[f"metrics={given}"]), make_runtime(device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(2.0, "should lie from 0.0 to 1.0"), (float("nan"), "is None"), ([1], "bool")]
+)
+def test_a_metric_with_an_impossible_value_fails_its_stage_alone(tiny, copied_store, value, says):
+    @rub.metric("wrong", task="classification")
+    def wrong(outputs):
+        """Nothing."""
+        return value
+
+    suite = load_suite(str(tiny.path), overrides=["metrics=[wrong]"])
+    result = run(suite, store=copied_store, runtime=make_runtime(device="cpu"))
+    assert all(says in reason for reason in result.failures)
+    assert {record.status for record in result.records if record.metric == "wrong"} == {"failed"}
+    assert {record.status for record in result.records if record.metric != "wrong"} == {"ok"}

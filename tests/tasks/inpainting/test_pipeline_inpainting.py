@@ -11,11 +11,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rub import load_suite
+import rub
+from rub import load_suite, run
 from rub.api import make_runtime, plan
 from rub.config.suite import protocols_of
 from rub.data.samples import to_unit
-from rub.metrics.generative import frechet_distance
+from rub.metrics.generative import frechet_distance, inception_score
 from rub.models.mae.checkpoints import load_mae, to_original, to_transformers
 from rub.models.mae.masks import gather, keyed_noise, make_mask
 from rub.store.artifacts import Store, file_sha256
@@ -311,3 +312,26 @@ def test_a_reported_run_has_its_figures_and_galleries_again(tiny_i2i, tmp_path):
         assert name in experiment.read_text()
     assert {path.name for path in (tiny_i2i.out / "figures").glob("gallery-*.png")} <= pictures
     assert any(name.startswith("robustness-") for name in pictures)
+
+
+def test_a_metric_of_ones_own_sees_what_the_judge_sees(tiny_i2i, tmp_path):
+    splits = load_suite(str(tiny_i2i.path)).experiments[0].protocol.is_splits
+
+    @rub.metric("again", task="inpainting", unit="score", low=1, attacked=True, needs=["original"])
+    def again(outputs):
+        """IS, computed from the outputs."""
+        assert outputs.images.dtype == np.uint8
+        assert len(outputs.images) == len(outputs) == len(outputs["original"])
+        return inception_score(outputs.logits, splits=splits)[0]
+
+    store = shutil.copytree(tiny_i2i.store, tmp_path / "store")
+    suite = load_suite(str(tiny_i2i.path), overrides=["metrics=[again]"])
+    result = run(suite, store=store, runtime=make_runtime(device="cpu"))
+    assert result.failures == ()
+    found = {
+        metric: {(r.method, r.unlearn_seed, r.attack, r.budget): r.value for r in result.records
+                 if r.metric == metric and r.split == "forget"}
+        for metric in ("is", "again")
+    }  # fmt: skip
+    assert found["again"] == pytest.approx(found["is"], rel=1e-6)
+    assert result.counts["done"] == len(found["again"])

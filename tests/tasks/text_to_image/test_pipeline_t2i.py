@@ -1,6 +1,7 @@
 """The whole graph on a tiny suite: rows, Table 3, galleries, witnesses, resume, controls, audits, bad requests."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import rub
 from rub import load_suite, run
 from rub.api import make_runtime, verify
 from rub.errors import RubError
@@ -280,3 +282,27 @@ def test_wrong_requests_are_one_line(tmp_path, change, said, monkeypatch):
     with pytest.raises(RubError, match=said) as caught:
         run(load_suite(str(path)), store=tmp_path / "store", runtime=make_runtime(device="cpu"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_metric_of_ones_own_sees_the_images_and_what_the_judge_says(tiny, tmp_path, monkeypatch):
+    @rub.metric("again", task="text-to-image", direction="down", attacked=True, needs=["original"])
+    def again(outputs):
+        """Pre-ASR by the rule of this test, computed from the outputs."""
+        assert len(outputs.images) == len(outputs["original"].images) == len(outputs)
+        return outputs.logits[:, 0] > outputs.logits[:, 1]
+
+    @rub.metric("named", task="text-to-image", split="retain")
+    def named(outputs):
+        """Images of other concepts whose class the judge ranks first."""
+        return outputs.logits.argmax(axis=1) == outputs.labels
+
+    store = shutil.copytree(tiny.store, tmp_path / "store")
+    suite = load_suite(str(tiny.path), overrides=["metrics=[again, named]"])
+    result = run(suite, store=store, runtime=make_runtime(device="cpu"))
+    assert result.failures == ()
+    values = {(r.metric, r.method, r.unlearn_seed, r.attack): r.value for r in result.records}
+    rows = [key[1:3] for key in values if key[0] == "named"]
+    assert [values["again", *row, "none"] for row in rows] == [values["asr_pre", *row, "none"] for row in rows]
+    assert all(0 <= values["again", *row, "uma"] <= 1 for row in rows)
+    attacks = len(suite.experiments[0].protocol.attacks)
+    assert result.counts["done"] == len(rows) * (2 + attacks)
