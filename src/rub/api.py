@@ -17,7 +17,7 @@ from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.pipeline.task import Task
-from rub.registry import TASKS
+from rub.registry import TASKS, load_target
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
@@ -220,7 +220,8 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
     """Measure an unlearned model that RUB did not make against its original, and end in a verdict.
 
     Of classifiers in memory, ``audit(original=module, unlearned=module, forget=..., retain=..., test=...)``: arguments
-    are those of `rub.tasks.classification.live.audit`. Of checkpoints, ``audit("classification", original=path, ...)``
+    are those of `rub.tasks.classification.live.audit`. Of masked autoencoders, ``audit("inpainting", original=module,
+    ...)``: those of `rub.tasks.inpainting.live.audit`. Of checkpoints, ``audit("classification", original=path, ...)``
     or ``audit(ClassificationAudit(original=path, ...))``.
 
     Args:
@@ -242,10 +243,8 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
     """
     from rub.audits.base import audit_of, run_audit
 
-    if request is None:
-        from rub.tasks.classification.live import audit as audit_modules
-
-        return audit_modules(**given)
+    if request is None or (isinstance(request, str) and callable(given.get("original"))):
+        return _audit_modules(request or "classification", given)
     how = {name: given.pop(name, None) for name in ("store", "runtime", "display", "out")}
     command = given.pop("command", "")
     asked = audit_of(request).request(**given) if isinstance(request, str) else request
@@ -349,6 +348,20 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def _audit_modules(task: str, given: Mapping[str, Any]) -> "Report":
+    from rub.audits.base import audit_of
+
+    if not callable(original := given.get("original")):
+        kind = type(original).__name__
+        raise RubError(
+            f"audit: original is a {kind}; of checkpoints, name the task: rub.audit('{task}', original=path)"
+        )
+    if not (target := audit_of(task).modules):
+        raise RubError(f"audit: models of {task} are audited from files: save them (save_pretrained), and give paths")
+    report: Report = load_target(target)(**given)
+    return report
 
 
 def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None) -> Sources:

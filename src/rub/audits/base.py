@@ -126,6 +126,8 @@ class Audit(Generic[F]):
         figures: the numbers behind a verdict, from the measured rows at one budget.
         conclude: the verdict for them at this budget.
         told: the same numbers as lines of text.
+        modules: target of the function that audits models in memory, with the arguments of `rub.audit` without a
+            request; "" where models are audited from files only.
     """
 
     request: type[AuditRequest]
@@ -133,6 +135,7 @@ class Audit(Generic[F]):
     figures: Callable[["Rows"], F]
     conclude: Callable[[F, str], Verdict]
     told: Callable[[F, str], Iterable[str]]
+    modules: str = ""
 
 
 def audit_of(task: str) -> Audit[Any]:

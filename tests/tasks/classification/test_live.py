@@ -89,6 +89,11 @@ def test_the_same_as_of_checkpoints(models, names, starts, tmp_path):
     assert not [entry for entry in (*DATASETS.entries(), *NETWORKS.entries()) if "memory" in entry.name + entry.summary]
 
 
+def test_models_of_some_tasks_are_audited_from_files_only():
+    with pytest.raises(RubError, match="models of text-to-image are audited from files"):
+        rub.audit("text-to-image", original=Plain(0), unlearned=Plain(1))
+
+
 class Plain(nn.Module):
     """Somebody else's network, with an answer of its own form and an auxiliary layer after the last."""
 
@@ -120,10 +125,11 @@ def test_modules_of_others_and_of_several_kinds():
         ({"retain": (DIGITS.train.images, DIGITS.train.labels)}, "forget and retain both have class 0"),
         ({"test": DIGITS.test.select(DIGITS.test.labels != 0)}, "test: should have images of forgotten classes"),
         ({"test": (torch.zeros(2, 1, 9, 9), [0, 1])}, "test: images (1, 9, 9); should be (1, 8, 8)"),
-        ({"test": (DIGITS.test.images, DIGITS.test.labels * 2)}, "test: labels from 0 to 18; the models have classes"),
+        ({"test": (DIGITS.test.images, DIGITS.test.labels * 2)}, "labels from 0 to 18; the models have classes"),
         ({"unlearned": nn.Sequential(nn.Flatten(), nn.Linear(64, 9))}, "unlearned: gives 9 logits, and the"),
         ({"retrained": "never.pth"}, "retrained: got str; should be a torch.nn.Module"),
-        ({"original": "before.pth"}, "original: got str; should be a torch.nn.Module"),
+        ({"original": "before.pth"}, "original is a str; of checkpoints, name the task: rub.audit('classification'"),
+        ({"original": print}, "original: got builtin_function_or_method; should be a torch.nn.Module"),
         ({"protocol": "rub-audit-7"}, "unknown protocol 'rub-audit-7'"),
     ],
 )  # fmt: skip

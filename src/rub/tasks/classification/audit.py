@@ -161,4 +161,5 @@ AUDIT = Audit(
     figures=figures_of,
     conclude=conclude,
     told=told,
+    modules="rub.tasks.classification.live:audit",
 )

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,20 +11,17 @@ from rich.console import Console
 from torch import nn
 
 from rub.audits.base import Report, run_audit
-from rub.data.base import DatasetSource, Read
-from rub.data.memory import samples_of
-from rub.data.samples import Samples, concatenate
+from rub.audits.live import DATASET, live_data, register
+from rub.data.memory import Images
 from rub.errors import RubError
 from rub.models.live import Live, device_of, live_copy
 from rub.models.weights import save_weights
 from rub.pipeline.graph_builder import FromFiles
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
-from rub.registry import ANY, DATASETS, NETWORKS, Entry, scoped
+from rub.registry import NETWORKS, Entry, scoped
 from rub.tasks.classification.audit import experiment_of
 from rub.tasks.classification.recover import check_batch_size, check_labels
-
-DATASET = "in-memory"
 
 
 def audit(
@@ -33,9 +29,9 @@ def audit(
     original: nn.Module,
     unlearned: nn.Module,
     retrained: nn.Module | None = None,
-    forget: Any,
-    retain: Any,
-    test: Any,
+    forget: Images,
+    retain: Images,
+    test: Images,
     protocol: str | Mapping[str, Any] = "rub-audit-1",
     samples: int = 256,
     batch_size: int = 256,
@@ -64,27 +60,25 @@ def audit(
     Raises:
         RubError: models or images that cannot be used, or a forget set that is not all of its classes.
     """
-    sets = {"forget": forget, "retain": retain, "test": test}
-    parts = {name: samples_of(images, name=name) for name, images in sets.items()}
-    forgotten = _forgotten(**parts)
+    data = live_data(forget, retain, test)
     place = device_of(unlearned, device)
     check_batch_size(batch_size)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     with torch.inference_mode(False):
         lives = {
-            role: live_copy(model, role, parts["forget"].images, place)
-            for role, model in given.items()
-            if model is not None
+            role: live_copy(model, role, data.test.images, place) for role, model in given.items() if model is not None
         }
+    classes = lives["original"].classes
     for role, live in lives.items():
-        for name, images in parts.items():
-            check_labels(images.labels, live.classes, lives["original"].classes, role, name)
+        check_labels(data.labels, live.classes, classes, role)
     experiment = experiment_of(
-        {"name": DATASET, "validation": 0.0}, {"arch": _arch("original"), "mean": (0.0,), "std": (1.0,)}, forgotten,
-        protocol, samples,
+        {"name": DATASET, "validation": 0.0}, {"arch": _arch("original"), "mean": (0.0,), "std": (1.0,)},
+        data.forget_classes, protocol, samples,
     )  # fmt: skip
     with scoped(), TemporaryDirectory() as folder, torch.inference_mode(False):
-        _register(lives, _as_read(parts, lives["original"].classes))
+        register(data, classes)
+        for role, live in lives.items():
+            NETWORKS.add(Entry(_arch(role), "classification", "", _builder(live), "rub"))
         weights = {role: Path(folder) / f"{role}.safetensors" for role in lives}
         for role, live in lives.items():
             try:
@@ -98,46 +92,11 @@ def audit(
         )  # fmt: skip
 
 
-def _forgotten(forget: Samples, retain: Samples, test: Samples) -> tuple[int, ...]:
-    """The classes of the forget set, which no retained image has."""
-    classes = tuple(sorted(set(forget.labels.tolist())))
-    if shared := set(classes) & set(retain.labels.tolist()):
-        raise RubError(
-            f"forget and retain both have class {min(shared)}; an audit is about whole classes: for single images use"
-            " rub.recover"
-        )
-    for name, images in (("retain", retain), ("test", test)):
-        if images.shape != forget.shape:
-            raise RubError(f"{name}: images {images.shape}; should be {forget.shape}, as those of forget")
-    unseen = torch.isin(test.labels, torch.tensor(classes))
-    if not unseen.any() or unseen.all():
-        raise RubError("test: should have images of forgotten classes and of retained ones")
-    return classes
+def _builder(live: Live) -> Callable[..., nn.Module]:
+    def build(num_classes: int, channels: int, size: int) -> nn.Module:
+        return copy.deepcopy(live)
 
-
-def _as_read(parts: Mapping[str, Samples], classes: int) -> Read:
-    """The images as a data set's reader gives them: training images in the order of their ids, if these differ."""
-    train = concatenate([parts["forget"], parts["retain"]])
-    distinct = len(set(train.ids.tolist())) == len(train)
-    train = train.select(train.ids.argsort()) if distinct else replace(train, ids=torch.arange(len(train)))
-    return Read(tuple(map(str, range(classes))), train, parts["test"])
-
-
-def _register(lives: Mapping[str, Live], images: Read) -> None:
-    """Let stages find the images, and a builder of each model, by name."""
-
-    def read(place: Path | None) -> Read:
-        return images
-
-    def builder(live: Live) -> Callable[..., nn.Module]:
-        def build(num_classes: int, channels: int, size: int) -> nn.Module:
-            return copy.deepcopy(live)
-
-        return build
-
-    DATASETS.add(Entry(DATASET, ANY, "", DatasetSource(DATASET, read, images=len(images.train)), "rub"))
-    for role, live in lives.items():
-        NETWORKS.add(Entry(_arch(role), "classification", "", builder(live), "rub"))
+    return build
 
 
 def _arch(role: str) -> str:

@@ -107,4 +107,5 @@ AUDIT = Audit(
     figures=figures_of,
     conclude=conclude,
     told=told,
+    modules="rub.tasks.inpainting.live:audit",
 )

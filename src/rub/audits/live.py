@@ -1,0 +1,72 @@
+"""Audits of models in memory: their images as a data set that lasts as long as the audit."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rub.data.base import DatasetSource, Read
+from rub.data.memory import Images, samples_of
+from rub.data.samples import Samples, concatenate
+from rub.errors import RubError
+from rub.registry import ANY, DATASETS, Entry
+
+DATASET = "in-memory"
+
+
+@dataclass(frozen=True)
+class LiveData:
+    """The images of an audit.
+
+    Attributes:
+        train: forgotten and retained training images, in the order of their ids.
+        test: images that no model saw.
+        forget_classes: the classes of the forgotten ones, which no retained one has.
+    """
+
+    train: Samples
+    test: Samples
+    forget_classes: tuple[int, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all images, int64."""
+        return torch.cat([self.train.labels, self.test.labels])
+
+
+def live_data(forget: Images, retain: Images, test: Images) -> LiveData:
+    """The images of an audit; training images keep their ids where no two are the same, else they are numbered.
+
+    Raises:
+        RubError: no images, images of several shapes, a class that is forgotten and retained, or one of the two kinds
+            of classes without a test image.
+    """
+    sets = {"forget": forget, "retain": retain, "test": test}
+    forgotten, retained, unseen = (samples_of(images, name=name) for name, images in sets.items())
+    classes = tuple(sorted(set(forgotten.labels.tolist())))
+    if shared := set(classes) & set(retained.labels.tolist()):
+        raise RubError(
+            f"forget and retain both have class {min(shared)}; an audit is about whole classes: for single images use"
+            " rub.recover"
+        )
+    for name, images in (("retain", retained), ("test", unseen)):
+        if images.shape != forgotten.shape:
+            raise RubError(f"{name}: images {images.shape}; should be {forgotten.shape}, as those of forget")
+    of_forgotten = torch.isin(unseen.labels, torch.tensor(classes))
+    if not of_forgotten.any() or of_forgotten.all():
+        raise RubError("test: should have images of forgotten classes and of retained ones")
+    train = concatenate([forgotten, retained])
+    distinct = len(set(train.ids.tolist())) == len(train)
+    train = train.select(train.ids.argsort()) if distinct else replace(train, ids=torch.arange(len(train)))
+    return LiveData(train, unseen, classes)
+
+
+def register(data: LiveData, classes: int) -> None:
+    """Register the images as the data set `DATASET`, in the body of `rub.registry.scoped`."""
+    images = Read(tuple(map(str, range(classes))), data.train, data.test)
+
+    def read(place: Path | None) -> Read:
+        return images
+
+    DATASETS.add(Entry(DATASET, ANY, "", DatasetSource(DATASET, read, images=len(data.train)), "rub"))
