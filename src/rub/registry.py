@@ -400,7 +400,7 @@ def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[st
     }
 
 
-_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset or @rub.judge"
+_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric or @rub.judge"
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from sklearn.svm import SVC
 
 from rub.errors import RubError
-from rub.tasks.classification.membership import (
+from rub.metrics.membership import (
     ShadowOutputs,
     audit_auc,
     lira_scores,
@@ -19,7 +19,7 @@ from rub.tasks.classification.membership import (
     tpr_at_fpr,
     tune_offline_a,
 )
-from rub.tasks.classification.signals import entropy, logit_confidence, modified_entropy, shokri_features, svc_features
+from rub.metrics.signals import entropy, logit_confidence, modified_entropy, shokri_features, svc_features
 
 CLASSES = 5
 

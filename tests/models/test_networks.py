@@ -10,6 +10,7 @@ import rub as package
 from rub.attacks.base import AttackContext
 from rub.data.samples import Samples, to_unit
 from rub.errors import RubError
+from rub.metrics.accuracy import probe_accuracy
 from rub.models.lookup import claimed_arch, network_spec
 from rub.models.network import Normalised, build_network, frozen_copy, head, outputs, with_float32_head
 from rub.registry import ATTACKS, METHODS, load_plugin, resolve
@@ -17,7 +18,6 @@ from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.controls import sham
-from rub.tasks.classification.metrics import probe_accuracy
 from rub.training.classifier import look, predict
 
 NETWORKS = {

@@ -189,24 +189,14 @@ def measure_metric(
     Raises:
         ValueError: its function gives neither a number nor bool (N,), or one outside its range.
     """
-    metric: Metric = METRICS.get(name := spec["metric"], task).load()
-    assert metric.function is not None
+    metric: Metric = METRICS.get(spec["metric"], task).load()
     own = replace(outputs(metric.split), others={needed: outputs(needed) for needed in metric.needs})
-    value = np.asarray(metric.function(own))
     measured = Measured(Cells([metric]), spec["method"], spec["seed"], facts)
-    where = {"attack": spec["attack"], "budget": spec["budget"]}
-    if value.dtype == np.bool_ and value.ndim == 1 and len(value):
-        measured.share(name, value, **where)
-    elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
-        measured.add(name, float(value), len(own), **where)
-    else:
-        raise ValueError(
-            f"metric '{name}' gave {value.dtype} {value.shape}: should be a number, or bool (N,) for a share"
-        )
+    measured.compute(metric, own, attack=spec["attack"], budget=spec["budget"])
     found = measured.rows[-1]["value"]
     if found is None or not metric.low - 1e-6 <= found <= metric.high + 1e-6:
         raise ValueError(
-            f"metric '{name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
+            f"metric '{metric.name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
         )
     measured.save(out)
 
@@ -265,6 +255,21 @@ class Measured:
         low, high = wilson(int(hits.sum()), len(hits))
         self.add(metric, float(hits.mean()), len(hits), **where)
         self.rows[-1] |= {"ci_low": low, "ci_high": high}
+
+    def compute(self, metric: Metric, outputs: Outputs, **where: Any) -> None:
+        """Add what a metric's function gives: a number, or the share of samples for which it is true.
+
+        Raises:
+            ValueError: it gives something else.
+        """
+        value = np.asarray(metric.function(outputs)) if metric.function is not None else np.empty(0)
+        if value.dtype == np.bool_ and value.ndim == 1 and len(value):
+            self.share(metric.name, value.astype(np.bool_), **where)
+        elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
+            self.add(metric.name, float(value), len(outputs), **where)
+        else:
+            given = f"{value.dtype} {value.shape}"
+            raise ValueError(f"metric '{metric.name}' gave {given}: should be a number, or bool (N,) for a share")
 
     def save(self, out: Path) -> None:
         """Write ``rows.json``."""

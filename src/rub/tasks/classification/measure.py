@@ -12,13 +12,9 @@ from torch import nn
 
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset
+from rub.metrics.accuracy import correct, probe_accuracy, residual_knowledge, residual_ratio
 from rub.metrics.base import Measured, Outputs, measure_metric
-from rub.pipeline.graph import Stage
-from rub.pipeline.runtime import Runtime
-from rub.registry import METRICS
-from rub.store.artifacts import Artifact
-from rub.tasks.classification.graph import LIRA_SHADOWS
-from rub.tasks.classification.membership import (
+from rub.metrics.membership import (
     MembershipAttack,
     ShadowOutputs,
     audit_auc,
@@ -28,14 +24,12 @@ from rub.tasks.classification.membership import (
     svc_fit,
     tune_offline_a,
 )
-from rub.tasks.classification.metrics import (
-    cell,
-    correct,
-    logit_auc,
-    probe_accuracy,
-    residual_knowledge,
-    residual_ratio,
-)
+from rub.pipeline.graph import Stage
+from rub.pipeline.runtime import Runtime
+from rub.registry import METRICS as OWN_METRICS
+from rub.store.artifacts import Artifact
+from rub.tasks.classification.graph import LIRA_SHADOWS
+from rub.tasks.classification.metrics import METRICS, cell
 from rub.tasks.classification.stages import WEIGHTS, load_model
 from rub.tasks.classification.witnesses import save_witnesses
 from rub.training.classifier import look, predict
@@ -45,6 +39,7 @@ Rows = list[dict[str, Any]]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
+_METRICS = {metric.name: metric for metric in METRICS}
 POPULATION = 2000  # held-out images that RMIA compares with
 TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
 OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
@@ -62,19 +57,18 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     }
     measured = Measured(cell, spec["method"], spec["seed"], facts)
     view = View(model, runtime)
-    test_features, test = view(parts.test)
     retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
-    retain, forget = view(retain_part)[1], view(parts.forget)[1]
+    made = {name: view.outputs(part, dataset, parts) for name, part in (
+        ("test", parts.test), ("retain", retain_part), ("forget", parts.forget),
+    )}  # fmt: skip
+    test, retain, forget = (made[name].logits for name in ("test", "retain", "forget"))
     kept = ~np.isin(parts.test.labels.numpy(), parts.forget_classes)
-    right = correct(test, parts.test.labels)
-    measured.share("ta", right[kept])
-    measured.share("ta_all", right)
-    measured.share("ra", correct(retain, retain_part.labels))
-    measured.share("ua", correct(forget, parts.forget.labels))
+    for name in ("ta", "ta_all", "ra", "ua"):
+        measured.compute(_METRICS[name], made[_METRICS[name].split])
     if parts.forget_classes:
-        measured.share("ua_test", right[~kept])
-        measured.add("logit_auc", logit_auc(test, parts.test.labels, parts.forget_classes), len(test))
-        probe = _probe(view, dataset, parts, test_features, spec["probe_per_class"], spec["probe_total"])
+        measured.share("ua_test", correct(test, parts.test.labels)[~kept])
+        measured.compute(_METRICS["logit_auc"], made["test"])
+        probe = _probe(view, dataset, parts, made["test"].features, spec["probe_per_class"], spec["probe_total"])
         measured.add("probe_accuracy", probe, int((~kept).sum()))
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
     attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
@@ -135,7 +129,7 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         "test": parts.test,
         "forget_test": parts.test_where(forgotten=True) if parts.forget_classes else parts.test,
     }
-    split_name = METRICS.get(spec["metric"], stage.task).load().split
+    split_name = OWN_METRICS.get(spec["metric"], stage.task).load().split
     facts = {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS), "device": inputs["unlearned"].manifest["device"]}
     own = sets[split_name]
     if "attack" in inputs:
@@ -153,15 +147,7 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
                 probes = torch.from_numpy(np.load(inputs["attack"].file("probes.npy"), allow_pickle=False))
                 samples = Samples(probes, torch.from_numpy(listed["labels"]), own.ids)
         role = "original" if name == "original" else "unlearned"
-        features, logits = View(load_model(inputs[role], dataset).to(runtime.device), runtime)(samples)
-        return Outputs(
-            ids=samples.ids.numpy(),
-            labels=samples.labels.numpy(),
-            logits=logits,
-            features=features,
-            num_classes=len(dataset.classes),
-            forget_classes=tuple(parts.forget_classes),
-        )
+        return View(load_model(inputs[role], dataset).to(runtime.device), runtime).outputs(samples, dataset, parts)
 
     measure_metric(stage.task, stage.spec, outputs, facts, out)
 
@@ -191,6 +177,18 @@ class View:
         """Return float32 features (N, D) and logits (N, C)."""
         logits, features = look(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
         return features.numpy(), logits.numpy()
+
+    def outputs(self, samples: Samples, dataset: ImageDataset, parts: Splits) -> Outputs:
+        """The same as what metrics take."""
+        features, logits = self(samples)
+        return Outputs(
+            ids=samples.ids.numpy(),
+            labels=samples.labels.numpy(),
+            logits=logits,
+            features=features,
+            num_classes=len(dataset.classes),
+            forget_classes=tuple(parts.forget_classes),
+        )
 
 
 def shadow_members(

@@ -1,37 +1,57 @@
-"""Classification metrics as pure functions on arrays, and the declaration of every metric id of the task.
-
-All functions accept NumPy arrays or CPU tensors and compute in float64. scikit-learn is imported inside the functions
-that use it, so that listing the metrics stays fast.
-"""
-
-from collections.abc import Sequence
+"""Every metric of the classification task, with the function that computes it where its outputs alone decide it."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from rub.errors import Diverged, RubError
-from rub.metrics.base import Cells, Metric
+from rub.metrics.accuracy import correct, logit_auc
+from rub.metrics.base import Cells, Metric, Outputs
+
+
+def right(outputs: Outputs) -> NDArray[np.bool_]:
+    """Which samples the largest logit classifies right."""
+    return correct(outputs.logits, outputs.labels)
+
+
+def right_of_kept(outputs: Outputs) -> NDArray[np.bool_]:
+    """The same, of the classes that were kept."""
+    return right(outputs)[~np.isin(outputs.labels, outputs.forget_classes)]
+
+
+def ranked(outputs: Outputs) -> float:
+    """How well the forgotten classes' logits rank the samples."""
+    return logit_auc(outputs.logits, outputs.labels, outputs.forget_classes)
+
 
 _INF = float("inf")
 _PART, _AUC = ("fraction", 3), ("AUC", 3)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
-    Metric("ta", "TA", "accuracy on test images of the classes that were kept", "up", split="test"),
+    Metric(
+        "ta", "TA", "accuracy on test images of the classes that were kept", "up", split="test", function=right_of_kept
+    ),
     Metric(
         "ta_all",
         "TA all",
         "accuracy on all test images, those of forgotten classes included",
         "reference",
         split="test",
+        function=right,
     ),
-    Metric("ra", "RA", "accuracy on the training images that were kept", "up", split="retain"),
-    Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", "down"),
+    Metric("ra", "RA", "accuracy on the training images that were kept", "up", split="retain", function=right),
+    Metric(
+        "ua",
+        "UA",
+        "accuracy on the forgotten training images (the paper's UA, not 1 - UA)",
+        "down",
+        function=right,
+    ),
     Metric(
         "ua_test",
         "UA test",
         "accuracy on test images of the forgotten classes, never trained on",
         "down",
         split="forget_test",
+        function=right,
     ),
     Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", "down", *_PART),
     Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", "down", *_PART),
@@ -44,6 +64,7 @@ METRICS: tuple[Metric, ...] = (
         "reference",
         *_AUC,
         split="test",
+        function=ranked,
     ),
     Metric(
         "probe_accuracy",
@@ -65,198 +86,3 @@ METRICS: tuple[Metric, ...] = (
 )
 """Every metric of the classification task, in the order of its tables. Shares are stored as 0..1, not percent."""
 cell = Cells(METRICS)
-
-
-def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
-    """Return which samples the largest logit classifies right; its mean is TA, RA or UA of that set.
-
-    Args:
-        logits: float (N, C), finite; the first class wins a tie.
-        labels: integer (N,), in 0..C-1.
-
-    Returns:
-        bool (N,).
-
-    Raises:
-        ValueError: the shapes do not fit or a label is outside 0..C-1.
-        Diverged: a logit is not finite.
-
-    Example:
-        >>> correct([[2.0, 1.0], [0.0, 3.0]], [0, 0]).tolist()
-        [True, False]
-    """
-    z, y = checked(logits, labels)
-    return np.asarray(z.argmax(axis=1) == y)
-
-
-def logit_auc(logits: ArrayLike, labels: ArrayLike, forget_classes: Sequence[int]) -> float:
-    """Return how well the forgotten classes' logits still rank test images: a score that no constant bias can hide.
-
-    mean over c of AUC(z_c of images with y = c against z_c of all others). It is 1 for a model whose forgotten logit is
-    merely lowered by a constant, while its UA is 0. The retrained model is the reference, which is not always .5: its
-    dead logit still varies with the image.
-
-    Args:
-        logits: float (N, C), test logits, images of all classes.
-        labels: integer (N,).
-        forget_classes: classes to average over, at least one, each with test images.
-
-    Returns:
-        AUC in [0, 1].
-
-    Raises:
-        RubError: no forgotten class, or one for which the labels hold no image, or nothing else.
-        ValueError, Diverged: as in `correct`.
-
-    Example:
-        >>> logit_auc([[1.0, -9.0], [0.5, -8.0], [0.9, -9.5]], [0, 1, 0], [1])
-        1.0
-    """
-    from sklearn.metrics import roc_auc_score
-
-    z, y = checked(logits, labels)
-    _check_classes(y, forget_classes, "test labels")
-    return float(np.mean([roc_auc_score(y == c, z[:, c]) for c in forget_classes]))
-
-
-def probe_accuracy(
-    train_features: ArrayLike,
-    train_labels: ArrayLike,
-    test_features: ArrayLike,
-    test_labels: ArrayLike,
-    forget_classes: Sequence[int],
-    *,
-    seed: int,
-    per_class: int = 300,
-    total: int = 3000,
-) -> float:
-    """Return the recall of the forgotten classes on test images by a linear probe on penultimate features.
-
-    A multinomial logistic regression (L2, C = 1, classes weighted to balance) on standardised features, trained on
-    training images of all classes, forgotten ones included; the head of the unlearned model plays no part.
-
-    Args:
-        train_features: float (N, D), features of training images, forgotten and kept.
-        train_labels: integer (N,).
-        test_features: float (M, D), features of test images; only those of forgotten classes count.
-        test_labels: integer (M,).
-        forget_classes: classes to average over, at least one, present on both sides.
-        seed: draws the training images.
-        per_class: most training images per class.
-        total: most training images in all, shared evenly by the classes (a cost bound for data with many classes).
-
-    Returns:
-        Mean over forgotten classes of the recall, in [0, 1]; chance is 1 / number of classes.
-
-    Raises:
-        RubError: no forgotten class, or one that is missing on either side.
-
-    Example:
-        >>> x = [[0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.9, 0.1]]
-        >>> probe_accuracy(x, [0, 0, 1, 1], x, [0, 0, 1, 1], [1], seed=0)
-        1.0
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import recall_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    x, y = np.asarray(train_features, np.float64), np.asarray(train_labels)
-    x_test, y_test = np.asarray(test_features, np.float64), np.asarray(test_labels)
-    _check_classes(y, forget_classes, "training labels")
-    _check_classes(y_test, forget_classes, "test labels", others=False)
-    kept = _even_subset(y, min(per_class, max(1, total // len(np.unique(y)))), np.random.default_rng(seed))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3))
-    probe.fit(x[kept], y[kept])
-    asked = np.isin(y_test, list(forget_classes))
-    found = probe.predict(x_test[asked])
-    return float(recall_score(y_test[asked], found, labels=list(forget_classes), average="macro", zero_division=0))
-
-
-def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
-    """Return how much more of the forget set the attack recovers from the unlearned than from the retrained model.
-
-    mean(u - r), paired by sample: the part of UA after the attack that an attack on a model which never saw the data
-    does not explain.
-
-    Args:
-        recovered_unlearned: bool (N,), whether the attack recovered each sample from the unlearned model.
-        recovered_retrained: bool (N,), the same samples, attack and budget against the retrained model.
-
-    Returns:
-        The difference in [-1, 1].
-
-    Raises:
-        ValueError: the two are empty or differ in shape.
-
-    Example:
-        >>> residual_knowledge([True, True, False, True], [False, True, False, False])
-        0.5
-    """
-    u, r = _paired(recovered_unlearned, recovered_retrained)
-    return float(u.mean() - r.mean())
-
-
-def residual_ratio(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
-    """Return the ratio Pr[unlearned recovers] / Pr[retrained recovers], smoothed by one count on each side.
-
-    (1 + sum u) / (1 + sum r), after the residual knowledge of RURK (NeurIPS 2025, arXiv 2601.22359). The added
-    count keeps it finite where the retrained model recovers nothing, which is the usual case; 1 means no excess.
-
-    Args:
-        recovered_unlearned: bool (N,), as in `residual_knowledge`.
-        recovered_retrained: bool (N,), likewise.
-
-    Returns:
-        The ratio in [1/(N+1), N+1].
-
-    Raises:
-        ValueError: the two are empty or differ in shape.
-
-    Example:
-        >>> residual_ratio([True, True, True, False], [False, False, False, False])
-        4.0
-    """
-    u, r = _paired(recovered_unlearned, recovered_retrained)
-    return float((1 + u.sum()) / (1 + r.sum()))
-
-
-def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return logits as float64 (N, C) and labels as int64 (N,), N >= 1, or say what does not fit.
-
-    Raises:
-        ValueError: the shapes do not fit or a label is outside 0..C-1.
-        Diverged: a logit is not finite.
-    """
-    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
-    if z.ndim != 2 or y.shape != z.shape[:1] or len(y) == 0:
-        raise ValueError(f"need logits (N, C) and labels (N,) with N >= 1, got {z.shape} and {y.shape}")
-    if y.min() < 0 or y.max() >= z.shape[1]:
-        raise ValueError(f"labels must lie in 0..{z.shape[1] - 1}, got {y.min()}..{y.max()}")
-    if not np.isfinite(z).all():
-        raise Diverged(f"the logits of {int((~np.isfinite(z)).any(axis=1).sum())} of {len(z)} samples are not finite")
-    return z, y
-
-
-def _even_subset(labels: NDArray[np.int64], cap: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return positions of at most `cap` random samples of each class."""
-    groups = [rng.permutation(np.flatnonzero(labels == c))[:cap] for c in np.unique(labels)]
-    return np.concatenate(groups)
-
-
-def _check_classes(labels: NDArray[np.int64], classes: Sequence[int], where: str, *, others: bool = True) -> None:
-    """Raise `RubError` unless every class has samples, and (when asked) other classes have samples too."""
-    present = set(labels.tolist())
-    missing = sorted(set(classes) - present)
-    if not classes or missing:
-        raise RubError(f"forget_classes {list(classes)}: need at least one, all in the {where}; missing: {missing}")
-    if others and len(present) < 2:
-        raise RubError(f"forget_classes {list(classes)}: the {where} hold no other class to compare with")
-
-
-def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return both as bool (N,), N >= 1."""
-    u, r = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
-    if u.ndim != 1 or u.shape != r.shape or len(u) == 0:
-        raise ValueError(f"need two paired outcome lists of one length, got shapes {u.shape} and {r.shape}")
-    return u, r

@@ -10,14 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from rub.errors import Diverged, RubError
-from rub.tasks.classification.metrics import (
-    METRICS,
-    correct,
-    logit_auc,
-    probe_accuracy,
-    residual_knowledge,
-    residual_ratio,
-)
+from rub.metrics.accuracy import correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
+from rub.tasks.classification.metrics import METRICS
 
 
 @pytest.fixture(scope="module")

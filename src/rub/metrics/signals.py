@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr, log_softmax, logsumexp, softmax
 
 from rub.errors import unknown
-from rub.tasks.classification.metrics import checked, correct
+from rub.metrics.accuracy import checked, correct
 
 Floats = NDArray[np.float64]
 Feature = Literal["confidence", "correctness", "entropy", "modified_entropy", "prob"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
-from rub.tasks.classification.signals import (
+from rub.metrics.signals import (
     Feature,
     Floats,
     logit_confidence,
