@@ -128,7 +128,7 @@ class Registry(Generic[T]):
         self._scan()
         found = self._entries.get((task, name)) or self._entries.get((ANY, name))
         if found is None:
-            named = f"{task} {self.kind}" if task != name else self.kind  # a task is its own task
+            named = self.kind if task in (name, ANY) else f"{task} {self.kind}"  # a task is its own task
             raise unknown(named, name, [entry.name for entry in self.entries(task if task != name else None)])
         return found
 
