@@ -8,7 +8,7 @@ from torch import nn
 
 import rub as package
 from rub.attacks.base import AttackContext
-from rub.data.samples import Samples, to_unit
+from rub.data.samples import to_unit
 from rub.errors import RubError
 from rub.metrics.accuracy import probe_accuracy
 from rub.models.lookup import claimed_arch, network_spec
@@ -227,6 +227,8 @@ def test_what_is_no_network_is_refused():
             build_network("odd", **SHAPE, kind=kind)
     with pytest.raises(RubError, match="should be def build"):
         package.network("odder", task="classification")(lambda *, num_classes: None)
+    with pytest.raises(RubError, match="only classification takes networks"):
+        package.network("oddest", task="inpainting")
 
 
 def test_a_network_without_a_linear_layer_has_its_logits_as_features():
@@ -238,4 +240,3 @@ def test_a_network_without_a_linear_layer_has_its_logits_as_features():
     model.head_name = "9"
     with pytest.raises(RubError, match="no layer '9'"):
         outputs(model, x)
-    assert isinstance(Samples, type)

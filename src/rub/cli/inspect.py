@@ -123,7 +123,8 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
     if kind == "dataset":
         yield from (f"  [b]{name}[/b]  {escape(value)}" for name, value in entry.load().facts.items())
-    if kind not in ("method", "control", "attack", "judge"):
+    shown = ("method", "control", "attack", "judge", *(["network"] if entry.task == "classification" else []))
+    if kind not in shown:
         return
     found = described(kind, entry)
     card = found.card
