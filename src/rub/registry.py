@@ -299,9 +299,7 @@ def network(name: str, *, task: str, card: Card | None = None) -> Callable[[F], 
     The module gives raw logits of normalised images (N, channels, size, size); see `rub.models.network`.
     """
     if task in ("inpainting", "text-to-image"):
-        raise RubError(
-            f"network '{name}': only classification takes networks of one's own, not {task}"
-        )
+        raise RubError(f"network '{name}': only classification takes networks of one's own, not {task}")
 
     def add(function: F) -> F:
         check_builder(name, function)
