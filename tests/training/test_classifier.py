@@ -14,8 +14,9 @@ from rub.data.sources import load_images
 from rub.errors import Diverged, RubError
 from rub.models.network import build_network
 from rub.tasks.classification.context import UnlearnContext
+from rub.training.batches import Augmentation
 from rub.training.classifier import embed, learning_rate, predict, train
-from rub.training.context import Augmentation, seeded
+from rub.training.context import seeded
 
 STILL = Augmentation(padding=0, flip=False)
 

@@ -21,8 +21,9 @@ from rub.models.weights import check_keys, read_state, save_weights
 from rub.pipeline.runtime import Runtime
 from rub.registry import Card
 from rub.store.artifacts import file_sha256
+from rub.training.batches import Augmentation
 from rub.training.classifier import look, predict, train
-from rub.training.context import Augmentation, TrainContext
+from rub.training.context import TrainContext
 
 WEIGHTS = "weights.safetensors"
 BACKGROUND = "neither"

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from rub.data.samples import Samples, to_unit
 from rub.errors import unknown
 from rub.models.network import Outputs, outputs
-from rub.training.context import TrainContext
+from rub.pipeline.checkpointing import Changing
+from rub.training.batches import cuts
+from rub.training.context import TrainContext, set_rate
 from rub.training.device import on_device, tf32
 
 
@@ -66,16 +68,12 @@ def train(
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     nesterov = schedule == "onecycle"
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
-    # a last batch of one image is left out, see `TrainContext.batches`
-    total = epochs * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
-    batches = context.epochs(samples, epochs)
-    part = context.checkpointer.section("train", {"model": model, "optimizer": optimizer, "batches": batches})
-    for step, (x, y) in enumerate(batches, part.restore()):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, lr, (step + 0.5) / total)  # mid-step: 0 at neither end
-        loss = nn.functional.cross_entropy(context.forward(model, x), y)
-        context.descend(loss, optimizer)
-        part.keep(step + 1)
+    total, batches = epochs * len(cuts(len(samples), context.batch_size)), context.endless(samples, "batches")
+    changing: Changing = {"model": model, "optimizer": optimizer, "batches": batches}
+    for step in context.counted(total, changing, epochs=epochs):
+        set_rate(optimizer, learning_rate(schedule, lr, (step + 0.5) / total))  # mid-step: 0 at neither end
+        x, y = next(batches)
+        context.descend(nn.functional.cross_entropy(context.forward(model, x), y), optimizer)
     return model.eval()
 
 

@@ -1,57 +1,20 @@
 """What everything that trains on images shares: named random streams, augmentation, batches, steps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rub.data.samples import Samples, to_unit
 from rub.errors import Diverged, RubError
 from rub.pipeline.callback import Progress, silent
-from rub.pipeline.checkpointing import AttributeState, Changing, Checkpointer, Section
+from rub.pipeline.checkpointing import Changing, Checkpointer, Section
+from rub.training.batches import Augmentation, Stream, cuts, refilled
 from rub.training.device import compiled, copy_to_host_async, on_device, tf32
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop with zero padding and horizontal flip, drawn per batch from a generator.
-
-    Attributes:
-        padding: pixels of zero padding on each side before the crop; 0 switches the crop off.
-        flip: whether to mirror each image with probability 1/2 (off for digits, where it changes the class).
-    """
-
-    padding: int = 4
-    flip: bool = True
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return augmented images of the same shape (N, C, H, W) and dtype."""
-        count, _, height, width = images.shape
-        if self.padding == 0 and not self.flip:
-            return images
-        pad = self.padding
-        shift, mirrored = self.draw(count, generator)
-        rows = torch.arange(height) + shift[0, :, None]
-        columns = torch.arange(width) + shift[1, :, None]
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        device = images.device
-        padded = F.pad(images, (pad, pad, pad, pad))
-        batch = torch.arange(count, device=device)[:, None, None]
-        picked = padded[batch, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
-        return picked.permute(0, 3, 1, 2)
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return what a batch of so many images draws: shifts, int64 (2, N), and which are mirrored, bool (N,)."""
-        if self.padding == 0 and not self.flip:
-            return torch.zeros(2, count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-        shift = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
-        return shift, torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,45 +54,81 @@ class TrainContext:
         batch_size: int | None = None,
         shuffle: bool = True,
         augment: bool = True,
-        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, y) over one pass of the samples: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device.
+        """(x, y) over one pass of the samples: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device.
 
-        The last, smaller batch is kept unless it holds a single image (batch normalisation needs two). The first
-        `skip` batches are drawn from the generator, but not made.
+        The last, smaller batch is kept unless it holds a single image of a shuffled pass (batch normalisation needs
+        two).
         """
-        count, size = len(samples), batch_size or self.batch_size
-        samples = on_device(samples, self.device)
-        order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
-        for start in range(0, count, size):
-            index = order[start : start + size]
-            if len(index) == 1 and count > 1 and shuffle:
-                continue
-            if start < skip * size:
-                if augment:
-                    self.augmentation.draw(len(index), generator)
-                continue
-            images = samples.take(index).to(self.device)
-            if augment:
-                images = self.augmentation(images, generator)
-            x = to_unit(images).contiguous(memory_format=torch.channels_last)
-            yield x, samples.labels[index].to(self.device)
+        drawn = self.drawn(len(samples), generator, batch_size=batch_size, shuffle=shuffle, augment=augment)
+        return map(self.maker(samples), drawn)
 
-    def epochs(self, samples: Samples, epochs: int, changing: Changing | None = None) -> "Epochs":
-        """Return the batches of several shuffled, augmented passes over the samples; they report progress.
+    def drawn(
+        self,
+        count: int,
+        generator: torch.Generator,
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        augment: bool = True,
+    ) -> Iterator[Tensor]:
+        """What the batches of one pass over `count` images draw, int64 (B, 1 or 4): rows and augmentation."""
+        order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
+        for part in cuts(count, batch_size or self.batch_size, lone=not shuffle):
+            rows = order[part, None]
+            yield torch.cat([rows, self.augmentation.draw(len(rows), generator)], 1) if augment else rows
+
+    def maker(self, samples: Samples) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Function of what was `drawn` for a batch to its images and labels, as `batches` gives them."""
+        placed = on_device(samples, self.device)
+
+        def make(drawn: Tensor) -> tuple[Tensor, Tensor]:
+            images = self.augmentation.apply(placed.take(drawn[:, 0]).to(self.device), drawn[:, 1:])
+            x = to_unit(images).contiguous(memory_format=torch.channels_last)
+            return x, samples.labels[drawn[:, 0]].to(self.device)
+
+        return make
+
+    def endless(
+        self, samples: Samples, stream: str, batch_size: int | None = None, *, even: bool = False
+    ) -> Stream[Tensor, tuple[Tensor, Tensor]]:
+        """Batches of shuffled, augmented passes over samples without end, in the order of a named stream.
+
+        Args:
+            samples: at least one.
+            stream: its name.
+            batch_size: images per batch; None: the context's.
+            even: whether all batches have that size, the last images of a pass standing with the first of the next.
+
+        Raises:
+            RubError: there are no images, or batches of one.
+        """
+        size = batch_size or self.batch_size
+        if not len(samples):
+            raise RubError("unlearning: an empty set of images; both forget and retain should hold some")
+        if size == 1 and len(samples) > 1:
+            raise RubError("unlearning: batches of one image; each set should give two at a time")
+
+        def passes() -> Iterator[Tensor]:
+            generator = self.generator(stream)
+            while True:
+                yield from self.drawn(len(samples), generator, batch_size=size)
+
+        return Stream(lambda: refilled(passes(), size) if even else passes(), self.maker(samples))
+
+    def epochs(
+        self, samples: Samples, epochs: int, changing: Changing | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of several shuffled, augmented passes over the samples; they report progress.
 
         With `changing`, what else a step leaves to the next, they keep a state now and then, and a killed run goes on
         from it; without, it starts anew.
         """
-        return Epochs(self, samples, epochs, changing)
-
-    def endless(self, samples: Samples, stream: str) -> "Endless":
-        """Return the batches of shuffled, augmented passes over samples without end, in the order of a named stream.
-
-        Raises:
-            RubError: there are no images.
-        """
-        return Endless(self, samples, self.generator(stream))
+        if len(samples):
+            batches = self.endless(samples, "batches")
+            steps = epochs * len(cuts(len(samples), self.batch_size))
+            for _ in self.counted(steps, beside(changing, {"own batches": batches}), epochs=epochs):
+                yield next(batches)
 
     def counted(self, steps: int, changing: Changing | None = None, *, epochs: int = 0) -> Iterator[int]:
         """Yield 0 to steps - 1, report progress, and keep a state now and then: a killed run goes on from there.
@@ -198,118 +197,10 @@ def beside(changing: Changing | None, batches: Changing) -> Changing | None:
     return None if changing is None else {**changing, **batches}
 
 
-class Epochs(AttributeState):
-    """The batches of several passes over samples, which know where they stand: they go on where a state was kept.
-
-    Attributes:
-        epoch: passes that are over.
-        place: batches of the present pass that were yielded.
-        opening: state of the generator at the start of this pass.
-    """
-
-    changing = ("epoch", "place", "opening")
-
-    def __init__(self, context: TrainContext, samples: Samples, epochs: int, changing: Changing | None) -> None:
-        """Made by `TrainContext.epochs`."""
-        self.context, self.samples, self.epochs, self.others = context, samples, epochs, changing
-        self.generator = context.generator("batches")
-        self.epoch, self.place, self.opening = 0, 0, self.generator.get_state()
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, y) as `TrainContext.batches` does."""
-        part = self.context.section("epochs", beside(self.others, {"own batches": self}))
-        part.restore()
-        passes = math.ceil(len(self.samples) / self.context.batch_size)
-        self.generator.set_state(self.opening)
-        while self.epoch < self.epochs:
-            for batch in self.context.batches(self.samples, self.generator, skip=self.place):
-                self.place += 1
-                yield batch
-                done = self.epoch * passes + self.place
-                self.context.progress(done, self.epochs * passes, f"epoch {self.epoch + 1}/{self.epochs}")
-                part.keep(done)
-            self.epoch, self.place, self.opening = self.epoch + 1, 0, self.generator.get_state()
-
-
-class Endless(AttributeState):
-    """Batches without end, in shuffled, augmented passes over samples; they go on where a state was kept.
-
-    Attributes:
-        place: batches of this pass that were given.
-        opening: state of the generator at the start of this pass.
-    """
-
-    changing = ("place", "opening")
-
-    def __init__(
-        self, context: TrainContext, samples: Samples, generator: torch.Generator, batch_size: int | None = None
-    ) -> None:
-        """Begin with the first batch.
-
-        Raises:
-            RubError: there are no images, or batches of one, which `TrainContext.batches` leaves out.
-        """
-        if not len(samples):
-            raise RubError("unlearning: an empty set of images; both forget and retain should hold some")
-        if (batch_size or context.batch_size) == 1 and len(samples) > 1:
-            raise RubError("unlearning: batches of one image; each set should give two at a time")
-        self.context, self.samples, self.generator, self.batch_size = context, samples, generator, batch_size
-        self.place, self.opening = 0, generator.get_state()
-        self._pass: Iterator[tuple[Tensor, Tensor]] | None = None
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """Return (x, y) as `TrainContext.batches` does."""
-        while True:
-            if self._pass is None:
-                self.generator.set_state(self.opening)
-                self._pass = self.context.batches(
-                    self.samples, self.generator, batch_size=self.batch_size, skip=self.place
-                )
-            for batch in self._pass:
-                self.place += 1
-                return batch
-            self._pass, self.place, self.opening = None, 0, self.generator.get_state()
-
-
-class Shuffled:
-    """Rows of a set, so many at a time, in shuffled passes without end; it goes on where a state was kept.
-
-    A batch may hold the last rows of one pass and the first of the next.
-
-    Example:
-        >>> rows = Shuffled(3, 2, torch.Generator().manual_seed(0))
-        >>> sorted(torch.cat([next(rows) for _ in range(3)]).tolist())
-        [0, 0, 1, 1, 2, 2]
-    """
-
-    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
-        """Take the number of rows, at least 1, and of those of a batch."""
-        self.count, self.size, self.generator = count, size, generator
-        self.order = torch.empty(0, dtype=torch.int64)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> Tensor:
-        """Return the next rows, int64 (size,)."""
-        while len(self.order) < self.size:
-            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
-        rows, self.order = self.order[: self.size], self.order[self.size :]
-        return rows
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is left of this pass, and the generator's state."""
-        return {"order": self.order.clone(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from `state_dict`."""
-        self.order = state["order"]
-        self.generator.set_state(state["generator"])
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def seeded(seed: int, stream: str) -> torch.Generator:

@@ -17,8 +17,8 @@ from rub.store.records import Record, read_records
 from rub.tasks.classification.audit import AUDIT, ClassificationAudit, told
 from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.verdict import Figures, conclude
+from rub.training.batches import Augmentation
 from rub.training.classifier import train
-from rub.training.context import Augmentation
 
 
 def rate(hits, count=100):

@@ -17,8 +17,8 @@ from rub.models.network import build_network
 from rub.models.weights import save_weights
 from rub.registry import DATASETS, NETWORKS
 from rub.tasks.classification.context import UnlearnContext
+from rub.training.batches import Augmentation
 from rub.training.classifier import train
-from rub.training.context import Augmentation
 
 DIGITS = load_images("digits", None)
 PROTOCOL = {

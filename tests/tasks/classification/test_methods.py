@@ -10,7 +10,7 @@ from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.registry import card_of, resolve, unlearner
 from rub.tasks.classification.context import UnlearnContext
-from rub.training.context import Augmentation
+from rub.training.batches import Augmentation
 
 # method id -> hyperparameters under which three classes of noise and one epoch show an effect
 TABLE = {

@@ -18,7 +18,7 @@ from rub.tasks.inpainting.context import UnlearnContext
 from rub.tasks.inpainting.methods._targets import noise_images
 from rub.tasks.inpainting.methods.i2i import i2i, i2i_losses
 from rub.tasks.inpainting.methods.salun import saliency_mask, salun, swapped_loss, trainable
-from rub.training.context import Augmentation
+from rub.training.batches import Augmentation
 
 NAMES = ("i2i", "salun", "max-loss", "retain-label", "noisy-label", "random-encoder")
 ENCODER_ONLY = ("i2i", "random-encoder")

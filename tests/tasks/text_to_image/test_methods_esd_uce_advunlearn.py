@@ -17,7 +17,6 @@ from rub.tasks.text_to_image.methods import advunlearn as adv
 from rub.tasks.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens
 from rub.tasks.text_to_image.methods.esd import esd_loss, esd_u, esd_x, negative_guidance
 from rub.tasks.text_to_image.methods.uce import edit_matrix, last_tokens, uce
-from rub.training.context import Shuffled
 
 NONE = torch.empty(0, 1, 8, 8)
 FORGET = Side(("a church", "a photo of a church"), NONE, ())
@@ -560,7 +559,7 @@ def test_gamma_holds_the_retain_prompts(make_model):
 
 
 def test_retain_prompts_come_in_shuffled_passes():
-    taken = Shuffled(4, 3, torch.Generator().manual_seed(0))
+    taken = context().rows(4, 3, "prompts")
     drawn = ["abcd"[row] for _ in range(8) for row in next(taken).tolist()]
     assert all(sorted(drawn[start : start + 4]) == ["a", "b", "c", "d"] for start in range(0, 24, 4))
     assert len({tuple(drawn[start : start + 4]) for start in range(0, 24, 4)}) > 1

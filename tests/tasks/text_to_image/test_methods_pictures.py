@@ -14,9 +14,9 @@ from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import fmn as fmn_module
 from rub.tasks.text_to_image.methods._losses import (
     Noisy,
-    NoisyPictures,
     guided_loss,
     noise_loss,
+    noisy_pictures,
     other_prompt,
     redirected_loss,
 )
@@ -141,7 +141,7 @@ def test_the_three_losses_are_their_equations(model, make_model):
 
 def test_noisy_pictures_keep_their_captions_and_follow_the_schedule(model):
     ctx = context()
-    stream = NoisyPictures(model, FORGET, ctx, "forget")
+    stream = noisy_pictures(model, FORGET, ctx, "forget")
     seen = []
     for x, t, noise, captions in drawn(model, FORGET, ctx, "forget", 3):
         made = next(stream)

@@ -12,7 +12,7 @@ from rub.models.diffusion.sampling import Sampler
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.training import encoded, fit, min_snr
-from rub.training.context import Augmentation
+from rub.training.batches import Augmentation
 
 SETTINGS = {"steps": 30, "lr": 4e-3, "dropout": 0.1, "ema": 0.9, "autoencoder_steps": 20, "autoencoder_lr": 4e-3,
             "autoencoder_batch": 8}  # fmt: skip

@@ -25,9 +25,10 @@ from rub.store.artifacts import Artifact
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
 from rub.tasks.classification.context import UnlearnContext
+from rub.training.batches import Augmentation
 from rub.training.classifier import predict
 from rub.training.classifier import train as fit
-from rub.training.context import Augmentation, seeded
+from rub.training.context import seeded
 
 Inputs = Mapping[str, Artifact]
 WEIGHTS, NETWORK = "weights.safetensors", "network.json"

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from rub.data.samples import Samples
 from rub.models.mae.masks import Mask, make_mask
 from rub.pipeline.checkpointing import Changing
-from rub.training.context import Endless, TrainContext, beside
+from rub.training.context import TrainContext, beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +45,13 @@ class UnlearnContext(TrainContext):
         An epoch is one shuffled, augmented pass over the longer set; the shorter one starts again when it ends. With
         `changing`, what else a step leaves to the next, a state is kept now and then, see `counted`.
         """
-        wrong, right = (
-            Whole(self, samples, self._half, self.generator(f"{stream}-{name}"))
-            for name, samples in (("forget", forget), ("retain", retain))
-        )
-        total = self.steps(forget, retain, epochs)
-        own = {"forget batches": wrong, "retain batches": right}
-        for step in self.counted(total, beside(changing, own), epochs=epochs):
-            yield step, next(wrong), next(right)
+        sets = {"forget": forget, "retain": retain}
+        halves = {
+            name: self.endless(samples, f"{stream}-{name}", self._half, even=True) for name, samples in sets.items()
+        }
+        own = {f"{name} batches": batches for name, batches in halves.items()}
+        for step in self.counted(self.steps(forget, retain, epochs), beside(changing, own), epochs=epochs):
+            yield step, next(halves["forget"])[0], next(halves["retain"])[0]
 
     def adamw(
         self,
@@ -72,43 +70,6 @@ class UnlearnContext(TrainContext):
     @property
     def _half(self) -> int:
         return max(self.batch_size // 2, 1)
-
-
-class Whole:
-    """Images without end, always as many at a time, which go on where a state was kept.
-
-    A batch may hold the last images of a pass and the first of the next.
-    """
-
-    def __init__(self, context: TrainContext, samples: Samples, size: int, generator: torch.Generator) -> None:
-        """Begin with the first batch.
-
-        Raises:
-            RubError: there are no images.
-        """
-        self.batches, self.size = Endless(context, samples, generator, size), size
-        self.waiting = torch.empty(0, device=context.device)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> Tensor:
-        """Return the next images, float32 (size, C, H, W) in [0, 1]."""
-        while len(self.waiting) < self.size:
-            x, _ = next(self.batches)
-            self.waiting = torch.cat([self.waiting, x]) if len(self.waiting) else x
-        batch, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the passes stand, and the images that were made but not yet given."""
-        return {"batches": self.batches.state_dict(), "waiting": self.waiting.clone()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from `state_dict`."""
-        self.batches.load_state_dict(state["batches"])
-        self.waiting = state["waiting"].to(self.waiting.device)
 
 
 def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:

@@ -1,7 +1,6 @@
 """The stage functions that make models and probes: choose, train, import, initialise, unlearn, attack."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
-from rub.training.context import Augmentation, seeded
+from rub.training.batches import Augmentation, cuts
+from rub.training.context import seeded, set_rate
 from rub.training.device import compiled
 
 Inputs = Mapping[str, Artifact]
@@ -124,18 +124,16 @@ def fit(
     model.train()
     optimizer = context.adamw(model.named_parameters(), training["lr"], training["weight_decay"])
     masks = context.generator("masks")
-    total = training["epochs"] * math.ceil(max(len(samples) - 1, 1) / context.batch_size)
-    batches = context.epochs(samples, training["epochs"])
+    total = training["epochs"] * len(cuts(len(samples), context.batch_size))
+    batches = context.endless(samples, "batches")
     masked_loss = compiled(model.loss, context.compile)
     changing: Changing = {"model": model, "optimizer": optimizer, "batches": batches, "masks": masks}
-    part = context.checkpointer.section("train", changing)
-    for step, (x, _) in enumerate(batches, part.restore()):
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(training["lr"], step, total, round(training["warmup"] * total))
+    for step in context.counted(total, changing, epochs=training["epochs"]):
+        set_rate(optimizer, warmup_cosine(training["lr"], step, total, round(training["warmup"] * total)))
+        x, _ = next(batches)
         with context.autocast():
             loss = masked_loss(x, context.masks(len(x), model.config.patches, masks))
         context.descend(loss, optimizer)
-        part.keep(step + 1)
     return model.eval()
 
 

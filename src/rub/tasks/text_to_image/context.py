@@ -1,8 +1,7 @@
 """What an unlearning method of diffusion models receives besides its model: what to forget, what to keep, helpers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
 from rub.models.diffusion.sampling import Sampler, partial
-from rub.training.context import Shuffled, TrainContext
+from rub.training.batches import Stream, orders, refilled
+from rub.training.context import TrainContext
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,27 @@ class UnlearnContext(TrainContext):
     anchor: str = ""
     sampler: Sampler = field(default_factory=Sampler)
 
-    def pictures(self, side: Side, stream: str) -> "Pictures":
-        """Return the batches of a side's pictures.
+    def rows(self, count: int, size: int, stream: str) -> Stream[Tensor, Tensor]:
+        """Rows of a set, int64 (size,), in shuffled passes without end; a batch may hold rows of two passes."""
+        return Stream(lambda: refilled(orders(count, self.generator(stream)), size), lambda rows: rows)
+
+    def pictures(self, side: Side, stream: str) -> Stream[Tensor, tuple[Tensor, list[str]]]:
+        """Batches (x_0, captions) of a side's pictures in shuffled passes without end: float32 (B, C, h, w), B strings.
 
         Raises:
             RubError: there are no pictures.
         """
         if not len(side):
             raise RubError("unlearning: this method needs pictures, but there are none of one side")
-        return Pictures(side, Shuffled(len(side), self.batch_size, self.generator(stream)), self.device)
 
-    def draw(self, model: Diffusion, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (x_t, t, noise) for clean latents: t uniform in 0 to T - 1, int64 (B,), and standard normal noise."""
-        t = torch.randint(0, model.timesteps, (len(x0),), generator=generator).to(self.device)
-        noise = self.normal(x0.shape, generator)
+        def make(rows: Tensor) -> tuple[Tensor, list[str]]:
+            return side.latents[rows].to(self.device), [side.captions[row] for row in rows.tolist()]
+
+        return Stream(lambda: refilled(orders(len(side), self.generator(stream)), self.batch_size), make)
+
+    def noised(self, model: Diffusion, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, t, noise) for clean latents: t uniform in 0 to T - 1, int64 (B,), and standard normal noise."""
+        t, noise = (part.to(self.device) for part in draw_noise(model, x0.shape, generator))
         return model.noised(x0, t, noise), t, noise
 
     def normal(self, shape: Iterable[int], generator: torch.Generator) -> Tensor:
@@ -102,29 +109,11 @@ class UnlearnContext(TrainContext):
         return torch.optim.Adam(chosen, lr=lr)
 
 
-class Pictures:
-    """Batches of pictures with their captions, in shuffled passes without end; they go on where a state was kept."""
-
-    def __init__(self, side: Side, rows: Shuffled, device: torch.device) -> None:
-        """Made by `UnlearnContext.pictures`."""
-        self.side, self.rows, self.device = side, rows, device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> tuple[Tensor, list[str]]:
-        """Return (x_0, captions): float32 (B, C, h, w) on the device, B the batch size."""
-        rows = next(self.rows)
-        return self.side.latents[rows].to(self.device), [self.side.captions[row] for row in rows.tolist()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the rows stand."""
-        return self.rows.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from `state_dict`."""
-        self.rows.load_state_dict(state)
+def draw_noise(model: Diffusion, shape: Iterable[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(t, noise) for latents of a shape (B, C, h, w), on the CPU: t uniform in 0 to T - 1, int64 (B,)."""
+    count, *rest = shape
+    t = torch.randint(0, model.timesteps, (count,), generator=generator)
+    return t, torch.randn((count, *rest), generator=generator)
 
 
 def train_only(model: Diffusion, names: Iterable[str]) -> dict[str, nn.Parameter]:

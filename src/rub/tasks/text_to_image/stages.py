@@ -31,7 +31,8 @@ from rub.tasks.text_to_image.concepts import prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
-from rub.training.context import Augmentation, seeded
+from rub.training.batches import Augmentation
+from rub.training.context import seeded
 
 Inputs = Mapping[str, Artifact]
 MODEL = "model.safetensors"

@@ -13,6 +13,7 @@ from rub.data.samples import Samples
 from rub.models.diffusion.model import Diffusion
 from rub.pipeline.checkpointing import Changing
 from rub.tasks.text_to_image.context import UnlearnContext
+from rub.training.context import set_rate
 from rub.training.device import compiled
 
 KL_WEIGHT = 1e-6  # of the autoencoder's loss (Rombach et al. 2022, appendix G)
@@ -70,10 +71,10 @@ def fit(
     changing: Changing = {"learned": learned, "mean": mean, "optimizer": optimizer, "draws": generator}
     part = context.checkpointer.section("train", changing)
     for step in range(part.restore(), training["steps"]):
-        _set_rate(optimizer, rate(training["lr"], step, training["steps"]))
+        set_rate(optimizer, rate(training["lr"], step, training["steps"]))
         rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
         side = torch.randint(0, len(latents), (context.batch_size,), generator=generator)
-        x, t, noise = context.draw(model, latents[side, rows].to(context.device), generator)
+        x, t, noise = context.noised(model, latents[side, rows].to(context.device), generator)
         texts = caption(samples.labels[rows], generator)
         kept = torch.rand(len(texts), generator=generator) >= training["dropout"]
         texts = [text if keep else "" for text, keep in zip(texts, kept.tolist(), strict=True)]
@@ -122,7 +123,7 @@ def fit_autoencoder(
     generator = context.generator("autoencoder")
     part = context.checkpointer.section("autoencoder", {"vae": vae, "optimizer": optimizer, "draws": generator})
     for step in range(part.restore(), steps):
-        _set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
+        set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)
         images = context.augmentation(samples.take(rows).to(context.device), generator)
         x = images.float() / 127.5 - 1
@@ -151,11 +152,6 @@ def _parts(model: Diffusion, samples: Samples, flip: bool) -> Iterator[Tensor]:
     for start in range(0, len(samples), CHUNK):
         images = samples.take(slice(start, start + CHUNK))
         yield model.to_latents(images.flip(3) if flip else images).cpu()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """CT: transpose every convolution kernel, then fine-tune."""
 
 import math
+from itertools import repeat
 from typing import Annotated
 
 import torch
@@ -10,9 +11,11 @@ from torch.nn import functional as F
 from rub.config.hyperparameters import Epochs, Hyper, Rate
 from rub.data.samples import Samples
 from rub.errors import RubError
+from rub.pipeline.checkpointing import Changing
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import convolutions, rounds, set_rate
+from rub.tasks.classification.methods._steps import convolutions, rounds
+from rub.training.context import set_rate
 
 CARD = Card(
     paper="Cadet et al., Deep Unlearn, EuroS&P 2025, arXiv 2410.01276 (CT, from the NeurIPS 2023 competition)",
@@ -53,9 +56,8 @@ def convolution_transpose(
     transpose_kernels(model)
     model.train()
     optimizer = context.sgd(model, lr)
-    for epoch, _, x, y in rounds(
-        context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}
-    ):
+    changing: Changing = {"model": model, "optimizer": optimizer}
+    for epoch, _, x, y in rounds(context, lambda: repeat({"retain": retain}, epochs), changing):
         set_rate(optimizer, lr * (1 + math.cos(math.pi * epoch / epochs)) / 2)
         context.descend(F.cross_entropy(context.forward(model, x), y), optimizer)
     return model

@@ -1,5 +1,6 @@
 """l1-sparse: fine-tune on the retain set under an l1 penalty that fades."""
 
+from itertools import repeat
 from typing import Annotated
 
 from torch import nn
@@ -48,7 +49,7 @@ def l1_sparse(
     """Fine-tune on the retain set with a fading l1 penalty on all weights. The forget set is not used."""
     model.train()
     optimizer = context.sgd(model, lr)
-    for batch in rounds(context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}):
+    for batch in rounds(context, lambda: repeat({"retain": retain}, epochs), {"model": model, "optimizer": optimizer}):
         loss = F.cross_entropy(context.forward(model, batch.x), batch.y)
         weight = l1_weight(alpha, batch.epoch, epochs, no_l1_epochs)
         if weight > 0:

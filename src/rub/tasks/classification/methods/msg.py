@@ -1,5 +1,6 @@
 """MSG: re-draw the convolution weights that separate forget from retain least, then fine-tune."""
 
+from itertools import repeat
 from typing import Annotated
 
 import torch
@@ -8,9 +9,11 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import Epochs, Fraction, Hyper, Rate
 from rub.data.samples import Samples
+from rub.pipeline.checkpointing import Changing
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import convolutions, rounds, set_rate
+from rub.tasks.classification.methods._steps import convolutions, rounds
+from rub.training.context import set_rate
 from rub.training.saliency import summed_gradients, top_mask
 
 CARD = Card(
@@ -92,9 +95,8 @@ def msg(
         scales.append((layer, drawn + damping * ~drawn))
     model.train()
     optimizer = context.sgd(model, lr)
-    for epoch, _, x, y in rounds(
-        context, epochs, lambda _: {"retain": retain}, {"model": model, "optimizer": optimizer}
-    ):
+    changing: Changing = {"model": model, "optimizer": optimizer}
+    for epoch, _, x, y in rounds(context, lambda: repeat({"retain": retain}, epochs), changing):
         set_rate(optimizer, lr * warm_and_decay(epoch, epochs))
         context.backward(F.cross_entropy(context.forward(model, x), y), optimizer)
         for layer, scale in scales:

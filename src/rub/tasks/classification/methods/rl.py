@@ -1,6 +1,6 @@
 """RL: train the forget set on random labels, and the retain set on its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from rub.config.hyperparameters import Epochs, Hyper, SgdRate
 from rub.data.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import rounds
+from rub.tasks.classification.methods._steps import Parts, rounds
 
 Mixing = Literal["sequential", "mixed"]
 
@@ -54,18 +54,18 @@ def relabel_and_train(
     exclude_true: bool,
 ) -> nn.Module:
     """Run the loop that RL and SalUn share; they differ in `descend`, which takes one step down a loss."""
-    labels = context.generator("labels")
 
-    def parts(_: int) -> dict[str, Samples]:
-        fresh = random_labels(forget.labels, context.num_classes, labels, exclude_true)
-        relabelled = replace(forget, labels=fresh)
-        if mixing == "mixed":
-            return {"all": concatenate([relabelled, retain])}
-        return {"forget": relabelled, "retain": retain}
+    def parts() -> Iterator[Parts]:
+        generator = context.generator("labels")
+        for _ in range(epochs):
+            fresh = random_labels(forget.labels, context.num_classes, generator, exclude_true)
+            relabelled = replace(forget, labels=fresh)
+            mixed = mixing == "mixed"
+            yield {"all": concatenate([relabelled, retain])} if mixed else {"forget": relabelled, "retain": retain}
 
     model.train()
     optimizer = context.sgd(model, lr)
-    for batch in rounds(context, epochs, parts, {"model": model, "optimizer": optimizer}, labels):
+    for batch in rounds(context, parts, {"model": model, "optimizer": optimizer}):
         descend(F.cross_entropy(context.forward(model, batch.x), batch.y), optimizer)
     return model
 

@@ -1,5 +1,6 @@
 """SCRUB: a student that leaves its teacher on the forget set and stays with it on the retain set."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -11,7 +12,8 @@ from rub.data.samples import Samples
 from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import distillation, rounds, set_rate
+from rub.tasks.classification.methods._steps import Parts, distillation, rounds
+from rub.training.context import set_rate
 
 CARD = Card(
     paper="Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023, arXiv 2302.09880",
@@ -55,10 +57,11 @@ def scrub(
     model.train()
     optimizer = context.sgd(model, lr)
 
-    def parts(epoch: int) -> dict[str, Samples]:
-        return {"forget": forget, "retain": retain} if epoch < msteps else {"retain": retain}
+    def parts() -> Iterator[Parts]:
+        for epoch in range(epochs):
+            yield {"forget": forget, "retain": retain} if epoch < msteps else {"retain": retain}
 
-    for epoch, part, x, y in rounds(context, epochs, parts, {"model": model, "optimizer": optimizer}):
+    for epoch, part, x, y in rounds(context, parts, {"model": model, "optimizer": optimizer}):
         set_rate(optimizer, decayed_rate(lr, epoch, decay_epochs, decay))
         with torch.no_grad():
             reference = context.forward(teacher, x)

@@ -11,6 +11,7 @@ from rub.config.hyperparameters import Epochs, Fraction, Hyper, Positive, Rate, 
 from rub.data.samples import Samples
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
+from rub.training.context import set_rate
 
 RateAt = Callable[[int, int], float]
 
@@ -68,8 +69,7 @@ def minimise(
     total = context.steps(forget, retain, epochs)
     changing: Changing = {"weights": ParameterState(dict(named)), "optimizer": optimizer, **draws}
     for index, x_f, x_r in context.pairs(forget, retain, epochs, changing):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(index, total)
+        set_rate(optimizer, rate(index, total))
         with context.autocast():
             value = loss(x_f, x_r)
         context.backward(value, optimizer)

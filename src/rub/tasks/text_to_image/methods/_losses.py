@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
 from rub.pipeline.checkpointing import Changing
-from rub.tasks.text_to_image.context import Side, UnlearnContext
+from rub.tasks.text_to_image.context import Side, UnlearnContext, draw_noise
+from rub.training.batches import Stream, orders, refilled
 from rub.training.context import beside
 
 
@@ -32,53 +33,42 @@ class Noisy:
     given: Tensor
 
 
-class NoisyPictures:
-    """Batches of one side's pictures without end, each with fresh t and noise; they go on where a state was kept."""
+def noisy_pictures(model: Diffusion, side: Side, context: UnlearnContext, stream: str) -> Stream[Any, Noisy]:
+    """Batches of one side's pictures without end, each with fresh t and noise.
 
-    def __init__(self, model: Diffusion, side: Side, context: UnlearnContext, stream: str) -> None:
-        """Begin with the first batch.
+    Args:
+        model: its schedule and text encoder are used; no gradient flows.
+        side: pictures and captions.
+        context: batch size and seed.
+        stream: names the order of the pictures; ``stream-noise`` names that of t and noise.
 
-        Args:
-            model: its schedule and text encoder are used; no gradient flows.
-            side: pictures and captions.
-            context: batch size and seed.
-            stream: names the order of the pictures; ``stream-noise`` names that of t and noise.
+    Raises:
+        RubError: there are no pictures.
+    """
+    pictures, size = context.pictures(side, stream), context.batch_size
 
-        Raises:
-            RubError: there are no pictures.
-        """
-        self.model, self.context = model, context
-        self.pictures, self.draws = context.pictures(side, stream), context.generator(f"{stream}-noise")
+    def draw() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        generator = context.generator(f"{stream}-noise")
+        for rows in refilled(orders(len(side), context.generator(stream)), size):
+            yield rows, *draw_noise(model, (len(rows), *side.latents.shape[1:]), generator)
 
-    def __iter__(self) -> Iterator[Noisy]:
-        """Return itself."""
-        return self
-
-    def __next__(self) -> Noisy:
-        """Return the next batch."""
-        x0, captions = next(self.pictures)
-        x, t, noise = self.context.draw(self.model, x0, self.draws)
+    def make(drawn: tuple[Tensor, Tensor, Tensor]) -> Noisy:
+        (x0, captions), t, noise = pictures.make(drawn[0]), drawn[1].to(context.device), drawn[2].to(context.device)
         with torch.no_grad():
-            given = self.model.context(captions)
-        return Noisy(x, t, noise, given)
+            given = model.context(captions)
+        return Noisy(model.noised(x0, t, noise), t, noise, given)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the pictures and the noise stand."""
-        return {"pictures": self.pictures.state_dict(), "draws": self.draws.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from `state_dict`."""
-        self.pictures.load_state_dict(state["pictures"])
-        self.draws.set_state(state["draws"])
+    return Stream(draw, make)
 
 
 def pairs(
     model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, iterations: int, changing: Changing
 ) -> Iterator[tuple[int, Noisy, Noisy]]:
-    """Yield (step, forget batch, retain batch) so often, report progress, and keep what changes, see `counted`."""
-    wrong, right = (NoisyPictures(model, *side) for side in ((forget, context, "forget"), (retain, context, "retain")))
-    for step in context.counted(iterations, beside(changing, {"forget batches": wrong, "retain batches": right})):
-        yield step, next(wrong), next(right)
+    """(step, forget batch, retain batch) so often; progress is reported, and what changes is kept, see `counted`."""
+    batches = {side: noisy_pictures(model, of, context, side) for side, of in (("forget", forget), ("retain", retain))}
+    own = {f"{side} batches": stream for side, stream in batches.items()}
+    for step in context.counted(iterations, beside(changing, own)):
+        yield step, next(batches["forget"]), next(batches["retain"])
 
 
 def embedded(model: Diffusion, prompt: str) -> Tensor:

@@ -17,7 +17,6 @@ from rub.pipeline.checkpointing import AttributeState, Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods.esd import esd_loss
-from rub.training.context import Shuffled
 
 Attack = Literal["adam", "sign"]
 Init = Literal["latest", "random"]
@@ -181,7 +180,7 @@ def advunlearn(
     concept, empty = original.context([prompt]), original.context([""])
     draws, attacks, tokens = (context.generator(stream) for stream in ("steps", "attacks", "tokens"))
     single, kept, adversary = replace(context, batch_size=1), context.generator("retain"), Adversary(model)
-    prompts = Shuffled(len(retain.prompts), retain_batch, context.generator("prompts"))
+    prompts = context.rows(len(retain.prompts), retain_batch, "prompts")
 
     def attacked(prefix: Tensor) -> Tensor:
         with context.autocast():

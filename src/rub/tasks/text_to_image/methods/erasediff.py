@@ -13,7 +13,7 @@ from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
-from rub.tasks.text_to_image.methods._losses import Noisy, NoisyPictures, embedded, noise_loss, pairs, redirected_loss
+from rub.tasks.text_to_image.methods._losses import Noisy, embedded, noise_loss, noisy_pictures, pairs, redirected_loss
 
 CARD = Card(
     paper="Wu et al., Erasing Undesirable Influence in Diffusion Models, CVPR 2025, arXiv 2401.05779",
@@ -83,7 +83,7 @@ def erasediff(
     other = embedded(model, context.anchor or pseudo)
     parameters = train_only(model.eval(), parameter_group(model, group))
     optimizer = context.adam(parameters.values(), lr)
-    ahead = NoisyPictures(model, forget, context, "ahead")
+    ahead = noisy_pictures(model, forget, context, "ahead")
 
     def look_ahead() -> None:
         start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -94,11 +94,11 @@ def erasediff(
         put_back(parameters, start)
 
     changing: Changing = {"weights": ParameterState(parameters), "optimizer": optimizer, "ahead": ahead}
-    for step, wrong, right in pairs(model, forget, retain, context, iterations, changing):
+    for step, forget_batch, retain_batch in pairs(model, forget, retain, context, iterations, changing):
         if inner_steps and step % every == 0:
             look_ahead()
         with context.autocast():
-            loss = erasediff_loss(model, wrong, right, other, lam)
+            loss = erasediff_loss(model, forget_batch, retain_batch, other, lam)
         context.descend(loss, optimizer)
     return freeze(model)
 

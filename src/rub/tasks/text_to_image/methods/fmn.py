@@ -151,7 +151,7 @@ def fmn(
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer, "draws": draws}
     for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
         clean = next(pictures)[0] if pictures else zeros
-        x, t, _ = context.draw(model, clean, draws)
+        x, t, _ = context.noised(model, clean, draws)
         with context.autocast():
             loss = attention_norm(model, x, t, given, positions)
         context.backward(loss, optimizer)

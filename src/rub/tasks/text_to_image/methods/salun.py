@@ -16,10 +16,10 @@ from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import (
     Noisy,
-    NoisyPictures,
     embedded,
     guided_loss,
     noise_loss,
+    noisy_pictures,
     other_prompt,
     pairs,
     redirected_loss,
@@ -82,7 +82,7 @@ def saliency_mask(
     empty = embedded(model, "")
 
     def losses() -> Iterator[Tensor]:
-        for batch in islice(NoisyPictures(model, forget, context, "mask"), batches):
+        for batch in islice(noisy_pictures(model, forget, context, "mask"), batches):
             with context.autocast():
                 loss = guided_loss(model, batch, empty, guidance)
             yield loss
@@ -140,9 +140,9 @@ def salun(
     step, optimizer = MaskedStep(parameters, mask), context.adam(parameters.values(), lr)
     teacher = model if pseudo_target == "live" else frozen(model)
     changing: Changing = {"weights": ParameterState(parameters), "optimizer": optimizer}
-    for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
+    for _, forget_batch, retain_batch in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
-            loss = salun_loss(model, teacher, wrong, right, other, alpha)
+            loss = salun_loss(model, teacher, forget_batch, retain_batch, other, alpha)
         context.backward(loss, optimizer)
         step(optimizer)
     return freeze(model)

@@ -17,10 +17,10 @@ from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import (
     Noisy,
-    NoisyPictures,
     embedded,
     guided_loss,
     noise_loss,
+    noisy_pictures,
     pairs,
     redirected_loss,
 )
@@ -80,7 +80,7 @@ def connection_sensitivity(
     empty = embedded(model, "")
 
     def losses() -> Iterator[Tensor]:
-        for batch in islice(NoisyPictures(model, forget, context, "prune"), batches):
+        for batch in islice(noisy_pictures(model, forget, context, "prune"), batches):
             with context.autocast():
                 loss = guided_loss(model, batch, empty, guidance)
             yield loss
@@ -182,8 +182,8 @@ def scissorhands(
     weights = train_only(model, parameter_group(model, group))
     optimizer = context.adam(weights.values(), lr)
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer}
-    for _, wrong, right in pairs(model, forget, retain, context, iterations, changing):
+    for _, forget_batch, retain_batch in pairs(model, forget, retain, context, iterations, changing):
         with context.autocast():
-            loss = scissorhands_loss(model, wrong, right, anchor, lam, forget_loss)
+            loss = scissorhands_loss(model, forget_batch, retain_batch, anchor, lam, forget_loss)
         context.descend(loss, optimizer)
     return freeze(model)

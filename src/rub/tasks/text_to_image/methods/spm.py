@@ -13,6 +13,7 @@ from rub.models.diffusion.model import Diffusion
 from rub.models.weights import freeze
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext
+from rub.training.context import set_rate
 
 CARD = Card(
     paper="Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications,"
@@ -136,8 +137,7 @@ def spm(
         for step in context.counted(
             iterations, {"adapters": adapters, "optimizer": optimizer, "draws": draws, "points": points}
         ):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * restarts(step, iterations, rising, cycles)
+            set_rate(optimizer, lr * restarts(step, iterations, rising, cycles))
             prompt = forget.prompts[int(torch.randint(len(forget.prompts), (1,), generator=draws))]
             target = model.context([prompt])
             with context.autocast():
