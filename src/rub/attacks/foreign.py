@@ -20,9 +20,9 @@ def adapt(attack: Any, *, name: str | None = None) -> Callable[..., Tensor]:
     """An attack of RUB that runs one of another library, for `rub.recover`, or for suites under `rub.attack`.
 
     It is aimed at the forgotten labels: by its own targeted mode where it has one, else at a view of the model in
-    which all other labels are one (`OneAgainstRest`), from which it drives away. What it finds is
-    projected into the budget and rounded to 8 bits; the harness scores it in float32 like every other result. Random
-    numbers come from torch's generator, seeded with the attack seed, so that results may depend on the batch size.
+    which all other labels are one (`OneAgainstRest`), from which it drives away. What it finds is projected into the
+    budget and rounded to 8 bits; the harness scores it in float32 like every other result. Random numbers come from
+    torch's generator, seeded with the attack seed, so that results may depend on the batch size.
 
     Args:
         attack: one of

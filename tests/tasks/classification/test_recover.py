@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,6 +161,7 @@ def test_budgets_are_whole_steps():
     assert levels_of(8) == (8,)
     assert levels_of(0.0) == (0,)
     assert levels_of([2.0, 16 / 255, 1]) == (1, 2, 16)
+    assert levels_of(np.array([8, 2])) == levels_of(torch.tensor([8, 2])) == levels_of(np.array([8, 2]) / 255) == (2, 8)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_budgets_are_whole_steps():
         ([], "there are none"),
         (300, "0 to 255"),
         (-1, "0 to 255"),
-        *((wrong, "whole steps") for wrong in (0.3, 1.0, True)),
+        *((wrong, "whole steps") for wrong in (0.3, 0.5, 1.0, True, "8", math.nan, math.inf, None)),
     ],
 )
 def test_other_budgets_are_refused(eps, says):

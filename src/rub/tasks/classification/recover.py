@@ -1,7 +1,8 @@
 """`recover`: two classifiers in memory, some images, and what changing only the input brings back."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -185,7 +186,7 @@ def recover(
     original: nn.Module,
     images: Any,
     labels: Any = None,
-    eps: int | float | Sequence[int | float] = (1, 2, 8),
+    eps: int | float | Iterable[int | float] = (1, 2, 8),
     *,
     attack: str | Callable[..., Any] = "uma",
     batch_size: int = 256,
@@ -253,7 +254,7 @@ def recover(
     )  # fmt: skip
 
 
-def levels_of(eps: int | float | Sequence[int | float]) -> tuple[int, ...]:
+def levels_of(eps: int | float | Iterable[int | float]) -> tuple[int, ...]:
     """Budgets in 1/255 steps, ascending, each once; fractions below 1 must be whole steps.
 
     Raises:
@@ -264,12 +265,12 @@ def levels_of(eps: int | float | Sequence[int | float]) -> tuple[int, ...]:
         (1, 8)
     """
     levels = set()
-    for value in eps if isinstance(eps, Sequence) else (eps,):
-        step = value * 255 if isinstance(value, float) and value < 1 else value
-        if isinstance(value, bool) or (isinstance(value, float) and value == 1) or abs(step - round(step)) > 1e-3:
-            raise RubError(
-                f"eps = {value!r}: should be whole steps of 1/255 (8 for 8/255), or a fraction such as 8/255"
-            )
+    for given in eps if isinstance(eps, Iterable) and not isinstance(eps, str) else (eps,):
+        value = given.item() if hasattr(given, "item") else given  # of an array or a tensor
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        step = value * 255 if number and isinstance(value, float) and 0 < value < 1 else value
+        if not number or (isinstance(value, float) and value == 1) or abs(step - round(step)) > 1e-3:
+            raise RubError(f"eps = {value!r}: should be whole steps of 1/255, such as 8, or the fraction 8/255")
         if not 0 <= step <= 255:
             raise RubError(f"eps = {value!r}: should be 0 to 255 steps of 1/255")
         levels.add(round(step))
