@@ -471,7 +471,9 @@ def test_a_plan_tells_its_notes(rub, tiny):
     assert "note: sham and bias-free metrics need forgotten classes" in " ".join(said.out.split())
 
 
-LISTS = ["methods", "attacks", "metrics", "datasets", "models", "suites", "protocols"]
+LISTS = [
+    "methods", "attacks", "metrics", "datasets", "models", "networks", "controls", "tasks", "suites", "protocols",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", LISTS)
@@ -543,7 +545,8 @@ def test_show_tells_paper_equation_defaults_and_differences(rub):
     ("name", "parts"),
     [
         ("uma", ("attack, classification", "steps: int")),
-        ("ua", ("metric, classification", "better: down")),
+        ("ua", ("metric, classification", "better: down", "shown as UA", "in percent")),
+        ("inpainting", ("task, inpainting", "mask_ratio: float = 0.75", "recovered_below")),
         ("rub-paper-1", ("protocol, classification", "shadows_per_seed: 2", "budgets")),
         ("quick", ("suite", "protocol: rub-quick-1")),
         ("retrain", ("control, classification",)),

@@ -5,28 +5,29 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
+from pydantic import BaseModel
 from rich.markup import escape
 
 from rub.errors import unknown
 from rub.registry import DATASETS, KINDS, TASKS, Entry
-from rub.reports.cards import described
+from rub.reports.cards import described, typed
 
 if TYPE_CHECKING:
     from rub.config.suite import Protocol
     from rub.metrics.base import Metric
-    from rub.pipeline.task import Task
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
-    """Return the rows of `rub list`: methods, attacks, metrics, datasets, models, suites or protocols.
+    """Rows of `rub list`: components of one kind, or suites; ``networks`` are the ``models``.
 
     Raises:
         RubError: an unknown kind or task.
     """
-    tasks = _tasks(task)
+    tasks, what = _tasks(task), {"networks": "models"}.get(what, what)
     if what == "suites":
         from rub.config.suite import suite_names
 
@@ -36,7 +37,7 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
 
         return [
             {"name": item.name, "task": name, "direction": item.direction, "summary": item.meaning}
-            for name, _ in tasks
+            for name in tasks
             for item in metrics_of(name)
         ]
     if what not in KINDS:
@@ -53,14 +54,14 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
 
 
 def describe(name: str, task: str | None) -> Iterator[str]:
-    """Yield the lines about every component of this name.
+    """Lines about every component of this name.
 
     Raises:
         RubError: nothing has this name, or an unknown task.
     """
     from rub.config.suite import suite_names
 
-    declared = [item for of_task, _ in _tasks(task) for item in _declared(of_task)]
+    declared = [item for name_ in _tasks(task) for item in _declared(name_)]
     entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
     suites = suite_names()
     name = name.partition("@")[0]  # the mark of a protocol
@@ -78,24 +79,37 @@ def describe(name: str, task: str | None) -> Iterator[str]:
         yield from _indented(files("rub").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _tasks(only: str | None) -> list[tuple[str, "Task"]]:
-    """Return one task by name, or all, in the order of the registry.
-
-    Raises:
-        RubError: an unknown task.
-    """
+def _tasks(only: str | None) -> list[str]:
     names = [entry.name for entry in TASKS.entries()]
     if only is not None and only not in names:
         raise unknown("task", only, names)
-    return [(entry.name, entry.load()) for entry in TASKS.entries(only)]
+    return names if only is None else [only]
 
 
 def _declared(task: str) -> Iterator[tuple[str, Iterable[str]]]:
-    """Name and lines of what a task declares itself: metrics."""
     from rub.metrics.base import metrics_of
 
     for metric in metrics_of(task):
         yield metric.name, _metric(metric, task)
+
+
+def _fields(kind: type[BaseModel], depth: int = 2) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        inner = _model_in(field.annotation)
+        plain = isinstance(field.default, str | int | float | bool | NoneType) and not field.is_required()
+        default = "required" if field.is_required() else f"= {field.default!r}" if plain else ""
+        told = "" if inner is not None else f" {typed(field.annotation)}"
+        meaning = " ".join((field.description or (inner.__doc__ if inner is not None else None) or "").split())
+        yield f"{'  ' * depth}[b]{name}[/b]{escape(f':{told} {default}'.rstrip(': '))}  [dim]{escape(meaning)}[/dim]"
+        if inner is not None:
+            yield from _fields(inner, depth + 1)
+
+
+def _model_in(hint: Any) -> type[BaseModel] | None:
+    """Class of specs that a field holds, alone or many."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return hint
+    return next((found for part in get_args(hint) if (found := _model_in(part)) is not None), None)
 
 
 def _metric(metric: "Metric", task: str) -> Iterator[str]:
@@ -121,6 +135,9 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
         return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
+    if kind == "task":
+        yield "  [b]fields of an experiment[/b]"
+        yield from _fields(entry.load().experiment)
     if kind == "dataset":
         yield from (f"  [b]{name}[/b]  {escape(value)}" for name, value in entry.load().facts.items())
     shown = ("method", "control", "attack", "judge", *(["network"] if entry.task == "classification" else []))
@@ -144,7 +161,7 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
 
 
 def diagnose(data_root: Path | None, store: Path | None) -> Iterator[str]:
-    """Yield what this machine can run."""
+    """What this machine can run, line by line."""
     import torch
 
     from rub.api import default_data_root, default_store, free_bytes

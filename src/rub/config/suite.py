@@ -31,7 +31,7 @@ from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, re
 class Frozen(BaseModel):
     """An immutable spec: unknown fields, NaN and infinity are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     bare_field: ClassVar[str] = ""
     """The field that text stands for where it is written in place of the mapping; "" where it may not."""
 
@@ -60,7 +60,8 @@ class Protocol(Frozen):
 
     bare_field = "name"
     name: str
-    """Name and version, such as ``rub-paper-1``; see `protocol_of` for how changed ones and those of others show."""
+    """Name and version, such as ``rub-paper-1``; with changed fields it shows as ``name*hash``, one's own as
+    ``name@hash``."""
     summary: str = ""
     main: str | None = Field(None, exclude_if=lambda main: main is None)  # marks are hashes of dumps, and older
     """The attack that tables, figures and rules read; ``uma``, or else the first one, when left out."""

@@ -54,15 +54,16 @@ def described(kind: str, entry: Entry[Any]) -> Described:
     for name, field in hyperparameters(entry.load()).model_fields.items():
         said = Hyper.of(field.metadata)
         default = "" if field.is_required() else repr(field.default)
-        parameters.append(Parameter(name, _type(field.annotation), said.range, default, said.doc, said.source))
+        parameters.append(Parameter(name, typed(field.annotation), said.range, default, said.doc, said.source))
     return Described(entry.name, kind, entry.task, entry.summary, card_of(entry), tuple(parameters), entry.origin)
 
 
-def _type(hint: Any) -> str:
+def typed(hint: Any) -> str:
+    """A type as people write it, such as ``float | None``."""
     if get_origin(hint) in (Union, UnionType):
-        return " | ".join(_type(part) for part in get_args(hint))
+        return " | ".join(typed(part) for part in get_args(hint))
     if get_origin(hint) is Annotated:
-        return _type(get_args(hint)[0])
+        return typed(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     if hint is NoneType:
