@@ -102,7 +102,6 @@ def _call_of(attack: Any) -> Call:
 
 
 def _by_label(call: Callable[[nn.Module, Tensor, int, float], Any]) -> Call:
-    """A call for all labels of a batch, out of one for images of the same label."""
 
     def every(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         found = images.clone()
@@ -180,7 +179,6 @@ _LIBRARIES: dict[str, Callable[[Any], Call]] = {
 
 
 def _within(result: Any, clean: Tensor, levels: int, name: str) -> Tensor:
-    """The uint8 images nearest to a result (B, C, H, W) that are at most so many levels from the clean ones."""
     found = torch.as_tensor(result, device=clean.device).detach()
     if found.shape != clean.shape or not found.is_floating_point():
         wanted = f"floats {tuple(clean.shape)}"

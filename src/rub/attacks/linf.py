@@ -15,7 +15,7 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def project(x: Tensor, origin: Tensor, eps: float) -> Tensor:
-    """Return the nearest point with ||x - origin||_inf <= eps inside the pixel range [0, 1].
+    """Nearest point with ||x - origin||_inf <= eps inside the pixel range [0, 1].
 
     Args:
         x: any point, shape (N, ...).
@@ -30,7 +30,7 @@ def project(x: Tensor, origin: Tensor, eps: float) -> Tensor:
 
 
 def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | Tensor, eps: float) -> Tensor:
-    """Return P(x - step_size * sign(direction)), the projected step down a loss (Madry et al. 2018, section 2.1).
+    """P(x - step_size * sign(direction)), the projected step down a loss (Madry et al. 2018, section 2.1).
 
     Args:
         x: current points, shape (N, ...), in [0, 1].
@@ -43,7 +43,7 @@ def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | T
 
 
 def accumulate(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-    """Return momentum * velocity + gradient / mean|gradient|, per sample (Dong et al. 2018, eq. 6).
+    """Running direction momentum * velocity + gradient / mean|gradient|, per sample (Dong et al. 2018, eq. 6).
 
     Args:
         velocity: the running direction, shape (N, ...).
@@ -64,7 +64,7 @@ def projected_gradient(
     steps: int,
     momentum: float = 0.0,
 ) -> Tensor:
-    """Return the last iterate of projected signed gradient descent: x <- P(x - step_size * sign(g)).
+    """Last iterate of projected signed gradient descent: x <- P(x - step_size * sign(g)).
 
     Args:
         gradient_of: gives the gradient of the loss at x, same shape as x.
@@ -89,7 +89,7 @@ def projected_gradient(
 
 
 def review_steps(steps: int) -> tuple[int, ...]:
-    """Return the steps at which APGD reviews its step size: w_j = ceil(p_j N) (Croce & Hein 2020, section 3.1).
+    """Steps at which APGD reviews its step size: w_j = ceil(p_j N) (Croce & Hein 2020, section 3.1).
 
     p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
 
@@ -106,7 +106,7 @@ def review_steps(steps: int) -> tuple[int, ...]:
 def should_halve(
     improvements: Tensor, interval: Tensor, rho: float, unchanged_step: Tensor, best: Tensor, best_before: Tensor
 ) -> Tensor:
-    """Return where APGD halves its step size at a checkpoint (Croce & Hein 2020, conditions 1 and 2).
+    """Whether APGD halves its step size at a review (Croce & Hein 2020, conditions 1 and 2).
 
     1: fewer than rho * interval steps since the last checkpoint improved the loss;
     2: the last checkpoint left the step size unchanged and the best loss has not improved since.
@@ -125,7 +125,7 @@ def should_halve(
 def momentum_step(
     x: Tensor, before: Tensor, gradient: Tensor, origin: Tensor, step_size: Tensor, alpha: Tensor, eps: float
 ) -> Tensor:
-    """Return APGD's next iterate P(x + alpha (z - x) + (1 - alpha)(x - before)), z = the projected sign step.
+    """APGD's next iterate P(x + alpha (z - x) + (1 - alpha)(x - before)), z = the projected sign step.
 
     Source: Croce & Hein 2020, section 3.1; alpha is .75, and 1 for the first step.
 
@@ -146,7 +146,7 @@ def momentum_step(
 def adam_direction(
     gradient: Tensor, moments: tuple[Tensor, Tensor], step: Tensor, betas: tuple[float, float] = (0.9, 0.999)
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return Adam's direction m^ / (sqrt(v^) + 1e-8) and its new moments (Kingma & Ba 2015, algorithm 1).
+    """Adam's direction m^ / (sqrt(v^) + 1e-8) and its new moments (Kingma & Ba 2015, algorithm 1).
 
     Args:
         gradient: shape (N, ...).
@@ -167,7 +167,7 @@ def adam_direction(
 
 
 def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tensor) -> Tensor:
-    """Return where a candidate beats the best so far: success first, then the lower loss.
+    """Whether a candidate beats the best so far: success first, then the lower loss.
 
     Args:
         success: bool (N,), of the candidate.
@@ -184,7 +184,7 @@ def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tenso
 
 
 def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -> bool:
-    """Return False when the last quarter of the steps was still improving, so that more steps could find more.
+    """Whether a search has levelled off: not when the last quarter of the steps was still improving.
 
     Still improving means that this quarter brought more than 1 % of the total fall of the mean best loss while success
     rose by more than half a point (.005), or more than a tenth of the total fall while there was success left to gain
@@ -210,7 +210,7 @@ def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -
 
 
 def keyed_uniform(seed: int, stream: str, ids: Tensor, counter: Tensor | int, count: int) -> Tensor:
-    """Return uniform numbers in [0, 1) that depend on (seed, stream, id, counter) and on nothing else.
+    """Uniform numbers in [0, 1) that depend on (seed, stream, id, counter) and on nothing else.
 
     A counter-based generator: splitmix64 (Steele, Lea & Flood 2014) of the key of each row plus j times its
     increment, so that a row's numbers are the same in any batch, order and device.
@@ -239,12 +239,11 @@ def keyed_uniform(seed: int, stream: str, ids: Tensor, counter: Tensor | int, co
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Return splitmix64's output function of int64 `z` (wrapping products; masks make the shifts logical)."""
     z = (z ^ ((z >> 30) & (2**34 - 1))) * MIX_1
     z = (z ^ ((z >> 27) & (2**37 - 1))) * MIX_2
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """Return values (N,) with trailing axes of size 1, so that they broadcast against `like` (N, ...)."""
+    """Values (N,) with trailing axes of size 1, so that they broadcast against `like` (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -111,7 +111,6 @@ class AdaptiveDescent:
         state["x"] = momentum_step(x, before, gradient, state["clean"], state["eta"], alpha, self.eps)
 
     def _review(self, state: State) -> Tensor:
-        """Halve step sizes where progress stalled; where, bool (B,)."""
         interval = self.interval[state["t"]]
         due = interval > 0
         stalled = should_halve(

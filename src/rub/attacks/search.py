@@ -51,7 +51,6 @@ class Queue:
         self.pending = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Number of samples that are not done."""
         return _count(self.batch) + _count(self.resumed) + len(self.pending)
 
     def fill(self, batch_size: int, admit: Callable[[Tensor], State]) -> None:
@@ -323,7 +322,6 @@ class _Start:
         return (score.loss, score.gradient), done | ends
 
     def _confirm(self, state: State, which: Tensor, stored: Tensor, score: Score, step: Tensor) -> Score:
-        """Offer the probes of these samples under their float32 scores, which are returned."""
         score, stored = Score(score.loss[which], score.recovered[which]), stored[which]
         if not self.objective.scorer.is_exact and len(stored):
             score = self.objective.exact(state, which, stored)

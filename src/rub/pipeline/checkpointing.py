@@ -26,7 +26,7 @@ class Stateful(Protocol):
     """What a part keeps: a module, an optimizer, batches, a search; as in `torch.distributed.checkpoint`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors, numbers, strings, and lists and dicts of these."""
+        """Tensors, numbers, strings, and lists and dicts of these."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Take the values of `state_dict` back."""
@@ -42,7 +42,7 @@ class AttributeState:
     changing: ClassVar[tuple[str, ...]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Values by name."""
         return {name: getattr(self, name) for name in self.changing}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -66,11 +66,10 @@ class ParameterState:
     """
 
     def __init__(self, named: "Mapping[str, torch.Tensor]") -> None:
-        """Take the weights that change."""
         self.named = named
 
     def state_dict(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Values by name."""
         return {name: weight.detach() for name, weight in self.named.items()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -106,11 +105,11 @@ class Checkpointer:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of work so far, those before the kill included."""
+        """Seconds of work so far, those before the kill included."""
         return self.earlier + time.monotonic() - self._began
 
     def section(self, name: str, changing: Changing) -> "Section":
-        """Return a part of the stage; a second one of the same name is another part.
+        """Part of the stage; a second one of the same name is another part.
 
         Args:
             name: letters, such as ``"train"``.
@@ -120,7 +119,7 @@ class Checkpointer:
         return Section(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
 
     def due(self) -> bool:
-        """Return whether it is time to keep a state; those of large models may take a twentieth of the time."""
+        """Whether it is time to keep a state; those of large models may take a twentieth of the time."""
         wait = max(self.every, 20 * self._cost) if self.every else 0.0
         return self.folder is not None and time.monotonic() - self._kept >= wait
 
@@ -150,7 +149,7 @@ class Checkpointer:
         self._cost = self._kept - began
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a state that was kept; None where there is none, or it is damaged, of other code, or no state."""
+        """State that was kept; None where there is none, or it is damaged, of other code, or no state."""
         import torch
 
         if self.folder is None or not whole(self.folder / name):
@@ -181,7 +180,6 @@ class Section:
     """
 
     def __init__(self, checkpointer: Checkpointer, name: str, changing: Changing) -> None:
-        """Made by `Checkpointer.part`."""
         self.checkpointer, self.name, self.changing = checkpointer, name, changing
 
     def restore(self) -> int:
@@ -227,7 +225,7 @@ class _Hashed:
 
 
 def whole(path: Path) -> bool:
-    """Return whether a state file is as it was written."""
+    """Whether a state file is as it was written."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would never end
             return False

@@ -17,7 +17,7 @@ from rub.training.device import on_device, tf32
 
 
 def learning_rate(schedule: str, lr: float, progress: float) -> float:
-    """Return the learning rate after a fraction `progress` in [0, 1] of all steps.
+    """Learning rate after a fraction `progress` in [0, 1] of all steps.
 
     ``steps``: lr x 0.1 at 91/182 and again at 136/182 (epochs of Unlearn-Saliency's `arg_parser.py`);
     ``onecycle``: linear up to lr over the first fifth, then linear to 0; ``cosine``: lr (1 + cos(pi progress)) / 2.
@@ -80,7 +80,7 @@ def train(
 def predict(
     model: nn.Module, samples: Samples | Tensor, *, batch_size: int = 500, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return float32 logits (N, C) on the CPU, in eval mode and full precision.
+    """float32 logits (N, C) on the CPU, in eval mode and full precision.
 
     Args:
         model: maps [0, 1] images to logits; the mode of each of its modules is restored afterwards.

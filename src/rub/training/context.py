@@ -43,7 +43,7 @@ class TrainContext:
     compile: bool = False
 
     def generator(self, stream: str) -> torch.Generator:
-        """Return a CPU generator whose numbers depend on the seed and the name of the stream only."""
+        """CPU generator whose numbers depend on the seed and the name of the stream only."""
         return seeded(self.seed, stream)
 
     def batches(
@@ -145,11 +145,11 @@ class TrainContext:
             part.keep(step + 1)
 
     def section(self, name: str, changing: Changing | None) -> Section:
-        """Return the part of this stage that keeps these; one that keeps nothing where there is none to keep."""
+        """Part of this stage that keeps these; one that keeps nothing where there is none to keep."""
         return Checkpointer().section(name, {}) if changing is None else self.checkpointer.section(name, changing)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Return the model's logits in float32, computed in the context's precision."""
+        """Model's logits in float32, computed in the context's precision."""
         with self.autocast():
             logits: Tensor = compiled(model, self.compile)(x)
         return logits.float()
@@ -162,7 +162,7 @@ class TrainContext:
             yield
 
     def sgd(self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
-        """Return SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
+        """SGD over all parameters with the defaults of the Unlearn-Saliency code (momentum .9, decay 5e-4)."""
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
@@ -193,7 +193,7 @@ class TrainContext:
 
 
 def beside(changing: Changing | None, batches: Changing) -> Changing | None:
-    """Return what changes with RUB's own batches, whose roles hold a space; None where nothing is to be kept."""
+    """Everything that changes, RUB's own batches included, whose roles hold a space; None where nothing is kept."""
     return None if changing is None else {**changing, **batches}
 
 
@@ -204,6 +204,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def seeded(seed: int, stream: str) -> torch.Generator:
-    """Return a CPU generator for a named stream: seed = first 63 bits of SHA-256(``"seed:stream"``)."""
+    """CPU generator for a named stream: seed = first 63 bits of SHA-256(``"seed:stream"``)."""
     digest = sha256(f"{seed}:{stream}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -43,7 +43,7 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 
 def compiled(function: F, enabled: bool = True) -> F:
-    """Return a network, or a function of one, compiled for the shapes that it meets; as it is where not `enabled`.
+    """Network, or a function of one, compiled for the shapes that it meets; as it is where not `enabled`.
 
     Networks of one architecture share what was compiled: a second seed costs nothing.
     """
@@ -56,7 +56,7 @@ def compiled(function: F, enabled: bool = True) -> F:
 
 
 def compiled_batches(function: Callable[..., Tensor], most: int, enabled: bool) -> Callable[..., Tensor]:
-    """Return a function of batches compiled for a few sizes; as it is where not `enabled`.
+    """Function of batches compiled for a few sizes; as it is where not `enabled`.
 
     For calls that need a gradient: without one, compiling again would take longer than it saves.
     """
@@ -84,7 +84,7 @@ class PaddedBatches:
 
 
 def bucket(count: int, most: int) -> int:
-    """Return the smallest of most, most / 2, most / 4, ... that holds so many; `count` where none does.
+    """Smallest of most, most / 2, most / 4, ... that holds so many; `count` where none does.
 
     Example:
         >>> [bucket(count, 64) for count in (64, 33, 32, 5, 1, 100)]
@@ -119,7 +119,7 @@ def copy_to_host_async(value: Tensor) -> Callable[[], Tensor]:
 
 
 def on_device(samples: Samples, device: torch.device) -> Samples:
-    """Return samples whose array is on the device, copied there once for all subsets, where it takes little room."""
+    """Samples whose array is on the device, copied there once for all subsets, where it takes little room."""
     if device.type != "cuda":
         return samples
     copies: dict[torch.device, Tensor] = _ON_DEVICE.setdefault(samples.stored, {})  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ def gradients(parameters: Parameters, losses: Iterable[Tensor]) -> Iterator[dict
 
 
 def summed_gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return G = sum over losses of their signed gradients (no absolute value inside the sum).
+    """G = sum over losses of their signed gradients (no absolute value inside the sum).
 
     Example:
         >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -42,7 +42,7 @@ def summed_gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[s
 
 
 def top_mask(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Return bool masks that keep the round(fraction * P) largest scores, ranked over all tensors together.
+    """Bool masks that keep the round(fraction * P) largest scores, ranked over all tensors together.
 
     Ties go to the earlier position, so that the masks hold exactly that many ones and never depend on the sort.
 

@@ -24,11 +24,11 @@ class UnlearnContext(TrainContext):
     mask_ratio: float = 0.75
 
     def masks(self, count: int, patches: int, generator: torch.Generator) -> Mask:
-        """Return fresh random masks for `count` images of `patches` patches, on the device."""
+        """Fresh random masks for `count` images of `patches` patches, on the device."""
         return make_mask(torch.rand(count, patches, generator=generator), self.mask_ratio).to(self.device)
 
     def steps(self, forget: Samples, retain: Samples, epochs: int) -> int:
-        """Return how many batches `pairs` yields."""
+        """Number of batches that `pairs` yields."""
         return epochs * math.ceil(max(len(forget), len(retain)) / self._half)
 
     def pairs(
@@ -60,7 +60,7 @@ class UnlearnContext(TrainContext):
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> torch.optim.AdamW:
-        """Return AdamW with the defaults of MAE's training (decay .05 on matrices only, betas .9 and .95)."""
+        """AdamW with the defaults of MAE's training (decay .05 on matrices only, betas .9 and .95)."""
         trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
         matrices = [p for _, p in trainable if p.ndim > 1 and p.shape[:2] != (1, 1)]
         others = [p for _, p in trainable if p.ndim <= 1 or p.shape[:2] == (1, 1)]  # biases, norms and the two tokens
@@ -73,7 +73,7 @@ class UnlearnContext(TrainContext):
 
 
 def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:
-    """Return the learning rate of a step: linear up over `warmup` steps, then half a cosine down to 0.
+    """Learning rate of a step: linear up over `warmup` steps, then half a cosine down to 0.
 
     Args:
         lr: peak, > 0.

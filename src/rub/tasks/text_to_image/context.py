@@ -29,7 +29,6 @@ class Side:
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Return N, the number of pictures."""
         return len(self.captions)
 
 
@@ -69,13 +68,13 @@ class UnlearnContext(TrainContext):
         return model.noised(x0, t, noise), t, noise
 
     def normal(self, shape: Iterable[int], generator: torch.Generator) -> Tensor:
-        """Return standard normal numbers on the device, drawn on the CPU."""
+        """Standard normal numbers on the device, drawn on the CPU."""
         return torch.randn(tuple(shape), generator=generator).to(self.device)
 
     def partial(
         self, model: Diffusion, prompt: str, generator: torch.Generator, *, guidance: float = 3.0
     ) -> tuple[Tensor, Tensor]:
-        """Return (x_t, t): DDIM from noise to a random step with the model as it is, as ESD draws its x_t.
+        """(x_t, t): DDIM from noise to a random step with the model as it is, as ESD draws its x_t.
 
         One stop, uniform in 0 to S - 1 for S sampler steps, for the whole batch; t uniform in the time steps that the
         next step stands for, int64 (B,).
@@ -98,7 +97,7 @@ class UnlearnContext(TrainContext):
         return x, t.to(self.device)
 
     def adam(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-        """Return Adam over these parameters.
+        """Adam over these parameters.
 
         Raises:
             RubError: there are none.

@@ -20,11 +20,10 @@ class Budget:
 
     @property
     def eps(self) -> float:
-        """Return eps as a fraction of the pixel range [0, 1]."""
+        """Eps as a fraction of the pixel range [0, 1]."""
         return self.levels / 255
 
     def __str__(self) -> str:
-        """Return the name used in records, such as ``"8/255"``; ``"none"`` for 0."""
         return f"{self.levels}/255" if self.levels else "none"
 
 

@@ -30,7 +30,7 @@ class Aim(NamedTuple):
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """Return KL(p_orig || p_unl) = sum_c p_orig (log p_orig - log p_unl), temperature 1, shape (N,).
+    """KL(p_orig || p_unl) = sum_c p_orig (log p_orig - log p_unl), temperature 1, shape (N,).
 
     Its gradient at the unlearned model's logits is softmax(logits) - softmax(reference).
 
@@ -46,7 +46,7 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log p_unl(y), the targeted cross-entropy to the forgotten label, shape (N,).
+    """-log p_unl(y), the targeted cross-entropy to the forgotten label, shape (N,).
 
     Example:
         >>> ce(torch.zeros(1, 2), torch.tensor([1]))
@@ -56,7 +56,7 @@ def ce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return max_{j != y} z_j - z_y, shape (N,): negative exactly where y has the largest logit alone.
+    """max_{j != y} z_j - z_y, shape (N,): negative exactly where y has the largest logit alone.
 
     Example:
         >>> margin(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
@@ -68,7 +68,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def distance(values: Tensor, reference: Tensor) -> Tensor:
-    """Return the Euclidean norm ||values - reference||_2 over the last axis, shape (N,); its gradient at 0 is 0.
+    """Euclidean norm ||values - reference||_2 over the last axis, shape (N,); its gradient at 0 is 0.
 
     Example:
         >>> distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
@@ -79,7 +79,7 @@ def distance(values: Tensor, reference: Tensor) -> Tensor:
 
 
 def divergence(name: Divergence, outputs: Outputs, aim: Aim) -> Tensor:
-    """Return the named divergence of a batch, float32 (N,).
+    """Named divergence of a batch, float32 (N,).
 
     Args:
         name: ``kl``, ``ce``, ``margin``, ``logits-l2`` or ``features-l2``.

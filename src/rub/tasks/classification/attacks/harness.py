@@ -25,7 +25,7 @@ from rub.tasks.classification.attacks.scoring import Scorer
 def make_target(
     original: nn.Module, unlearned: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
 ) -> Target:
-    """Return the target of an attack: the frozen unlearned model, and f(x) and features of the clean images.
+    """Target of an attack: the frozen unlearned model, and f(x) and features of the clean images.
 
     Both models are frozen in place and moved to the device.
 
@@ -115,14 +115,13 @@ def union(found: Sequence[Probes]) -> Probes:
 
 
 def rescored(found: Probes, target: Target, context: AttackContext, divergence: Divergence = "kl") -> Probes:
-    """Return the same probes with D of one divergence, in float32, so that runs with different ones compare."""
+    """The same probes with D of one divergence, in float32, so that runs with different ones compare."""
     scorer = Scorer(target, divergence, replace(context, fast=False))
     score = scorer.exact(found.inputs, torch.arange(len(found.inputs)))
     return replace(found, loss=score.loss.cpu())
 
 
 def _claims(found: Probes, recovered: Tensor) -> Probes:
-    """Return the probes with `step` and the end of the success curve as float32 has them."""
     last = len(found.success_curve) - 1
     step = torch.where(recovered, torch.where(found.step < 0, last, found.step), -1)
     final = float(recovered.double().mean())
@@ -137,7 +136,6 @@ def _unsearched(images: Tensor, clean: Score) -> Probes:
 
 
 def _one_step(images: Tensor, clean: Score, score: Score, evaluations: int) -> Probes:
-    """Result of an attack that gives its probes alone, as if it had taken one step."""
     step = torch.where(clean.recovered, 0, torch.where(score.recovered, 1, -1))
     successes = [float(hits.double().mean()) for hits in (clean.recovered, step >= 0)]
     losses = [float(loss.double().mean()) for loss in (clean.loss, torch.minimum(clean.loss, score.loss))]
@@ -147,7 +145,6 @@ def _one_step(images: Tensor, clean: Score, score: Score, evaluations: int) -> P
 
 @contextmanager
 def _counted(model: nn.Module) -> Iterator[list[int]]:
-    """A list that receives the number of images of every forward pass in the body."""
     counts: list[int] = []
     handle = model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
     try:

@@ -59,7 +59,6 @@ class Squares:
         state["x"] = project(x, clean, self.eps)
 
     def _square(self, t: Tensor, u: Tensor, images: Tensor) -> Tensor:
-        """Return the pixels of each sample's square, bool (B, 1, H, W)."""
         height, width = images.shape[2:]
         halved = (t[:, None] > self.halvings.to(t.device)).sum(1)
         side = (self.fraction * 0.5**halved * height * width).sqrt().round().clamp(1, min(height, width))
@@ -70,7 +69,6 @@ class Squares:
         return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
 
     def _stripes(self, state: State) -> Tensor:
-        """Return the clean images plus vertical stripes of +-eps, one sign per channel and column."""
         clean = state["clean"]
         count, width = clean.shape[1], clean.shape[3]
         u = keyed_uniform(self.seed, "stripes", state["id"], 0, count * width)

@@ -67,7 +67,7 @@ class Universal:
 
 
 def apply(images: Tensor, delta: Tensor) -> Tensor:
-    """Return clip(images + delta) as uint8, for uint8 images (N, C, H, W) and delta (1, C, H, W) in [-1, 1]."""
+    """clip(images + delta) as uint8, for uint8 images (N, C, H, W) and delta (1, C, H, W) in [-1, 1]."""
     levels = (delta.cpu() * 255).round().to(torch.int16)
     return (images.to(torch.int16) + levels).clamp_(0, 255).to(torch.uint8)
 

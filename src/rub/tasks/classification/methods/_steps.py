@@ -51,7 +51,7 @@ def rounds(context: UnlearnContext, parts: Callable[[], Iterable[Parts]], changi
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return T^2 KL(softmax(teacher/T) || softmax(student/T)), averaged over the batch; logits (B, C).
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)), averaged over the batch; logits (B, C).
 
     Example:
         >>> distillation(torch.zeros(2, 3), torch.zeros(2, 3)).item()
@@ -63,7 +63,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 
 
 def convolutions(model: nn.Module, method: str) -> dict[str, nn.Conv2d]:
-    """Return the model's 2-d convolutions by name.
+    """Model's 2-d convolutions by name.
 
     Raises:
         RubError: there is none, and the method edits convolutions.

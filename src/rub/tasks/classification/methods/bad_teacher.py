@@ -31,7 +31,7 @@ CARD = Card(
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:
-    """Return a copy whose every layer is re-initialised by its own reset_parameters.
+    """Copy whose every layer is re-initialised by its own reset_parameters.
 
     Raises:
         RubError: a layer owns weights but cannot reset them, so that trained weights would stay.

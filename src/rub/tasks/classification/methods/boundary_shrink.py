@@ -26,7 +26,7 @@ CARD = Card(
 
 
 def nearest_labels(original: nn.Module, x: Tensor, y: Tensor, bound: float, context: UnlearnContext) -> Tensor:
-    """Return the frozen original's argmax (int64, (B,)) at the FGSM points of x (B, C, H, W) in [0, 1]."""
+    """Frozen original's argmax (int64, (B,)) at the FGSM points of x (B, C, H, W) in [0, 1]."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(context.forward(original, leaf), y), leaf)

@@ -26,7 +26,7 @@ CARD = Card(
 
 
 def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logits (B, C) with each row's label entry at -1e10, so that its softmax there is exactly 0.
+    """Logits (B, C) with each row's label entry at -1e10, so that its softmax there is exactly 0.
 
     Example:
         >>> without_true_class(torch.zeros(1, 3), torch.tensor([1])).softmax(1).tolist()

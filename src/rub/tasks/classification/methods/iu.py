@@ -36,7 +36,7 @@ def flat(parts: Mapping[str, Tensor], start: int = 0) -> Tensor:
 
 
 def weighted_gradient(model: nn.Module, samples: Samples, context: UnlearnContext, weights: Tensor) -> Tensor:
-    """Return sum_i w_i grad CE_i as one vector (P,); weights (N,). The model is in eval mode."""
+    """sum_i w_i grad CE_i as one vector (P,); weights (N,). The model is in eval mode."""
     batches = context.batches(samples, context.generator(""), shuffle=False, augment=False)
     shares = torch.split(weights.to(context.device), context.batch_size)
     losses = (
@@ -51,7 +51,7 @@ def weighted_gradient(model: nn.Module, samples: Samples, context: UnlearnContex
 
 
 def sample_gradients(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 32) -> Tensor:
-    """Return the gradient of every sample's cross-entropy, (B, P), computed `chunk` samples at a time."""
+    """Gradient of every sample's cross-entropy, (B, P), computed `chunk` samples at a time."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def gradient_blocks(
 
 
 def block_rows(vector: Tensor) -> int:
-    """Return how many gradients make a block: 1 GiB on a CPU, 4 GiB elsewhere, so that memory never grows with m."""
+    """Number of gradients in a block: 1 GiB on a CPU, 4 GiB elsewhere, so that memory never grows with m."""
     return max(1, (2**30 if vector.device.type == "cpu" else 2**32) // (vector.element_size() * len(vector)))
 
 
 def woodfisher(model: nn.Module, samples: Samples, context: UnlearnContext, v: Tensor, damping: float) -> Tensor:
-    """Return (damping I + (1/m) G^T G)^-1 v exactly, G (m, P) the per-sample gradients, without a P x P matrix.
+    """(damping I + (1/m) G^T G)^-1 v exactly, G (m, P) the per-sample gradients, without a P x P matrix.
 
     Woodbury: k = (v - G^T c) / damping with (m damping I + G G^T) c = G v. The m x m matrix is filled block by block;
     blocks are computed again rather than kept, so at most two are in memory.
@@ -102,7 +102,7 @@ def woodfisher(model: nn.Module, samples: Samples, context: UnlearnContext, v: T
 
 
 def upstream_recurrence(model: nn.Module, samples: Samples, context: UnlearnContext, v: Tensor) -> Tensor:
-    """Return k of the published code: o = g_1; for i >= 2: s = o.g_i, k -= (k.g_i)/(N+s) o, o -= s/(N+s) o, N = m."""
+    """Published code's k: o = g_1; for i >= 2: s = o.g_i, k -= (k.g_i)/(N+s) o, o -= s/(N+s) o, N = m."""
     k, o, count = v.clone(), torch.zeros_like(v), len(samples)
     for start, block in gradient_blocks(model, samples, context, block_rows(v)):
         for offset, g in enumerate(block):

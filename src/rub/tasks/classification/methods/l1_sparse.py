@@ -25,7 +25,7 @@ CARD = Card(
 
 
 def l1_weight(alpha: float, epoch: int, epochs: int, no_l1_epochs: int) -> float:
-    """Return a_t = alpha (1 - t / (E - E_0)) for epoch t (from 0) of E, and 0 in the last E_0 epochs.
+    """a_t = alpha (1 - t / (E - E_0)) for epoch t (from 0) of E, and 0 in the last E_0 epochs.
 
     Example:
         >>> [l1_weight(1.0, epoch, 5, 1) for epoch in range(5)]

@@ -33,7 +33,7 @@ CARD = Card(
 def separation_gradients(
     model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext
 ) -> dict[str, Tensor]:
-    """Return g by convolution name: summed batch gradients of CE on n_f random retain samples minus CE on forget."""
+    """G by convolution name: summed batch gradients of CE on n_f random retain samples minus CE on forget."""
     generator = context.generator("separation")
     subset = retain.select(torch.randperm(len(retain), generator=generator)[: len(forget)])
     parameters = {name: layer.weight for name, layer in convolutions(model, "msg").items()}
@@ -61,7 +61,7 @@ def redraw(layer: nn.Conv2d, gradient: Tensor, fraction: float, generator: torch
 
 
 def warm_and_decay(epoch: int, epochs: int) -> float:
-    """Return the factor of the learning rate: linear up to 1 over the first half of the epochs, then linear down.
+    """Factor of the learning rate: linear up to 1 over the first half of the epochs, then linear down.
 
     Example:
         >>> [round(warm_and_decay(epoch, 5), 2) for epoch in range(5)]

@@ -29,7 +29,7 @@ CARD = Card(
 
 
 def random_labels(labels: Tensor, num_classes: int, generator: torch.Generator, exclude_true: bool) -> Tensor:
-    """Return labels drawn uniformly from {0..C-1}, or from the C-1 wrong ones; int64, same shape (N,).
+    """Labels drawn uniformly from {0..C-1}, or from the C-1 wrong ones; int64, same shape (N,).
 
     Example:
         >>> random_labels(torch.tensor([0, 1]), 2, torch.Generator(), exclude_true=True).tolist()

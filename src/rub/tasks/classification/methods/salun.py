@@ -31,7 +31,7 @@ CARD = Card(
 
 
 def saliency_mask(model: nn.Module, forget: Samples, context: UnlearnContext, k: float) -> dict[str, Tensor]:
-    """Return bool masks by parameter name: True on the top fraction k of |G|, G = sum over forget batches of grad CE.
+    """Bool masks by parameter name: True on the top fraction k of |G|, G = sum over forget batches of grad CE.
 
     The gradients are taken in eval mode over one augmented pass; the model is left in eval mode, unchanged.
     """

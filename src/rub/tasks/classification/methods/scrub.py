@@ -28,7 +28,7 @@ CARD = Card(
 
 
 def decayed_rate(lr: float, epoch: int, decay_epochs: tuple[int, ...], decay: float) -> float:
-    """Return lr * decay^(number of decay epochs already passed), epochs counted from 0.
+    """Decayed rate lr * decay^(number of decay epochs already passed), epochs counted from 0.
 
     Example:
         >>> [decayed_rate(1.0, epoch, (2, 3), 0.5) for epoch in range(4)]

@@ -28,7 +28,7 @@ CARD = Card(
 
 
 def importance(model: nn.Module, samples: Samples, context: UnlearnContext, stream: str) -> dict[str, Tensor]:
-    """Return F by parameter name: the mean over batches of the squared gradient of the batch-mean cross-entropy."""
+    """F by parameter name: the mean over batches of the squared gradient of the batch-mean cross-entropy."""
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     batches = context.batches(samples, context.generator(stream), augment=False)
@@ -44,7 +44,7 @@ def importance(model: nn.Module, samples: Samples, context: UnlearnContext, stre
 
 @torch.no_grad()
 def dampen(weight: Tensor, forget: Tensor, full: Tensor, alpha: float, lambda_: float) -> Tensor:
-    """Return the weight times min(lambda F_D / F_u, 1) where F_u > alpha F_D, else unchanged; any shape.
+    """Weight times min(lambda F_D / F_u, 1) where F_u > alpha F_D, else unchanged; any shape.
 
     Example:
         >>> dampen(torch.ones(2), torch.tensor([4.0, 1.0]), torch.ones(2), alpha=2.0, lambda_=1.0).tolist()

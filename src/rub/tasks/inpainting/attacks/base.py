@@ -40,7 +40,7 @@ class Budget:
 
     @classmethod
     def parse(cls, value: str | int) -> "Budget":
-        """Return the budget of a name or of a number of levels; 0 and ``"0/255"`` mean ``"none"``.
+        """Budget of a name or of a number of levels; 0 and ``"0/255"`` mean ``"none"``.
 
         Raises:
             RubError: neither.
@@ -50,28 +50,27 @@ class Budget:
 
     @property
     def levels(self) -> int | None:
-        """Return eps in 1/255 steps, None where there is no bound."""
+        """Eps in 1/255 steps, None where there is no bound."""
         if self.name == "none":
             return 0
         return int(self.name.partition("/")[0]) if "/" in self.name else None
 
     @property
     def eps(self) -> float | None:
-        """Return eps as a fraction of the pixel range, None where there is no bound."""
+        """Eps as a fraction of the pixel range, None where there is no bound."""
         return None if self.levels is None else self.levels / 255
 
     @property
     def bounded(self) -> bool:
-        """Return whether ||delta||_inf has a bound."""
+        """Whether ||delta||_inf has a bound."""
         return self.levels is not None
 
     @property
     def gridded(self) -> bool:
-        """Return whether probes are 8-bit images."""
+        """Whether probes are 8-bit images."""
         return self.name != "free"
 
     def __str__(self) -> str:
-        """Return the name used in records."""
         return self.name
 
 
@@ -103,7 +102,7 @@ class AttackContext(base.AttackContext):
 
 
 def apply_delta(images: Tensor, delta: Tensor) -> Tensor:
-    """Return x + delta, float32 in pixel units; of a gridded delta exactly the 8-bit image.
+    """Probes x + delta, float32 in pixel units; of a gridded delta exactly the 8-bit image.
 
     Args:
         images: uint8, any shape.
@@ -119,7 +118,7 @@ def apply_delta(images: Tensor, delta: Tensor) -> Tensor:
 
 
 def divergence(predicted: Tensor, reference: Tensor) -> Tensor:
-    """Return D (N,): the mean squared difference over masked patches and their numbers (paper, eq. 2, D = MSE).
+    """D (N,): the mean squared difference over masked patches and their numbers (paper, eq. 2, D = MSE).
 
     Args:
         predicted: float32 (N, L - K, P) in pixel space.

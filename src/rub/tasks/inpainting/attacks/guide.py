@@ -67,7 +67,7 @@ class Guide(AttributeState):
 
     @torch.no_grad()
     def exact(self, visible: Tensor, mask: Mask, reference: Tensor) -> Tensor:
-        """Return D (B,) as the target's own model has it in float32; arguments as above."""
+        """D (B,) as the target's own model has it in float32; arguments as above."""
         self.evaluations += len(visible)
         return divergence(self._exact(visible, mask.keep, mask.hidden), reference)
 
@@ -81,7 +81,7 @@ class Predict(nn.Module):
         self.model, self.fast = model, fast
 
     def forward(self, visible: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
-        """Return (B, L - K, P) for visible patches (B, K, P) and the parts of their mask."""
+        """(B, L - K, P) for visible patches (B, K, P) and the parts of their mask."""
         model, mask = self.model, Mask(keep, hidden)
         with torch.autocast(visible.device.type, torch.bfloat16, enabled=self.fast):
             predicted = model.decode_hidden(model.encode_patches(model.normalise(visible), mask), mask)
@@ -89,12 +89,11 @@ class Predict(nn.Module):
 
 
 def _pays(model: MaskedAutoencoder, device: torch.device) -> bool:
-    """Return whether bfloat16 is faster: on a CPU with the instructions and from a width where products dominate."""
     return device.type != "cpu" or (torch.cpu._is_avx512_bf16_supported() and model.config.dim >= CPU_WIDTH)
 
 
 def halved(model: MaskedAutoencoder, device: torch.device) -> MaskedAutoencoder:
-    """Return a copy whose matrix products are in bfloat16, to be called under autocast.
+    """Copy whose matrix products are in bfloat16, to be called under autocast.
 
     Residual stream and layer norms stay in float32, and so do the patch projection (bfloat16 has half the resolution
     of an 8-bit image there) and the prediction head.

@@ -31,7 +31,7 @@ def make_target(
     device: torch.device,
     targets: Tensor | None = None,
 ) -> Target:
-    """Return the target of an attack: the frozen unlearned model, the masks, and f(x; m) on masked patches.
+    """Target of an attack: the frozen unlearned model, the masks, and f(x; m) on masked patches.
 
     Both models are frozen in place and moved to the device.
 
@@ -71,7 +71,7 @@ def make_target(
 
 @torch.no_grad()
 def score(target: Target, images: Tensor, delta: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
-    """Return D (N,), float32 on the CPU: whole images through f_u, masked patches against the reference.
+    """D (N,), float32 on the CPU: whole images through f_u, masked patches against the reference.
 
     Args:
         target: what is aimed at.
@@ -159,7 +159,6 @@ def union(found: Sequence[Probes]) -> Probes:
 
 
 def _claims(found: Probes, threshold: float) -> Probes:
-    """Return the probes with steps and curves that agree with the float32 losses."""
     length = len(found.loss_curve)
     reached = torch.where(found.step < 0, length - 1, found.step.clamp_max(length - 1))
     first = found.start <= threshold
@@ -175,7 +174,6 @@ def _successes(step: Tensor, length: int) -> tuple[float, ...]:
 
 
 def _ending(curve: tuple[float, ...], loss: Tensor) -> tuple[float, ...]:
-    """Return the curve, never below the mean of these losses, at which it ends."""
     final = float(loss.double().mean())
     return (*(max(value, final) for value in curve[:-1]), final)
 

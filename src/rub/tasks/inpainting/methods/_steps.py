@@ -28,7 +28,7 @@ Clip = Annotated[Positive, Hyper("largest norm of the gradient", source="upstrea
 
 
 def ramp(lr: float, warmup: float) -> RateAt:
-    """Return (step, total) -> learning rate: a linear warm-up over that fraction of the steps, then half a cosine."""
+    """(step, total) -> learning rate: a linear warm-up over that fraction of the steps, then half a cosine."""
     return lambda step, total: warmup_cosine(lr, step, total, round(warmup * total))
 
 

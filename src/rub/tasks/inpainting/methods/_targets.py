@@ -9,7 +9,7 @@ Noise = Literal["normal", "uniform", "constant"]
 
 
 def noise_images(batch: Tensor, count: int, noise: Noise, generator: torch.Generator) -> Tensor:
-    """Return noise images (count, C, H, W) in [0, 1] with the statistics of a batch (Li et al.'s released code).
+    """Noise images (count, C, H, W) in [0, 1] with the statistics of a batch (Li et al.'s released code).
 
     ``"normal"``: clamp(randn * std + mean, 0, 1), the mean and the standard deviation being two numbers over the whole
     batch; ``"uniform"``: U[0, 1); ``"constant"``: the mean everywhere.

@@ -36,7 +36,7 @@ CARD = Card(
 def i2i_losses(
     student: MaskedAutoencoder, original: MaskedAutoencoder, x_f: Tensor, x_r: Tensor, noise: Tensor, mask: Mask
 ) -> tuple[Tensor, Tensor]:
-    """Return (L_R, L_F), the mean squared distances of the student's embeddings to E_0(x_r; m) and to E_0(n; m).
+    """(L_R, L_F), the mean squared distances of the student's embeddings to E_0(x_r; m) and to E_0(n; m).
 
     Args:
         student: E, being trained.

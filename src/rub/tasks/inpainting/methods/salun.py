@@ -41,12 +41,12 @@ CARD = Card(
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that take a gradient, by name."""
+    """Parameters that take a gradient, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def saliency_mask(model: MaskedAutoencoder, forget: Samples, context: UnlearnContext, k: float) -> dict[str, Tensor]:
-    """Return bool masks by parameter name: True on the top fraction k of |G|, G = sum over D_u of grad L(x_f; m).
+    """Bool masks by parameter name: True on the top fraction k of |G|, G = sum over D_u of grad L(x_f; m).
 
     The gradients are taken in eval mode with one seeded mask per image; the weights are left alone.
     """
@@ -65,7 +65,7 @@ def saliency_mask(model: MaskedAutoencoder, forget: Samples, context: UnlearnCon
 
 
 def swapped_loss(model: MaskedAutoencoder, x_f: Tensor, other: Tensor, mask: Mask) -> Tensor:
-    """Return MSE(f(x_f; m), sg f(other; m)) on the masked patches, in normalised pixels.
+    """MSE(f(x_f; m), sg f(other; m)) on the masked patches, in normalised pixels.
 
     Args:
         model: f as it is now.

@@ -38,11 +38,10 @@ class Prompts:
     guidance: Tensor
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.texts)
 
     def select(self, rows: Tensor | list[int]) -> "Prompts":
-        """Return the prompts at these positions."""
+        """Prompts at these positions."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         return Prompts(
             self.ids[index], tuple(self.texts[row] for row in index.tolist()), self.seeds[index], self.guidance[index]
@@ -66,7 +65,6 @@ class Budget:
             raise RubError(f"budget {self.cap}: should be at least 1 attack step")
 
     def __str__(self) -> str:
-        """Return the name used in records."""
         return str(self.cap)
 
 
@@ -100,7 +98,7 @@ class AttackContext(SearchContext):
     batch_size: int = 16
 
     def predictor(self, model: Diffusion) -> Predict:
-        """Return how a model that guides a search predicts the noise."""
+        """Noise prediction of a model that guides a search."""
         return compiled_batches(model.predict, self.batch_size, self.compile)
 
 
@@ -135,7 +133,7 @@ class Search(Protocol):
         """Advance every prompt by one attack step, and return how many gradient steps each took."""
 
     def propose(self, state: State) -> Candidates:
-        """Return what should be drawn and judged now."""
+        """Candidates to be drawn and judged now."""
 
 
 Attack = Callable[..., Search]
@@ -167,5 +165,4 @@ class Probes:
     evaluations: Tensor
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.step)

@@ -75,7 +75,7 @@ class SoftPrompt:
         return self.inner_steps
 
     def propose(self, state: State) -> Candidates:
-        """Return the embeddings of the whole prompt."""
+        """Embeddings of the whole prompt."""
         tokens = self.target.tokens[state["row"]]
         return Candidates(embeddings=place_embeddings(self.target.unlearned, tokens, state["x"], self.location))
 

@@ -60,7 +60,7 @@ class RandomTokens(Still):
         self.vocabulary = allowed_tokens(target.unlearned).nonzero().flatten()
 
     def propose(self, state: State) -> Candidates:
-        """Return the prompts with the tokens of this step."""
+        """Prompts with the tokens of this step."""
         drawn = keyed_uniform(self.seed, "random-prefix", state["id"], state["t"], self.count).double()
         found = self.vocabulary[(drawn * len(self.vocabulary)).long()]
         return proposed(self.target.unlearned, self.target.tokens[state["row"]], found, self.location, self.fed)
@@ -74,12 +74,12 @@ class OtherSeeds(Still):
         self.model, self.seed = target.unlearned, context.seed
 
     def seeds(self, state: State) -> Tensor:
-        """Return the seeds of this step, int64 (B,), 48 bits each."""
+        """Seeds of this step, int64 (B,), 48 bits each."""
         high, low = (keyed_uniform(self.seed, "seed-search", state["id"], state["t"], 2) * 2**24).long().unbind(1)
         return high * 2**24 + low
 
     def propose(self, state: State) -> Candidates:
-        """Return the latents of this step."""
+        """Latents of this step."""
         return Candidates(latents=initial_latents(self.model, self.seeds(state)))
 
 

@@ -44,7 +44,7 @@ class Drawing:
 
     @torch.no_grad()
     def draw(self, prompts: Prompts, fed: Candidates) -> tuple[Tensor, Tensor]:
-        """Return (pictures, uint8 (B, C, H, W); the token ids that were fed, int64 (B, L)).
+        """(pictures, uint8 (B, C, H, W); the token ids that were fed, int64 (B, L)).
 
         Args:
             prompts: B prompts, for their seeds and guidance.
@@ -74,7 +74,7 @@ def make_target(
     concept: str,
     anchor: str = "",
 ) -> Target:
-    """Return the target of an attack.
+    """Target of an attack.
 
     Args:
         original: e_0, frozen.
@@ -155,7 +155,7 @@ class _Run(AttributeState):
         self.gradient_steps, self.evaluations = torch.zeros(count).long(), torch.zeros(count).long()
 
     def admit(self, rows: Tensor) -> State:
-        """Return the state of prompts that start."""
+        """State of prompts that start."""
         device = self.target.tokens.device
         state = {"row": rows.to(device), "id": self.target.prompts.ids[rows].to(device), "t": torch.zeros_like(rows)}
         state["t"] = state["t"].to(device)
@@ -183,7 +183,7 @@ class _Run(AttributeState):
             self.gradient_steps[state["row"].cpu()] += self.search.move(state)
 
     def probes(self) -> Probes:
-        """Return what was found."""
+        """Result of the attack."""
         assert self.images is not None
         return Probes(
             self.step, self.score, self.ids, self.embeddings, self.latents, self.images, self.gradient_steps,
@@ -204,7 +204,7 @@ class _Run(AttributeState):
         return hit.cpu() | (t >= self.budget.cap)
 
     def _checked(self, fed: Candidates, group: Tensor) -> Candidates:
-        """Return the candidates.
+        """Candidates.
 
         Raises:
             RubError: they do not fit the batch or the model.
@@ -228,7 +228,6 @@ def _part(state: State, group: Tensor) -> State:
 
 
 def _kept(all_rows: Tensor | None, values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Return the tensor of all prompts with these rows replaced; made at the first use."""
     values = values.detach().cpu()
     kept = torch.zeros(count, *values.shape[1:], dtype=values.dtype) if all_rows is None else all_rows
     kept[rows] = values

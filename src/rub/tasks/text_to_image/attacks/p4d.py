@@ -41,7 +41,7 @@ CARD = Card(
 
 
 def slope(wanted: Tensor, given: Tensor, at: Tensor) -> Tensor:
-    """Return the gradient at `at` of the sum over prompts of the mean squared error, so that each has its own.
+    """Gradient at `at` of the sum over prompts of the mean squared error, so that each has its own.
 
     Args:
         wanted: (B, ...).
@@ -72,7 +72,7 @@ def adamw(state: State, gradient: Tensor, step: Tensor, lr: float, weight_decay:
 
 
 def alone(tokens: Tensor, eos: int, pad: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return (ids, int64 (B, L); slots, int64 (B, K)) of prompts of free tokens alone: BOS, K of them, EOS, padding.
+    """(ids, int64 (B, L); slots, int64 (B, K)) of prompts of free tokens alone: BOS, K of them, EOS, padding.
 
     Args:
         tokens: int64 (B, L), for BOS and L.
@@ -87,7 +87,7 @@ def alone(tokens: Tensor, eos: int, pad: int, count: int) -> tuple[Tensor, Tenso
 
 
 def woven(tokens: Tensor, eos: int, pad: int, every: int) -> tuple[Tensor, Tensor]:
-    """Return (ids, int64 (B, L); slots, int64 (B, K)) of prompts with a free token before and after every few of them.
+    """(ids, int64 (B, L); slots, int64 (B, K)) of prompts with a free token before and after every few of them.
 
     A prompt of n tokens has n // every + 1 free ones; what does not fit before EOS is cut. Slots that a prompt does not
     have are L.
@@ -117,7 +117,7 @@ def woven(tokens: Tensor, eos: int, pad: int, every: int) -> tuple[Tensor, Tenso
 
 
 def filled(base: Tensor, values: Tensor, slots: Tensor) -> Tensor:
-    """Return `base`, (B, L) or (B, L, D), with `values`, (B, K) or (B, K, D), in the slots, (B, K); L is nowhere."""
+    """`base`, (B, L) or (B, L, D), with `values`, (B, K) or (B, K, D), in the slots, (B, K); L is nowhere."""
     index = slots if base.ndim == 2 else slots[:, :, None].expand_as(values)
     return torch.cat([base, base[:, :1]], 1).scatter(1, index, values)[:, :-1]
 
@@ -131,11 +131,11 @@ class Vocabulary:
         self.unit = F.normalize(model.token_embeddings.detach()[self.ids], dim=-1)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Return the token whose embedding has the largest cosine with x, (..., D) -> int64 (...)."""
+        """Token whose embedding has the largest cosine with x, (..., D) -> int64 (...)."""
         return self.ids[(F.normalize(x, dim=-1) @ self.unit.T).argmax(-1)]
 
     def pick(self, uniforms: Tensor) -> Tensor:
-        """Return one token for each number in [0, 1)."""
+        """One token for each number in [0, 1)."""
         return self.ids[(uniforms * len(self.ids)).long()]
 
 
@@ -177,12 +177,11 @@ class ProjectedDescent:
         return self.inner_steps
 
     def propose(self, state: State) -> Candidates:
-        """Return the nearest tokens in their places."""
+        """Nearest tokens in their places."""
         return Candidates(ids=filled(state["base"], self.vocabulary.nearest(state["x"]), state["slots"]))
 
     @torch.enable_grad()
     def _gradient(self, state: State, counter: Tensor, clean: Tensor) -> Tensor:
-        """Return the gradient at the nearest tokens' embeddings, (B, K, D)."""
         model = self.target.unlearned
         table = model.token_embeddings.detach()
         at = table[self.vocabulary.nearest(state["x"])].requires_grad_()

@@ -44,7 +44,7 @@ CHUNK = 256
 
 @torch.no_grad()
 def concept_vector(model: Diffusion, concept: str, without: str) -> Tensor:
-    """Return v = mean_i TE(P_i with the concept) - TE(P_i without), float (L, D), of the `TEMPLATES`.
+    """V = mean_i TE(P_i with the concept) - TE(P_i without), float (L, D), of the `TEMPLATES`.
 
     Args:
         model: TE is its text encoder.
@@ -58,7 +58,7 @@ def concept_vector(model: Diffusion, concept: str, without: str) -> Tensor:
 def breed(
     parents: Tensor, uniforms: Tensor, vocabulary: Vocabulary, crossover: float, mutation: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (family, int64 (B, 3 H, K); which were born, bool (B, 3 H); which need a score, likewise).
+    """(family, int64 (B, 3 H, K); which were born, bool (B, 3 H); which need a score, likewise).
 
     Every parent stays; with probability `crossover` it has two children with a random one, which swap their tails.
     Then each of them has one token replaced with probability `mutation`, except the first, which is the best.
@@ -140,7 +140,7 @@ class GeneticSearch:
         return 0
 
     def propose(self, state: State) -> Candidates:
-        """Return the best so far."""
+        """Best so far."""
         return Candidates(ids=filled(state["base"], state["kept"][:, 0], state["slots"]))
 
     def _frame(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,13 +148,12 @@ class GeneticSearch:
         return alone(tokens, tokenizer.eos_token_id, tokenizer.pad_token_id, self.count)
 
     def _select(self, state: State, family: Tensor, distance: Tensor) -> None:
-        """Keep the better half of the population's size, the best first; equal ones in their order."""
         order = distance.argsort(dim=1, stable=True)[:, : self.population // 2]
         state["kept"] = family.gather(1, order[:, :, None].expand(-1, -1, family.shape[2]))
         state["distance"] = distance.gather(1, order)
 
     def _scored(self, family: Tensor, fresh: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-        """Return `known` with the distances of the fresh ones, (B, M).
+        """`known` with the distances of the fresh ones, (B, M).
 
         Each prompt's candidates are heard on their own: rounding differs between batches of other sizes, and a search
         that compares must not depend on its neighbours.
@@ -166,7 +165,7 @@ class GeneticSearch:
         return distance
 
     def _distances(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Return ||TE(Q) - wanted||^2 of candidates (M, K), float (M,).
+        """||TE(Q) - wanted||^2 of candidates (M, K), float (M,).
 
         Raises:
             Diverged: one is not finite.

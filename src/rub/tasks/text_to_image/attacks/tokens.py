@@ -26,7 +26,7 @@ Draws = Annotated[Fed, Hyper(
 
 
 def insertion_rows(tokens: Tensor, eos: int, count: int, location: Location) -> Tensor:
-    """Return where each place of the longer prompt comes from: an index into [prompt (L) | inserted (count)].
+    """Source of each place of the longer prompt: an index into [prompt (L) | inserted (count)].
 
     New ids are ``torch.cat([tokens, inserted], 1).gather(1, rows)``. The tail is cut at L: padding, as long as `count`
     is at most `room`.
@@ -54,13 +54,13 @@ def insertion_rows(tokens: Tensor, eos: int, count: int, location: Location) -> 
 
 
 def place_ids(tokens: Tensor, inserted_ids: Tensor, eos: int, location: Location) -> Tensor:
-    """Return the ids (B, L) of prompts (B, L) with tokens (B, K) inserted; see `insertion_rows`."""
+    """Ids (B, L) of prompts (B, L) with tokens (B, K) inserted; see `insertion_rows`."""
     rows = insertion_rows(tokens, eos, inserted_ids.shape[1], location)
     return torch.cat([tokens, inserted_ids], 1).gather(1, rows)
 
 
 def place_embeddings(model: Diffusion, tokens: Tensor, inserted: Tensor, location: Location) -> Tensor:
-    """Return token embeddings (B, L, D) of prompts with rows inserted, for `Diffusion.encode_soft`.
+    """Token embeddings (B, L, D) of prompts with rows inserted, for `Diffusion.encode_soft`.
 
     Args:
         model: has the embeddings of the prompt's own tokens.
@@ -74,7 +74,7 @@ def place_embeddings(model: Diffusion, tokens: Tensor, inserted: Tensor, locatio
 
 
 def room(tokens: Tensor, eos: int) -> Tensor:
-    """Return how many tokens each prompt has room for, int64 (B,): L less its own, BOS and EOS included.
+    """Number of tokens that each prompt has room for, int64 (B,): L less its own, BOS and EOS included.
 
     Example:
         >>> room(torch.tensor([[8, 5, 9, 9, 9]]), 9).tolist()
@@ -99,7 +99,7 @@ def need_room(target: Target, count: int) -> None:
 
 
 def allowed_tokens(model: Diffusion) -> Tensor:
-    """Return which tokens may be proposed, bool (V,) on the device: those with a string that are not special."""
+    """Which tokens may be proposed, bool (V,) on the device: those with a string that are not special."""
     allowed = torch.zeros(len(model.token_embeddings), dtype=torch.bool)
     allowed[: len(model.tokenizer)] = True
     allowed[model.tokenizer.all_special_ids] = False
@@ -107,7 +107,7 @@ def allowed_tokens(model: Diffusion) -> Tensor:
 
 
 def keyed_normal(seed: int, stream: str, ids: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return standard normal numbers that depend on (seed, stream, id, counter) and on nothing else.
+    """Standard normal numbers that depend on (seed, stream, id, counter) and on nothing else.
 
     Box & Muller 1958: sqrt(-2 log u) cos(2 pi v) and sin, of `rub.attacks.linf.keyed_uniform`.
 
@@ -129,7 +129,7 @@ def keyed_normal(seed: int, stream: str, ids: Tensor, counter: Tensor | int, sha
 
 
 def project_simplex(rows: Tensor) -> Tensor:
-    """Return the nearest points of the probability simplex: max(a - theta, 0) (Duchi et al. 2008, figure 1).
+    """Nearest points of the probability simplex: max(a - theta, 0) (Duchi et al. 2008, figure 1).
 
     theta = (sum of the r largest - 1) / r, r the largest j with j a_(j) > sum of the j largest - 1.
 
@@ -149,7 +149,7 @@ def project_simplex(rows: Tensor) -> Tensor:
 
 
 def sample_tokens(rows: Tensor, uniforms: Tensor) -> Tensor:
-    """Return one index per row, drawn with the row's probabilities: the first i with sum_{j <= i} p_j > u sum_j p_j.
+    """One index per row, drawn with the row's probabilities: the first i with sum_{j <= i} p_j > u sum_j p_j.
 
     Args:
         rows: float (B, K, V), >= 0; each row has a positive sum.
@@ -168,7 +168,7 @@ def sample_tokens(rows: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def timestep(t: Tensor, cap: int, timesteps: int) -> Tensor:
-    """Return the noise level of move t: w // 2 + t w with w = T // n, rising (UnlearnDiffAtk's choice of times).
+    """Noise level of move t: w // 2 + t w with w = T // n, rising (UnlearnDiffAtk's choice of times).
 
     With more moves than T / 2, where w would be 1 and only low levels would be seen, (t + 1/2) T / n, rounded down.
 
@@ -190,7 +190,7 @@ def timestep(t: Tensor, cap: int, timesteps: int) -> Tensor:
 
 
 def spoken(model: Diffusion, ids: Tensor) -> list[str]:
-    """Return the strings of token ids (B, L), without BOS, EOS and padding.
+    """Strings of token ids (B, L), without BOS, EOS and padding.
 
     Tokenised again they need not give the same ids: tokens may merge, or not be text at all.
     """
@@ -200,18 +200,17 @@ def spoken(model: Diffusion, ids: Tensor) -> list[str]:
 
 
 def proposed(model: Diffusion, tokens: Tensor, found: Tensor, location: Location, fed: Fed) -> Candidates:
-    """Return what is proposed: the prompts (B, L) with the ids found (B, K) in place, as strings or as ids."""
+    """Candidates of a search: the prompts (B, L) with the ids found (B, K) in place, as strings or as ids."""
     ids = place_ids(tokens, found, model.tokenizer.eos_token_id, location)
     return Candidates(ids=ids) if fed == "ids" else Candidates(texts=spoken(model, ids))
 
 
 def _ends(tokens: Tensor, eos: int) -> Tensor:
-    """Return where the first EOS stands, int64 (B,)."""
     return (tokens == eos).int().argmax(1)
 
 
 def noisy(target: Target, state: State, t: Tensor | None, counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x_t, t, noise) for each prompt's own picture, of keyed draws.
+    """(x_t, t, noise) for each prompt's own picture, of keyed draws.
 
     Args:
         target: x_0 and the noise schedule.

@@ -135,12 +135,12 @@ class TokenSearch:
         return self.inner_steps
 
     def propose(self, state: State) -> Candidates:
-        """Return the prompts with the most probable tokens."""
+        """Prompts with the most probable tokens."""
         found = self.vocabulary[state["chances"].argmax(-1)]
         return proposed(self.target.unlearned, self.target.tokens[state["row"]], found, self.location, self.fed)
 
     def _gradient(self, state: State, counter: Tensor, x: Tensor, level: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, summed over prompts, and its gradient (B, K, V') for the one-hot rows of drawn tokens.
+        """Loss, summed over prompts, and its gradient (B, K, V') for the one-hot rows of drawn tokens.
 
         A row's one-hot times the table is the drawn token's embedding, so the gradient is that of the embedding times
         the table's transpose.
@@ -156,7 +156,6 @@ class TokenSearch:
         return loss.detach(), slope @ self.table.T
 
     def _descend(self, state: State, gradient: Tensor, step: Tensor) -> None:
-        """Clip the gradient, decay, take Adam's step, project."""
         gradient = gradient.clamp(-1, 1) + self.weight_decay * state["chances"]
         direction, (state["first"], state["second"]) = adam_direction(gradient, (state["first"], state["second"]), step)
         state["chances"] = project_simplex(state["chances"] - self.lr * direction)

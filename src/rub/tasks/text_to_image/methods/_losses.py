@@ -72,13 +72,13 @@ def pairs(
 
 
 def embedded(model: Diffusion, prompt: str) -> Tensor:
-    """Return the context of one prompt, (1, L, D), without a gradient."""
+    """Context of one prompt, (1, L, D), without a gradient."""
     with torch.no_grad():
         return model.context([prompt])
 
 
 def other_prompt(context: UnlearnContext, retain: Side) -> str:
-    """Return the anchor, or the first retain prompt where there is none.
+    """Anchor, or the first retain prompt where there is none.
 
     Raises:
         RubError: neither exists.
@@ -89,12 +89,12 @@ def other_prompt(context: UnlearnContext, retain: Side) -> str:
 
 
 def noise_loss(model: Diffusion, batch: Noisy) -> Tensor:
-    """Return MSE(e(x_t, c), noise), the loss that diffusion models are trained on (Ho et al. 2020, eq. 14)."""
+    """MSE(e(x_t, c), noise), the loss that diffusion models are trained on (Ho et al. 2020, eq. 14)."""
     return F.mse_loss(model.predict(batch.x, batch.t, batch.given).float(), batch.noise)
 
 
 def guided_loss(model: Diffusion, batch: Noisy, empty: Tensor, w: float) -> Tensor:
-    """Return MSE((1 + w) e(x_t, c) - w e(x_t, 0), noise), with a gradient through both predictions.
+    """MSE((1 + w) e(x_t, c) - w e(x_t, 0), noise), with a gradient through both predictions.
 
     Args:
         model: e.
@@ -110,7 +110,7 @@ def guided_loss(model: Diffusion, batch: Noisy, empty: Tensor, w: float) -> Tens
 
 
 def redirected_loss(model: Diffusion, teacher: Diffusion, batch: Noisy, other: Tensor) -> Tensor:
-    """Return MSE(e(x_t, c), sg e'(x_t, c')): the same noisy picture under its caption and under another prompt.
+    """MSE(e(x_t, c), sg e'(x_t, c')): the same noisy picture under its caption and under another prompt.
 
     Args:
         model: e.

@@ -45,7 +45,7 @@ CARD = Card(
 
 
 def prefixed(model: Diffusion, ids: Tensor, prefix: Tensor) -> Tensor:
-    """Return the input embeddings of [BOS, A, prompt, EOS, padding], cut to L: float (1, L, D).
+    """Input embeddings of [BOS, A, prompt, EOS, padding], cut to L: float (1, L, D).
 
     Args:
         model: gives the table of embeddings.
@@ -57,7 +57,7 @@ def prefixed(model: Diffusion, ids: Tensor, prefix: Tensor) -> Tensor:
 
 
 def random_tokens(model: Diffusion, count: int, generator: torch.Generator) -> Tensor:
-    """Return the embeddings of random tokens of the vocabulary, float (1, count, D)."""
+    """Embeddings of random tokens of the vocabulary, float (1, count, D)."""
     table = model.token_embeddings.detach()
     rows = torch.randint(0, len(table), (1, count), generator=generator)
     return table[rows.to(table.device)]
@@ -66,7 +66,7 @@ def random_tokens(model: Diffusion, count: int, generator: torch.Generator) -> T
 def attack_loss(
     model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, ids: Tensor, prefix: Tensor, concept: Tensor
 ) -> Tensor:
-    """Return MSE(e(x_t, TE([A; c])), e_0(x_t, c)).
+    """MSE(e(x_t, TE([A; c])), e_0(x_t, c)).
 
     Args:
         model: e and TE, the ones being trained.
@@ -91,7 +91,7 @@ def strengthened(
     steps: int,
     lr: float,
 ) -> Tensor:
-    """Return A after steps of Adam down a loss, each from fresh gradients or from their signs.
+    """A after steps of Adam down a loss, each from fresh gradients or from their signs.
 
     Args:
         loss: of A; draws its own x_t.
@@ -115,7 +115,7 @@ def strengthened(
 
 
 def retain_loss(model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-    """Return MSE(e(x_t, TE(p_r)), e_0(x_t, p_r)).
+    """MSE(e(x_t, TE(p_r)), e_0(x_t, p_r)).
 
     Args:
         model: e and TE.

@@ -42,7 +42,7 @@ CARD = Card(
 
 
 def erasediff_loss(model: Diffusion, forget: Noisy, retain: Noisy, other: Tensor, lam: float) -> Tensor:
-    """Return L_r + lambda L_f, whose gradient is that of L_r + lambda (L_f - Lbar).
+    """L_r + lambda L_f, whose gradient is that of L_r + lambda (L_f - Lbar).
 
     Args:
         model: e.

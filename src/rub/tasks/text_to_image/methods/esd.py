@@ -49,7 +49,7 @@ CARD = Card(
 
 
 def negative_guidance(concept: Tensor, empty: Tensor, eta: float) -> Tensor:
-    """Return e_0(x, 0) - eta (e_0(x, c) - e_0(x, 0)).
+    """e_0(x, 0) - eta (e_0(x, c) - e_0(x, 0)).
 
     Args:
         concept: e_0(x, c), any shape.
@@ -73,7 +73,7 @@ def esd_loss(
     empty: Tensor,
     eta: float,
 ) -> Tensor:
-    """Return MSE(e_u(x_t, given), e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0))).
+    """MSE(e_u(x_t, given), e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0))).
 
     Args:
         model: e_u.

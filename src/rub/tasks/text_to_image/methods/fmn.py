@@ -54,7 +54,7 @@ class Recorder:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the inner processor's output for an `Attention` of (B, pixels, width) to (B, L, D)."""
+        """Inner processor's output for an `Attention` of (B, pixels, width) to (B, L, D)."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         self.kept.append(attn.get_attention_scores(query, key)[..., self.positions])
@@ -77,7 +77,7 @@ def recorded(model: Diffusion, positions: Tensor) -> Iterator[list[Tensor]]:
 
 
 def concept_positions(model: Diffusion, caption: str, concept: str, *, use_pooler: bool) -> Tensor:
-    """Return where the tokens of a concept stand in a tokenised caption, int64 (P,) in 0 to L - 1, ascending.
+    """Places of a concept's tokens in a tokenised caption, int64 (P,) in 0 to L - 1, ascending.
 
     Args:
         model: gives tokenizer, L and device.
@@ -101,7 +101,7 @@ def concept_positions(model: Diffusion, caption: str, concept: str, *, use_poole
 
 
 def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positions: Tensor) -> Tensor:
-    """Return ||A||_F over layers, pictures, heads, pixels and positions.
+    """||A||_F over layers, pictures, heads, pixels and positions.
 
     Args:
         model: its UNet attends.

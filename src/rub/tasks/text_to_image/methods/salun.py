@@ -65,7 +65,7 @@ def saliency_mask(
     guidance: float,
     k: float,
 ) -> dict[str, Tensor]:
-    """Return bool masks by parameter name: True on the top fraction k of |G|, ranked over all parameters together.
+    """Bool masks by parameter name: True on the top fraction k of |G|, ranked over all parameters together.
 
     G = sum over batches of grad MSE((1 + w) e(x_t, c) - w e(x_t, 0), noise). Upstream sums the gradients of the
     negative, which the absolute value undoes.
@@ -94,7 +94,7 @@ def saliency_mask(
 def salun_loss(
     model: Diffusion, teacher: Diffusion, forget: Noisy, retain: Noisy, other: Tensor, alpha: float
 ) -> Tensor:
-    """Return MSE(e(x_t, c), sg e'(x_t, c')) + alpha MSE(e(x_r, c_r), noise).
+    """MSE(e(x_t, c), sg e'(x_t, c')) + alpha MSE(e(x_r, c_r), noise).
 
     Args:
         model: e.

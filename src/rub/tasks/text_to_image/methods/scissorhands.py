@@ -67,7 +67,7 @@ def connection_sensitivity(
     batches: int,
     guidance: float,
 ) -> dict[str, Tensor]:
-    """Return |theta| sum_b |grad L_b| by parameter name (SNIP, Lee et al. 2019, with absolute values per batch).
+    """|theta| sum_b |grad L_b| by parameter name (SNIP, Lee et al. 2019, with absolute values per batch).
 
     Args:
         model: e.
@@ -93,7 +93,7 @@ def connection_sensitivity(
 
 
 def redrawn_names(model: Diffusion) -> list[str]:
-    """Return the parameters that may be drawn anew: attn1 of `BLOCKS`, or of all up blocks where one is missing.
+    """Parameters that may be drawn anew: attn1 of `BLOCKS`, or of all up blocks where one is missing.
 
     Raises:
         RubError: no up block has self-attention.
@@ -131,7 +131,7 @@ def redraw(
 def scissorhands_loss(
     model: Diffusion, forget: Noisy, retain: Noisy, anchor: Tensor, lam: float, forget_loss: Forgetting
 ) -> Tensor:
-    """Return L_r - lambda L_u ("ascent"), or L_r + lambda MSE(e(x_t, c), sg e(x_t, anchor)) ("anchor").
+    """L_r - lambda L_u ("ascent"), or L_r + lambda MSE(e(x_t, c), sg e(x_t, anchor)) ("anchor").
 
     Args:
         model: e.

@@ -36,7 +36,7 @@ CARD = Card(
 
 
 def draw_anchors(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return random points of the text-embedding space, float (count, L, D), on the target's device.
+    """Random points of the text-embedding space, float (count, L, D), on the target's device.
 
     z = g / |g| with Gaussian g is kept with probability min(1, 1 - cos(target, z)) and scaled: a = v |target| z, v
     uniform in 0.8 to 1.2. Norms and cosines are over all L D numbers of one prompt.
@@ -70,7 +70,7 @@ def spm_loss(
     erase: float,
     anchoring: float,
 ) -> Tensor:
-    """Return MSE(e_u(x, c), e(x, n) - s (e(x, c) - e(x, n))) + lambda MSE(e_u(x', a), e(x', a)).
+    """MSE(e_u(x, c), e(x, n) - s (e(x, c) - e(x, n))) + lambda MSE(e_u(x', a), e(x', a)).
 
     e_u is the model with its adapters, e without; x' repeats x for the anchors.
 
@@ -94,7 +94,7 @@ def spm_loss(
 
 
 def restarts(step: int, total: int, warmup: int, cycles: int) -> float:
-    """Return the factor of the learning rate: linear up over the warm-up, then `cycles` half cosines from 1 to 0.
+    """Factor of the learning rate: linear up over the warm-up, then `cycles` half cosines from 1 to 0.
 
     Example:
         >>> [round(restarts(step, 14, 2, 3), 2) for step in (0, 1, 2, 4, 6)]

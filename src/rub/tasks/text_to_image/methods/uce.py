@@ -29,7 +29,7 @@ CARD = Card(
 
 @torch.no_grad()
 def last_tokens(model: Diffusion, prompts: tuple[str, ...], batch_size: int) -> Tensor:
-    """Return the text encoder's output at each prompt's last token before EOS, float64 (N, D).
+    """Text encoder's output at each prompt's last token before EOS, float64 (N, D).
 
     The empty prompt has none: its BOS is taken, as upstream does.
 
@@ -49,7 +49,7 @@ def last_tokens(model: Diffusion, prompts: tuple[str, ...], batch_size: int) -> 
 def edit_matrix(
     erased: Tensor, anchor: Tensor, preserved: Tensor, *, lam: float, erase_scale: float, preserve_scale: float
 ) -> Tensor:
-    """Return E with W = W_0 E, float64 (D, D).
+    """E with W = W_0 E, float64 (D, D).
 
     E = (lam I + s_e sum_E c* c^T + s_p sum_P c c^T) (lam I + s_e sum_E c c^T + s_p sum_P c c^T)^-1.
 
