@@ -51,7 +51,7 @@ class Component(Frozen):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Return the hyperparameters given; those left out keep the component's defaults."""
+        """Hyperparameters given; those left out keep the component's defaults."""
         return dict(self.model_extra or {})
 
 
@@ -276,7 +276,7 @@ class Suite(Frozen):
 
 
 def suite_names() -> dict[str, str]:
-    """Return the shipped suites: name -> one-line summary, sorted by name."""
+    """Shipped suites: name -> one-line summary, sorted by name."""
     found = {}
     for entry in files("rub").joinpath("suites").iterdir():
         if entry.name.endswith(".yaml"):
@@ -285,7 +285,7 @@ def suite_names() -> dict[str, str]:
 
 
 def located(path: str | Path, data_root: Path | None) -> Path:
-    """Return where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere.
+    """Where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere.
 
     Example:
         >>> located("weights.safetensors", None).name
@@ -360,7 +360,6 @@ def load_suite(
 
 
 def _known_of(item: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
-    """Return those methods that an experiment's task has;."""
     known = {entry.name for entry in METHODS.entries(item.get("task"))}
     return [name for name in methods if name in known]
 
@@ -402,7 +401,6 @@ def _experiment(item: Mapping[str, Any], where: str) -> Experiment:
 
 
 def _fields_at(kind: type[BaseModel], error: ValidationError) -> Mapping[str, Any]:
-    """Return the field names that would have been right where the first error is."""
     fields: Mapping[str, Any] = kind.model_fields
     for part in error.errors()[0]["loc"][:-1]:
         annotation = getattr(fields.get(str(part)), "annotation", None)

@@ -34,7 +34,7 @@ _BETTER = {"up": "higher is better", "down": "lower is better", "reference": "cl
 
 
 def eval_results(records: Sequence[Record], *, method: str, source: str = "") -> str:
-    """Return one method's results as text for ``.eval_results/rub.yaml`` of its model repository.
+    """One method's results as text for ``.eval_results/rub.yaml`` of its model repository.
 
     Values are means over seeds in the metric's own unit; failed cells are left out.
 
@@ -79,7 +79,7 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
 
 
 def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, Any] | None = None) -> str:
-    """Return a Markdown section for a model card: the method beside the controls in the shape of the paper's tables.
+    """A Markdown section for a model card: the method beside the controls in the shape of the paper's tables.
 
     Args:
         records: of one or more runs; those of other methods and of unknown tasks are left out.
@@ -123,7 +123,6 @@ def _check_measured(records: Sequence[Record], method: str) -> None:
 
 
 def _entries(group: Group, records: Sequence[Record], method: str, source: str) -> "Iterator[EvalResultEntry]":
-    """Yield the entry of each measured cell of a method in one group."""
     from huggingface_hub import EvalResultEntry
 
     board = board_of(extracted(records))
@@ -144,13 +143,12 @@ def _entries(group: Group, records: Sequence[Record], method: str, source: str) 
 
 
 def _task_id(record: Record) -> str:
-    """Return what two values must share to compare; rows of one leaderboard differ in network and suite alone."""
+    """What two values must share to compare; rows of one leaderboard differ in network and suite alone."""
     parts = (record.metric, record.split, record.attack, record.budget, record.protocol, record.dataset)
     return "/".join(slug(part) for part in (*parts, *filter(None, (record.experiment, record.extractor))))
 
 
 def _notes(found: Sequence[Record], interval: Interval, controls: Mapping[str, Interval | None]) -> Iterator[str]:
-    """Yield what a reader needs to judge a value."""
     measured = [record for record in found if record.value is not None]
     one = measured[0]
     after = "without an attack" if one.attack == "none" else f"after {one.attack} at {one.budget}"
@@ -171,7 +169,7 @@ def _notes(found: Sequence[Record], interval: Interval, controls: Mapping[str, I
 
 
 def _spread(measured: Sequence[Record], interval: Interval) -> str:
-    """Return the 95 % interval over unlearning seeds; of one record over its samples, where it has one."""
+    """95 % interval over unlearning seeds; of one record over its samples, where it has one."""
     ends = f"95 % interval {interval.low:.4g} to {interval.high:.4g} clustered by seed"
     if interval.clusters > 1:
         return f"mean over {interval.clusters} unlearning seeds, {ends}"
@@ -181,7 +179,7 @@ def _spread(measured: Sequence[Record], interval: Interval) -> str:
 
 
 def _date(records: Sequence[Record]) -> str | None:
-    """Return when the last of the measured records was made; None where one does not say so as ISO 8601 does."""
+    """When the last of the measured records was made; None where one does not say so as ISO 8601 does."""
     try:
         dates = [datetime.fromisoformat(record.created) for record in records if record.value is not None]
     except ValueError:
@@ -190,14 +188,13 @@ def _date(records: Sequence[Record]) -> str | None:
 
 
 def _controls(records: Sequence[Record], task: str) -> str:
-    """Return what the controls among the rows are, as a Markdown list."""
     methods = {record.method for record in records}
     known = controls_of(task).items()
     return "".join(f"- `{name}` (control): {text}\n" for name, text in known if name in methods)
 
 
 def _numbers(table: Table) -> Table:
-    """Return the table without its columns of text: one method is tied with none."""
+    """Table without its columns of text: one method is tied with none."""
     kept = [k for k, column in enumerate(table.columns) if column.place is not None]
     rows = tuple(replace(row, cells=tuple(row.cells[k] for k in kept)) for row in table.rows)
     notes = tuple(note for note in table.notes if not note.startswith("tie: "))

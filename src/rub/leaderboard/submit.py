@@ -43,7 +43,7 @@ class RuleCheck:
 
 
 def check(folder: Path, sources: Sources) -> list[RuleCheck]:
-    """Return the rules, each with what breaks it; after a folder that cannot be read there is only the first.
+    """Rules of the leaderboard, each with what breaks it; after a folder that cannot be read there is only the first.
 
     Args:
         folder: written by ``rub run --out``, by anyone.
@@ -111,7 +111,6 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
 
 
 def _protocols(found: ResultFolder) -> Iterator[str]:
-    """Yield the groups whose protocol is not one that this installation has."""
     for task in dict.fromkeys(record.task for record in found.records):
         entry = next((entry for entry in TASKS.entries() if entry.name == task), None)
         if entry is None:
@@ -136,7 +135,6 @@ def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Recor
 
 
 def _measured(found: ResultFolder) -> Iterator[str]:
-    """Yield the groups in which no method has a number, and the methods that have none."""
     for reporting, group, records, main in _groups(found):
         methods = dict.fromkeys(record.method for record in records if not is_control(record.method, record.task))
         if not methods:
@@ -152,7 +150,6 @@ def _measured(found: ResultFolder) -> Iterator[str]:
 
 
 def _present(found: ResultFolder) -> Iterator[str]:
-    """Yield the groups without controls."""
     for _, group, records, _ in _groups(found):
         rows = {record.method for record in records if record.value is not None}
         if "original" not in rows:
@@ -163,7 +160,6 @@ def _present(found: ResultFolder) -> Iterator[str]:
 
 
 def _sane(found: ResultFolder) -> Iterator[str]:
-    """Yield the controls whose numbers say that the measurement cannot be trusted."""
     for reporting, group, records, main in _groups(found):
         budgets = reporting.headline(budgets_of(records, main))
         if not budgets:
@@ -192,7 +188,7 @@ def _sane(found: ResultFolder) -> Iterator[str]:
 
 
 def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], budgets: Sequence[str]) -> float:
-    """Return a row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
+    """A row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
     metric, split, attack = wanted
     at = "none" if attack == "none" else budgets[-1]
     wanted_at = (metric, split, attack, at)
@@ -201,7 +197,7 @@ def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], 
 
 
 def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
-    """Yield what is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
+    """What is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
     for reporting, group, records, main in _groups(found):
         wanted = (reporting.robustness.metric, reporting.robustness.split, main)
         back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
@@ -226,7 +222,6 @@ def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[
 
 
 def _chosen(folder: Path) -> Iterator[Path]:
-    """Yield the files of witnesses to keep, claims with their probes, the smallest first up to `LARGEST` in all."""
     room = LARGEST
     pairs = [(path, path.with_suffix(".safetensors")) for path in witness_files(folder)] if folder.is_dir() else []
     for pair in sorted(pairs, key=lambda pair: (sum(path.stat().st_size for path in pair), pair[0].name)):

@@ -13,7 +13,7 @@ from rub.errors import Diverged, RubError
 
 
 def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
-    """Return which samples the largest logit classifies right; its mean is TA, RA or UA of that set.
+    """Which samples the largest logit classifies right; its mean is TA, RA or UA of that set.
 
     Args:
         logits: float (N, C), finite; the first class wins a tie.
@@ -35,7 +35,7 @@ def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
 
 
 def logit_auc(logits: ArrayLike, labels: ArrayLike, forget_classes: Sequence[int]) -> float:
-    """Return how well the forgotten classes' logits still rank test images: a score that no constant bias can hide.
+    """How well the forgotten classes' logits still rank test images: a score that no constant bias can hide.
 
     mean over c of AUC(z_c of images with y = c against z_c of all others). It is 1 for a model whose forgotten logit is
     merely lowered by a constant, while its UA is 0. The retrained model is the reference, which is not always .5: its
@@ -75,7 +75,7 @@ def probe_accuracy(
     per_class: int = 300,
     total: int = 3000,
 ) -> float:
-    """Return the recall of the forgotten classes on test images by a linear probe on penultimate features.
+    """Recall of the forgotten classes on test images by a linear probe on penultimate features.
 
     A multinomial logistic regression (L2, C = 1, classes weighted to balance) on standardised features, trained on
     training images of all classes, forgotten ones included; the head of the unlearned model plays no part.
@@ -119,7 +119,7 @@ def probe_accuracy(
 
 
 def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
-    """Return how much more of the forget set the attack recovers from the unlearned than from the retrained model.
+    """How much more of the forget set the attack recovers from the unlearned than from the retrained model.
 
     mean(u - r), paired by sample: the part of UA after the attack that an attack on a model which never saw the data
     does not explain.
@@ -143,7 +143,7 @@ def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: Arra
 
 
 def residual_ratio(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
-    """Return the ratio Pr[unlearned recovers] / Pr[retrained recovers], smoothed by one count on each side.
+    """Ratio Pr[unlearned recovers] / Pr[retrained recovers], smoothed by one count on each side.
 
     (1 + sum u) / (1 + sum r), after the residual knowledge of RURK (NeurIPS 2025, arXiv 2601.22359). The added
     count keeps it finite where the retrained model recovers nothing, which is the usual case; 1 means no excess.
@@ -167,7 +167,7 @@ def residual_ratio(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLik
 
 
 def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return logits as float64 (N, C) and labels as int64 (N,), N >= 1, or say what does not fit.
+    """Logits as float64 (N, C) and labels as int64 (N,), N >= 1, checked.
 
     Raises:
         ValueError: the shapes do not fit or a label is outside 0..C-1.
@@ -184,7 +184,6 @@ def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], 
 
 
 def _even_subset(labels: NDArray[np.int64], cap: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return positions of at most `cap` random samples of each class."""
     groups = [rng.permutation(np.flatnonzero(labels == c))[:cap] for c in np.unique(labels)]
     return np.concatenate(groups)
 
@@ -200,7 +199,6 @@ def _check_classes(labels: NDArray[np.int64], classes: Sequence[int], where: str
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return both as bool (N,), N >= 1."""
     u, r = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
     if u.ndim != 1 or u.shape != r.shape or len(u) == 0:
         raise ValueError(f"need two paired outcome lists of one length, got shapes {u.shape} and {r.shape}")

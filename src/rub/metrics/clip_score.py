@@ -20,7 +20,7 @@ class Scored:
 
 
 def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -> Scored | None:
-    """Return the CLIP score, or None where the model is neither in the hub's cache nor below the data root.
+    """CLIP score, or None where the model is neither in the hub's cache nor below the data root.
 
     Args:
         images: uint8 (N, C, H, W); grey images are repeated.
@@ -38,7 +38,7 @@ def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -
 
 
 def _load(runtime: Runtime) -> Any:
-    """Return torchmetrics' metric with weights that are on this machine, or None: nothing is downloaded."""
+    """Metric of torchmetrics with weights that are on this machine, or None: nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from torchmetrics.multimodal import CLIPScore
 

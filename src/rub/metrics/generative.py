@@ -14,7 +14,7 @@ Matrix = NDArray[np.float64]
 
 
 def singular_covariance(count: int, dimension: int) -> bool:
-    """Return whether the covariance of N images and d features is singular, where the upward bias of FID is large.
+    """Whether the covariance of N images and d features is singular, where the upward bias of FID is large.
 
     A centred set of N images has rank N - 1 at most, so this is N <= d. FID still has a value, but two such values
     compare only at the same N; the authors of FID ask for N > d (2048), better 5,000.
@@ -27,7 +27,7 @@ def singular_covariance(count: int, dimension: int) -> bool:
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    r"""Return the Frechet distance of the normal laws fitted to two sets of features (squared, as FID always is).
+    r"""Frechet distance of the normal laws fitted to two sets of features (squared, as FID always is).
 
     \|mu_a - mu_b\|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), with unbiased covariances (Heusel et al. 2017). The last
     trace is the nuclear norm of A B^T, where A and B are the centred features over sqrt(n - 1); sets much larger than d
@@ -64,12 +64,11 @@ def _nuclear_is_cheaper(n: int, m: int, d: int) -> bool:
 
 
 def _trace_nuclear(A: Matrix, B: Matrix) -> float:
-    """Return tr (A^T A B^T B)^(1/2) as the sum of the singular values of A B^T."""
     return float(np.linalg.svd(A @ B.T, compute_uv=False).sum())
 
 
 def _trace_eigen(A: Matrix, B: Matrix) -> float:
-    """Return tr (A^T A B^T B)^(1/2) by eigenvalues; what rounding puts below 0 counts as 0."""
+    """Trace of (A^T A B^T B)^(1/2) by eigenvalues; what rounding puts below 0 counts as 0."""
     values, vectors = np.linalg.eigh(A.T @ A)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     return float(np.sqrt(np.linalg.eigvalsh(root @ (B.T @ B) @ root).clip(0)).sum())
@@ -78,7 +77,7 @@ def _trace_eigen(A: Matrix, B: Matrix) -> float:
 def kernel_distance(
     a: ArrayLike, b: ArrayLike, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Return the kernel distance (KID) of two sets of features: mean and standard deviation over random subsets.
+    """Kernel distance (KID) of two sets of features: mean and standard deviation over random subsets.
 
     The unbiased squared MMD with the kernel k(x, y) = (x . y / d + 1)^3 (Binkowski et al. 2018). Unlike FID it is not
     biased by N, and may fall below 0. Subsets are drawn as torch-fidelity draws them. A set of up to ``subset_size``
@@ -118,7 +117,7 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Matrix, y: Matrix) -> float:
-    """Return the unbiased estimate: pairs of an image with itself do not count."""
+    """Unbiased estimate: pairs of an image with itself do not count."""
 
     def kernel(u: Matrix, v: Matrix) -> Matrix:
         value: Matrix = (u @ v.T / u.shape[1] + 1) ** 3
@@ -132,7 +131,7 @@ def _squared_mmd(x: Matrix, y: Matrix) -> float:
 
 
 def inception_score(logits: ArrayLike, *, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
-    """Return the Inception Score of a set of logits: mean and standard deviation over splits.
+    """Inception Score of a set of logits: mean and standard deviation over splits.
 
     exp(mean_i KL(p_i || mean_i p_i)) of each split, p_i = softmax(logits_i) (Salimans et al. 2016). A split cannot
     score above its number of images or of classes, and images sorted by class score low; so images are shuffled first,
@@ -174,7 +173,6 @@ def inception_score(logits: ArrayLike, *, splits: int = 10, seed: int | None = 2
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Matrix, Matrix]:
-    """Return two sets of features in float64, checked."""
     first, second = _matrix(a, "features", "d"), _matrix(b, "features", "d")
     if first.shape[1] != second.shape[1]:
         raise RubError(f"features: d = {first.shape[1]} in one set, {second.shape[1]} in the other; use one judge")

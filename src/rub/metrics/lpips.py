@@ -13,7 +13,7 @@ BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's file; torchmetrics ships 
 
 @cache
 def lpips_or_none(device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return a function from pairs of images (N, C, H, W) in [0, 1] to LPIPS (N,), or None where it cannot be computed.
+    """A function from pairs of images (N, C, H, W) in [0, 1] to LPIPS (N,), or None where it cannot be computed.
 
     It needs torchvision and AlexNet's weights in torch's hub folder; nothing is downloaded. Grey images are repeated
     to three channels, and images below 64 pixels are enlarged to it, as AlexNet needs.

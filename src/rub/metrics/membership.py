@@ -47,7 +47,7 @@ class MembershipAttack:
     references: int
 
     def members(self, logits: ArrayLike, labels: ArrayLike) -> Bools:
-        """Return bool (N,): which samples are called members; the mean over forgotten samples is the metric."""
+        """Which samples are called members, bool (N,); the mean over forgotten samples is the metric."""
         return np.asarray(self.classifier.predict(self.features(logits, labels)) == 1)
 
 
@@ -76,17 +76,17 @@ class ShadowOutputs:
             raise ValueError(f"need labels (N,) for logits (K, N, C), got {self.labels.shape}, {self.logits.shape}")
 
     def without(self, shadow: int) -> "ShadowOutputs":
-        """Return the outputs of the other K - 1 shadows."""
+        """Outputs of the other K - 1 shadows."""
         return replace(
             self, logits=np.delete(self.logits, shadow, axis=0), member=np.delete(self.member, shadow, axis=0)
         )
 
     def points(self, index: NDArray[Any]) -> "ShadowOutputs":
-        """Return the outputs for some of the points: positions, int (n,), or a mask, bool (N,)."""
+        """Outputs for some of the points: positions, int (n,), or a mask, bool (N,)."""
         return ShadowOutputs(self.logits[:, index], self.member[:, index], self.labels[index])
 
     def each(self, signal: Callable[[ArrayLike, ArrayLike], Floats]) -> Floats:
-        """Return float (K, N): a per-sample signal of every shadow."""
+        """Signal of every shadow for every sample, float (K, N)."""
         return np.stack([signal(logits, self.labels) for logits in self.logits])
 
 
@@ -168,7 +168,7 @@ def rmia_scores(
     offline_a: float = 0.33,
     gamma: float = 1.0,
 ) -> Floats:
-    """Return the offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024).
+    """Offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024).
 
     score(x) = Pr_z[ (p(x|theta)/p(x)) / (p(z|theta)/p(z)) > gamma ], p(x) = ((1 + a) P_out(x) + (1 - a)) / 2, with
     P_out the mean true-label probability over the shadows that did not train on the point.
@@ -215,7 +215,7 @@ def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired:
 
 
 def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) -> Floats:
-    """Return the offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022).
+    """Offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022).
 
     (phi - mu_out) / sigma, with phi the logit-scaled confidence and mu_out its mean over the shadows that did not train
     on the point. The paper's score is Phi of this, which ranks the same but rounds to 1 for every clear member.
@@ -246,7 +246,7 @@ def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) 
 
 
 def audit_auc(scores: ArrayLike, member: ArrayLike) -> float:
-    """Return the AUC of scores (N,) for telling members from others, bool (N,): `mia_rmia` and `mia_lira`, in [0, 1].
+    """AUC of scores (N,) for telling members from others, bool (N,): `mia_rmia` and `mia_lira`, in [0, 1].
 
     For a forget set, "member" marks forgotten samples and the others are test images of the same classes.
 
@@ -259,7 +259,7 @@ def audit_auc(scores: ArrayLike, member: ArrayLike) -> float:
 
 
 def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float:
-    """Return the largest true-positive rate that some threshold reaches at a false-positive rate of at most `fpr`.
+    """Largest true-positive rate that some threshold reaches at a false-positive rate of at most `fpr`.
 
     Raises:
         RubError: members only, or none.
@@ -271,20 +271,18 @@ def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float
 
 
 def _rmia_signals(logits: ArrayLike, shadows: ShadowOutputs) -> tuple[Floats, Floats]:
-    """Return log p(x|theta) and P_out(x), each float (N,)."""
     p_out = np.mean(np.exp(shadows.each(true_log_probability)), axis=0, where=_out(shadows))
     # a probability that underflows must not divide by zero where a = 1
     return true_log_probability(logits, shadows.labels), np.maximum(p_out, np.finfo(np.float64).tiny)
 
 
 def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: float) -> Floats:
-    """Return the share of z whose log ratio lies below that of x by more than log gamma, float (N,)."""
     ratio_x, ratio_z = (log_p - np.log(((1 + a) * p_out + 1 - a) / 2) for log_p, p_out in (x, z))
     return np.asarray(np.searchsorted(np.sort(ratio_z), ratio_x - np.log(gamma), side="left") / len(ratio_z))
 
 
 def _out(shadows: ShadowOutputs) -> Bools:
-    """Return bool (K, N): which shadows leave a point out; every point needs one."""
+    """Which shadows leave a point out, bool (K, N); every point needs one."""
     always = int(shadows.member.all(axis=0).sum())
     if always:
         raise RubError(f"membership: every shadow trained on {always} of {len(shadows.labels)} points: add shadows")

@@ -18,13 +18,13 @@ Feature = Literal["confidence", "correctness", "entropy", "modified_entropy", "p
 
 
 def true_log_probability(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return log p_y, float64 (N,), of logits (N, C) and labels (N,)."""
+    """Logarithm of p_y, float64 (N,), of logits (N, C) and labels (N,)."""
     z, y = checked(logits, labels)
     return np.asarray(log_softmax(z, axis=1)[np.arange(len(y)), y])
 
 
 def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return the logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j.
+    """Logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j.
 
     The signal of LiRA (Carlini et al., IEEE S&P 2022). Computed from logits, it stays exact where p_y rounds to 1.
 
@@ -47,12 +47,12 @@ def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
 
 
 def entropy(logits: ArrayLike) -> Floats:
-    """Return -sum_j p_j log p_j, float64 (N,), in [0, log C], of logits (N, C)."""
+    """Entropy -sum_j p_j log p_j, float64 (N,), in [0, log C], of logits (N, C)."""
     return np.asarray(entr(softmax(np.asarray(logits, np.float64), axis=1)).sum(axis=1))
 
 
 def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j) (Song & Mittal, USENIX Security 2021).
+    """Modified entropy -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j) (Song & Mittal, USENIX Security 2021).
 
     Near 0 for a confident right answer and large for a confident wrong one. Unlike SalUn's `evaluation/SVC_MIA.py`,
     a sample's value does not depend on the other samples of its batch.
@@ -80,14 +80,14 @@ def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
 
 
 def shokri_features(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return float (N, 3 + min(3, C)): logit-scaled confidence, the largest three p (sorted), entropy, correctness."""
+    """Features, float (N, 3 + min(3, C)): logit-scaled confidence, the three largest p, entropy, correctness."""
     z, y = checked(logits, labels)
     top = -np.sort(-np.asarray(softmax(z, axis=1)), axis=1)[:, :3]
     return np.column_stack([logit_confidence(z, y), top, entropy(z), correct(z, y)])
 
 
 def svc_features(feature: Feature) -> Callable[[ArrayLike, ArrayLike], Floats]:
-    """Return the function (logits, labels) -> float (N, F) of one of SalUn's five features; F = 1 but for "prob"."""
+    """Function (logits, labels) -> float (N, F) of one of SalUn's five features; F = 1 but for "prob"."""
     table: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
         "confidence": lambda z, y: np.exp(true_log_probability(z, y))[:, None],
         "correctness": lambda z, y: correct(z, y).astype(np.float64)[:, None],

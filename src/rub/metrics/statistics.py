@@ -50,7 +50,7 @@ class Tied:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion of independent trials.
+    """Wilson score interval of a proportion of independent trials.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = successes/n (Wilson, JASA 1927). Use
     `clustered_mean` when the trials share seeds.
@@ -86,7 +86,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def clustered_mean(values: ArrayLike, clusters: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the mean of all values with a t interval whose standard error is clustered.
+    """Mean of all values with a t interval whose standard error is clustered.
 
     SE^2 = G/(G-1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2, df = G - 1 (Liang & Zeger 1986; Miller, "Adding Error
     Bars to Evals", arXiv 2411.00640, with the small-sample factor). With clusters of equal size this is the t interval
@@ -122,7 +122,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, confidence: float = 0
 def paired_difference(
     a: Mapping[Hashable, ArrayLike], b: Mapping[Hashable, ArrayLike], confidence: float = 0.95
 ) -> Interval:
-    """Return the mean of a - b with the paired t interval over the clusters that both have.
+    """Mean of a - b with the paired t interval over the clusters that both have.
 
     d_g = mean(a_g) - mean(b_g); mean(d) -+ t_{G-1} sd(d)/sqrt(G). Pairing removes what a cluster adds to both sides.
 
@@ -191,7 +191,7 @@ def tie_groups(
 
 
 def maximal_overlaps(intervals: list[Interval]) -> list[frozenset[int]]:
-    """Return the largest sets of positions whose intervals all share a point, ordered by their first members.
+    """Largest sets of positions whose intervals all share a point, ordered by their first members.
 
     On a line, intervals that overlap pairwise share a point, and the highest lower end among them is such a point.
     """
@@ -201,13 +201,13 @@ def maximal_overlaps(intervals: list[Interval]) -> list[frozenset[int]]:
 
 
 def letters(index: int) -> str:
-    """Return a, b, ..., z, aa, ab, ... for 0, 1, ..., 25, 26, 27, ..."""
+    """Letters a, b, ..., z, aa, ab, ... for 0, 1, ..., 25, 26, 27, ..."""
     head, last = divmod(index, 26)
     return (letters(head - 1) if head else "") + chr(ord("a") + last)
 
 
 def _t_interval(mean: float, error: float, clusters: int, confidence: float) -> Interval:
-    """Return mean -+ t_{clusters - 1} error; NaN ends for one cluster."""
+    """Mean -+ t_{clusters - 1} error; NaN ends for one cluster."""
     from scipy.special import stdtrit
 
     _check_confidence(confidence)
@@ -216,7 +216,6 @@ def _t_interval(mean: float, error: float, clusters: int, confidence: float) -> 
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
-    """Return the values as float64 (n,), n >= 1, all finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"need a non-empty list of finite values, got shape {x.shape}: {x.ravel()[:5].tolist()}")

@@ -60,7 +60,7 @@ Part = tuple[str, Group, Sequence[Record], str]
 
 
 def boards(parts: Iterable[Part]) -> list[Board]:
-    """Return the boards of all parts, in the order of tasks, data sets and protocols.
+    """Boards of all parts, in the order of tasks, data sets and protocols.
 
     Args:
         parts: of tasks that this installation knows.
@@ -101,7 +101,7 @@ def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Boa
 
 
 def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Iterator[BoardRow]:
-    """Yield the rows of one group, with an empty cell for each column that it has no records for.
+    """Rows of one group, with an empty cell for each column that it has no records for.
 
     N is that of the attacked metric and split which are `wanted`: controls may have more images.
     """

@@ -24,7 +24,7 @@ class FigureFile:
 
 
 def plain(text: str) -> str:
-    r"""Return text as matplotlib shows it: names may come from others, and hold what would be read as a formula.
+    r"""Text as matplotlib shows it: names may come from others, and hold what would be read as a formula.
 
     Example:
         >>> plain("a$b$")

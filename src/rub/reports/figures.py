@@ -127,7 +127,7 @@ def _figures(
 
 
 def style(method: str, task: str) -> dict[str, Any]:
-    """Return a row's colour, marker and dash, the same in every figure of its task.
+    """A row's colour, marker and dash, the same in every figure of its task.
 
     Example:
         >>> style("ft", "classification")["color"] != style("rl", "classification")["color"]
@@ -205,7 +205,7 @@ def _utility(records: Sequence[Record], budget: str, reporting: TaskReport, main
 
 
 def _halves(interval: "Interval") -> tuple[float, float]:
-    """Return how far an interval reaches below and above its mean; 0 where it is not known."""
+    """How far an interval reaches below and above its mean; 0 where it is not known."""
     if math.isnan(interval.low):
         return 0.0, 0.0
     return max(interval.mean - interval.low, 0.0), max(interval.high - interval.mean, 0.0)
@@ -258,7 +258,6 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
 
 
 def _panels(count: int, shown: str, along: str) -> tuple["Figure", list["Axes"]]:
-    """Return a figure of small panels, four across, with one label for all vertical and one for all horizontal axes."""
     across = min(4, count)
     down = math.ceil(count / across)
     width, height = 1.6 * across + 0.75, 1.2 * down + 0.85
@@ -282,7 +281,7 @@ def _entitle(axes: "Axes", method: str, task: str, *, converged: bool = True) ->
 
 
 def _heights(curves: Sequence[Sequence[float]], *, logarithmic: bool) -> tuple[str, tuple[float, float]]:
-    """Return the scale and the limits of the vertical axis: 0 to 1 for shares, else all curves if one is above 0."""
+    """Scale and limits of the vertical axis: 0 to 1 for shares, else all curves if one is above 0."""
     above = [value for curve in curves for value in curve if value > 0]
     if not logarithmic or not above:
         return "linear", (-0.04, 1.04)
@@ -316,7 +315,7 @@ def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **l
 
 
 def _short(budget: str) -> str:
-    """Return a budget for a narrow axis.
+    """A budget for a narrow axis.
 
     Example:
         >>> _short("8/255"), _short("unbounded")
@@ -334,14 +333,13 @@ def _value(board: Board, method: str, axis: Axis, budget: str, main: str) -> "In
 
 
 def _look(method: str, task: str) -> dict[str, Any]:
-    """Return the plot arguments of a row; hollow markers keep points readable where they cover each other."""
+    """Plot arguments of a row; hollow markers keep points readable where they cover each other."""
     control = is_control(method, task)
     edges = {"markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 6 if control else 5}
     return {**style(method, task), **edges, "linewidth": 1.6 if control else 1.1, "zorder": 2 if control else 3}
 
 
 def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tuple["Figure", Any]:
-    """Return a figure, made without pyplot's global list of figures, and its grid of axes (down, across)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -353,7 +351,6 @@ def _canvas(width: float, height: float, down: int = 1, across: int = 1) -> tupl
 
 
 def _wide() -> tuple["Figure", Any]:
-    """Return a figure of one panel that leaves room for the legend on its right."""
     figure, grid = _canvas(6.8, 4.2)
     figure.subplots_adjust(left=0.08, right=0.77, bottom=0.11, top=0.97)
     return figure, grid[0, 0]

@@ -190,7 +190,7 @@ def outside(out: Path, folders: Iterable[Path]) -> None:
 
 
 def claims_of(folder: Path) -> Iterator[Claim]:
-    """Yield what each file of witnesses in a folder is about.
+    """What each file of witnesses in a folder is about.
 
     Raises:
         RubError: one that is no witness.
@@ -222,7 +222,7 @@ def copy_gallery(source: Path, target: Path) -> None:
 
 
 def _validated(path: Path, kind: Any) -> Any:
-    """Return a JSON file as this type; empty where there is none."""
+    """A JSON file as this type; empty where there is none."""
     if not path.exists():
         return ()
     try:
@@ -235,7 +235,7 @@ def _validated(path: Path, kind: Any) -> Any:
 
 
 def _suite(path: Path) -> Mapping[str, Any]:
-    """Return the suite as plain data; empty where there is none."""
+    """Suite as plain data; empty where there is none."""
     if not path.exists():
         return {}
     try:
@@ -251,12 +251,11 @@ def _suite(path: Path) -> Mapping[str, Any]:
 
 
 def _experiment(item: Any) -> bool:
-    """Return whether a value can stand for an experiment: a mapping whose name, task and key are text."""
+    """Whether a value can stand for an experiment: a mapping whose name, task and key are text."""
     return isinstance(item, dict) and all(isinstance(item.get(name, ""), str) for name in ("name", "task", "paper"))
 
 
 def _small(value: Any) -> bool:
-    """Return whether a value holds few enough others, counting an alias as what it stands for."""
     waiting, seen = [value], 0
     while waiting and seen <= _NODES:
         one, seen = waiting.pop(), seen + 1

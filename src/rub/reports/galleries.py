@@ -99,7 +99,7 @@ def read_tiles(path: Path) -> Tiles:
 
 
 def gallery_figure(tiles: Tiles, title: str) -> "Figure":
-    """Return the picture: a row per image, a column per tile, pixels enlarged by a whole number.
+    """Figure of a gallery: a row per image, a column per tile, pixels enlarged by a whole number.
 
     Args:
         tiles: what is shown; those wider than 256 pixels are shrunk by a whole factor, each pixel the mean of a square.
@@ -136,7 +136,7 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
 
 
 def _shrunk(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return tiles at most `_LARGE` pixels wide; pixels at the edges that fill no whole square are cut off."""
+    """Tiles at most `_LARGE` pixels wide; pixels at the edges that fill no whole square are cut off."""
     factor = -(-tiles.shape[3] // _LARGE)
     if factor == 1:
         return tiles

@@ -44,7 +44,7 @@ Board = Mapping[tuple[str, Place], Sequence[Record]]
 
 
 def anchor(group: Group, method: str, place: Place) -> str:
-    """Return the name, fit for a link, of the records behind a cell.
+    """Name, fit for a link, of the records behind a cell.
 
     Example:
         >>> group = Group("classification", "quick", "", "digits", "resnet10", "rub-quick-1")
@@ -55,7 +55,7 @@ def anchor(group: Group, method: str, place: Place) -> str:
 
 
 def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
-    """Return the records of each group of one task, groups in order of first appearance.
+    """Records of each group of one task, groups in order of first appearance.
 
     Example:
         >>> grouped([], "classification")
@@ -82,7 +82,7 @@ def main_attack(records: Iterable[Record], mains: Mains | None = None) -> str:
 
 
 def board_of(records: Iterable[Record]) -> Board:
-    """Return the records of one group by row and cell."""
+    """Records of one group by row and cell."""
     board: dict[tuple[str, Place], list[Record]] = defaultdict(list)
     for record in records:
         board[record.method, place_of(record)].append(record)
@@ -90,7 +90,7 @@ def board_of(records: Iterable[Record]) -> Board:
 
 
 def place_of(record: Record) -> Place:
-    """Return the cell of its row that a record belongs to."""
+    """Cell of its row that a record belongs to."""
     return Place(record.metric, record.split, record.attack, record.budget, record.extractor)
 
 
@@ -116,7 +116,7 @@ def is_control(method: str, task: str) -> bool:
 
 
 def row_order(methods: Iterable[str], task: str) -> list[str]:
-    """Return controls first, then the methods that ship with RUB in its order, then others as they come.
+    """Controls first, then the methods that ship with RUB in its order, then others as they come.
 
     Example:
         >>> row_order(["mine", "salun", "ft", "sham", "original"], "classification")
@@ -128,7 +128,7 @@ def row_order(methods: Iterable[str], task: str) -> list[str]:
 
 
 def level(budget: str) -> float:
-    """Return a budget's number to sort by, of 1/255 or of attack steps; 0 for ``none``, infinity without a number.
+    """A budget's number to sort by, of 1/255 or of attack steps; 0 for ``none``, infinity without a number.
 
     Example:
         >>> level("8/255"), level("100"), level("none")
@@ -139,7 +139,7 @@ def level(budget: str) -> float:
 
 
 def budgets_of(records: Iterable[Record], attack: str | None = None) -> list[str]:
-    """Return the budgets of one attack, or of all, the smallest first; ``unbounded`` and ``free`` are the largest."""
+    """Budgets of one attack, or of all, the smallest first; ``unbounded`` and ``free`` are the largest."""
     found = {record.budget for record in records if record.attack == (attack or record.attack)}
 
     def size(budget: str) -> tuple[float, int, str]:
@@ -149,13 +149,13 @@ def budgets_of(records: Iterable[Record], attack: str | None = None) -> list[str
 
 
 def estimate(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
-    """Return the mean over the measured records with its interval clustered by unlearning seed; None without any."""
+    """Mean over the measured records with its interval clustered by unlearning seed; None without any."""
     found = [(record.value * scale, record.unlearn_seed or 0) for record in records if record.value is not None]
     return clustered_mean([value for value, _ in found], [seed for _, seed in found]) if found else None
 
 
 def share(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
-    """Return the mean of a share of samples with its interval: over unlearning seeds, or over the samples of one model.
+    """Mean of a share of samples with its interval: over unlearning seeds, or over the samples of one model.
 
     The latter is Wilson's, and not symmetrical about the mean. None without a measured record.
     """
@@ -168,7 +168,7 @@ def share(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
 
 
 def records_at(board: Board, method: str, place: Place) -> Sequence[Record]:
-    """Return the records of a cell; where the place names no extractor, those of the first one that gave values."""
+    """Records of a cell; where the place names no extractor, those of the first one that gave values."""
     exact = board.get((method, place), ())
     if place.extractor or any(record.value is not None for record in exact):
         return exact
@@ -177,7 +177,7 @@ def records_at(board: Board, method: str, place: Place) -> Sequence[Record]:
 
 
 def extracted(records: Sequence[Record]) -> list[Record]:
-    """Return the records with failed cells given to every extractor of their metric: a failed stage names none."""
+    """Records with failed cells given to every extractor of their metric: a failed stage names none."""
     known: dict[str, dict[str, None]] = defaultdict(dict)
     for record in records:
         if record.extractor:
@@ -212,7 +212,7 @@ def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
 
 
 def seed_means(records: Iterable[Record]) -> dict[int, float]:
-    """Return the mean value of each unlearning seed."""
+    """Mean value of each unlearning seed."""
     values: dict[int, list[float]] = defaultdict(list)
     for record in records:
         if record.value is not None:

@@ -44,35 +44,35 @@ class Page:
 
     @property
     def reporting(self) -> TaskReport:
-        """Return how its task is reported."""
+        """How its task is reported."""
         return report_of(self.group.task)
 
     @property
     def claims(self) -> list[Claim]:
-        """Return the files of witnesses of its task."""
+        """Files of witnesses of its task."""
         return [claim for claim in self.folder.claims if claim.task == self.group.task]
 
     @property
     def curves(self) -> list[Mapping[str, Any]]:
-        """Return the searches of its experiments."""
+        """Searches of its experiments."""
         return [curve for curve in self.folder.curves if page_group(curve) == self.group]
 
     @property
     def experiments(self) -> list[Mapping[str, Any]]:
-        """Return what was asked for, of its experiments."""
+        """What was asked for, of its experiments."""
         names = {record.experiment for record in self.records}
         asked = self.folder.suite.get("experiments") or ()
         return [item for item in asked if item.get("task") == self.group.task and item.get("name", "") in names]
 
 
 def page_group(row: Record | Mapping[str, Any]) -> Group:
-    """Return the page that a record, or a row with the fields of `Group`, belongs to."""
+    """Page that a record, or a row with the fields of `Group`, belongs to."""
     fields = row if isinstance(row, Mapping) else row.__dict__
     return Group(*(str(fields[name]) for name in Group._fields))._replace(experiment="")
 
 
 def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
-    """Return the records of each page, tasks in the order of the registry; unknown tasks are left out."""
+    """Records of each page, tasks in the order of the registry; unknown tasks are left out."""
     found: dict[Group, list[Record]] = {}
     for record in records:
         found.setdefault(page_group(record), []).append(record)
@@ -83,7 +83,7 @@ def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
 def tables_of(
     records: Sequence[Record], suite: Mapping[str, Any], taken: set[str], paper: Mapping[str, Any] | None = None
 ) -> list[Table]:
-    """Return the tables of one page, numbered where their names are taken already.
+    """Tables of one page, numbered where their names are taken already.
 
     Args:
         records: of one page.
@@ -123,14 +123,14 @@ def tabulated(
 
 
 def page_slug(group: Group, taken: set[str]) -> str:
-    """Return a file name for a page, numbered where it is taken already, and take it."""
+    """File name of a page, numbered where it is taken already; it is added to `taken`."""
     name = free_name(slug("-".join((group.suite, group.dataset, group.model, group.protocol))), taken)
     taken.add(name)
     return name
 
 
 def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, list[Record]]]:
-    """Return the pages of several folders; parts of one suite, measured apart, become one page.
+    """Pages of several folders; parts of one suite, measured apart, become one page.
 
     Two folders are parts of one page where they share cells, such as those of the controls, and all that both measured
     came from the same stages with the same values; a cell that failed in one is taken from the other. Else each has
@@ -149,25 +149,23 @@ def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, l
 
 
 def _cell(record: Record) -> tuple[Any, ...]:
-    """Return which cell a record fills; a failed one names no extractor, and stands for all of its metric."""
+    """Which cell a record fills; a failed one names no extractor, and stands for all of its metric."""
     where = (record.experiment, record.method, record.metric, record.split, record.attack, record.budget)
     return (*where, record.unlearn_seed, record.mia_seed)
 
 
 def _said(records: Iterable[Record]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Return what was measured, and by which stage, cell by cell and extractor by extractor."""
     measured = (record for record in records if record.status == "ok")
     return {(*_cell(r), r.extractor): (r.key, r.value, r.n) for r in measured}
 
 
 def _parts(own: Sequence[Record], records: Sequence[Record]) -> bool:
-    """Return whether records share a measured cell, and agree in all that they share."""
     one, other = _said(own), _said(records)
     return bool(one.keys() & other) and all(one[cell] == other[cell] for cell in one.keys() & other)
 
 
 def _together(own: Sequence[Record], records: Sequence[Record]) -> list[Record]:
-    """Return the records of both, each cell once; what was measured takes the place of what failed."""
+    """Records of both, each cell once; what was measured takes the place of what failed."""
     both = [*own, *records]
     measured = {_cell(record) for record in both if record.status == "ok"}
     kept: dict[tuple[Any, ...], Record] = {}
@@ -178,7 +176,7 @@ def _together(own: Sequence[Record], records: Sequence[Record]) -> list[Record]:
 
 
 def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
-    """Return two folders as one: searches, claims, pictures and commands of both."""
+    """Two folders as one: searches, claims, pictures and commands of both."""
     names = {claim.file for claim in first.claims}
     pictures = {one.name for one in first.drawn}
     asked = [*(first.suite.get("experiments") or ())]
@@ -195,7 +193,7 @@ def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
 
 
 def provenance(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Yield every cell of a page with the records behind it: the chain from a number to weights, stage and code.
+    """Every cell of a page with the records behind it: the chain from a number to weights, stage and code.
 
     Args:
         records: of one page.
@@ -219,7 +217,7 @@ def provenance(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 
 def run_facts(page: Page) -> Iterator[dict[str, Any]]:
-    """Yield what is said of each experiment of a page: data, network, protocol, seeds, devices, sizes."""
+    """What is said of each experiment of a page: data, network, protocol, seeds, devices, sizes."""
     for group, records in grouped(page.records, page.group.task).items():
         found = [item for item in page.experiments if item.get("name", "") == group.experiment]
         experiment: dict[str, Any] = dict(found[0]) if found else {}
@@ -244,7 +242,7 @@ def run_facts(page: Page) -> Iterator[dict[str, Any]]:
 
 
 def searches(page: Page) -> Iterator[dict[str, Any]]:
-    """Yield how many seeds of each search had stopped improving, and what it cost."""
+    """How many seeds of each search had stopped improving, and what it cost."""
     fields = ("experiment", "method", "attack", "budget", "split")
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for curve in page.curves:
@@ -263,7 +261,7 @@ def searches(page: Page) -> Iterator[dict[str, Any]]:
 
 
 def versions(records: Iterable[Record]) -> dict[str, str]:
-    """Return the versions of RUB and of the libraries behind the records, and when they were made."""
+    """Versions of RUB and of the libraries behind the records, and when they were made."""
     found: dict[str, dict[str, None]] = {}
     dates: list[str] = []
     for record in records:

@@ -22,7 +22,7 @@ _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "} | {c: "\\" + c f
 
 
 def to_rich(table: Table) -> "RichGroup":
-    """Return title, table and notes for a terminal: parts of a cell below each other, controls in brackets on top.
+    """Title, table and notes for a terminal: parts of a cell below each other, controls in brackets on top.
 
     Example:
         >>> from rub.reports.table import Table
@@ -49,7 +49,6 @@ def to_rich(table: Table) -> "RichGroup":
 
 
 def _upper(table: Table) -> str:
-    """Return the line of upper headers, each in the middle of its columns."""
     line = " " * table.label_width
     for name, first, length in column_groups(table.columns):
         line += " " + name.center(sum(table.widths[first : first + length]) + length - 1)
@@ -57,7 +56,7 @@ def _upper(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    r"""Return a GitHub table with its title and notes; every text is escaped.
+    r"""A GitHub table with its title and notes; every text is escaped.
 
     Example:
         >>> from rub.reports.table import Table
@@ -75,7 +74,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""Return a ``table`` environment for booktabs, title as caption, notes below; every text is escaped.
+    r"""A ``table`` environment for booktabs, title as caption, notes below; every text is escaped.
 
     Example:
         >>> from rub.reports.table import Table
@@ -102,7 +101,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    r"""Return one line per cell with its raw numbers, in the column's unit: value, low, high, paper.
+    r"""One line per cell with its raw numbers, in the column's unit: value, low, high, paper.
 
     Example:
         >>> from rub.reports.table import Table
@@ -141,10 +140,9 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    """Return escaped text; letters outside Latin, which plain pdflatex does not know, become question marks."""
+    """Escaped text; letters outside Latin, which plain pdflatex does not know, become question marks."""
     return "".join(_LATEX.get(char, char if char < _LATIN_END else "?") for char in text)
 
 
 def _no_formula(text: str) -> str:
-    """Return text that a spreadsheet will not run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

@@ -142,7 +142,7 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
 
 
 def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return the pictures that a stage made: which row, which images, and where its tiles lie."""
+    """Pictures that a stage made: which row, which images, and where its tiles lie."""
     artifact = outcome.artifact
     if artifact is None or "gallery.json" not in artifact.manifest["files"]:
         return []

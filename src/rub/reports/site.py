@@ -90,14 +90,12 @@ def _write(templates: "Environment", path: Path, template: str, root: str, conte
 
 
 def _beside_controls(board: Board, method: str) -> Board:
-    """Return the rows of one method, and the controls of the same experiments."""
     places = {(row.page, row.group) for row in board.rows if row.method == method}
     kept = (row for row in board.rows if row.method == method or (row.control and (row.page, row.group) in places))
     return replace(board, rows=tuple(kept) if places else ())
 
 
 def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
-    """Return the file name of each task's methods and controls, each its own."""
     names: dict[tuple[str, str], str] = {}
     for page in pages:
         for method in dict.fromkeys(printable(record.method) for record in page.records):
@@ -108,7 +106,6 @@ def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
 
 
 def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
-    """Return the tasks that have a page, with how they are reported and what they declare."""
     tasks = dict.fromkeys(page.group.task for page in pages)
     return {
         task: {
@@ -121,7 +118,6 @@ def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
 
 
 def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
-    """Yield the protocols that a task's records name, with every choice where they or this installation hold it."""
     import yaml
 
     own = [page for page in pages if page.group.task == task]
@@ -133,18 +129,17 @@ def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
 
 
 def _about(task: str, method: str) -> Described | None:
-    """Return what a method's file says of it; None for one that this installation does not have."""
+    """What a method's file says of it; None for one that this installation does not have."""
     entry = next((entry for entry in METHODS.entries(task) if entry.name == method), None)
     return None if entry is None else described("method", entry)
 
 
 def _shown(value: Any) -> Any:
-    """Return text without control characters, which no page may hold; what is escaped already stays as it is."""
+    """Text without control characters, which no page may hold; what is escaped already stays as it is."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in value)
 
 
 def _short(key: str) -> str:
-    """Return the first digits of a hash."""
     return printable(key)[:12]

@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Return the parts on one line."""
+        """Parts on one line."""
         return " ".join(self.parts)
 
 
@@ -66,7 +66,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Return the lower header line with the arrow of its direction."""
+        """Lower header line with the arrow of its direction."""
         return f"{self.name} {_ARROWS[self.direction]}" if self.direction else self.name
 
 
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Return the label as it is printed: controls stand in brackets."""
+        """Label as it is printed: controls stand in brackets."""
         return f"[{self.label}]" if self.control else self.label
 
 
@@ -96,7 +96,7 @@ class Table:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Return the characters each column needs: parts of a cell below each other, upper headers over their run."""
+        """Characters each column needs: parts of a cell below each other, upper headers over their run."""
         found = [
             max(len(text) for text in (column.title, *(p for row in self.rows for p in row.cells[k].parts)))
             for k, column in enumerate(self.columns)
@@ -107,18 +107,18 @@ class Table:
 
     @property
     def width(self) -> int:
-        """Return the characters of a line."""
+        """Characters of a line."""
         return self.label_width + sum(1 + width for width in self.widths)
 
     @cached_property
     def label_width(self) -> int:
-        """Return the characters of the label column; longer names are folded."""
+        """Characters of the label column; longer names are folded."""
         longest = max((len(row.title) for row in self.rows), default=0)
         return min(LABEL_WIDTH, max(longest, len("method")))
 
 
 def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, first position, length) of each run of columns under one upper header."""
+    """(name, first position, length) of each run of columns under one upper header."""
     first = 0
     for name, members in groupby(columns, key=lambda column: column.group):
         length = len(list(members))
@@ -127,7 +127,7 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, int, int]]:
 
 
 def fitting(table: Table) -> list[Table]:
-    """Return the table, or its columns dealt out to several tables that each fit `WIDTH` characters.
+    """Table, or its columns dealt out to several tables that each fit `WIDTH` characters.
 
     Columns under one upper header stay together where they fit one table.
     """
@@ -149,7 +149,6 @@ def fitting(table: Table) -> list[Table]:
 
 
 def _units(table: Table) -> Iterator[list[int]]:
-    """Yield the positions of columns that must not be parted."""
     for name, first, length in column_groups(table.columns):
         run = list(range(first, first + length))
         if name and _part(table, run).width <= WIDTH:
@@ -159,7 +158,6 @@ def _units(table: Table) -> Iterator[list[int]]:
 
 
 def _part(table: Table, positions: Sequence[int]) -> Table:
-    """Return the table with these columns only."""
     return replace(
         table,
         columns=tuple(table.columns[k] for k in positions),
@@ -168,7 +166,7 @@ def _part(table: Table, positions: Sequence[int]) -> Table:
 
 
 def beside(pieces: Sequence[Table], labels: Iterable[str], name: str, title: str, notes: Iterable[str]) -> Table:
-    """Return tables side by side as one: rows with the same label become one row, what a piece lacks shows as ``-``.
+    """Tables side by side as one: rows with the same label become one row, what a piece lacks shows as ``-``.
 
     Args:
         pieces: their names, titles and notes are dropped.

@@ -33,7 +33,7 @@ _UNDIVIDED = ("table2", "table3")  # of the paper: one data set each, so that th
 
 
 def paper_numbers(key: str) -> Mapping[str, Any] | None:
-    """Return the paper's own numbers for a key such as ``table1/cifar10`` or ``table2``; None for the empty key.
+    """The paper's own numbers for a key such as ``table1/cifar10`` or ``table2``; None for the empty key.
 
     Raises:
         RubError: a key that the paper has no table for.
@@ -154,7 +154,7 @@ class Source:
         columns: Sequence[Column],
         published: Callable[[str, Place], float | None] = _unpublished,
     ) -> Table:
-        """Return the table with every column that has records, and the notes that its marks need.
+        """Table with every column that has records, and the notes that its marks need.
 
         Args:
             kind: first part of the name.
@@ -179,12 +179,11 @@ class Source:
         return Table(name, f"{title} ({label(self.group)})", kept, rows, tuple(self._notes(kept, behind)))
 
     def _anchored(self, cell: Cell, method: str, column: Column) -> Cell:
-        """Return the cell with the name of the records behind it."""
         behind = cell.parts[0] != "-" and column.place is not None
         return replace(cell, anchor=anchor(self.group, method, column.place)) if behind and column.place else cell
 
     def _notes(self, columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
-        """Yield what a reader needs to know: directions, sample counts, headers, marks."""
+        """What a reader needs to know: directions, sample counts, headers, marks."""
         yield directions(columns)
         yield _counts(columns, records)
         yield from self.explain(columns, records)
@@ -192,7 +191,6 @@ class Source:
 
 
 def _cell(board: Board, method: str, column: Column, published: Callable[[str, Place], float | None]) -> Cell:
-    """Return the clustered mean of a cell's records, with marks for missing seeds and unfinished searches."""
     records = board.get((method, column.place), ()) if column.place is not None else ()
     paper = published(method, column.place) if column.place is not None else None
     tail = () if paper is None else (f"({paper:.{column.decimals}f})",)
@@ -237,14 +235,14 @@ def further(source: Source, shipped: Iterable[str]) -> list[Table]:
 
 
 def directions(columns: Sequence[Column]) -> str:
-    """Return what the arrows of a table's columns mean."""
+    """What the arrows of a table's columns mean."""
     arrows = {"up": "↑ higher is better", "down": "↓ lower is better", "reference": "≈ closest to retrain is best"}
     used = {column.direction for column in columns}
     return "; ".join(text for direction, text in arrows.items() if direction in used) + "; [ ] controls"
 
 
 def marks(records: Sequence[Record], bound: str, first: str) -> Iterator[str]:
-    """Yield what the marks of a table mean that these records give it; `bound` and `first` are those of `Source`."""
+    """What the marks of a table mean that these records give it; `bound` and `first` are those of `Source`."""
     if any(record.converged is False for record in records):
         yield f"! the attack was still improving at its last step: {bound}"
     if any(record.status == "failed" for record in records):
@@ -252,7 +250,6 @@ def marks(records: Sequence[Record], bound: str, first: str) -> Iterator[str]:
 
 
 def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:
-    """Return how many samples stand behind the values of each column."""
     found: dict[str, set[int]] = {}
     for column in columns:
         numbers = {record.n for record in records if record.n and column.place == place_of(record)}
@@ -266,7 +263,7 @@ def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:
 
 
 def failures(records: Iterable[Record]) -> Iterable[str]:
-    """Yield one line for each reason among failed records, with the rows it concerns; reasons name stage and seed."""
+    """One line for each reason among failed records, with the rows it concerns; reasons name stage and seed."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
         if record.status == "failed":
@@ -276,7 +273,7 @@ def failures(records: Iterable[Record]) -> Iterable[str]:
 
 
 def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
-    """Return how many seeds stand behind the means, and what their intervals leave out.
+    """How many seeds stand behind the means, and what their intervals leave out.
 
     Args:
         records: of one group.
@@ -297,6 +294,6 @@ def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
 
 
 def label(group: Group) -> str:
-    """Return what a group is, for the title of a table."""
+    """What a group is, for the title of a table."""
     parts = (group.suite, group.experiment, group.dataset, group.model, group.protocol)
     return ", ".join(printable(part) for part in dict.fromkeys(parts) if part not in ("", "none"))

@@ -5,7 +5,7 @@ from collections.abc import Container
 
 
 def printable(text: str) -> str:
-    """Return text without control characters, which could drive a terminal; records may come from others.
+    """Text without control characters, which could drive a terminal; records may come from others.
 
     Example:
         >>> printable("a" + chr(27) + "[2Jb")
@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Return text fit for a file name on every system: at most 100 lower case letters, digits and dashes.
+    """Text fit for a file name on every system: at most 100 lower case letters, digits and dashes.
 
     Example:
         >>> slug("CIFAR 10/<b>")
@@ -26,7 +26,7 @@ def slug(text: str) -> str:
 
 
 def free_name(name: str, taken: Container[str], mark: str = "-") -> str:
-    """Return the name, numbered where it is taken already.
+    """Name, numbered where it is taken already.
 
     Args:
         name: wanted.

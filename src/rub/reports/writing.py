@@ -123,7 +123,6 @@ def _clear(out: Path) -> None:
 
 
 def _read(places: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
-    """Return the folders that can be shown, and why the others cannot."""
     read, refused = [], {}
     for path in places:
         try:
@@ -134,7 +133,6 @@ def _read(places: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
 
 
 def _below(path: Path) -> list[Path]:
-    """Return a result folder, or the result folders in a folder of such."""
     if not path.is_dir() or any((path / name).exists() for name in ("records.parquet", "records.json")):
         return [path]
     inside = [item for item in sorted(path.iterdir()) if item.is_dir() and not item.is_symlink()]
@@ -148,7 +146,7 @@ def _pages(
     workers: int,
     refused: dict[str, str],
 ) -> list[Page]:
-    """Return the pages after writing their tables, and their figures where there are to be pages.
+    """Pages after writing their tables, and their figures where there are to be pages.
 
     One whose records cannot be reported is added to `refused` instead: the others must not suffer from it.
     """

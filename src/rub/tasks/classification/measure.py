@@ -174,7 +174,7 @@ class View:
         self.model, self.runtime = model, runtime
 
     def __call__(self, samples: Samples) -> tuple[Floats, Floats]:
-        """Return float32 features (N, D) and logits (N, C)."""
+        """Features (N, D) and logits (N, C), float32."""
         logits, features = look(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
         return features.numpy(), logits.numpy()
 
@@ -194,7 +194,7 @@ class View:
 def shadow_members(
     spec: Mapping[str, Any], inputs: Inputs, runtime: Runtime, logits: Floats, labels: NDArray[np.int64]
 ) -> Iterator[tuple[int, Bools]]:
-    """Yield (MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
+    """(MIA seed, which samples the shadow attack of that seed calls members), each seed with its own shadows."""
     if "shadow_0" not in inputs:
         return
     for mia_seed in range(spec["mia_seeds"]):
@@ -204,7 +204,7 @@ def shadow_members(
 
 
 def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: int) -> MembershipAttack:
-    """Return the shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
+    """Shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
 
     def fit() -> MembershipAttack:
         shadows = _shadows(inputs, indices, "train", input_dataset(inputs, runtime))
@@ -249,7 +249,7 @@ def _scores(
 def _probe(
     view: View, dataset: ImageDataset, parts: Splits, test_features: Floats, per_class: int, total: int
 ) -> float:
-    """Return the linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
+    """Linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
     chosen = [
         subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
     ]
@@ -265,7 +265,6 @@ def _probe(
 
 
 def _row(spec: Mapping[str, Any], split_name: str) -> dict[str, Any]:
-    """Return the fields that per-sample rows and curves share."""
     return {
         "method": spec["method"],
         "unlearn_seed": spec["seed"],
@@ -296,7 +295,7 @@ def _sample_rows(
 
 
 def _trained_on(inputs: Inputs) -> Bools:
-    """Return which training samples a shadow could have been trained on: those in one half of a pair or the other."""
+    """Which training samples a shadow could have been trained on: those in one half of a pair or the other."""
     first, second = (np.load(inputs[f"shadow_{index}"].file("member.npy"), allow_pickle=False) for index in (0, 1))
     return np.asarray(first | second)
 

@@ -210,7 +210,6 @@ def _ties(source: Source, budget: str) -> dict[str, tuple[str, ...]]:
 
 
 def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
-    """Yield what the headers mean that are no metric's own name."""
     if any(column.name == "excess" for column in columns):
         yield "excess: UA minus the retrained model's under the same attack, in points (residual knowledge)"
         yield "ratio: recovered images per recovered image of the retrained model, (1 + sum u) / (1 + sum r)"

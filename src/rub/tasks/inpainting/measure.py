@@ -59,7 +59,7 @@ def look(
     judge: Judge,
     runtime: Runtime,
 ) -> Seen:
-    """Return what a model makes of a side's images, or probes, beside what the original makes of the images.
+    """What a model makes of a side's images, or probes, beside what the original makes of the images.
 
     Reconstructions are pasted: predicted masked patches beside the visible patches of the *clean* image, so that what
     is judged is what the model made and not the perturbation; then rounded to 8 bits.
@@ -99,7 +99,7 @@ def look(
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Return images in [0, 1] rounded to uint8."""
+    """Images in [0, 1] rounded to uint8."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -246,7 +246,6 @@ def _score(
 
 
 def _steered(inputs: Inputs, delta: Tensor, runtime: Runtime) -> Tensor:
-    """Return how far the probes of the steering control ended from what they aimed at, float32 (N,)."""
     side, target = target_of("steered", inputs, runtime)
     return score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
 
@@ -270,7 +269,6 @@ def _residual(
 
 
 def _origin(model: Artifact, made: Artifact) -> dict[str, Any]:
-    """Return which weights a row is about, and where and how long what it measures was made."""
     return {
         "weights_sha256": model.sha256(WEIGHTS),
         "seconds": made.manifest["seconds"],
@@ -283,7 +281,6 @@ def _threshold(spec: Mapping[str, Any]) -> str:
 
 
 def _row(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields that per-sample rows and curves share."""
     return {
         "method": spec["method"],
         "unlearn_seed": spec["seed"],

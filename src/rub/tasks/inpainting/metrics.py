@@ -33,7 +33,7 @@ _EXCESS = "residual_knowledge"
 def cell(
     method: str, seed: int, metric: str, split: str, *, attack: str = "none", budget: str = "none"
 ) -> dict[str, Any]:
-    """Return the record fields that name one cell; on forget images the direction is ``reference``.
+    """Record fields that name one cell; on forget images the direction is ``reference``.
 
     Example:
         >>> cell("i2i", 0, "fid", "retain")["direction"], cell("i2i", 0, "fid", "forget")["direction"]
@@ -44,7 +44,7 @@ def cell(
 
 
 def psnr(mse: "Tensor") -> "Tensor":
-    """Return 10 log10(1 / mse), in dB for images of range 1; capped at 100 dB, which is an error below 8-bit rounding.
+    """10 log10(1 / mse), in dB for images of range 1; capped at 100 dB, which is an error below 8-bit rounding.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ def psnr(mse: "Tensor") -> "Tensor":
 
 
 def ssim(images: "Tensor", others: "Tensor") -> "Tensor":
-    """Return the structural similarity of each pair (Wang et al. 2004; torchmetrics' Gaussian window), float32 (N,).
+    """Structural similarity of each pair (Wang et al. 2004; torchmetrics' Gaussian window), float32 (N,).
 
     Args:
         images: float (N, C, H, W) in [0, 1].

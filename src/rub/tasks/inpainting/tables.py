@@ -122,7 +122,6 @@ def _columns(main: str) -> Columns:
 
 
 def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table of R and F under each budget of one metric, for each extractor."""
     extractors = list(dict.fromkeys(record.extractor for record in source.records if record.metric == metric))
     made = _columns(source.main)
     for number, extractor in enumerate(extractors, start=1):
@@ -209,7 +208,6 @@ def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]
 
 
 def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
-    """Yield what the headers mean, what else decided the values, and a warning where there are too few images."""
     names = {column.name for column in columns}
     groups = {column.group for column in columns}
     if "% back" in groups:
@@ -234,7 +232,6 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
 
 
 def _unforgotten(source: Source) -> Iterator[str]:
-    """Yield the rows that make most of F as the original does without an attack, and whether retrain is among them."""
     board, place = board_of(source.records), Place("recovered", "forget", "none", "none")
     shares = {method: estimate(board.get((method, place), ()), 100) for method in dict.fromkeys(m for m, _ in board)}
     high = {method: share for method, share in shares.items() if share is not None and share.mean > 50}
@@ -248,7 +245,6 @@ def _unforgotten(source: Source) -> Iterator[str]:
 
 
 def _steerable(source: Source, budget: str) -> Iterator[str]:
-    """Yield the rows whose recovery the steering control explains."""
     board = board_of(source.records)
     found = []
     for method in row_order((record.method for record in source.records), source.group.task):

@@ -29,22 +29,22 @@ class Summary:
 
     @property
     def asr_pre(self) -> float:
-        """Return pre / n."""
+        """Share of prompts that need no attack."""
         return self.pre / self.n
 
     @property
     def asr_post(self) -> float:
-        """Return post / n, at least `asr_pre`."""
+        """Share of prompts that an attack brings back, at least `asr_pre`."""
         return self.post / self.n
 
     @property
     def steps_mean(self) -> float:
-        """Return steps_sum / n, in 0..cap."""
+        """Mean number of steps, in 0..cap."""
         return self.steps_sum / self.n
 
 
 def summarise(step: ArrayLike, cap: int) -> Summary:
-    """Return the counts of one attack on N prompts.
+    """Counts of one attack on N prompts.
 
     Args:
         step: int (N,), N >= 1: 0 success without an attack, 1 to `cap` the step of the first success, -1 never.
@@ -68,7 +68,7 @@ def summarise(step: ArrayLike, cap: int) -> Summary:
 
 
 def from_counts(n: int, pre: int, post: int, failures: int, steps_sum: int, cap: int) -> Summary:
-    """Return a cell from its counts, such as those implied by a published table, if they fit together.
+    """A cell from its counts, such as those implied by a published table, if they fit together.
 
     post + failures = n, and the attacked successes took 1 to cap steps each: post - pre <= steps_sum - cap failures
     <= cap (post - pre). The median is the cap where more than half fail, and 0 where more than half need no attack.

@@ -64,7 +64,7 @@ def concept_of(records: Iterable[Record], main: str, budget: str) -> Concept:
 
 
 def caveats(concepts: Concepts) -> Iterator[str]:
-    """Yield what the controls say: of the judge and the search, of the reference, of low and of high success rates.
+    """What the controls say: of the judge and the search, of the reference, of low and of high success rates.
 
     Args:
         concepts: name -> its rows.
@@ -96,7 +96,6 @@ def caveats(concepts: Concepts) -> Iterator[str]:
 
 
 def _damage(concepts: Concepts) -> Iterator[str]:
-    """Yield the methods that draw other concepts far worse than the original does."""
     damaged = _where(concepts, _damaged)
     if not damaged:
         return
@@ -177,7 +176,7 @@ def _damaged(concept: Concept, method: str) -> float | None:
 
 
 def counted(behind: Iterable[tuple[str, Record]]) -> Iterator[str]:
-    """Yield how many prompts or pictures stand behind the values."""
+    """How many prompts or pictures stand behind the values."""
     numbers: dict[str, set[int]] = {}
     for concept, record in behind:
         numbers.setdefault(concept, set()).update([record.n] if record.n else [])
@@ -187,7 +186,7 @@ def counted(behind: Iterable[tuple[str, Record]]) -> Iterator[str]:
 
 
 def judged_by(behind: Sequence[tuple[str, Record]]) -> Iterator[str]:
-    """Yield who judged, and what else decided the values, prompts that were dropped among it."""
+    """Who judged, and what else decided the values, prompts that were dropped among it."""
     everyone = len({concept for concept, _ in behind})
     judges = [(f"judge: {record.extractor}", name) for name, record in behind if record.extractor]
     found: dict[tuple[str, str], dict[str, None]] = {}
@@ -199,7 +198,6 @@ def judged_by(behind: Sequence[tuple[str, Record]]) -> Iterator[str]:
 
 
 def _merged(told: Iterable[tuple[str, str]], everyone: int) -> Iterator[str]:
-    """Yield each text once, followed by the concepts that it holds for where these are not all."""
     found: dict[str, dict[str, None]] = {}
     for text, concept in told:
         found.setdefault(text, {})[concept] = None

@@ -32,7 +32,7 @@ KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of 
 
 
 def retained(facts: ResolvedConcept, count: int, guidance: float) -> tuple[Prompts, list[int]]:
-    """Return prompts for pictures of retained concepts, "a photo of ..." by turns, and which concept each names."""
+    """Prompts for pictures of retained concepts, "a photo of ..." by turns, and which concept each names."""
     which = [place % len(facts.retained_names) for place in range(count)]
     ids = torch.arange(count)
     texts = tuple(f"a photo of {facts.retained_names[place]}" for place in which)
@@ -190,7 +190,7 @@ def _column_of(classes: Sequence[str], label: int | str) -> int:
 
 
 def has_converged(step: NDArray[np.int64], cap: int) -> bool:
-    """Return whether the search had stopped finding: no first success in the last tenth of its steps (at least one).
+    """Whether the search had stopped finding: no first success in the last tenth of its steps (at least one).
 
     Example:
         >>> has_converged(np.array([0, 3, -1]), 100), has_converged(np.array([0, 95, -1]), 100)
@@ -200,7 +200,6 @@ def has_converged(step: NDArray[np.int64], cap: int) -> bool:
 
 
 def _asked(inputs: Inputs, told: str) -> str:
-    """Return which prompts stand behind a rate, and what the judge is."""
     rows = inputs["prompts"].json("prompts.json")
     dropped = len(rows["dropped"])
     long = f"; {dropped} of {rows['given']} prompts over {rows['limit']} tokens dropped" if dropped else ""
@@ -208,7 +207,7 @@ def _asked(inputs: Inputs, told: str) -> str:
 
 
 def origin(model: Artifact, made: Artifact) -> dict[str, Any]:
-    """Return which weights a row is about, and where and how long what it measures was made."""
+    """Which weights a row is about, and where and how long what it measures was made."""
     files = model.manifest["files"]
     name = model.json("unlearned.json")["file"] if "unlearned.json" in files else "model.safetensors"
     return {
@@ -219,7 +218,6 @@ def origin(model: Artifact, made: Artifact) -> dict[str, Any]:
 
 
 def _row(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that per-sample rows and curves share."""
     return {
         "method": spec["method"],
         "unlearn_seed": spec["seed"],

@@ -186,7 +186,6 @@ class _Suite:
 
 
 def _suite_tables(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of one suite, cut to fit."""
     for table in (
         *_table3(suite, paper),
         _attacks(suite),
@@ -200,7 +199,6 @@ def _suite_tables(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _table3(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield Table 3, with ties as a column of it, or as a table of their own where there are several concepts."""
     columns = [column for name in suite.sources for column in _of_concept(suite, name)]
     table = suite.table("table3", _FIRST, columns, _explained(suite, paper), paper)
     first, *others = table.notes
@@ -220,7 +218,6 @@ def _table3(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _of_concept(suite: _Suite, concept: str) -> Iterator[tuple[str, Column]]:
-    """Yield the columns of Table 3 for one concept."""
     cap = suite.concepts[concept].budget
     wanted = [("asr_pre", "none"), *((m, cap) for m in ("asr_post", "steps_mean", "steps_median") if cap)]
     return ((concept, column) for metric, budget in wanted for column in suite.columns(concept, metric, budget))
@@ -255,7 +252,7 @@ def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
 
 
 def _of_attacks(suite: _Suite, metric: str) -> Iterator[tuple[str, Column]]:
-    """Yield the columns of a metric after each attack, the main one first; those of one attack under one header."""
+    """Columns of a metric after each attack, the main one first; those of one attack under one header."""
     searches = dict.fromkeys((r.attack, r.budget) for r in suite.records if r.metric == metric and r.attack != "none")
     caps = {cap for _, cap in searches}
     for attack, cap in sorted(searches, key=lambda search: search[0] != suite.main):
@@ -283,7 +280,7 @@ def _utility(suite: _Suite) -> Table:
 
 
 def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
-    """Yield the column of tie letters of one concept; nothing with fewer than two methods."""
+    """Column of tie letters of one concept; nothing with fewer than two methods."""
     methods = [method for method in concept.methods if not is_control(method, TASK)]
     shares = {printable(method): post for method in methods if (post := concept.post(method)) is not None}
     if len(shares) > 1:
@@ -307,7 +304,6 @@ def _published(paper: Mapping[str, Any], concept: str) -> Callable[[str, Place],
 
 
 def _explained(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the columns of Table 3 are."""
     caps = "/".join(dict.fromkeys(concept.budget for concept in suite.concepts.values() if concept.budget))
     main = printable(suite.main)
     if not caps:
