@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from types import SimpleNamespace
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -226,3 +227,24 @@ def test_samples_of_rub_are_images_too():
     samples = Samples(IMAGES, LABELS, torch.arange(50, 62))
     result = rub.recover(UNLEARNED, ORIGINAL, samples, eps=16, attack="square", steps=5)
     assert result.ids.tolist() == samples.ids.tolist() and result.attack == "square"
+
+
+def darker(target, images, budget, context, *, levels: Annotated[int, rub.Hyper("how many", ge=1)] = 3):
+    """Probes alone, without a word on how they were found."""
+    target.model(images / 255)
+    return (images.int() - min(levels, budget.levels)).clamp(0, 255).to(torch.uint8)
+
+
+def test_an_attack_of_ones_own_may_give_its_probes_alone():
+    result = rub.recover(UNLEARNED, ORIGINAL, IMAGES, LABELS, eps=[2, 64], attack=darker, levels=64)
+    assert result.attack == "darker" and result.parameters == {"levels": 64}
+    with torch.no_grad():
+        hits = UNLEARNED((IMAGES.int() - 64).clamp(0, 255) / 255).argmax(1) == LABELS
+    assert torch.equal(result.recovered[1], hits | result.clean) and result.shares[1] > result.shares[0]
+    assert torch.equal(result.steps[1], torch.where(result.clean, 0, torch.where(hits, 1, -1)))
+    assert result.success_curves[1] == pytest.approx([result.clean.double().mean().item(), result.shares[1]])
+    assert result[64].evaluations == len(IMAGES) and result.loss_curves[1][1] <= result.loss_curves[1][0]
+    for wrong, says in (({"levels": 0}, "recover (darker): levels = 0"), ({"level": 1}, "did you mean 'levels'?")):
+        with pytest.raises(RubError) as refused:
+            rub.recover(UNLEARNED, ORIGINAL, IMAGES, LABELS, eps=2, attack=darker, **wrong)
+        assert says in str(refused.value)
