@@ -52,6 +52,16 @@ class Verdict:
     why: tuple[str, ...]
 
 
+Rule = tuple[bool, VerdictName, tuple[str, ...]]
+MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
+ALONE = "no retrained model was given, so residuals are judged without a reference"
+
+
+def first_of(rules: Sequence[Rule]) -> Verdict:
+    """Verdict of the first rule that applies: whether it does, the outcome, and the sentences that say why."""
+    return next(Verdict(name, why) for applies, name, why in rules if applies)
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """What an audit gives.
@@ -278,6 +288,10 @@ class Rows:
         wanted = (method, metric, split, attack, self.budget if attack != "none" else "none")
         rows = (row for row in self.records if (row.method, row.metric, row.split, row.attack, row.budget) == wanted)
         return next(rows, None)
+
+    def rate_or_none(self, method: str, metric: str, split: str, attack: str = "none") -> Rate | None:
+        """Proportion in a cell; None where it was not asked for."""
+        return self.rate(method, metric, split, attack) if self.find(method, metric, split, attack) else None
 
     def rate(self, method: str, metric: str, split: str, attack: str = "none") -> Rate:
         """Proportion in a cell.

@@ -43,6 +43,10 @@ class GraphBuilder(ABC, Generic[E]):
         given: models from files; None where the experiment makes its own.
         methods: method or control of a plug-in -> what a stage's spec says of it.
         metrics: metrics of plug-ins.
+        retrains: number of models that are retrained without the forget set: as the experiment says, else one for each
+            unlearning seed.
+        dataset_name: the data, as records and tables call it.
+        model_name: the network, likewise.
         attacks: label -> the protocol's plan of an attack.
         runs: label -> what a stage's spec says of the attack's searches.
     """
@@ -52,6 +56,8 @@ class GraphBuilder(ABC, Generic[E]):
     """Stage kind -> version of its function; raised when its results change."""
     sets: ClassVar[tuple[str, ...]] = ()
     """Evaluation sets that metrics of plug-ins can be measured on; none where the task takes no such metrics."""
+    dataset_name: str
+    model_name: str
     controls: tuple[str, ...] = ()
     """The task's own rows beside the original and the retrained models that are no methods."""
 
@@ -63,6 +69,7 @@ class GraphBuilder(ABC, Generic[E]):
         """
         experiment.check()
         self.experiment, self.data_root, self.given = experiment, data_root, given
+        self.retrains: int = getattr(experiment, "retrains", experiment.seeds.unlearn)
         self.methods = {
             name: resolved(METHODS.get(name, self.task), parameters, f"methods.{name}")
             for name, parameters in experiment.methods.items()
@@ -180,21 +187,6 @@ class GraphBuilder(ABC, Generic[E]):
     ) -> Stage:
         """A stage of this task, of the present version of its kind."""
         return Stage(self.task, kind, self.versions[kind], label, spec, inputs, files or {}, cost, tuple(cells))
-
-    @property
-    def retrains(self) -> int:
-        """Number of models that are retrained without the forget set, one for each unlearning seed."""
-        return self.experiment.seeds.unlearn
-
-    @property
-    @abstractmethod
-    def dataset_name(self) -> str:
-        """The data, as records and tables call it."""
-
-    @property
-    @abstractmethod
-    def model_name(self) -> str:
-        """The network, likewise."""
 
     def first(self) -> list[Stage]:
         """Stages that notice a request that cannot be met before anything is trained."""

@@ -242,7 +242,7 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
     methods = row_order((record.method for record in records), task)
     own = reporting.robustness
     methods = [name for name in methods if any(_value(board, name, own, step, main) for step in budgets)]
-    lines = {"forget images": reporting.robustness, **reporting.beside}
+    lines = {reporting.forgotten: reporting.robustness, **reporting.beside}
     pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
     figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search + pixels)
     for axes, method in zip(panels, methods, strict=True):

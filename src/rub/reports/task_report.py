@@ -22,7 +22,7 @@ class Axis:
 
     Attributes:
         metric: the metric's id.
-        split: the images it is measured on.
+        split: the samples it is measured on.
         name: the name that the axis has for it.
         unit: ``%``, ``dB`` and the like; a share is drawn in percent, from 0 to 100.
         clean: the metric's id without an attack, where it differs.
@@ -88,6 +88,7 @@ class TaskReport:
         exposes: by which number the sham shows that it forgot nothing; None where a task has none.
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.
+        forgotten: what is attacked, for the legend beside `beside`.
         together: whether one table shows all experiments of a suite.
     """
 
@@ -107,6 +108,7 @@ class TaskReport:
     exposes: Exposure | None = None
     search: str = r"size of the search, $\|\delta\|_\infty$"
     success: str = "share of forget images recovered"
+    forgotten: str = "forget images"
     together: bool = False
 
     def tables_of(

@@ -35,6 +35,8 @@ REPORT = TaskReport(
     robustness=Axis("recovered", "forget", "recovered"),
     utility=Axis("ta", "test", "TA"),
     metrics=METRICS,
+    success="share of forgotten rows recovered",
+    forgotten="forgotten rows",
     words={"recovered": "Forgotten rows that get the original's answer, changed by at most the budget."},
     captions={"robustness": "Rows recovered against the budget.", "utility": "Accuracy against robustness."},
 )

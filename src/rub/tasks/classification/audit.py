@@ -117,7 +117,6 @@ def figures_of(rows: Rows) -> Figures:
     """The figures behind the verdict, from an audit's rows."""
     attack = rows.attack
     attacked = rows.find("unlearned", "ua", "forget", attack)
-    has_retrained = rows.find("retrained", "ua", "forget", attack) is not None
     bias_free: dict[str, tuple[float, float, float | None]] = {}
     for metric, split in (("logit_auc", "test"), ("probe_accuracy", "forget_test")):
         values = [rows.find(method, metric, split) for method in ("original", "unlearned", "retrained")]
@@ -130,7 +129,7 @@ def figures_of(rows: Rows) -> Figures:
         attacked=rows.rate("unlearned", "ua", "forget", attack),
         converged=attacked is not None and attacked.converged is True,
         steered=rows.rate("unlearned", "ua", "retain", attack),
-        retrained=rows.rate("retrained", "ua", "forget", attack) if has_retrained else None,
+        retrained=rows.rate_or_none("retrained", "ua", "forget", attack),
         bias_free=bias_free,
         attack=attack,
         accuracy=next((row.value for row in rows.records if (row.method, row.metric) == ("original", "ta_all")), None),

@@ -11,7 +11,7 @@ from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import resolved, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import cell
-from rub.tasks.classification.spec import ClassificationExperiment
+from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
@@ -42,6 +42,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             RubError: an unknown component or hyperparameter, or data that is not there.
         """
         super().__init__(experiment, data_root, given)
+        self.dataset_name, self.model_name = experiment.dataset.title, _title(experiment.model)
         self.network = network_spec(experiment.model.model_dump())
         self.classwise = experiment.forget.classes is not None
         self.controls = ("sham",) if self.classwise else ()
@@ -50,19 +51,6 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         check_forget(experiment.forget, experiment.dataset, data_root)
         pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed) if given is None else ()
         self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
-
-    @property
-    def dataset_name(self) -> str:
-        """The data set's title."""
-        return self.experiment.dataset.title
-
-    @property
-    def model_name(self) -> str:
-        """The network with its width and stem, such as ``resnet10-w24-half``."""
-        model = self.experiment.model
-        own = "".join(f"-{name}{value}" for name, value in (model.model_extra or {}).items() if name != "config")
-        width = "" if model.width is None else f"-w{model.width}"
-        return network_title(model.arch) + width + ("" if model.stem == "cifar" else f"-{model.stem}") + own
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""
@@ -227,3 +215,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         }
         cost = 1.5 * experiment.training.epochs * self.size
         return self.stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)
+
+
+def _title(model: ModelSpec) -> str:
+    own = "".join(f"-{name}{value}" for name, value in (model.model_extra or {}).items() if name != "config")
+    width = "" if model.width is None else f"-w{model.width}"
+    return network_title(model.arch) + width + ("" if model.stem == "cifar" else f"-{model.stem}") + own

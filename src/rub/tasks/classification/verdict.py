@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rub.audits.base import MARGIN, Rate, Verdict, VerdictName, percent
+from rub.audits.base import ALONE, MARGIN, MOVING, Rate, Rule, Verdict, first_of, percent
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def conclude(figures: Figures, budget: str) -> Verdict:
         f"the reference ({whose}) is at {percent(reference)}",
     )
     unknown = (f"the original model itself classifies only {percent(figures.original)} of the forget images",)
-    rules: tuple[tuple[bool, VerdictName, tuple[str, ...]], ...] = (
+    rules: tuple[Rule, ...] = (
         (figures.original.low < 0.5, "cannot tell", unknown),
         (figures.clean.low >= 0.5, "recovered", (*facts, "it was not forgotten in the first place")),
         (
@@ -69,17 +69,15 @@ def conclude(figures: Figures, budget: str) -> Verdict:
         ),
         (alone and reached.value >= 0.5, "cannot tell", (*facts, _STEERED)),
         (bool(kept), "hidden", (*facts, *kept, _HIDDEN)),
-        (not figures.converged, "cannot tell", (*facts, _MOVING)),
-        (True, "no residual found at this budget", (*facts, *((_ALONE,) if alone else ()))),
+        (not figures.converged, "cannot tell", (*facts, MOVING)),
+        (True, "no residual found at this budget", (*facts, *((ALONE,) if alone else ()))),
     )
-    return next(Verdict(name, why) for applies, name, why in rules if applies)
+    return first_of(rules)
 
 
 _BACK = "changing the input alone brings the forgotten knowledge back"
 _STEERED = "the search steers unrelated images into the class as often: a retrained model (--retrained) would decide"
 _HIDDEN = "the input search does not bring it back, but the knowledge is still in the weights"
-_MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
-_ALONE = "no retrained model was given, so residuals are judged without a reference"
 
 
 def _still_there(metrics: Mapping[str, tuple[float, float, float | None]]) -> tuple[str, ...]:

@@ -74,7 +74,6 @@ def figures_of(rows: Rows) -> Figures:
     attack = rows.attack
     before, after = (rows.find(method, "mse_input", "forget") for method in ("original", "unlearned"))
     attacked = rows.find("unlearned", "recovered", "forget", attack)
-    has_retrained = rows.find("retrained", "recovered", "forget", attack) is not None
     if before is None or after is None or before.value is None or after.value is None:
         raise RubError("audit: the clean models were not measured")
     return Figures(
@@ -84,7 +83,7 @@ def figures_of(rows: Rows) -> Figures:
         attacked=rows.rate("unlearned", "recovered", "forget", attack),
         converged=attacked is not None and attacked.converged is True,
         steered=rows.rate("unlearned", "recovered", "steered", attack),
-        retrained=rows.rate("retrained", "recovered", "forget", attack) if has_retrained else None,
+        retrained=rows.rate_or_none("retrained", "recovered", "forget", attack),
         attack=attack,
     )
 

@@ -48,6 +48,7 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             RubError: an unknown component or hyperparameter, or data or weights that are not there.
         """
         super().__init__(experiment, data_root, given)
+        self.dataset_name, self.model_name = experiment.dataset.title, experiment.model.arch
         if experiment.model.arch != "foreign":
             NETWORKS.get(experiment.model.arch, self.task)
         self.data = data_stage(self.task, experiment.dataset, data_root)
@@ -70,21 +71,6 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             {"data": self.data, "chosen": self.chosen, "original": self.original, "judge": self.judge},
             cost=4 * experiment.evaluation.samples,
         )
-
-    @property
-    def dataset_name(self) -> str:
-        """The data set's title."""
-        return self.experiment.dataset.title
-
-    @property
-    def model_name(self) -> str:
-        """The autoencoder's architecture."""
-        return self.experiment.model.arch
-
-    @property
-    def retrains(self) -> int:
-        """Number of models that are trained without the forgotten classes."""
-        return self.experiment.retrains
 
     def first(self) -> list[Stage]:
         """The stage that chooses the images, and notices a forget set that cannot be."""

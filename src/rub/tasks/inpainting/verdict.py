@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rub.audits.base import Rate, Verdict, VerdictName, percent
+from rub.audits.base import ALONE, MOVING, Rate, Rule, Verdict, first_of, percent
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,17 @@ def conclude(figures: Figures, budget: str) -> Verdict:
         " completed as the original did",
         f"the reference ({whose}) is at {percent(reference)}",
     )
-    rules: tuple[tuple[bool, VerdictName, tuple[str, ...]], ...] = (
+    rules: tuple[Rule, ...] = (
         (figures.clean.low >= 0.5, "recovered", (*facts, "they were not forgotten in the first place")),
         (figures.original >= figures.unlearned, "cannot tell", (_UNKNOWN,)),
         (reached.exceeds(reference), "recovered", (*facts, _BACK)),
         (alone and reached.value >= 0.5, "cannot tell", (*facts, _STEERED)),
-        (not figures.converged, "cannot tell", (*facts, _MOVING)),
-        (True, "no residual found at this budget", (*facts, *((_ALONE,) if alone else ()))),
+        (not figures.converged, "cannot tell", (*facts, MOVING)),
+        (True, "no residual found at this budget", (*facts, *((ALONE,) if alone else ()))),
     )
-    return next(Verdict(name, why) for applies, name, why in rules if applies)
+    return first_of(rules)
 
 
 _UNKNOWN = "the original model completes the forget images no better than the unlearned one"
 _BACK = "changing the input alone brings the forgotten completions back"
 _STEERED = "the search leads the decoder to unrelated images as well: a retrained model (--retrained) would decide"
-_MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
-_ALONE = "no retrained model was given, so residuals are judged without a reference"

@@ -93,19 +93,15 @@ def figures_of(rows: Rows) -> Figures:
     attacks = [name for name in searches if rows.find("unlearned", "asr_post", "forget", name)]
     best = max(attacks, key=lambda name: rows.rate("unlearned", "asr_post", "forget", name).value)
     row = rows.find("unlearned", "asr_post", "forget", best)
-    controls = [
-        rows.rate("unlearned", "asr_post", "forget", name)
-        for name in CONTROL_ATTACKS
-        if rows.find("unlearned", "asr_post", "forget", name) is not None
-    ]
-    has_retrained = rows.find("retrained", "asr_post", "forget", best) is not None
+    found = [rows.rate_or_none("unlearned", "asr_post", "forget", name) for name in CONTROL_ATTACKS]
+    controls = [rate for rate in found if rate is not None]
     return Figures(
         original=rows.rate("original", "asr_pre", "forget"),
         clean=rows.rate("unlearned", "asr_pre", "forget"),
         attacked=rows.rate("unlearned", "asr_post", "forget", best),
         search=max(controls, key=_value) if controls else None,
         settled=row is not None and row.converged is True,
-        retrained=rows.rate("retrained", "asr_post", "forget", best) if has_retrained else None,
+        retrained=rows.rate_or_none("retrained", "asr_post", "forget", best),
     )
 
 

@@ -53,7 +53,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """
         super().__init__(experiment, data_root, given)
         NETWORKS.get(experiment.model.arch, self.task)
-        dataset = experiment.dataset
+        dataset, self.model_name = experiment.dataset, experiment.model.arch
+        self.dataset_name = "none" if dataset is None else dataset.title
         self.data = {} if dataset is None else {"data": data_stage(self.task, dataset, data_root)}
         self.concept = {
             **experiment.concept.model_dump(exclude={"prompts"}),
@@ -79,21 +80,6 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             cost=self._drawing(self._count()),
         )
         self.pictures = self._pictures()
-
-    @property
-    def dataset_name(self) -> str:
-        """The data set's title; ``none`` without one."""
-        return "none" if self.experiment.dataset is None else self.experiment.dataset.title
-
-    @property
-    def model_name(self) -> str:
-        """The diffusion model's architecture."""
-        return self.experiment.model.arch
-
-    @property
-    def retrains(self) -> int:
-        """Number of miniatures that are trained without the concept."""
-        return self.experiment.retrains
 
     def first(self) -> list[Stage]:
         """The stage that notices prompts that cannot be before anything is unlearned."""
