@@ -162,6 +162,25 @@ def test_the_stage_key_holds_the_source_of_a_plugin(tmp_path):
     assert "source" not in data_stage("classification", DatasetSpec(name="digits"), None).spec
 
 
+def test_a_witness_names_the_data_as_a_suite_does(tmp_path):
+    """Its images are checked one by one, so that neither place nor source of the reader counts."""
+    from rub.api import make_runtime
+    from rub.pipeline.runtime import compute
+    from rub.registry import TASKS, load_plugin
+    from rub.store.artifacts import Store
+    from rub.witness.images import data_reference
+
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    load_plugin(tmp_path / "plugin.py")
+    stage, task = (
+        data_stage("classification", DatasetSpec(name="grey"), None),
+        TASKS.get("classification", "classification").load(),
+    )
+    made = compute(stage, task, {}, Store(tmp_path / "store"), make_runtime(device="cpu"))
+    assert made.manifest["spec"]["source"]
+    assert DatasetSpec.model_validate(data_reference(made, "train")["spec"]) == DatasetSpec(name="grey")
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(RubError, match="dataset 'digits'"):
         rub.dataset("digits")(lambda root: None)

@@ -40,7 +40,7 @@ def data_reference(artifact: Artifact, images: str) -> dict[str, Any]:
         artifact: of the data stage.
         images: ``train`` or ``test``.
     """
-    spec = {name: value for name, value in artifact.manifest["spec"].items() if name != "fingerprint"}
+    spec = {name: value for name, value in artifact.manifest["spec"].items() if name not in ("fingerprint", "source")}
     return {"key": artifact.key, "images": images, "spec": spec}
 
 
