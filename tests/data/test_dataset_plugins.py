@@ -29,7 +29,7 @@ def test_arrays_and_tensors_of_any_layout_become_the_same_images():
 
     @rub.dataset("grey")
     def grey(root):
-        return IMAGES, LABELS, torch.from_numpy(IMAGES), LABELS.tolist()
+        return IMAGES / 255, LABELS, torch.from_numpy(IMAGES), LABELS.tolist()
 
     @rub.dataset("colour", mean=(0.5,) * 3, std=(0.25,) * 3, flip=True)
     def colours(root):
@@ -47,8 +47,8 @@ def test_arrays_and_tensors_of_any_layout_become_the_same_images():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((IMAGES / 255, LABELS, IMAGES, LABELS), ("x_train", "uint8", "float64")),
-        ((IMAGES, LABELS[:5], IMAGES, LABELS), ("x_train", "as many labels")),
+        ((IMAGES / 2, LABELS, IMAGES, LABELS), ("x_train", "in [0, 1], or uint8", "divide by 255")),
+        ((IMAGES, LABELS[:5], IMAGES, LABELS), ("x_train", "6 images, 5 labels")),
         ((IMAGES, LABELS, IMAGES[:, :4], LABELS), ("one shape",)),
         ((IMAGES, LABELS, IMAGES, LABELS, ["a", "b"]), ("names 2 classes", "label is 2")),
         ((IMAGES, LABELS), ("(x_train, y_train, x_test, y_test)", "got tuple")),

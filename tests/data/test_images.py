@@ -395,7 +395,7 @@ def test_unusable_npz_is_named(tmp_path, one_line):
     x = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     good = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
     for change in (
-        {"x_train": x.astype(np.float32)},
+        {"x_train": x + np.float32(2)},
         {"y_train": y[:1]},
         {"y_test": y - 1},
         {"y_test": y.astype(np.float32)},

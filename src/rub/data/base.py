@@ -188,9 +188,9 @@ def source_of(name: str) -> DatasetSource:
 def dataset(name: str, **declared: Any) -> Callable[[F], F]:
     """Register a data set by its reader, ``def f(place, *, size, selection) -> (x_train, y_train, x_test, y_test)``.
 
-    A fifth item may be the class names. Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), arrays or tensors,
-    labels are class numbers from 0. Without a `layout` the data are identified by what the reader gives, so that it
-    runs once more for every plan. A reader may give a `Read` too.
+    A fifth item may be the class names. Images are (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1],
+    arrays or tensors; labels are class numbers from 0. Without a `layout` the data are identified by what the reader
+    gives, so that it runs once more for every plan. A reader may give a `Read` too.
 
     Args:
         name: as suites call it.

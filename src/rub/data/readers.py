@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rub.data.base import Read, Selection
 from rub.data.decoding import decode
 from rub.data.folders import TEST_SHARE, image_files
+from rub.data.memory import samples_of
 from rub.data.samples import Samples, concatenate
 from rub.data.unpickle import load_arrays, text
 from rub.errors import RubError
@@ -109,11 +110,11 @@ def num_npz_classes(path: Path) -> int:
 def from_arrays(
     where: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, classes: Sequence[str] | None = None
 ) -> Read:
-    """Data set of arrays or tensors: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), and class numbers (N,).
+    """Data set of arrays or tensors: images (N, H, W), (N, H, W, C) or (N, C, H, W), and class numbers (N,).
 
     Args:
         where: begins the error messages.
-        x_train: images to train on.
+        x_train: images to train on, uint8 or floats in [0, 1].
         y_train: their labels, from 0.
         x_test: images to test on, of the same shape.
         y_test: their labels.
@@ -130,19 +131,15 @@ def from_arrays(
     parts = []
     for name, given, numbers in (("train", x_train, y_train), ("test", x_test, y_test)):
         images, labels = np.asarray(given), np.asarray(numbers).reshape(-1)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
-            raise RubError(
-                f"{where}: x_{name} should be uint8 images with as many labels, got {images.dtype} {images.shape}"
-            )
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MOST_CLASSES:
-            raise RubError(f"{where}: y_{name} should be class numbers from 0 below {MOST_CLASSES}, got {labels.dtype}")
-        shape = images.shape
         images = images[:, None] if images.ndim == 3 else images
-        channels_last = images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3)
-        images = images.transpose(0, 3, 1, 2) if channels_last else images
-        if images.shape[1] not in (1, 3):
-            raise RubError(f"{where}: x_{name} should have 1 or 3 channels, got the shape {shape}")
-        parts.append(_samples(images, labels, np.arange(len(labels))))
+        if images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+            images = images.transpose(0, 3, 1, 2)
+        part = samples_of(np.ascontiguousarray(images), labels, name=f"{where}: x_{name}")
+        if part.shape[0] not in (1, 3):
+            raise RubError(f"{where}: x_{name} should have 1 or 3 channels, got the shape {np.shape(given)}")
+        if not 0 <= part.labels.min() <= part.labels.max() < MOST_CLASSES:
+            raise RubError(f"{where}: y_{name} should be class numbers from 0 below {MOST_CLASSES}")
+        parts.append(part)
     if parts[0].shape != parts[1].shape:
         raise RubError(f"{where}: x_train and x_test should hold images of one shape")
     count = int(max(part.labels.max() for part in parts)) + 1
