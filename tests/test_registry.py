@@ -12,7 +12,7 @@ from pydantic import Field
 from rub import registry
 from rub.config.hyperparameters import Hyper, hyperparameters
 from rub.errors import RubError, unknown
-from rub.registry import ATTACKS, JUDGES, METHODS, Card, Entry, Registry, card_of, load_plugin, resolve
+from rub.registry import ATTACKS, CONTROLS, JUDGES, METHODS, Card, Entry, Registry, card_of, load_plugin, resolve
 
 PLUGIN = '''
 import rub
@@ -49,7 +49,7 @@ def test_what_ships_is_whole(entry):
     assert inspect.getdoc(function)
 
 
-@pytest.mark.parametrize("entry", shipped(METHODS, ATTACKS, JUDGES))
+@pytest.mark.parametrize("entry", shipped(METHODS, CONTROLS, ATTACKS, JUDGES))
 def test_every_hyperparameter_says_what_it_means_and_where_its_default_is_from(entry):
     for name, field in hyperparameters(entry.load()).model_fields.items():
         said = Hyper.of(field.metadata)
