@@ -33,7 +33,7 @@ class Adapter:
 
 
 def is_adapter(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has keys of an adapter."""
+    """Whether a state dict has keys of an adapter."""
     return any(name.startswith(PREFIX) for name in state)
 
 
@@ -73,7 +73,6 @@ class Attached(nn.Module):
     """
 
     def __init__(self, targets: Mapping[str, Target], rank: int, alpha: float, generator: torch.Generator) -> None:
-        """Hook adapters to modules, given by their kohya names; see `attach`."""
         super().__init__()
         self.multiplier = 1.0
         self.pairs = nn.ModuleDict({name: _Pair(target, rank, alpha, generator) for name, target in targets.items()})
@@ -101,7 +100,7 @@ class Attached(nn.Module):
             handle.remove()
 
     def adapter(self, prompts: Sequence[str] = ()) -> Adapter:
-        """Return the adapters as they are now, on the CPU.
+        """Adapters as they are now, on the CPU.
 
         Args:
             prompts: what they erase, for the metadata.
@@ -147,7 +146,7 @@ def attach(model: Diffusion, rank: int, generator: torch.Generator, *, alpha: fl
 
 @torch.no_grad()
 def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffusion:
-    """Return a frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one.
+    """Frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one.
 
     Args:
         model: the original; unchanged.
@@ -175,7 +174,6 @@ def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffus
 
 
 def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Return kohya name -> (down, up, alpha), in float32; every key is accounted for."""
     wrong = [key for key in state if not key.startswith(PREFIX) or _split(key)[1] not in {_DOWN, _UP, _ALPHA}]
     if wrong:
         raise RubError(
@@ -200,7 +198,6 @@ def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Return (module's kohya name, which tensor)."""
     name, _, kind = key.partition(".")
     return name, kind
 

@@ -50,7 +50,7 @@ def save_model(model: Diffusion, path: Path) -> None:
 
 
 def load_model(path: Path) -> Diffusion:
-    """Return a whole model, in float32, on the CPU, in eval mode: every key is accounted for.
+    """Whole model, in float32, on the CPU, in eval mode: every key is accounted for.
 
     Nothing is downloaded, and no code in a file is run.
 
@@ -80,7 +80,7 @@ def load_model(path: Path) -> Diffusion:
 
 
 def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
-    """Return a frozen copy of the original with a published unlearned checkpoint applied; the keys tell its format.
+    """Frozen copy of the original with a published unlearned checkpoint applied; the keys tell its format.
 
     A UNet may be there in part, as ESD and UCE publish: the rest stays the original's. Of a text encoder every tensor
     has to be there. Adapters are merged with multiplier 1. Whole models are taken as they are.
@@ -146,7 +146,6 @@ def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Pat
 
 
 def _read_file(path: Path) -> Contents:
-    """Return what the model in a file of `save_model` consists of."""
     state, facts = read_state(path), _metadata(path)
     if facts.get(KIND) != "model":
         kind = f"a file of kind '{facts[KIND]}'" if KIND in facts else "a state dict alone"
@@ -171,7 +170,6 @@ def _read_file(path: Path) -> Contents:
 
 
 def _apply(made: Diffusion, part: str, given: Mapping[str, Tensor], path: Path) -> None:
-    """Copy published tensors into a part of a model, strictly."""
     module = getattr(made, part)
     if module is None:
         raise RubError(f"checkpoint {path}: holds a {part}, which the original does not have")
@@ -181,7 +179,6 @@ def _apply(made: Diffusion, part: str, given: Mapping[str, Tensor], path: Path) 
 
 
 def _check_alike(made: Diffusion, original: Diffusion, path: Path) -> None:
-    """Refuse another architecture or another vocabulary than the original's."""
     if _present(made) != _present(original):
         raise RubError(f"checkpoint {path}: has {_present(made)}, but the original has {_present(original)}")
     for part in _present(original):
@@ -195,13 +192,11 @@ def _present(model: Diffusion) -> list[str]:
 
 
 def _other(original: Diffusion, made: Diffusion) -> bool:
-    """Return whether something else than tensors changed."""
     same = made.tokenizer is original.tokenizer or described(made.tokenizer) == described(original.tokenizer)
     return not same or made.schedule != original.schedule
 
 
 def _changed(original: Diffusion, made: Diffusion, part: str) -> dict[str, Tensor]:
-    """Return the tensors of a part that a method changed, after a look at all of them."""
     before, after = normal_state(getattr(original, part), part), normal_state(getattr(made, part), part)
     _refuse_infinite(after)
     return {name: value for name, value in after.items() if not torch.equal(value.to(before[name]), before[name])}
@@ -217,7 +212,6 @@ def _is_pipeline(path: Path) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; {} for other files, and for damaged ones, which `read_state` names."""
     try:
         with safetensors.safe_open(path, "pt") as opened:
             return dict(opened.metadata() or {})
@@ -233,7 +227,6 @@ def _write(tensors: Mapping[str, Tensor], path: Path, kind: str, facts: Mapping[
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library's is random, and the file's hash would be too."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

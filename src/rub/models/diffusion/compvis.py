@@ -32,7 +32,7 @@ _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 def to_compvis(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a UNet's state dict under CompVis names, ``model.diffusion_model.`` in front.
+    """State dict of a UNet under CompVis names, ``model.diffusion_model.`` in front.
 
     Block b, layer l of ``down_blocks`` is ``input_blocks.{1 + b (n + 1) + l}``, and of ``up_blocks``
     ``output_blocks.{b (n + 1) + l}``, n = ``layers_per_block`` (the layout of CompVis/stable-diffusion's UNetModel).
@@ -49,7 +49,7 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
 
 
 def from_compvis(state: Mapping[str, Tensor], names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a UNet's state dict under diffusers' names; keys that mean no tensor of this UNet stay as they are.
+    """State dict of a UNet under diffusers' names; keys that mean no tensor of this UNet stay as they are.
 
     Args:
         state: under CompVis names, with or without ``model.diffusion_model.``.
@@ -66,7 +66,6 @@ def from_compvis(state: Mapping[str, Tensor], names: Iterable[str], config: Mapp
 
 
 def _namer(config: Mapping[str, Any]) -> Callable[[str], str]:
-    """Return diffusers' name -> CompVis name, for the UNets of one config."""
     layers, attended = config["layers_per_block"], [kind.startswith("Cross") for kind in config["up_block_types"]]
     if not isinstance(layers, int):
         raise RubError(f"UNet with layers_per_block {layers}: CompVis names need the same number in every block")

@@ -56,7 +56,7 @@ def save_pipeline(model: Diffusion, folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> Contents:
-    """Return what the model in a diffusers folder consists of; a safety checker is ignored.
+    """What the model in a diffusers folder consists of; a safety checker is ignored.
 
     Of the scheduler only the noise schedule is taken. Nothing is downloaded, and no code of the folder is run.
 
@@ -93,7 +93,7 @@ def read_folder(folder: Path) -> Contents:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object.
+    """JSON object in a file.
 
     Raises:
         RubError: no such file, or something else in it.

@@ -53,7 +53,7 @@ TEXT_ENCODER: Mapping[str, tuple[str, ...]] = {"text_encoder_full": ("encoder.la
 
 
 def parameter_group(model: Diffusion, name: str) -> list[str]:
-    """Return the names of a group's parameters as `named_parameters` gives them, in its order.
+    """Names of a group's parameters as `named_parameters` gives them, in its order.
 
     - ``full``, ``xattn`` (cross-attention, attn2), ``selfattn`` (attn1), ``noxattn`` (all but attn2, the output's
       norm and convolution, and the time embedding), ``notime`` (all but the latter two), ``xlayer`` (attn2 of
@@ -78,7 +78,6 @@ def parameter_group(model: Diffusion, name: str) -> list[str]:
 
 
 def _members(model: Diffusion, group: str) -> list[str]:
-    """Return the names of the group's parameters; none where the model has only some of its layers."""
     if group in TEXT_ENCODER:
         parts = [(f"text_encoder.{name}", name.removeprefix("text_model.")) for name in _names(model.text_encoder)]
         return [full for full, name in parts if name.startswith(TEXT_ENCODER[group])]
@@ -89,7 +88,6 @@ def _members(model: Diffusion, group: str) -> list[str]:
 
 
 def _names(module: nn.Module) -> dict[str, bool]:
-    """Return every parameter's name and whether a Linear or Conv2d owns it."""
     return dict(_owned(module))
 
 

@@ -33,12 +33,12 @@ _FORMS = (
 
 
 def normal_state(module: nn.Module, part: str) -> dict[str, Tensor]:
-    """Return a part's own tensors in the normal form."""
+    """Tensors of a part in the normal form."""
     return _normal(module.state_dict(), part)
 
 
 def named_normally(state: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Tensor]:
-    """Return a part's state dict, as one of its published files holds it, in the normal form.
+    """State dict of a part, as one of its published files holds it, in the normal form.
 
     Raises:
         RubError: two keys that mean the same tensor.
@@ -56,12 +56,12 @@ def fill(module: nn.Module, part: str, given: Mapping[str, Tensor]) -> None:
 
 
 def published(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Return tensors in the normal form under the names that files hold: ``text_model.`` in front for the encoder."""
+    """Tensors in the normal form under the names that files hold: ``text_model.`` in front for the encoder."""
     return {f"text_model.{name}" if part == "text_encoder" else name: value for name, value in state.items()}
 
 
 def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts:
-    """Return the tensors of a published state dict by part, in the normal form; every key is accounted for.
+    """Tensors of a published state dict by part, in the normal form; every key is accounted for.
 
     Of a whole latent diffusion model in CompVis names, the autoencoder, the running mean of the UNet and the buffers
     of the noise schedule are left out: no method changes them. Of UnlearnDiffAtk's CustomTextEncoder, which repeats
@@ -97,7 +97,6 @@ def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts
 
 
 def _counting(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return key -> name without wrappers, for the keys that say something about the model; see `split`."""
     names = {key: _unwrapped(key) for key in state}
     whole = any(name.startswith(compvis.PREFIX) for name in names.values())
     repeated = any(name.startswith("text_encoder.") for name in names.values())
@@ -114,7 +113,6 @@ def _doubled(what: str, path: Path) -> RubError:
 
 
 def _part(name: str) -> tuple[str, str]:
-    """Return (part, or "compvis", or "" where unknown; the name inside it)."""
     for prefix, part in (("text_encoder.", "text_encoder"), ("cond_stage_model.transformer.", "text_encoder")):
         if name.startswith(prefix):
             return part, name.removeprefix(prefix)
@@ -139,7 +137,6 @@ def _normal(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _dropped(name: str, part: str) -> bool:
-    """Return whether a key holds nothing: position ids are 0 to L - 1, and only old files have them."""
     return part == "text_encoder" and name.endswith("embeddings.position_ids")
 
 

@@ -51,7 +51,7 @@ ARCHITECTURES: Mapping[str, Sizes] = {
 
 
 def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer", seed: int) -> Diffusion:
-    """Return an untrained miniature.
+    """Untrained miniature.
 
     Args:
         arch: a name of `ARCHITECTURES`.
@@ -128,7 +128,7 @@ def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL | Pat
 
 
 def reinitialised(model: Diffusion, seed: int) -> Diffusion:
-    """Return a model with the text encoder and autoencoder of another one and a UNet that was never trained.
+    """Model with the text encoder and autoencoder of another one and a UNet that was never trained.
 
     Args:
         model: gives sizes and the shared parts.

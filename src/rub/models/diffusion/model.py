@@ -54,11 +54,6 @@ class Diffusion(nn.Module):
         tokenizer: "CLIPTokenizer",
         schedule: Mapping[str, Any] = SCHEDULE,
     ) -> None:
-        """Join the parts.
-
-        Raises:
-            RubError: the model predicts something else than the noise, or the parts do not fit together.
-        """
         from diffusers import DDIMScheduler
 
         super().__init__()
@@ -75,46 +70,46 @@ class Diffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the model is."""
+        """Where the model is."""
         return self.alpha_bar.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Return (C, h, w) of a latent."""
+        """(C, h, w) of a latent."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
     @property
     def timesteps(self) -> int:
-        """Return T, the number of training time steps."""
+        """T, the number of training time steps."""
         return len(self.alpha_bar)
 
     @property
     def length(self) -> int:
-        """Return L, the number of tokens that a prompt is padded or cut to."""
+        """L, the number of tokens that a prompt is padded or cut to."""
         return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
 
     @property
     def token_embeddings(self) -> Tensor:
-        """Return the embedding of every token, float (V, D): a parameter of the text encoder."""
+        """Embedding of every token, float (V, D): a parameter of the text encoder."""
         table: nn.Embedding = self.text_encoder.get_input_embeddings()
         return table.weight
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return token ids, int64 (B, L) on the device: BOS, the prompt, EOS, padding; longer prompts are cut."""
+        """Token ids, int64 (B, L) on the device: BOS, the prompt, EOS, padding; longer prompts are cut."""
         ids: Tensor = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
         return ids.to(self.device)
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Return the context that the UNet attends to, float (B, L, D), of token ids (B, L)."""
+        """Context that the UNet attends to, float (B, L, D), of token ids (B, L)."""
         context: Tensor = self.text_encoder(ids)[0]
         return context
 
     def encode_soft(self, embeddings: Tensor) -> Tensor:
-        """Return the context of input embeddings (B, L, D), which need not be those of any token; differentiable.
+        """Context of input embeddings (B, L, D), which need not be those of any token; differentiable.
 
         A forward hook replaces the output of the embedding table, which works on every version of transformers.
         """
@@ -126,11 +121,11 @@ class Diffusion(nn.Module):
             handle.remove()
 
     def context(self, prompts: Sequence[str]) -> Tensor:
-        """Return the context of prompts, float (B, L, D)."""
+        """Context of prompts, float (B, L, D)."""
         return self.encode(self.tokenize(prompts))
 
     def predict(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
-        """Return the predicted noise e(x_t, t, c), shape of x.
+        """Predicted noise e(x_t, t, c), shape of x.
 
         Args:
             x: noisy latents (B, C, h, w).
@@ -141,7 +136,7 @@ class Diffusion(nn.Module):
         return noise
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
 
         Args:
             x0: clean latents (B, C, h, w).
@@ -153,7 +148,7 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def to_latents(self, images: Tensor) -> Tensor:
-        """Return clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
+        """Clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
         x = images.to(self.device).float() / 127.5 - 1
         if self.vae is None:
             return x
@@ -162,7 +157,7 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
-        """Return uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
+        """uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
         x = latents if self.vae is None else self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 

@@ -44,7 +44,7 @@ class Contents:
 
 
 def taken_apart(model: Diffusion) -> Contents:
-    """Return what a model consists of; the tensors are the model's own."""
+    """What a model consists of; the tensors are the model's own."""
     modules = {part: getattr(model, part) for part in PARTS}
     configs = {part: None if module is None else _config(part, module) for part, module in modules.items()}
     tensors = {part: normal_state(module, part) for part, module in modules.items() if module is not None}
@@ -52,7 +52,7 @@ def taken_apart(model: Diffusion) -> Contents:
 
 
 def put_together(contents: Contents, path: Path) -> Diffusion:
-    """Return the model in float32 on the CPU, in eval mode.
+    """Model in float32 on the CPU, in eval mode.
 
     Args:
         contents: what it consists of.
@@ -77,7 +77,7 @@ def put_together(contents: Contents, path: Path) -> Diffusion:
 
 
 def noise_schedule(config: Config, path: Path) -> dict[str, Any]:
-    """Return the noise schedule of a scheduler of any kind, and what DDIM needs besides, as in Stable Diffusion.
+    """Noise schedule of a scheduler of any kind, and what DDIM needs besides, as in Stable Diffusion.
 
     Args:
         config: ``scheduler_config.json`` of a PNDM, DDIM, LMS... scheduler.
@@ -95,7 +95,7 @@ def noise_schedule(config: Config, path: Path) -> dict[str, Any]:
 
 
 def described(tokenizer: "CLIPTokenizer") -> dict[str, Any]:
-    """Return a tokenizer as JSON values: vocabulary, merges, ``model_max_length``, special tokens, added tokens."""
+    """Tokenizer as JSON values: vocabulary, merges, ``model_max_length``, special tokens, added tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     with tempfile.TemporaryDirectory() as folder:  # files are what every version of transformers writes
         (tokenizer.save_vocabulary if backend is None else backend.model.save)(folder)
@@ -112,7 +112,7 @@ def described(tokenizer: "CLIPTokenizer") -> dict[str, Any]:
 
 
 def rebuilt(description: Config) -> "CLIPTokenizer":
-    """Return the tokenizer of a description, as `described` gives it."""
+    """Tokenizer of a description, as `described` gives it."""
     merges = [(left, right) for left, right in description["merges"]]
     tokenizer = make_tokenizer(dict(description["vocabulary"]), merges, int(description["model_max_length"]))
     special = {name: token for name, token in description["special"].items() if name in SPECIAL}
@@ -177,7 +177,6 @@ _BUILDERS: Mapping[str, Callable[[Config], nn.Module]] = {"unet": _unet, "text_e
 
 
 def _config(part: str, module: Any) -> Config:
-    """Return a config as JSON values, without where and with which version it was saved."""
     text = module.config.to_json_string(use_diff=False) if part == "text_encoder" else module.to_json_string()
     return {name: value for name, value in json.loads(text).items() if name[0] != "_" and name not in _ORIGIN}
 

@@ -20,7 +20,6 @@ class Exact:
     """The distribution of a latent that is one point, in the form of `AutoencoderKL`'s."""
 
     def __init__(self, mean: Tensor) -> None:
-        """Hold the point."""
         self.mean = mean
 
 
@@ -28,7 +27,6 @@ class Encoded:
     """What `PatchAutoencoder.encode` gives, in the form of `AutoencoderKL`'s."""
 
     def __init__(self, mean: Tensor) -> None:
-        """Hold the latent's distribution."""
         self.latent_dist = Exact(mean)
 
 
@@ -75,11 +73,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(scaling_factor=float(values.flip(0)[: self.config.kept].mean().rsqrt()))
 
     def encode(self, x: Tensor) -> Encoded:
-        """Return the latents (B, kept, H / p, W / p) of images (B, channels, H, W) as a distribution of one point."""
+        """Latents (B, kept, H / p, W / p) of images (B, channels, H, W) as a distribution of one point."""
         folded = F.pixel_unshuffle(x, self.config.patch) - self.center[:, None, None]
         return Encoded(F.conv2d(folded, self.basis[:, :, None, None]))
 
     def decode(self, z: Tensor, **_: Any) -> DecoderOutput:
-        """Return the images of latents."""
+        """Images of latents."""
         folded = F.conv2d(z, self.basis.T[:, :, None, None]) + self.center[:, None, None]
         return DecoderOutput(sample=F.pixel_shuffle(folded, self.config.patch))

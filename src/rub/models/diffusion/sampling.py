@@ -24,7 +24,7 @@ class Sampler:
     steps: int = 50
 
     def scheduler(self, model: Diffusion) -> Any:
-        """Return a fresh diffusers scheduler with the time steps set."""
+        """Fresh diffusers scheduler with the time steps set."""
         from diffusers import DDIMScheduler, LMSDiscreteScheduler
 
         given = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
@@ -36,7 +36,7 @@ class Sampler:
 
 
 def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
-    """Return standard normal latents (B, C, h, w), one CPU generator per seed, as UnlearnDiffAtk's evaluation draws.
+    """Standard normal latents (B, C, h, w), one CPU generator per seed, as UnlearnDiffAtk's evaluation draws.
 
     Args:
         model: gives the shape and the device.
@@ -50,7 +50,7 @@ def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
 
 
 def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty: Tensor, guidance: Tensor) -> Tensor:
-    """Return e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022); g = 1 everywhere needs one half.
+    """e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022); g = 1 everywhere needs one half.
 
     Args:
         model: e.
@@ -86,7 +86,7 @@ def steps(
 def sample(
     model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: Tensor, sampler: Sampler
 ) -> Tensor:
-    """Return clean latents (B, C, h, w).
+    """Clean latents (B, C, h, w).
 
     Args:
         model: what draws.
@@ -104,7 +104,7 @@ def sample(
 def partial(
     model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: float, sampler: Sampler, stop: int
 ) -> Tensor:
-    """Return the noisy latents after `stop` DDIM steps from noise, as ESD and its descendants make their x_t.
+    """Noisy latents after `stop` DDIM steps from noise, as ESD and its descendants make their x_t.
 
     Args:
         model: what draws; no gradient flows.

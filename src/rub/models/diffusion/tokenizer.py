@@ -14,7 +14,7 @@ Merges = list[tuple[str, str]]
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], Merges]:
-    """Return (token -> id, merges) of a byte-level BPE in CLIP's form; the two special tokens come last.
+    """(token -> id, merges) of a byte-level BPE in CLIP's form; the two special tokens come last.
 
     Every text can be tokenised: all 256 bytes are in the vocabulary, alone and with the end-of-word mark.
 
@@ -51,7 +51,7 @@ def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], M
 
 
 def make_tokenizer(vocabulary: dict[str, int], merges: Merges, length: int) -> "CLIPTokenizer":
-    """Return the tokenizer; padding is EOS, as in Stable Diffusion 1.x.
+    """Tokenizer whose padding is EOS, as in Stable Diffusion 1.x.
 
     Args:
         vocabulary: token -> id.

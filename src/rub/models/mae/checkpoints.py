@@ -38,7 +38,7 @@ def load_mae(
     std: tuple[float, ...] | None = None,
     image_size: int | None = None,
 ) -> MaskedAutoencoder:
-    """Return the masked autoencoder of a checkpoint, on the CPU, in float32: every key is accounted for.
+    """Masked autoencoder of a checkpoint, on the CPU, in float32: every key is accounted for.
 
     Sizes come from the tensors' shapes; heads from the file (RUB's own, ``config.json``), the published sizes or the
     arguments; the layer norms' eps from the file, else 1e-6; mean and std from the file (RUB's own,
@@ -91,7 +91,7 @@ def save_mae(model: MaskedAutoencoder, path: Path) -> None:
 
 
 def looks_normalised(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float = 0.75) -> bool:
-    """Return whether a model predicts per-patch-normalised pixels (MAE's ``norm_pix_loss``) and not plain ones.
+    """Whether a model predicts per-patch-normalised pixels (MAE's ``norm_pix_loss``) and not plain ones.
 
     On masked patches t, the share 1 - MSE / variance that the prediction explains of the normalised target
     (t - mean(t)) / sqrt(var(t) + 1e-6), with the patch's unbiased variance (He et al. 2022), is compared with the
@@ -147,7 +147,6 @@ def _refuse_by_name(flag: Any, args: Any, path: Path) -> None:
 
 
 def _plain(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the state in the original layout; refuse what has no decoder."""
     try:
         state = to_original(plain(state).tensors)
     except RubError as error:

@@ -37,7 +37,7 @@ _CONFIG_JSON = {
 def agreed_config(
     state: Mapping[str, Tensor], stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
 ) -> MAEConfig:
-    """Return the config that the shapes of a state dict, its file and the arguments agree upon.
+    """Config that the shapes of a state dict, its file and the arguments agree upon.
 
     Args:
         state: in the original layout.
@@ -72,7 +72,7 @@ def agreed_config(
 
 
 def stored_config(file: Path, path: Path, transformers: bool) -> dict[str, Any]:
-    """Return what a file says of its config, under the names of `MAEConfig`, and the flag ``norm_pix_loss`` if known.
+    """What a file says of its config, under the names of `MAEConfig`, and the flag ``norm_pix_loss`` if known.
 
     Args:
         file: the weights; the header of RUB's own safetensors is read.
@@ -135,7 +135,6 @@ def _json(text: str | bytes, what: str, path: Path) -> dict[str, Any]:
 
 
 def _checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return values of a config, tuples for lists; they may come from a file that nobody vouches for."""
     checked = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in checked.items():
         colours = name in {"mean", "std"}
@@ -159,7 +158,6 @@ def _shape(state: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> tup
 
 
 def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return what the tensors' shapes say of the config."""
     dim, channels, patch, across = _shape(state, "patch_embed.proj.weight", 4, path)
     patches = _shape(state, "pos_embed", 3, path)[1] - 1
     grid = math.isqrt(patches)
@@ -184,12 +182,10 @@ def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Return how many blocks have keys: so a number in a name cannot ask for more of them than there are."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _known_heads(sizes: Mapping[str, Any]) -> dict[str, int]:
-    """Return the heads of published widths, or of the one of RUB's own architectures that has these widths."""
     known = {"heads": _HEADS.get(sizes["dim"]), "decoder_heads": _DECODER_HEADS.get(sizes["decoder_dim"])}
     widths = tuple(sizes[name] for name in ("dim", "depth", "decoder_dim", "decoder_depth"))
     for _, _, dim, depth, heads, decoder_dim, decoder_depth, decoder_heads in ARCHITECTURES.values():

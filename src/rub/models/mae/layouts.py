@@ -40,7 +40,7 @@ _QKV = re.compile(r"((?:decoder_)?blocks\.\d+\.attn\.)q\.(weight|bias)")
 
 
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict of transformers' ``ViTMAEForPreTraining``, of any version, under facebookresearch/mae's keys.
+    """State dict of transformers' ``ViTMAEForPreTraining``, of any version, under facebookresearch/mae's keys.
 
     Queries, keys and values are stacked in this order, dim 0. Keys of no known layout, and those that are original
     already, stay as they are.
@@ -72,7 +72,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in the original layout under the keys of ``ViTMAEForPreTraining`` in transformers 5.
+    """State dict in the original layout under the keys of ``ViTMAEForPreTraining`` in transformers 5.
 
     ``load_state_dict`` takes the result strictly. Keys of no known layout stay as they are.
 

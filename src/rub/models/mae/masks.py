@@ -23,26 +23,26 @@ class Mask:
 
     @property
     def restore(self) -> Tensor:
-        """Return int64 (N, L): the place of each patch in the order [keep, hidden]."""
+        """int64 (N, L): the place of each patch in the order [keep, hidden]."""
         return torch.cat([self.keep, self.hidden], 1).argsort(dim=1)
 
     @property
     def removed(self) -> Tensor:
-        """Return bool (N, L), True where a patch is masked."""
+        """Bool (N, L), True where a patch is masked."""
         shape = len(self.keep), self.keep.shape[1] + self.hidden.shape[1]
         return torch.zeros(shape, dtype=torch.bool, device=self.keep.device).scatter_(1, self.hidden, True)
 
     def select(self, index: Tensor | slice) -> "Mask":
-        """Return the masks of these images."""
+        """Masks of these images."""
         return Mask(self.keep[index], self.hidden[index])
 
     def to(self, device: torch.device | str) -> "Mask":
-        """Return the masks on a device."""
+        """Masks on a device."""
         return Mask(self.keep.to(device), self.hidden.to(device))
 
 
 def make_mask(noise: Tensor, ratio: float) -> Mask:
-    """Return the mask that noise gives: the K = int(L (1 - ratio)) patches of least noise stay visible.
+    """Mask that noise gives: the K = int(L (1 - ratio)) patches of least noise stay visible.
 
     Args:
         noise: float (N, L); ties go to the earlier patch.
@@ -65,7 +65,7 @@ def make_mask(noise: Tensor, ratio: float) -> Mask:
 
 
 def keyed_noise(ids: Tensor, patches: int, seed: int = 0) -> Tensor:
-    """Return mask noise, float32 (N, L) in [0, 1), that depends on the sample id and the seed alone.
+    """Mask noise, float32 (N, L) in [0, 1), that depends on the sample id and the seed alone.
 
     Args:
         ids: int64 (N,).
@@ -76,10 +76,10 @@ def keyed_noise(ids: Tensor, patches: int, seed: int = 0) -> Tensor:
 
 
 def gather(patches: Tensor, index: Tensor) -> Tensor:
-    """Return patches (N, K, P) at index (N, K) out of patches (N, L, P)."""
+    """Patches (N, K, P) at index (N, K) out of patches (N, L, P)."""
     return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
 
 
 def scatter(patches: Tensor, index: Tensor, into: Tensor) -> Tensor:
-    """Return a copy of `into` (N, L, P) with patches (N, K, P) at index (N, K)."""
+    """Copy of `into` (N, L, P) with patches (N, K, P) at index (N, K)."""
     return into.scatter(1, index[..., None].expand(-1, -1, patches.shape[-1]), patches)

@@ -76,17 +76,17 @@ class MAEConfig:
 
     @property
     def grid(self) -> int:
-        """Return the number of patches along a side."""
+        """Number of patches along a side."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Return L, the number of patches."""
+        """L, the number of patches."""
         return self.grid**2
 
     @property
     def patch_dim(self) -> int:
-        """Return P, the numbers in a patch."""
+        """P, the numbers in a patch."""
         return self.patch_size**2 * self.channels
 
 
@@ -94,7 +94,6 @@ class PatchEmbed(nn.Module):
     """Holds the patch projection; `MaskedAutoencoder` applies it to the visible patches only."""
 
     def __init__(self, channels: int, patch_size: int, dim: int) -> None:
-        """A convolution in the published layout: one step per patch."""
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
 
@@ -120,7 +119,6 @@ class MaskedAutoencoder(nn.Module):
     std: Tensor
 
     def __init__(self, config: MAEConfig, seed: int = 0) -> None:
-        """Initialise as the original does (xavier uniform, tokens normal .02) from the seed."""
         super().__init__()
         c = self.config = config
         fixed = {"requires_grad": False}
@@ -152,7 +150,7 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
 
     def encoder_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the trainable parameters of the encoder with their names."""
+        """Trainable parameters of the encoder with their names."""
         return [
             (name, parameter)
             for name, parameter in self.named_parameters()
@@ -185,11 +183,11 @@ class MaskedAutoencoder(nn.Module):
         return patches * self.std + self.mean
 
     def encode(self, x: Tensor, mask: Mask) -> Tensor:
-        """Return the latent (N, 1 + K, dim) of the visible patches of x, float (N, C, H, W) in [0, 1]."""
+        """Latent (N, 1 + K, dim) of the visible patches of x, float (N, C, H, W) in [0, 1]."""
         return self.encode_patches(gather(self.normalise(self.patchify(x)), mask.keep), mask)
 
     def encode_patches(self, visible: Tensor, mask: Mask) -> Tensor:
-        """Return the latent of visible patches (N, K, P) in normalised pixels."""
+        """Latent of visible patches (N, K, P) in normalised pixels."""
         tokens = self.patch_embed(visible) + self.pos_embed[0, 1:][mask.keep]
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], 1)
@@ -199,12 +197,12 @@ class MaskedAutoencoder(nn.Module):
         return latent
 
     def decode(self, latent: Tensor, mask: Mask) -> Tensor:
-        """Return predicted patches (N, L, P) in normalised pixels; those of visible patches are untrained."""
+        """Predicted patches (N, L, P) in normalised pixels; those of visible patches are untrained."""
         predicted: Tensor = self.decoder_pred(self.decoder_norm(self._decoded(latent, mask)[:, 1:]))
         return predicted
 
     def decode_hidden(self, latent: Tensor, mask: Mask) -> Tensor:
-        """Return the predicted masked patches only, (N, L - K, P) in the order of ``mask.hidden``."""
+        """Predicted masked patches only, (N, L - K, P) in the order of ``mask.hidden``."""
         predicted: Tensor = self.decoder_pred(
             self.decoder_norm(gather(self._decoded(latent, mask)[:, 1:], mask.hidden))
         )
@@ -220,11 +218,11 @@ class MaskedAutoencoder(nn.Module):
         return tokens
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        """Return predicted patches (N, L, P) in normalised pixels."""
+        """Predicted patches (N, L, P) in normalised pixels."""
         return self.decode(self.encode(x, mask), mask)
 
     def loss(self, x: Tensor, mask: Mask, target: Tensor | None = None) -> Tensor:
-        """Return the MAE loss: mean over masked patches of the squared error in normalised pixels.
+        """MAE loss: mean over masked patches of the squared error in normalised pixels.
 
         Args:
             x: float (N, C, H, W) in [0, 1].
@@ -236,13 +234,13 @@ class MaskedAutoencoder(nn.Module):
         return F.mse_loss(predicted.float(), gather(wanted, mask.hidden))
 
     def reconstruct(self, x: Tensor, mask: Mask) -> Tensor:
-        """Return f(x; m) on the masked patches: (N, L - K, P) in pixel space, float32, not clamped."""
+        """f(x; m) on the masked patches: (N, L - K, P) in pixel space, float32, not clamped."""
         predicted: Tensor = self.denormalise(self.decode_hidden(self.encode(x, mask), mask).float())
         return predicted
 
 
 def paste(hidden: Tensor, x: Tensor, mask: Mask, model: MaskedAutoencoder) -> Tensor:
-    """Return images (N, C, H, W) in [0, 1]: the visible patches of x beside the predicted masked ones, clamped.
+    """Images (N, C, H, W) in [0, 1]: the visible patches of x beside the predicted masked ones, clamped.
 
     Args:
         hidden: (N, L - K, P) in pixel space, as `MaskedAutoencoder.reconstruct` gives.
@@ -254,7 +252,7 @@ def paste(hidden: Tensor, x: Tensor, mask: Mask, model: MaskedAutoencoder) -> Te
 
 
 def sincos(grid: int, dim: int) -> Tensor:
-    """Return fixed 2-D sine-cosine position embeddings (1, 1 + grid^2, dim); the class token has zeros.
+    """Fixed 2-D sine-cosine position embeddings (1, 1 + grid^2, dim); the class token has zeros.
 
     The first half of the channels encodes the column, the second the row; frequencies are 10000^(-4i/dim).
     """
@@ -275,7 +273,7 @@ def build_mae(
     patch_size: int | None = None,
     seed: int = 0,
 ) -> MaskedAutoencoder:
-    """Return a freshly initialised masked autoencoder by name.
+    """Freshly initialised masked autoencoder by name.
 
     Args:
         name: a key of `ARCHITECTURES`.

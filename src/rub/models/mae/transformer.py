@@ -8,7 +8,6 @@ class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        """`heads` divides `dim`."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -27,7 +26,6 @@ class Mlp(nn.Module):
     """Two linear layers with a GELU between."""
 
     def __init__(self, dim: int, hidden: int) -> None:
-        """`hidden` is the inner width."""
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
@@ -42,7 +40,6 @@ class Block(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float) -> None:
-        """Sizes as in `MAEConfig`."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads)

@@ -123,7 +123,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 
 def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime: Runtime) -> tuple[Samples, Target]:
-    """Return the images of a split and the target that the search maps them to.
+    """Images of a split and the target that the search maps them to.
 
     ``forget`` and ``forget_test`` images aim at what the original model says of themselves (paper eq. 2). ``retain``
     images are the negative control: each is steered towards what the original says of a random *forget* image. If they
@@ -145,7 +145,7 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
 
 
 def choose(parts: Splits, name: str, count: int | None) -> Samples:
-    """Return the images that an attack on this split works on."""
+    """Images that an attack on this split works on."""
     if name == "forget":
         return subset(parts.forget, count, "attack-forget")
     if name == "forget_test":
@@ -182,8 +182,6 @@ def load_model(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
 
 
 def _save_model(model: nn.Module, spec: Mapping[str, Any], dataset: ImageDataset, out: Path) -> None:
-    """Write weights, and what is needed to build the network around them: its own normalisation included."""
-
     def values(name: str) -> list[float]:
         buffer: Callable[[], Tensor] | Tensor = getattr(model, name)
         return [float(value) for value in buffer.flatten()]  # type: ignore[union-attr]

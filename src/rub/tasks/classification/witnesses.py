@@ -112,7 +112,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def gap(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the largest other logit minus the labelled class's: negative where the class is recognised.
+    """Largest other logit minus the labelled class's: negative where the class is recognised.
 
     Args:
         logits: float32 (N, classes).
@@ -129,7 +129,6 @@ def gap(logits: Tensor, labels: Tensor) -> Tensor:
 def _broken(
     witness: Witness, samples: Samples, labels: Tensor, delta: Tensor, probes: Tensor, logits: Tensor
 ) -> Iterator[str]:
-    """Yield a line for each probe that is about another class, leaves its budget, or is not recognised."""
     level = int(witness.budget.removesuffix("/255")) if witness.budget.removesuffix("/255").isdecimal() else 0
     reach = delta.to(torch.int16).abs().flatten(1).amax(1)
     value = gap(logits, samples.labels)
@@ -145,11 +144,6 @@ def _broken(
 
 
 def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
-    """Return the claim's network with the given weights.
-
-    Raises:
-        RubError: the claim does not describe one, or the weights do not fit it.
-    """
     classes = witness.settings.get("classes")
     if type(classes) is not int or not 1 <= classes <= MOST_CLASSES:
         raise RubError("the claim does not say how many classes its network has")
@@ -183,7 +177,6 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
 
 
 def _refuse_huge(values: Any, name: str = "") -> None:
-    """Refuse a config that asks for more layers, or wider ones, than any network has."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             _refuse_huge(value, str(key))
