@@ -146,6 +146,7 @@ def test_images_are_resized_to_what_a_network_needs(tmp_path):
     config = {
         "model_type": "vit", "image_size": 12, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "intermediate_size": 16, "id2label": {"0": "cat"}, "dtype": "float16",
+        "_attn_implementation": "someone/kernels", "auto_map": {"AutoModel": "code.Evil"},
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     processor = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}

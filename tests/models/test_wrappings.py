@@ -203,3 +203,13 @@ def test_a_pickled_module_is_refused_with_the_way_to_save_it(tmp_path):
     torch.save(model, tmp_path / "whole.pth")
     with pytest.raises(RubError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
         load_weights(tmp_path / "whole.pth", model)
+
+
+def test_a_small_file_that_stands_for_much_is_refused(tmp_path):
+    model = build_network("resnet10", num_classes=3, width=2)
+    state = {**model.state_dict(), "fc.weight": torch.zeros(1, dtype=torch.float16).expand(1 << 20, 1 << 12)}
+    torch.save(state, tmp_path / "bomb.pth")
+    with pytest.raises(RubError, match="bytes that stand for"):
+        load_weights(tmp_path / "bomb.pth", model)
+    many = {f"layer1.{block}.conv1.weight": torch.zeros(4, 4, 3, 3) for block in range(3000)}
+    assert known_network({**many, "fc.weight": torch.zeros(3, 4)}) is None

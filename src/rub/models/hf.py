@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Hyper
 from rub.models.lookup import hub_config
 
-OTHERS = frozenset({"id2label", "label2id", "architectures", "dtype", "torch_dtype", "auto_map"})
-"""Fields of a config that say something of its checkpoint, not of the network."""
+OTHERS = frozenset(
+    {"id2label", "label2id", "architectures", "dtype", "torch_dtype", "auto_map", "attn_implementation"}
+    | {"quantization_config", "experts_implementation", "use_kernels"}
+)
+"""Fields of a config that say something of its checkpoint, or that fetch code; not of the network."""
 
 Width = Annotated[int, Hyper("width of the tokens; a multiple of 16", ge=16, le=1024)]
 Patch = Annotated[int | None, Hyper("side of a patch in pixels; None: an eighth of the images'", ge=1, le=64)]
@@ -84,12 +87,20 @@ def swin_mini(num_classes: int, channels: int, size: int, *, width: Width = 32, 
 def _built(num_classes: int, channels: int, config: Mapping[str, Any]) -> nn.Module:
     import transformers
 
-    given = {name: value for name, value in config.items() if name not in OTHERS}
+    given = _network_alone(config)
     kind = given.pop("model_type", "")
     made = transformers.AutoConfig.for_model(kind, **{**given, "num_labels": num_classes, "num_channels": channels})
     # Attention as plain products: on CPUs torch's fused one is slower, and gives no gradient per sample.
     network: nn.Module = transformers.AutoModelForImageClassification.from_config(made, attn_implementation="eager")
     return network.float()
+
+
+def _network_alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _network_alone(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in OTHERS and not name.startswith("_")
+    }
 
 
 def renamed(network: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

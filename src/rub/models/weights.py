@@ -245,6 +245,9 @@ def _tensors(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise RubError(f"checkpoint {path}: no state dict inside; save model.state_dict(), or safetensors")
+    claimed = sum(value.numel() * value.element_size() for value in loaded.values())
+    if claimed > 16 * path.stat().st_size + (1 << 28):  # tensors may repeat their memory
+        raise RubError(f"checkpoint {path}: {path.stat().st_size} bytes that stand for {claimed}; save it as it is")
     return {str(name): value for name, value in loaded.items()}, beside
 
 

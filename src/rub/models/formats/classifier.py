@@ -78,7 +78,7 @@ def known_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], int] | N
                 continue
             build, shape = entry.load(), {"num_classes": num_classes, "channels": channels, "size": 8 * kernel}
             for given in _variants(build, guesses):
-                network = _attempt(build, {**shape, **given})
+                network = _attempt(build, shape, given)
                 if network is not None and abs(_count(network.state_dict()) - _count(found)) > NEAR:
                     break
                 if network is not None and _fits(state, network):
@@ -86,10 +86,11 @@ def known_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], int] | N
     return None
 
 
-def _attempt(build: Callable[..., nn.Module], given: Mapping[str, Any]) -> nn.Module | None:
+def _attempt(build: Callable[..., nn.Module], shape: Mapping[str, int], given: Mapping[str, Any]) -> nn.Module | None:
     try:
+        hyperparameters(build)(**given)  # within their ranges
         with torch.device("meta"):  # no memory is taken
-            return build(**given)
+            return build(**shape, **given)
     except Exception:  # a guess that this network cannot have, or a builder of anybody's
         return None
 
@@ -118,7 +119,7 @@ def _needed(
     needed = dict(given)
     for name in given:
         fewer = {other: value for other, value in needed.items() if other != name}
-        network = _attempt(build, {**shape, **fewer})
+        network = _attempt(build, shape, fewer)
         if network is not None and _fits(state, network):
             needed = fewer
     return needed
