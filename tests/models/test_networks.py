@@ -1,6 +1,8 @@
 """Networks of every kind: what the interface says of them, and that methods, attacks and metrics work on each."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -177,9 +179,18 @@ def test_timm_networks():
     assert timm.__version__
 
 
-def test_timm_says_how_to_get_it(monkeypatch):
-    import sys
+def test_networks_are_listed_without_torch():
+    code = (
+        "import json, sys; from rub.cli.inspect import listing; rows = listing('networks', 'classification');"
+        "print(json.dumps([sorted({'torch', 'timm', 'transformers'} & set(sys.modules)), rows]))"
+    )
+    loaded, rows = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    summaries = {row["name"]: row["summary"] for row in rows}
+    assert loaded == [] and "pip install 'rub-bench[timm]'" in summaries["timm:*"]
+    assert {"resnet110", "cifar-resnet", "vgg16-bn", "vit-mini", "swin-mini", "hf:*"} <= summaries.keys()
 
+
+def test_timm_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(RubError, match=r"pip install 'rub-bench\[timm\]'"):
         build_network("timm:vit_tiny_patch16_224", **SHAPE)
