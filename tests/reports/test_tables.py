@@ -9,9 +9,13 @@ import sys
 import pytest
 from rich.console import Console
 
+import rub
 from rub.errors import RubError
+from rub.registry import scoped
+from rub.reports.grouping import main_attack
 from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
 from rub.reports.tables import paper_numbers
+from rub.tasks.classification.report import REPORTING
 from rub.tasks.classification.tables import classification_tables, leaders
 
 T2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom, from tables
@@ -225,3 +229,37 @@ def test_no_part_of_the_report_imports_torch():
         " report_of('classification'); import rub.tasks.inpainting.report; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_metrics_of_plug_ins_have_a_table_of_their_own_known_here_or_not(make_row):
+    rows = [make_row("ft", "ta", 0.5, split="test"), make_row("ft", "ua", 1.25)]
+    rows.append(make_row("ft", "ua", 2.5, attack="uma", budget="8/255"))
+    rows = [row if row.metric == "ta" else row.model_copy(update={"metric": "drift"}) for row in rows]
+    [table] = [table for table in REPORTING.tables_of(rows, {}) if table.name.startswith("metrics")]
+    assert [(column.group, column.name) for column in table.columns] == [("no attack", "drift"), ("uma 8/255", "drift")]
+    assert cell(table, "ft", "no attack", "drift").text == "1.2500"
+    with scoped():
+
+        @rub.metric("drift", task="classification", title="drift of logits", unit="logits", decimals=1, direction="up")
+        def drift(outputs):
+            """How far logits moved."""
+            return 0.0
+
+        [table] = [table for table in REPORTING.tables_of(rows, {}) if table.name.startswith("metrics")]
+        assert table.columns[0].title == "drift of logits ↑"
+        assert cell(table, "ft", "uma 8/255", "drift of logits").text == "2.5"
+        assert ",logits,1.25," in to_csv(table)
+
+
+def test_the_main_attack_decides_the_columns(make_row):
+    at = {"attack": "mine", "budget": "8/255"}
+    rows = [
+        make_row("ft", "ua", 0.1),
+        make_row("ft", "ua", 0.9, **at),
+        make_row("ft", "ua", 0.3, **{**at, "attack": "b"}),
+    ]
+    mains = {(rows[0].task, rows[0].protocol): "b"}
+    for said, value in ((None, "90.00"), (mains, "30.00")):
+        table = classification_tables(rows, None, said)[0]
+        assert cell(table, "ft", "8/255", "UA").parts[0] == value
+    assert main_attack([*rows, make_row("ft", "ua", 0.2, attack="uma", budget="8/255")]) == "uma"

@@ -47,7 +47,7 @@ class ClassificationAudit(AuditRequest):
     std: tuple[float, ...] | None = None
     """Standard deviation, likewise, such as 0.247,0.243,0.262."""
     protocol: str = "rub-audit-1"
-    """A name from rub list protocols."""
+    """A name from rub list protocols, or the path of a YAML file."""
     samples: Annotated[int, Field(ge=10)] = 256
     """Forget images to attack (half as many controls)."""
 

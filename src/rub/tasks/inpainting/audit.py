@@ -40,7 +40,7 @@ class InpaintingAudit(AuditRequest):
     mask_ratio: float = 0.75
     """Fraction of masked patches."""
     protocol: str = "rub-audit-1"
-    """A name from rub list protocols."""
+    """A name from rub list protocols, or the path of a YAML file."""
     samples: Annotated[int, Field(ge=10)] = 200
     """Forget images, and as many retained ones."""
     judge_epochs: Annotated[int, Field(ge=1)] = 10

@@ -43,7 +43,7 @@ class TextToImageAudit(AuditRequest):
     retain: tuple[str, ...] = ()
     """Other concepts, such as parachute,tench."""
     protocol: str = "rub-audit-1"
-    """A name from rub list protocols."""
+    """A name from rub list protocols, or the path of a YAML file."""
     cap: Annotated[int | None, Field(ge=1)] = None
     """Attack steps instead of the protocol's."""
 
