@@ -191,7 +191,7 @@ def test_networks_are_listed_without_torch():
 
 
 def test_timm_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setattr("rub.models.lookup.find_spec", lambda name: None)
     with pytest.raises(RubError, match=r"pip install 'rub-bench\[timm\]'"):
         build_network("timm:vit_tiny_patch16_224", **SHAPE)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def network_entry(arch: str) -> tuple[Entry[Any], dict[str, Any]]:
         check_builder(arch, entry.load())
         return entry, {}
     if rest and any(entry.name == f"{family}:*" for entry in NETWORKS.entries(TASK)):
+        if family == "timm" and find_spec("timm") is None:
+            raise RubError(f"network {arch}: timm is not installed; pip install 'rub-bench[timm]'")
         return NETWORKS.get(f"{family}:*", TASK), {"name": rest}
     return NETWORKS.get(arch, TASK), {}
 

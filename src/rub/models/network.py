@@ -6,9 +6,8 @@ features* are what the head is given, and the logits again in a network without 
 by the name of a registered builder.
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from rub.errors import RubError
 from rub.models.lookup import network_entry, without_defaults
+from rub.models.weights import frozen
 from rub.registry import resolve
 
 
@@ -24,13 +24,6 @@ class Outputs(NamedTuple):
 
     logits: Tensor
     features: Tensor
-
-
-class NormalisesItself(Protocol):
-    """A network with its own normalisation: buffers of shape (1, C, 1, 1), in [0, 1] pixel space."""
-
-    mean: Tensor
-    std: Tensor
 
 
 class Normalised(nn.Module):
@@ -199,11 +192,11 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
     A network can where it has a method ``fold()``, which changes it to one of the same function in eval mode.
     """
-    frozen = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    for module in (frozen, getattr(frozen, "network", None)):
+    copied = frozen(model)
+    for module in (copied, getattr(copied, "network", None)):
         if callable(fold := getattr(module, "fold", None)):
             fold()
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def with_float32_head(model: nn.Module) -> nn.Module:

@@ -33,7 +33,7 @@ def classifier(
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch ends in RuntimeError
-        raise RubError(f"network timm:{name}: timm cannot be used ({error}); pip install 'rub-bench[timm]'") from None
+        raise RubError(f"network timm:{name}: {error}; pip install 'rub-bench[timm]'") from None
     if name.partition(".")[0] not in (known := timm.list_models()):
         raise unknown("timm network", name, known)
     network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
