@@ -350,10 +350,10 @@ def test_seeds_give_stages_of_their_own(tiny):
 
 
 def test_versions_are_in_the_key(tiny, monkeypatch):
-    from rub.tasks.classification import task
+    from rub.tasks.classification.graph import ClassificationGraph
 
     before = keys(tiny.path)
-    monkeypatch.setitem(task.VERSIONS, "unlearn", 99)
+    monkeypatch.setitem(ClassificationGraph.versions, "unlearn", 99)
     after = keys(tiny.path)
     assert {label for label in MODELS if before[label] != after[label]} == {
         "unlearn ft, seed 0",
