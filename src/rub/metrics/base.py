@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
 from rub.registry import METRICS, TASKS, Entry
+from rub.store.artifacts import Artifact
 from rub.store.records import number
 
 Direction = Literal["up", "down", "reference"]
@@ -271,6 +272,20 @@ class Measured:
             given = f"{value.dtype} {value.shape}"
             raise ValueError(f"metric '{metric.name}' gave {given}: should be a number, or bool (N,) for a share")
 
-    def save(self, out: Path) -> None:
-        """Write ``rows.json``."""
-        (out / "rows.json").write_text(json.dumps(self.rows, allow_nan=False), encoding="utf-8")
+    def save(self, out: Path, **further: Any) -> None:
+        """Write ``rows.json``, and further lists of rows under their names, such as ``samples``."""
+        for name, rows in {"rows": self.rows, **further}.items():
+            (out / f"{name}.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
+
+
+def row_of(spec: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Fields that the per-sample rows and the curve of an attack share."""
+    budget = spec["budget"] if "budget" in spec else str(spec["cap"])
+    names = {"method": spec["method"], "unlearn_seed": spec["seed"], "attack": spec["attack"]}
+    return names | {"budget": budget, "split": split}
+
+
+def origin_of(weights_sha256: str, made: Artifact) -> dict[str, Any]:
+    """Which weights a row is about, and where and how long what it measures was made."""
+    facts = {"weights_sha256": weights_sha256}
+    return facts | {name: made.manifest[name] for name in ("seconds", "device")}

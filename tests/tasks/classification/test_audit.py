@@ -292,3 +292,16 @@ def test_a_residual_at_a_small_budget_decides():
         for item in none
     )
     assert conclude_at(small, "uma", ["8/255", "16/255"], AUDIT).verdict.name == "cannot tell"
+
+
+def test_a_protocol_of_ones_own_says_which_attack_decides(ask, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "{name: mine, attacks: {noise: {runs: [noise], budgets: [1]}, fast: {runs: [{name: uma, steps: 5}], "
+        "budgets: [16], splits: [forget, retain]}}, main: fast}",
+        encoding="utf-8",
+    )
+    report = ask("sham.pt", protocol=str(tmp_path / "mine.yaml"))
+    assert report.budget == "16/255"
+    assert {record.protocol for record in report.records} == {report.records[0].protocol}
+    assert report.records[0].protocol.startswith("mine@")
+    assert any("FAST at 16/255" in line for line in report.told)

@@ -1,6 +1,5 @@
 """The stage functions that measure: clean metrics of one model, and what an attack brought back from it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset
 from rub.metrics.accuracy import correct, probe_accuracy, residual_knowledge, residual_ratio
-from rub.metrics.base import Measured, Outputs, measure_metric
+from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
 from rub.metrics.membership import (
     MembershipAttack,
     ShadowOutputs,
@@ -50,11 +49,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts = split(dataset, spec["forget"], spec["validation"])
     model = load_model(inputs["unlearned"], dataset).to(runtime.device)
-    facts = {
-        "weights_sha256": inputs["unlearned"].sha256(WEIGHTS),
-        "seconds": inputs["unlearned"].manifest["seconds"],
-        "device": inputs["unlearned"].manifest["device"],
-    }
+    facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
     measured = Measured(cell, spec["method"], spec["seed"], facts)
     view = View(model, runtime)
     retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
@@ -105,7 +100,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         }
         measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
         samples += _sample_rows(spec, name, artifact, listed, recovered)
-        curves.append({**_row(spec, name), **facts})
+        curves.append({**row_of(spec, name), **facts})
         if name == "forget":
             places = np.searchsorted(dataset.train.ids.numpy(), listed["ids"])
             images = dataset.train.select(torch.from_numpy(places))
@@ -114,9 +109,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
                 _residuals(measured, inputs["attack_retrained"], listed["ids"], recovered, cells)
             for mia_seed, called in shadow_members(spec, inputs, runtime, logits, listed["labels"]):
                 measured.share("mia_shadow", called, mia_seed=mia_seed, **cells)
-    measured.save(out)
-    (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
-    (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+    measured.save(out, samples=samples, curves=curves)
 
 
 def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -130,7 +123,7 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         "forget_test": parts.test_where(forgotten=True) if parts.forget_classes else parts.test,
     }
     split_name = OWN_METRICS.get(spec["metric"], stage.task).load().split
-    facts = {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS), "device": inputs["unlearned"].manifest["device"]}
+    facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs.get("attack", inputs["unlearned"]))
     own = sets[split_name]
     if "attack" in inputs:
         searched = inputs["attack"].json("attack.json")
@@ -264,20 +257,10 @@ def _probe(
     )
 
 
-def _row(spec: Mapping[str, Any], split_name: str) -> dict[str, Any]:
-    return {
-        "method": spec["method"],
-        "unlearn_seed": spec["seed"],
-        "attack": spec["attack"],
-        "budget": spec["budget"],
-        "split": split_name,
-    }
-
-
 def _sample_rows(
     spec: Mapping[str, Any], name: str, artifact: Artifact, listed: Mapping[str, NDArray[Any]], recovered: Bools
 ) -> Rows:
-    shared = _row(spec, name)
+    shared = row_of(spec, name)
     return [
         {
             **shared,

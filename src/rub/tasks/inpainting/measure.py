@@ -15,7 +15,7 @@ from rub.data.samples import to_unit
 from rub.data.splits import input_dataset
 from rub.judges.base import Judge, identity
 from rub.judges.stage import load_judge
-from rub.metrics.base import Measured, Outputs, measure_metric
+from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.metrics.lpips import lpips_or_none
 from rub.models.mae.masks import gather
@@ -119,7 +119,9 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
 def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on the clean images of F and R."""
     spec = stage.spec
-    measured = Measured(cell, spec["method"], spec["seed"], _origin(inputs["unlearned"], inputs["unlearned"]))
+    measured = Measured(
+        cell, spec["method"], spec["seed"], origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
+    )
     for name in SIDES:
         side = eval_set(name, inputs, runtime)
         _score(measured, name, side, None, inputs, spec, runtime)
@@ -137,7 +139,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         artifact = inputs[f"attack_{name}"]
         facts = artifact.json("attack.json")
         measured.facts = {
-            **_origin(inputs["unlearned"], artifact),
+            **origin_of(inputs["unlearned"].sha256(WEIGHTS), artifact),
             "converged": facts["converged"],
             "evaluations": facts["evaluations"],
         }
@@ -153,21 +155,19 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
             measured.share("recovered", recovered, split=name, **where)
             measured.rows[-1]["setting"] = _threshold(spec)
         samples += _sample_rows(spec, name, artifact, listed, loss, recovered)
-        curves.append({**_row(spec, name), **facts})
+        curves.append({**row_of(spec, name), **facts})
         if name == "forget":
             if "attack_retrained" in inputs:
                 _residual(measured, inputs["attack_retrained"], listed["ids"], recovered, where)
             save_witnesses(stage, inputs, delta, loss, recovered, out, runtime)
-    measured.save(out)
-    (out / "samples.json").write_text(json.dumps(samples, allow_nan=False), encoding="utf-8")
-    (out / "curves.json").write_text(json.dumps(curves, allow_nan=False), encoding="utf-8")
+    measured.save(out, samples=samples, curves=curves)
 
 
 def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure a metric of a plug-in on pasted reconstructions of F or R, of clean images or of an attack's probes."""
     split_name = METRICS.get(stage.spec["metric"], stage.task).load().split
     judge: Judge = load_judge(inputs["judge"], inputs, runtime)
-    facts = _origin(inputs["unlearned"], inputs["unlearned"]) | {"extractor": identity(judge)}
+    facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"]) | {"extractor": identity(judge)}
     delta = None
     if "attack" in inputs:
         searched = inputs["attack"].json("attack.json")
@@ -268,26 +268,8 @@ def _residual(
     measured.facts = own
 
 
-def _origin(model: Artifact, made: Artifact) -> dict[str, Any]:
-    return {
-        "weights_sha256": model.sha256(WEIGHTS),
-        "seconds": made.manifest["seconds"],
-        "device": made.manifest["device"],
-    }
-
-
 def _threshold(spec: Mapping[str, Any]) -> str:
     return f"mse_original <= {spec['recovered_below']:g}"
-
-
-def _row(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {
-        "method": spec["method"],
-        "unlearn_seed": spec["seed"],
-        "attack": spec["attack"],
-        "budget": spec["budget"],
-        "split": name,
-    }
 
 
 def _sample_rows(
@@ -298,7 +280,7 @@ def _sample_rows(
     loss: Tensor,
     recovered: NDArray[np.bool_],
 ) -> Rows:
-    shared = _row(spec, name)
+    shared = row_of(spec, name)
     return [
         {
             **shared,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rub.data.splits import input_dataset
 from rub.judges.base import identity
 from rub.judges.stage import load_judge
-from rub.metrics.base import Measured, Outputs, measure_metric
+from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
 from rub.metrics.clip_score import clip_score_or_none
 from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
 from rub.pipeline.graph import Stage
@@ -137,11 +137,9 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     if "retrained" in inputs:
         reference_ = np.load(inputs["retrained"].file("probes.npz"), allow_pickle=False)["step"]
         measured.add("residual_knowledge", float((step >= 0).mean() - (reference_ >= 0).mean()), len(step), **where)
-    measured.save(out)
     rows = _sample_rows(spec, found, probes, prompts_in(inputs["prompts"]))
-    (out / "samples.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
-    curve = {**_row(spec), **found.json("attack.json"), "converged": facts["converged"]}
-    (out / "curves.json").write_text(json.dumps([curve], allow_nan=False), encoding="utf-8")
+    curve = {**row_of(spec, "forget"), **found.json("attack.json"), "converged": facts["converged"]}
+    measured.save(out, samples=rows, curves=[curve])
     save_witnesses(stage, inputs, probes, resolve_concept(spec["concept"], inputs, runtime).judged_as, out)
 
 
@@ -210,27 +208,13 @@ def origin(model: Artifact, made: Artifact) -> dict[str, Any]:
     """Which weights a row is about, and where and how long what it measures was made."""
     files = model.manifest["files"]
     name = model.json("unlearned.json")["file"] if "unlearned.json" in files else "model.safetensors"
-    return {
-        "weights_sha256": model.sha256(name),
-        "seconds": made.manifest["seconds"],
-        "device": made.manifest["device"],
-    }
-
-
-def _row(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "method": spec["method"],
-        "unlearn_seed": spec["seed"],
-        "attack": spec["attack"],
-        "budget": str(spec["cap"]),
-        "split": "forget",
-    }
+    return origin_of(model.sha256(name), made)
 
 
 def _sample_rows(
     spec: Mapping[str, Any], found: Artifact, probes: Mapping[str, NDArray[Any]], asked: Prompts
 ) -> list[dict[str, Any]]:
-    shared = _row(spec)
+    shared = row_of(spec, "forget")
     return [
         {
             **shared,
