@@ -26,63 +26,26 @@ _INF = float("inf")
 _PART, _AUC = ("fraction", 3), ("AUC", 3)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
-    Metric(
-        "ta", "TA", "accuracy on test images of the classes that were kept", "up", split="test", function=right_of_kept
-    ),
-    Metric(
-        "ta_all",
-        "TA all",
-        "accuracy on all test images, those of forgotten classes included",
-        "reference",
-        split="test",
-        function=right,
-    ),
+    Metric("ta", "TA", "accuracy on test images of the classes that were kept", "up",
+           split="test", function=right_of_kept),
+    Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", "reference",
+           split="test", function=right),
     Metric("ra", "RA", "accuracy on the training images that were kept", "up", split="retain", function=right),
-    Metric(
-        "ua",
-        "UA",
-        "accuracy on the forgotten training images (the paper's UA, not 1 - UA)",
-        "down",
-        function=right,
-    ),
-    Metric(
-        "ua_test",
-        "UA test",
-        "accuracy on test images of the forgotten classes, never trained on",
-        "down",
-        split="forget_test",
-        function=right,
-    ),
+    Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", "down",
+           function=right),
+    Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", "down",
+           split="forget_test", function=right),
     Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", "down", *_PART),
     Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", "down", *_PART),
     Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", "reference", *_AUC),
     Metric("mia_lira", "LiRA", "how well offline LiRA tells forgotten from unseen images", "reference", *_AUC),
-    Metric(
-        "logit_auc",
-        "logit AUC",
-        "how well a forgotten class's logit finds its test images",
-        "reference",
-        *_AUC,
-        split="test",
-        function=ranked,
-    ),
-    Metric(
-        "probe_accuracy",
-        "linear probe",
-        "recall of forgotten classes by a linear probe on features",
-        "reference",
-        *_PART,
-        split="forget_test",
-    ),
+    Metric("logit_auc", "logit AUC", "how well a forgotten class's logit finds its test images", "reference", *_AUC,
+           split="test", function=ranked),
+    Metric("probe_accuracy", "linear probe", "recall of forgotten classes by a linear probe on features", "reference",
+           *_PART, split="forget_test"),
     Metric("residual_knowledge", "excess", "UA after the attack minus the retrained model's", "down", low=-1),
-    Metric(
-        "residual_ratio",
-        "ratio",
-        "recovered images per image that retrain gives up too",
-        "down",
-        "ratio",
-        high=_INF,
-    ),
-)
+    Metric("residual_ratio", "ratio", "recovered images per image that retrain gives up too", "down", "ratio",
+           high=_INF),
+)  # fmt: skip
 """Every metric of the classification task, in the order of its tables. Shares are stored as 0..1, not percent."""
 cell = Cells(METRICS)
