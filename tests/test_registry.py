@@ -10,9 +10,9 @@ import pytest
 from pydantic import Field
 
 from rub import registry
-from rub.config.hyperparameters import Hyper, hyperparameters
+from rub.config.hyperparameters import Hyper, hyperparameters, resolve
 from rub.errors import RubError, unknown
-from rub.registry import ATTACKS, CONTROLS, JUDGES, METHODS, Card, Entry, Registry, card_of, load_plugin, resolve
+from rub.registry import ATTACKS, CONTROLS, JUDGES, METHODS, Card, Entry, Registry, card_of, load_plugin
 
 PLUGIN = '''
 import rub

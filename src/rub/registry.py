@@ -19,9 +19,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import ValidationError
 
-from rub.config.hyperparameters import first_error, hyperparameters
 from rub.errors import RubError, unknown
 
 T = TypeVar("T")
@@ -165,23 +163,6 @@ class Registry(Generic[T]):
                         f"plug-in {point.name} = {point.value} (entry point {point.group}): {type(error).__name__}:"
                         f" {error}; mend or uninstall its package"
                     ) from error
-
-
-def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Validate hyperparameters against a component's signature and return all of them, defaults included.
-
-    Raises:
-        RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
-    """
-    model = hyperparameters(entry.load())
-    for name, value in given.items():
-        field_ = model.model_fields.get(name)
-        if isinstance(value, bool) and field_ is not None and field_.annotation is not bool:  # else it would pass as 1
-            raise RubError(f"{where} ({entry.name}): {name} = {value!r}: should not be true or false")
-    try:
-        return model(**given).model_dump()
-    except ValidationError as error:
-        raise RubError(first_error(error, f"{where} ({entry.name})", model.model_fields)) from None
 
 
 METHODS: Registry[Callable[..., Any]] = Registry("method")
@@ -386,20 +367,6 @@ def source_hash(entry: Entry[Any]) -> str:
     """
     source = None if entry.origin == "rub" else inspect.getsourcefile(sys.modules[entry.origin])
     return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
-
-
-def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
-
-    Raises:
-        RubError: as `resolve`.
-    """
-    return {
-        "name": entry.name,
-        "parameters": resolve(entry, given, where),
-        "version": card_of(entry).version,
-        "source": source_hash(entry),
-    }
 
 
 _DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric or @rub.judge"

@@ -10,12 +10,13 @@ from torch import nn
 
 import rub as package
 from rub.attacks.base import AttackContext
+from rub.config.hyperparameters import resolve
 from rub.data.samples import to_unit
 from rub.errors import RubError
 from rub.metrics.accuracy import probe_accuracy
 from rub.models.lookup import claimed_arch, network_spec
 from rub.models.network import Normalised, build_network, frozen_copy, head, outputs, with_float32_head
-from rub.registry import ATTACKS, METHODS, load_plugin, resolve
+from rub.registry import ATTACKS, METHODS, load_plugin
 from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.tasks.classification.context import UnlearnContext

@@ -14,10 +14,10 @@ from rub.attacks.search import Queue, run_queue
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.network import build_network
-from rub.pipeline.checkpointing import Checkpointer, whole
+from rub.pipeline.checkpointing import Checkpointer
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime, compute
-from rub.store.artifacts import Store
+from rub.store.artifacts import Store, whole_state
 from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target
 from rub.tasks.classification.attacks.square import square
@@ -128,11 +128,11 @@ def test_a_damaged_state_is_passed_over(tmp_path):
     for place in np.linspace(0, len(content) - 1, 25).astype(int):
         path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
         assert (
-            not whole(path)
+            not whole_state(path)
             and Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
         )
     path.write_bytes(content[:-9])
-    assert not whole(path)
+    assert not whole_state(path)
 
 
 def sealed(value):
@@ -145,22 +145,22 @@ def sealed(value):
 @pytest.mark.parametrize("value", [{}, [1], {"mark": "now", "seconds": "soon", "state": {}}, b"not a dict"])
 def test_a_file_of_others_that_is_no_state_is_passed_over(value, tmp_path):
     (tmp_path / "loop-1.state").write_bytes(sealed(value))
-    assert whole(tmp_path / "loop-1.state")
+    assert whole_state(tmp_path / "loop-1.state")
     assert Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 def test_pipes_and_links_are_no_states(tmp_path):
     os.mkfifo(tmp_path / "loop-1.state")
-    assert not whole(tmp_path / "loop-1.state")  # and it does not wait for a writer
+    assert not whole_state(tmp_path / "loop-1.state")  # and it does not wait for a writer
     (tmp_path / "loop-1.state").unlink()
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "loop-1.state.new").symlink_to(tmp_path / "victim")
     kept_state(tmp_path)
     assert (tmp_path / "victim").read_text() == "precious"
-    assert not (tmp_path / "loop-1.state").is_symlink() and whole(tmp_path / "loop-1.state")
+    assert not (tmp_path / "loop-1.state").is_symlink() and whole_state(tmp_path / "loop-1.state")
     (tmp_path / "loop-2.state").symlink_to(tmp_path / "loop-1.state")
-    assert not whole(tmp_path / "loop-2.state")
+    assert not whole_state(tmp_path / "loop-2.state")
 
 
 def test_a_state_of_other_code_is_passed_over(tmp_path):

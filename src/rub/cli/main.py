@@ -78,11 +78,7 @@ def run(
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     runtime = api.make_runtime(
-        data_root=data_root,
-        device=device,
-        batch_size=batch_size,
-        checkpoint_seconds=60 * checkpoint,
-        compile=compile_,
+        data_root=data_root, device=device, batch_size=batch_size, checkpoint_seconds=60 * checkpoint, compile=compile_
     )
     if max_memory is not None:
         limit_memory(max_memory)
@@ -168,10 +164,6 @@ def list_(
     from rich.table import Table
 
     from rub.cli.inspect import listing
-    from rub.registry import load_plugin
-
-    for path in plugin or ():
-        load_plugin(path)
 
     load_plugins(plugin)
     rows = listing(what, task)

@@ -10,6 +10,7 @@ from annotated_types import GroupedMetadata
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
 from rub.errors import RubError, unknown
+from rub.registry import Entry, card_of, source_hash
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,37 @@ def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:
         raise RubError(
             f"{function.__module__}.{title}: a hyperparameter's annotation cannot be used: {reason}"
         ) from None
+
+
+def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Validate hyperparameters against a component's signature and return all of them, defaults included.
+
+    Raises:
+        RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
+    """
+    model = hyperparameters(entry.load())
+    for name, value in given.items():
+        field_ = model.model_fields.get(name)
+        if isinstance(value, bool) and field_ is not None and field_.annotation is not bool:  # else it would pass as 1
+            raise RubError(f"{where} ({entry.name}): {name} = {value!r}: should not be true or false")
+    try:
+        return model(**given).model_dump()
+    except ValidationError as error:
+        raise RubError(first_error(error, f"{where} ({entry.name})", model.model_fields)) from None
+
+
+def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
+
+    Raises:
+        RubError: as `resolve`.
+    """
+    return {
+        "name": entry.name,
+        "parameters": resolve(entry, given, where),
+        "version": card_of(entry).version,
+        "source": source_hash(entry),
+    }
 
 
 def first_error(error: ValidationError, where: str, known: Mapping[str, Any]) -> str:

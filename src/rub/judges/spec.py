@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from rub.config.hyperparameters import resolved
 from rub.config.suite import Component, located
 from rub.data.spec import DatasetSpec, TrainingSpec
 from rub.errors import RubError
 from rub.models.lookup import network_spec
 from rub.pipeline.graph import Stage
-from rub.registry import JUDGES, Card, register, resolved
+from rub.registry import JUDGES, Card, register
 from rub.store.artifacts import file_sha256
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rub.config.hyperparameters import resolve
 from rub.errors import RubError
 from rub.models.hub import snapshot
-from rub.registry import NETWORKS, Entry, check_builder, load_component, resolve, source_hash
+from rub.registry import NETWORKS, Entry, check_builder, load_component, source_hash
 
 TASK = "classification"
 UNSAID: Mapping[str, Any] = {"stem": "cifar", "width": None}

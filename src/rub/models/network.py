@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import resolve
 from rub.errors import RubError
 from rub.models.lookup import network_entry, without_defaults
 from rub.models.weights import frozen
-from rub.registry import resolve
 
 
 class Outputs(NamedTuple):

@@ -8,18 +8,16 @@ as near as another run would.
 
 import io
 import os
-import stat
 import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, cast
+
+from rub.store.artifacts import STATE_HEAD, STATE_SUFFIX, whole_state
 
 if TYPE_CHECKING:
     import torch
-
-_HEAD = 64  # a state file begins with the SHA-256 of the rest, as hex
-SUFFIX = ".state"
 
 
 class Stateful(Protocol):
@@ -82,7 +80,10 @@ class ParameterState:
 
 
 class Checkpointer:
-    """Where the parts of one running stage keep their states.
+    """Where the parts of one running stage keep their states: a folder of this stage alone, or nowhere.
+
+    A state is kept every so many seconds, or after every step for 0; one with another mark, of other code, is passed
+    over.
 
     Example:
         >>> Checkpointer().section("train", {}).restore()
@@ -90,13 +91,6 @@ class Checkpointer:
     """
 
     def __init__(self, folder: Path | None = None, every: float = 0.0, mark: str = "") -> None:
-        """Keep nothing without a folder.
-
-        Args:
-            folder: of this stage alone; made when the first state is kept.
-            every: seconds between two states; 0 keeps one after every step.
-            mark: of the code that can read the states: a state with another mark is passed over.
-        """
         self.folder, self.every, self.mark = folder, every, mark
         self.earlier = 0.0  # seconds of the runs before this one
         self._began = self._kept = time.monotonic()
@@ -109,14 +103,9 @@ class Checkpointer:
         return self.earlier + time.monotonic() - self._began
 
     def section(self, name: str, changing: Changing) -> "Section":
-        """Part of the stage; a second one of the same name is another part.
-
-        Args:
-            name: letters, such as ``"train"``.
-            changing: what one step leaves to the next.
-        """
+        """Part of the stage, such as ``"train"``; a second one of the same name is another part."""
         self._parts[name] = self._parts.get(name, 0) + 1
-        return Section(self, f"{name}-{self._parts[name]}{SUFFIX}", changing)
+        return Section(self, f"{name}-{self._parts[name]}{STATE_SUFFIX}", changing)
 
     def due(self) -> bool:
         """Whether it is time to keep a state; those of large models may take a twentieth of the time."""
@@ -134,7 +123,7 @@ class Checkpointer:
         written.unlink(missing_ok=True)  # of a run that was killed
         try:
             with written.open("xb") as file:  # never through a link
-                file.write(b"0" * _HEAD)
+                file.write(b"0" * STATE_HEAD)
                 stream: Any = _Hashed(file)
                 torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, stream)
                 file.seek(0)
@@ -152,10 +141,10 @@ class Checkpointer:
         """State that was kept; None where there is none, or it is damaged, of other code, or no state."""
         import torch
 
-        if self.folder is None or not whole(self.folder / name):
+        if self.folder is None or not whole_state(self.folder / name):
             return None
         with (self.folder / name).open("rb") as file:
-            file.seek(_HEAD)
+            file.seek(STATE_HEAD)
             try:
                 content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
                 mark, seconds, state = content["mark"], float(content["seconds"]), content["state"]
@@ -164,8 +153,7 @@ class Checkpointer:
         if mark != self.mark:
             return None
         self.earlier = max(self.earlier, seconds)
-        kept: dict[str, Any] = state
-        return kept
+        return cast("dict[str, Any]", state)
 
 
 class Section:
@@ -222,20 +210,6 @@ class _Hashed:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def whole(path: Path) -> bool:
-    """Whether a state file is as it was written."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would never end
-            return False
-        with path.open("rb") as file:
-            head, digest = file.read(_HEAD), sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return False
-    return head == digest.hexdigest().encode()
 
 
 def _state(thing: "Stateful | torch.Generator") -> Any:

@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from rub.config.hyperparameters import resolved
 from rub.config.suite import Experiment
 from rub.errors import RubError, unknown
 from rub.metrics.base import Cells, Metric, metrics_of
 from rub.pipeline.graph import Graph, Stage
-from rub.registry import ATTACKS, CONTROLS, METHODS, METRICS, Entry, resolved, source_hash
+from rub.registry import ATTACKS, CONTROLS, METHODS, METRICS, Entry, source_hash
 
 E = TypeVar("E", bound=Experiment)
 RETRAIN_SEED = 1000  # training seeds of different roles must not meet: the original's are below

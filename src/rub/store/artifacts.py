@@ -10,11 +10,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
 PARTIAL = "partial"
+STATE_HEAD, STATE_SUFFIX = 64, ".state"  # a state file begins with the SHA-256 of the rest, as hex
 _NO_KINDS = ("locks", "damaged", PARTIAL)
 
 
@@ -36,20 +38,26 @@ def canonical(value: Any) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    digest = sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(stream, "sha256").hexdigest()
+
+
+def whole_state(path: Path) -> bool:
+    """Whether a state file is as it was written."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would never end
+            return False
+        with path.open("rb", buffering=0) as stream:
+            return stream.read(STATE_HEAD) == file_digest(stream, "sha256").hexdigest().encode()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole, verified stage output.
+    """A whole, verified stage output: its directory, and its manifest.
 
-    Attributes:
-        path: its directory.
-        manifest: kind, key, spec, inputs, files (name -> SHA-256), seconds, device, created, versions, seal.
+    The manifest says kind, key, spec, inputs, files (name -> SHA-256), seconds, device, created, versions and seal.
     """
 
     path: Path
@@ -75,14 +83,9 @@ class Artifact:
 
 
 class Store:
-    """A directory of artifacts, safe to share between processes."""
+    """A directory of artifacts, made where it is not there, and safe to share between processes."""
 
     def __init__(self, root: Path) -> None:
-        """Open the store at `root`, creating the directory.
-
-        Raises:
-            RubError: the directory cannot be created or written.
-        """
         self.root = root
         self._verified: dict[str, Artifact] = {}
         try:
@@ -110,9 +113,7 @@ class Store:
         if manifest is None or manifest.get("key") != key or damaged_files(path, manifest):
             self._set_aside(path)
             return None
-        artifact = Artifact(path, manifest)
-        self._verified[key] = artifact
-        return artifact
+        return self._verified.setdefault(key, Artifact(path, manifest))
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the artifact is there, without reading its files (for plans)."""
@@ -137,11 +138,7 @@ class Store:
         self._verified.pop(key, None)
 
     def write(self, kind: str, key: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Artifact:
-        """Run `fill` on an empty temporary directory, then checksum, sync and rename it into place.
-
-        Raises:
-            RubError: the disk is full or cannot be written; nothing of the artifact is left.
-        """
+        """Run `fill` on an empty temporary folder, then checksum, sync and rename it into place, or leave nothing."""
         path = self.place(kind, key)
         with _disk_errors(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,9 +161,8 @@ class Store:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        artifact = Artifact(path, manifest)
-        self._verified[key] = artifact
-        return artifact
+        self._verified[key] = Artifact(path, manifest)
+        return self._verified[key]
 
     def partial(self, key: str) -> Path:
         """Folder for the states of a stage that is under way; it need not be there."""
@@ -201,18 +197,12 @@ class Store:
             lock.release()
 
     def _inside(self, *names: str) -> Path:
-        """Path below the root.
-
-        Raises:
-            RubError: a part of it is a link, which RUB never makes: it could lead out of the store.
-        """
         path = self.root
         for name in names:
             path = path / name
-            if path.is_symlink():
-                raise RubError(
-                    f"store {self.root}: {path.relative_to(self.root)} is a link; a store has none: remove it"
-                )
+            if path.is_symlink():  # RUB makes none: it could lead out of the store
+                shown = path.relative_to(self.root)
+                raise RubError(f"store {self.root}: {shown} is a link; a store has none: remove it")
         return path
 
     def _set_aside(self, path: Path) -> None:

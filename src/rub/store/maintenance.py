@@ -5,19 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rub.pipeline.checkpointing import SUFFIX, whole
-from rub.store.artifacts import PARTIAL, Store, damaged_files, read_manifest
+from rub.store.artifacts import PARTIAL, STATE_SUFFIX, Store, damaged_files, read_manifest, whole_state
 
 
 @dataclass(frozen=True)
 class KindUsage:
-    """What a store holds of one kind of stage.
-
-    Attributes:
-        kind: of the stages; ``partial``: states of stages that are under way, or were when a run was killed.
-        count: number of artifacts.
-        size: bytes of their files.
-    """
+    """Number and bytes of what a store holds of one kind of stage; ``partial`` are states of stages under way."""
 
     kind: str
     count: int
@@ -44,7 +37,8 @@ def damaged(store: Store) -> Iterator[tuple[str, str, str]]:
         elif bad := damaged_files(place, manifest):
             yield kind, key, f"missing, changed or not listed: {', '.join(bad)}"
     for key, place in store.partials():
-        if bad := [item.name for item in sorted(place.glob(f"*{SUFFIX}")) if item.exists() and not whole(item)]:
+        states = sorted(place.glob(f"*{STATE_SUFFIX}"))
+        if bad := [item.name for item in states if item.exists() and not whole_state(item)]:
             yield PARTIAL, key, f"changed: {', '.join(bad)}; the stage would start again"
 
 

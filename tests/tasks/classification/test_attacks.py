@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from rub.attacks import linf as optim
 from rub.attacks.base import AttackContext, Probes
+from rub.config.hyperparameters import resolve
 from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
 from rub.models.network import build_network
 from rub.models.weights import freeze
-from rub.registry import ATTACKS, resolve
+from rub.registry import ATTACKS
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union

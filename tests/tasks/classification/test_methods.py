@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from rub.config.hyperparameters import resolve
 from rub.data.samples import Samples
 from rub.errors import RubError
-from rub.registry import card_of, resolve, unlearner
+from rub.registry import card_of, unlearner
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from rub.config.hyperparameters import resolve
 from rub.errors import RubError
 from rub.models.network import build_network
-from rub.registry import METHODS, resolve
+from rub.registry import METHODS
 from rub.tasks.classification.context import UnlearnContext
 
 SETTINGS = {

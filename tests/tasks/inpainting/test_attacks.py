@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from rub.attacks.base import Probes
 from rub.attacks.linf import adam_direction
+from rub.config.hyperparameters import resolve
 from rub.errors import Diverged, RubError
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.weights import freeze
-from rub.registry import ATTACKS, resolve
+from rub.registry import ATTACKS
 from rub.tasks.inpainting.attacks import guide as guides
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target, apply_delta
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, score, union

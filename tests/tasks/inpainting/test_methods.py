@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import resolve
 from rub.data.samples import Samples, to_unit
 from rub.errors import Diverged, RubError
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
-from rub.registry import METHODS, card_of, resolve
+from rub.registry import METHODS, card_of
 from rub.tasks.inpainting.context import UnlearnContext
 from rub.tasks.inpainting.methods._targets import noise_images
 from rub.tasks.inpainting.methods.i2i import i2i, i2i_losses

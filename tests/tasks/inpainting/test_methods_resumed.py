@@ -2,8 +2,9 @@
 
 import pytest
 
+from rub.config.hyperparameters import resolve
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
-from rub.registry import METHODS, resolve
+from rub.registry import METHODS
 from rub.tasks.inpainting.context import UnlearnContext
 
 MAE = MAEConfig(image_size=8, patch_size=2, channels=3, dim=16, depth=1, heads=2, decoder_dim=16, decoder_depth=1,

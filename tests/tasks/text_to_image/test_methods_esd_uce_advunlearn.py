@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import resolve
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.groups import TEXT_ENCODER, UNET, parameter_group
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.sampling import Sampler
 from rub.models.weights import freeze
-from rub.registry import METHODS, resolve
+from rub.registry import METHODS
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import advunlearn as adv
 from rub.tasks.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens

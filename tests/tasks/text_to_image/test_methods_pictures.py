@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import resolve
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.model import SCHEDULE, Diffusion, frozen
-from rub.registry import METHODS, resolve
+from rub.registry import METHODS
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import fmn as fmn_module
 from rub.tasks.text_to_image.methods._losses import (

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from rub.config.hyperparameters import resolve
 from rub.models.diffusion.adapters import Adapter
 from rub.models.diffusion.sampling import Sampler
-from rub.registry import METHODS, resolve
+from rub.registry import METHODS
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 
 NAMES = ("church", "a photo of a church", "an old church")

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rub.config.hyperparameters import resolved
 from rub.data.spec import check_forget, data_stage, num_images
 from rub.models.lookup import network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import resolved, unlearner
+from rub.registry import unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.foreign import adapt
+from rub.config.hyperparameters import resolve
 from rub.data.memory import samples_of
 from rub.errors import Diverged, RubError
 from rub.metrics.statistics import wilson
 from rub.models.live import device_of, live_copy
 from rub.pipeline.callback import Progress, silent
 from rub.pipeline.execution import one_line
-from rub.registry import ATTACKS, Entry, resolve
+from rub.registry import ATTACKS, Entry
 from rub.tasks.classification.attacks.base import Attack, Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attack
 from rub.training.device import tf32

@@ -105,12 +105,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search probes for one model, budget and set of images; keep them with their curves."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     samples, target = aim(spec, inputs, dataset, runtime)
-    context = AttackContext(
-        seed=spec["seed"],
-        ids=samples.ids,
-        batch_size=runtime.batch_size,
-        **runtime.shared(),
-    )
+    context = AttackContext(seed=spec["seed"], ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
     found, images = [], samples.images

@@ -62,11 +62,7 @@ def conclude(figures: Figures, budget: str) -> Verdict:
     rules: tuple[Rule, ...] = (
         (figures.original.low < 0.5, "cannot tell", unknown),
         (figures.clean.low >= 0.5, "recovered", (*facts, "it was not forgotten in the first place")),
-        (
-            reached.exceeds(reference),
-            "recovered",
-            (*facts, _BACK),
-        ),
+        (reached.exceeds(reference), "recovered", (*facts, _BACK)),
         (alone and reached.value >= 0.5, "cannot tell", (*facts, _STEERED)),
         (bool(kept), "hidden", (*facts, *kept, _HIDDEN)),
         (not figures.converged, "cannot tell", (*facts, MOVING)),
