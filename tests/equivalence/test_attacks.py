@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.attacks.base import AttackContext
-from rub.attacks.linf import projected_gradient
+from rub.attacks.linf import sign_step
 from rub.attacks.rules import SignDescent
+from rub.attacks.search import Schedule
 from rub.data.samples import to_unit
 from rub.models.weights import freeze
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.harness import make_target, run_attack
-from rub.tasks.classification.attacks.search import Schedule, search
+from rub.tasks.classification.attacks.search import search
 from rub.tasks.classification.attacks.uma import uma
 from rub.tasks.classification.attacks.uma_apgd import uma_apgd
 
@@ -104,7 +105,10 @@ def own(x: Tensor, target: Target, name: divergences.Divergence) -> Tensor:
         return divergences.divergence(name, divergences.Outputs(logits, None), aim)
 
     gradient = gradient_of(target.model, loss)
-    return projected_gradient(gradient, x, x, eps=EPS, step_size=ALPHA, steps=STEPS)
+    moved = x
+    for _ in range(STEPS):
+        moved = sign_step(moved, gradient(moved), x, ALPHA, EPS)
+    return moved
 
 
 def by_torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -171,12 +175,11 @@ def test_the_queue_visits_the_same_points(divergence, x, forgotten, target):
                 visited.setdefault(row, []).append(image.clone())
 
     rule = Watched(eps=EPS, step_size=ALPHA, momentum=0.0)
-    plan = Schedule(divergence, STEPS, restarts=1, finish_below=0.0, grid=False)
     wanted = own(x, target, divergence)
     for size in (len(x), 7):
         visited.clear()
         context = AttackContext(seed=0, ids=torch.arange(len(x)), batch_size=size, fast=False)
-        search(rule, plan, target, forgotten[0], Budget(LEVELS), context)
+        search(rule, Schedule(STEPS), target, forgotten[0], Budget(LEVELS), context, divergence=divergence, grid=False)
         last = torch.stack([visited[row][-1] for row in range(len(x))])
         assert all(len(path) == STEPS for path in visited.values())
         assert torch.equal(last, wanted) if size == len(x) else ((last - wanted).abs() > 1e-6).float().mean() < 0.01

@@ -3,7 +3,7 @@
 Every function is per sample (leading axis N): no sample's result depends on its neighbours in a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 
 import torch
@@ -52,40 +52,6 @@ def accumulate(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
     """
     scale = gradient.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
     return momentum * velocity + gradient / column(scale, gradient)
-
-
-def projected_gradient(
-    gradient_of: Callable[[Tensor], Tensor],
-    start: Tensor,
-    origin: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    momentum: float = 0.0,
-) -> Tensor:
-    """Last iterate of projected signed gradient descent: x <- P(x - step_size * sign(g)).
-
-    Args:
-        gradient_of: gives the gradient of the loss at x, same shape as x.
-        start: first iterate, shape (N, ...), in [0, 1].
-        origin: centres of the balls, same shape.
-        eps: radius in pixel units.
-        step_size: in pixel units.
-        steps: number of steps >= 0.
-        momentum: 0 takes the plain gradient for g, otherwise g is its running average (`accumulate`).
-
-    Example:
-        >>> projected_gradient(lambda x: 2 * x, torch.full((1, 1), 0.5), torch.full((1, 1), 0.5),
-        ...                    eps=0.25, step_size=0.125, steps=9)
-        tensor([[0.2500]])
-    """
-    x, velocity = start, torch.zeros_like(start)
-    for _ in range(steps):
-        gradient = gradient_of(x)
-        velocity = accumulate(velocity, gradient, momentum) if momentum else gradient
-        x = sign_step(x, velocity, origin, step_size, eps)
-    return x
 
 
 def review_steps(steps: int) -> tuple[int, ...]:

@@ -76,13 +76,9 @@ class Queue:
 
 
 def run_queue(
-    queue: Queue,
-    batch_size: int,
-    admit: Callable[[Tensor], State],
-    observe: Callable[[State], tuple[Scores, Tensor]],
-    move: Callable[..., None],
-    report: Callable[[int], None],
-) -> None:
+    queue: Queue, batch_size: int, admit: Callable[[Tensor], State], observe: Callable[[State], tuple[Scores, Tensor]],
+    move: Callable[..., None], report: Callable[[int], None],
+) -> None:  # fmt: skip
     """Search until no sample is waiting or in the batch.
 
     Args:

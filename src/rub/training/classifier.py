@@ -39,16 +39,9 @@ def learning_rate(schedule: str, lr: float, progress: float) -> float:
 
 
 def train(
-    model: nn.Module,
-    samples: Samples,
-    context: TrainContext,
-    *,
-    epochs: int,
-    lr: float,
-    schedule: str = "steps",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-) -> nn.Module:
+    model: nn.Module, samples: Samples, context: TrainContext, *, epochs: int, lr: float, schedule: str = "steps",
+    momentum: float = 0.9, weight_decay: float = 5e-4,
+) -> nn.Module:  # fmt: skip
     """Train with cross-entropy and SGD (nesterov with ``onecycle``), and return the model in eval mode.
 
     Args:
@@ -107,12 +100,9 @@ def look(
 
 @torch.no_grad()
 def _map(
-    model: nn.Module,
-    function: Callable[[Tensor], tuple[Tensor, ...]],
-    samples: Samples | Tensor,
-    batch_size: int,
+    model: nn.Module, function: Callable[[Tensor], tuple[Tensor, ...]], samples: Samples | Tensor, batch_size: int,
     device: torch.device | str,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, ...]:  # fmt: skip
     take = on_device(samples, torch.device(device)).take if isinstance(samples, Samples) else samples.__getitem__
     modes = {module: module.training for module in model.modules()}  # a method may hold its batch norms in eval mode
     model.eval()

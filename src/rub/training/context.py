@@ -47,14 +47,9 @@ class TrainContext:
         return seeded(self.seed, stream)
 
     def batches(
-        self,
-        samples: Samples,
-        generator: torch.Generator,
-        *,
-        batch_size: int | None = None,
-        shuffle: bool = True,
+        self, samples: Samples, generator: torch.Generator, *, batch_size: int | None = None, shuffle: bool = True,
         augment: bool = True,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
         """(x, y) over one pass of the samples: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device.
 
         The last, smaller batch is kept unless it holds a single image of a shuffled pass (batch normalisation needs
@@ -64,14 +59,9 @@ class TrainContext:
         return map(self.maker(samples), drawn)
 
     def drawn(
-        self,
-        count: int,
-        generator: torch.Generator,
-        *,
-        batch_size: int | None = None,
-        shuffle: bool = True,
+        self, count: int, generator: torch.Generator, *, batch_size: int | None = None, shuffle: bool = True,
         augment: bool = True,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor]:  # fmt: skip
         """What the batches of one pass over `count` images draw, int64 (B, 1 or 4): rows and augmentation."""
         order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
         for part in cuts(count, batch_size or self.batch_size, lone=not shuffle):

@@ -32,14 +32,8 @@ class UnlearnContext(TrainContext):
         return epochs * math.ceil(max(len(forget), len(retain)) / self._half)
 
     def pairs(
-        self,
-        forget: Samples,
-        retain: Samples,
-        epochs: int,
-        changing: Changing | None = None,
-        *,
-        stream: str = "pairs",
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        self, forget: Samples, retain: Samples, epochs: int, changing: Changing | None = None, *, stream: str = "pairs",
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
         """Yield (step, x_f, x_r), balanced half batches of float32 images in [0, 1], and report progress.
 
         An epoch is one shuffled, augmented pass over the longer set; the shorter one starts again when it ends. With
@@ -54,12 +48,9 @@ class UnlearnContext(TrainContext):
             yield step, next(halves["forget"])[0], next(halves["retain"])[0]
 
     def adamw(
-        self,
-        parameters: Iterable[tuple[str, nn.Parameter]],
-        lr: float,
-        weight_decay: float = 0.05,
+        self, parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.95),
-    ) -> torch.optim.AdamW:
+    ) -> torch.optim.AdamW:  # fmt: skip
         """AdamW with the defaults of MAE's training (decay .05 on matrices only, betas .9 and .95)."""
         trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
         matrices = [p for _, p in trainable if p.ndim > 1 and p.shape[:2] != (1, 1)]

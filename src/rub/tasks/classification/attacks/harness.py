@@ -48,13 +48,9 @@ def make_target(
 
 
 def run_attack(
-    function: Attack,
-    parameters: Mapping[str, Any],
-    target: Target,
-    images: Tensor,
-    budget: Budget,
+    function: Attack, parameters: Mapping[str, Any], target: Target, images: Tensor, budget: Budget,
     context: AttackContext,
-) -> Probes:
+) -> Probes:  # fmt: skip
     """Run an attack and return probes whose every claim is re-evaluated: 8-bit, within eps, scored in float32.
 
     A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what

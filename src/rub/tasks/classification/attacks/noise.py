@@ -6,12 +6,12 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.rules import Distribution, Draw
-from rub.attacks.search import FinishBelow
+from rub.attacks.search import FinishBelow, Schedule
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Schedule, search
+from rub.tasks.classification.attacks.search import search
 
 CARD = Card(
     equation="best of n draws x + eps u, u_i uniform on {-1, 1} (sign) or on [-1, 1] (uniform)",
@@ -30,5 +30,6 @@ def noise(
 ) -> Probes:  # fmt: skip
     """Keep the best of the clean image and n random points of its ball."""
     rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
-    plan = Schedule(divergence, steps, finish_below=finish_below)
-    return search(rule, plan, target, images, budget, context)
+    return search(
+        rule, Schedule(steps), target, images, budget, context, divergence=divergence, finish_below=finish_below
+    )

@@ -9,8 +9,7 @@ from torch import Tensor
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import project
 from rub.attacks.rules import uniform_like
-from rub.attacks.search import Rule, Score, State, minimise
-from rub.attacks.search import Schedule as Steps
+from rub.attacks.search import Rule, Schedule, Score, State, minimise
 from rub.config.hyperparameters import Hyper
 from rub.data.samples import to_unit
 from rub.tasks.classification.attacks.base import Budget, Target
@@ -22,40 +21,25 @@ Grid = Annotated[bool, Hyper(
     source="what is stored is an 8-bit image")]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What is minimised, and how long.
-
-    Attributes:
-        divergence: the D that is minimised.
-        steps: moves per start, >= 0; an iterate is scored before the first move and after each.
-        restarts: starts per sample, >= 1: the first from the clean image (or the context's start), others random.
-        finish_below: a sample is finished once it is recovered and D <= this; inf: being recovered is enough; 0: never.
-        grid: score every iterate rounded to the 1/255 grid, with a straight-through gradient.
-    """
-
-    divergence: Divergence
-    steps: int
-    restarts: int = 1
-    finish_below: float = 0.0
-    grid: bool = True
-
-
 def search(
-    rule: Rule, plan: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext
-) -> Probes:
+    rule: Rule, schedule: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
+    divergence: Divergence = "kl", finish_below: float = 0.0, grid: bool = True,
+) -> Probes:  # fmt: skip
     """Run a rule on every image and keep each one's best probe: recovered first, then the lowest D.
 
     Args:
         rule: how iterates move.
-        plan: steps, restarts, divergence and when a sample is finished.
+        schedule: steps and restarts.
         target: what the attack aims at; row i belongs to image i.
         images: uint8 (N, C, H, W), the clean images.
         budget: how far probes may go.
         context: seed, ids, batch size, device, start, and whether to search in bfloat16.
+        divergence: the D that is minimised.
+        finish_below: a sample is finished once it is recovered and D <= this; inf: being recovered is enough; 0: never.
+        grid: score every iterate rounded to the 1/255 grid, with a straight-through gradient.
     """
-    objective = Images(Scorer(target, plan.divergence, context), plan, images, budget.eps, context)
-    return minimise(rule, Steps(plan.steps, plan.restarts), objective, images, context)
+    objective = Images(Scorer(target, divergence, context), images, budget.eps, context, finish_below, grid)
+    return minimise(rule, schedule, objective, images, context)
 
 
 def on_grid(x: Tensor) -> Tensor:
@@ -73,10 +57,11 @@ class Images:
     """Images (B, C, H, W) inside a ball, stored as uint8; see `rub.attacks.search.Objective`."""
 
     scorer: Scorer
-    plan: Schedule
     images: Tensor
     eps: float
     context: AttackContext
+    finish_below: float
+    grid: bool
 
     def admit(self, rows: Tensor, restart: int) -> State:
         """Clean images, and a start: themselves, the context's, or a random point of the ball."""
@@ -95,7 +80,7 @@ class Images:
 
     def guide(self, state: State, stored: Tensor, *, gradient: bool) -> Score:
         """Scores of the 8-bit images, with straight-through gradients, or of the iterates themselves."""
-        x = on_grid(state["x"]) if self.plan.grid else state["x"]
+        x = on_grid(state["x"]) if self.grid else state["x"]
         return self.scorer.guide(x, state["row"], gradient=gradient)
 
     def exact(self, state: State, which: Tensor, stored: Tensor) -> Score:
@@ -104,7 +89,7 @@ class Images:
 
     def finished(self, score: Score) -> Tensor:
         """Recovered with D <= `finish_below`, unless that is 0."""
-        return score.recovered & (score.loss <= self.plan.finish_below) & (self.plan.finish_below > 0)
+        return score.recovered & (score.loss <= self.finish_below) & (self.finish_below > 0)
 
     def lower(self, first: Tensor, second: Tensor, /) -> Tensor:
         """The lower of two losses; NaN where one is."""

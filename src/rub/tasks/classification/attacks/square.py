@@ -7,12 +7,12 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import column, keyed_uniform, project
-from rub.attacks.search import FinishBelow, State
+from rub.attacks.search import FinishBelow, Schedule, State
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Schedule, search
+from rub.tasks.classification.attacks.search import search
 
 SCHEDULE = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries: where the area of the squares is halved
 
@@ -92,5 +92,6 @@ def square(
     """Search by random squares with scores alone (black box)."""
     warm = context.start is not None
     rule = Squares(eps=budget.eps, seed=context.seed, fraction=fraction, steps=steps, warm=warm)
-    plan = Schedule(divergence, steps, finish_below=finish_below)
-    return search(rule, plan, target, images, budget, context)
+    return search(
+        rule, Schedule(steps), target, images, budget, context, divergence=divergence, finish_below=finish_below
+    )

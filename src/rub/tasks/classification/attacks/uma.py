@@ -6,12 +6,12 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.rules import SignDescent
-from rub.attacks.search import FinishBelow, Momentum, Restarts, StepSize
+from rub.attacks.search import FinishBelow, Momentum, Restarts, Schedule, StepSize
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Minimised
-from rub.tasks.classification.attacks.search import Grid, Schedule, search
+from rub.tasks.classification.attacks.search import Grid, search
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the search is"
@@ -38,5 +38,7 @@ def uma(
 ) -> Probes:  # fmt: skip
     """Search each image's neighbourhood for a probe that the unlearned model maps to what the original said."""
     rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps, momentum=momentum)
-    plan = Schedule(divergence, steps, restarts, finish_below, grid)
-    return search(rule, plan, target, images, budget, context)
+    return search(
+        rule, Schedule(steps, restarts), target, images, budget, context,
+        divergence=divergence, finish_below=finish_below, grid=grid,
+    )  # fmt: skip

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.rules import AdaptiveDescent
-from rub.attacks.search import FinishBelow, Restarts
+from rub.attacks.search import FinishBelow, Restarts, Schedule
 from rub.config.hyperparameters import Fraction, Hyper, PositiveInt
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
-from rub.tasks.classification.attacks.search import Grid, Schedule, search
+from rub.tasks.classification.attacks.search import Grid, search
 
 CARD = Card(
     paper="Croce, Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free"
@@ -41,5 +41,7 @@ def uma_apgd(
 ) -> Probes:  # fmt: skip
     """Run UMA with the step size that APGD adapts for each sample."""
     rule = AdaptiveDescent(eps=budget.eps, steps=steps, rho=rho, device=context.device)
-    plan = Schedule(divergence, steps, restarts, finish_below, grid)
-    return search(rule, plan, target, images, budget, context)
+    return search(
+        rule, Schedule(steps, restarts), target, images, budget, context,
+        divergence=divergence, finish_below=finish_below, grid=grid,
+    )  # fmt: skip

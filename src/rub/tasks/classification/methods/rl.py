@@ -42,17 +42,10 @@ def random_labels(labels: Tensor, num_classes: int, generator: torch.Generator, 
 
 
 def relabel_and_train(
-    model: nn.Module,
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    descend: Callable[[Tensor, torch.optim.Optimizer], object],
-    *,
-    lr: float,
-    epochs: int,
-    mixing: Mixing,
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext,
+    descend: Callable[[Tensor, torch.optim.Optimizer], object], *, lr: float, epochs: int, mixing: Mixing,
     exclude_true: bool,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Run the loop that RL and SalUn share; they differ in `descend`, which takes one step down a loss."""
 
     def parts() -> Iterator[Parts]:
@@ -83,13 +76,6 @@ def random_label(
 ) -> nn.Module:  # fmt: skip
     """Train the forget set on fresh random labels and the retain set on its own, in every epoch."""
     return relabel_and_train(
-        model,
-        forget,
-        retain,
-        context,
-        context.descend,
-        lr=lr,
-        epochs=epochs,
-        mixing=mixing,
-        exclude_true=exclude_true,
-    )
+        model, forget, retain, context, context.descend,
+        lr=lr, epochs=epochs, mixing=mixing, exclude_true=exclude_true,
+    )  # fmt: skip

@@ -33,7 +33,6 @@ class Budget:
     name: str
 
     def __post_init__(self) -> None:
-        """Refuse names that mean nothing."""
         number = re.fullmatch(r"([1-9]\d{0,2})/255", self.name)
         if self.name not in ("none", "unbounded", "free") and not (number and int(number[1]) <= 255):
             raise RubError(f"budget '{self.name}': should be '1/255' to '255/255', 'unbounded', 'free' or 'none'")

@@ -23,14 +23,9 @@ CHUNK = 256
 
 @torch.no_grad()
 def make_target(
-    original: MaskedAutoencoder,
-    unlearned: MaskedAutoencoder,
-    images: Tensor,
-    mask: Mask,
-    batch_size: int,
-    device: torch.device,
-    targets: Tensor | None = None,
-) -> Target:
+    original: MaskedAutoencoder, unlearned: MaskedAutoencoder, images: Tensor, mask: Mask, batch_size: int,
+    device: torch.device, targets: Tensor | None = None,
+) -> Target:  # fmt: skip
     """Target of an attack: the frozen unlearned model, the masks, and f(x; m) on masked patches.
 
     Both models are frozen in place and moved to the device.
@@ -90,13 +85,9 @@ def score(target: Target, images: Tensor, delta: Tensor | None, batch_size: int,
 
 
 def run_attack(
-    function: Attack,
-    parameters: Mapping[str, Any],
-    target: Target,
-    images: Tensor,
-    budget: Budget,
+    function: Attack, parameters: Mapping[str, Any], target: Target, images: Tensor, budget: Budget,
     context: AttackContext,
-) -> Probes:
+) -> Probes:  # fmt: skip
     """Run an attack and return probes whose every claim is re-evaluated: within the budget, scored in float32.
 
     A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what

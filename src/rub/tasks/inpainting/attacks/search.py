@@ -23,15 +23,9 @@ FARTHEST = 6e4  # the range of float16, in which free deltas are kept
 
 
 def search(
-    rule: Rule,
-    schedule: Schedule,
-    target: Target,
-    images: Tensor,
-    budget: Budget,
-    context: AttackContext,
-    *,
+    rule: Rule, schedule: Schedule, target: Target, images: Tensor, budget: Budget, context: AttackContext, *,
     finish_below: float = 0.0,
-) -> Probes:
+) -> Probes:  # fmt: skip
     """Run a rule on every image and keep the probe of each with the lowest D.
 
     Every iterate is scored as it would be stored (rounded to 8 bits, or delta to float16); its gradient there moves the

@@ -33,19 +33,10 @@ def ramp(lr: float, warmup: float) -> RateAt:
 
 
 def minimise(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    forget: Samples,
-    retain: Samples,
-    context: UnlearnContext,
-    *,
-    draws: Mapping[str, torch.Generator],
-    rate: RateAt,
-    epochs: int,
-    weight_decay: float,
-    clip: float,
-    step: Callable[[torch.optim.Optimizer], object] = methodcaller("step"),
-) -> None:
+    loss: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[tuple[str, nn.Parameter]], forget: Samples,
+    retain: Samples, context: UnlearnContext, *, draws: Mapping[str, torch.Generator], rate: RateAt, epochs: int,
+    weight_decay: float, clip: float, step: Callable[[torch.optim.Optimizer], object] = methodcaller("step"),
+) -> None:  # fmt: skip
     """Minimise loss(x_f, x_r) by AdamW over balanced batches.
 
     Args:

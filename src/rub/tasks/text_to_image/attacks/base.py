@@ -60,7 +60,6 @@ class Budget:
     cap: int
 
     def __post_init__(self) -> None:
-        """Refuse a cap that allows nothing."""
         if self.cap < 1:
             raise RubError(f"budget {self.cap}: should be at least 1 attack step")
 

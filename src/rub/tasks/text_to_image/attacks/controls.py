@@ -50,11 +50,6 @@ class RandomTokens(Still):
     """Inserts K random tokens."""
 
     def __init__(self, target: Target, context: AttackContext, *, tokens: int, location: Location, fed: Fed) -> None:
-        """Set the hyperparameters; see `random_prefix`.
-
-        Raises:
-            RubError: a prompt without room for the tokens.
-        """
         need_room(target, tokens)
         self.target, self.seed, self.count, self.location, self.fed = target, context.seed, tokens, location, fed
         self.vocabulary = allowed_tokens(target.unlearned).nonzero().flatten()
@@ -70,7 +65,6 @@ class OtherSeeds(Still):
     """Leaves the prompt alone and draws other initial latents."""
 
     def __init__(self, target: Target, context: AttackContext) -> None:
-        """Take the model, for the shape of its latents, and the seed."""
         self.model, self.seed = target.unlearned, context.seed
 
     def seeds(self, state: State) -> Tensor:

@@ -65,15 +65,9 @@ class Drawing:
 
 
 def make_target(
-    original: Diffusion,
-    unlearned: Diffusion,
-    prompts: Prompts,
-    pictures: Tensor,
-    batch_size: int,
-    *,
-    concept: str,
+    original: Diffusion, unlearned: Diffusion, prompts: Prompts, pictures: Tensor, batch_size: int, *, concept: str,
     anchor: str = "",
-) -> Target:
+) -> Target:  # fmt: skip
     """Target of an attack.
 
     Args:
@@ -97,13 +91,9 @@ def make_target(
 
 
 def run_attack(
-    function: Attack,
-    parameters: Mapping[str, Any],
-    target: Target,
-    budget: Budget,
-    context: AttackContext,
+    function: Attack, parameters: Mapping[str, Any], target: Target, budget: Budget, context: AttackContext,
     drawing: Drawing,
-) -> Probes:
+) -> Probes:  # fmt: skip
     """Run an attack on every prompt until the judge sees the concept, or for as many steps as the budget has.
 
     Step 0 is the clean prompt; step k the picture after k moves of the search. A prompt leaves the batch at its first
@@ -204,11 +194,6 @@ class _Run(AttributeState):
         return hit.cpu() | (t >= self.budget.cap)
 
     def _checked(self, fed: Candidates, group: Tensor) -> Candidates:
-        """Candidates.
-
-        Raises:
-            RubError: they do not fit the batch or the model.
-        """
         count, model = int(group.sum()), self.drawing.model
         length, (vocabulary, width) = model.length, model.token_embeddings.shape
         wanted = {"ids": (count, length), "embeddings": (count, length, width), "latents": (count, *model.latent_shape)}

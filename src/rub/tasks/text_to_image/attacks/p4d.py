@@ -126,7 +126,6 @@ class Vocabulary:
     """The tokens that may be proposed, and which of them is nearest to an embedding."""
 
     def __init__(self, model: Diffusion) -> None:
-        """Keep the unit vectors of the allowed tokens of `model`."""
         self.ids = allowed_tokens(model).nonzero()[:, 0]
         self.unit = F.normalize(model.token_embeddings.detach()[self.ids], dim=-1)
 

@@ -44,7 +44,7 @@ CHUNK = 256
 
 @torch.no_grad()
 def concept_vector(model: Diffusion, concept: str, without: str) -> Tensor:
-    """V = mean_i TE(P_i with the concept) - TE(P_i without), float (L, D), of the `TEMPLATES`.
+    """Concept vector v = mean_i TE(P_i with the concept) - TE(P_i without), float (L, D), of the `TEMPLATES`.
 
     Args:
         model: TE is its text encoder.
@@ -165,11 +165,6 @@ class GeneticSearch:
         return distance
 
     def _distances(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """||TE(Q) - wanted||^2 of candidates (M, K), float (M,).
-
-        Raises:
-            Diverged: one is not finite.
-        """
         base, slots = self._frame(self.tokens[:1].expand(len(found), -1))
         parts = torch.split(filled(base, found, slots), CHUNK)
         distances = torch.cat([(self._hear(ids) - wanted).square().sum((1, 2)) for ids in parts])

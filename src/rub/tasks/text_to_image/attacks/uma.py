@@ -74,25 +74,9 @@ class TokenSearch:
     """Descends on A, the probabilities of the K inserted tokens, float (B, K, V') for V' allowed tokens."""
 
     def __init__(
-        self,
-        target: Target,
-        budget: Budget,
-        context: AttackContext,
-        *,
-        loss: Loss,
-        tokens: int,
-        location: Location,
-        inner_steps: int,
-        lr: float,
-        weight_decay: float,
-        init: Init,
-        fed: Fed,
-    ) -> None:
-        """Set the hyperparameters; see `uma`.
-
-        Raises:
-            RubError: a prompt without room for the tokens.
-        """
+        self, target: Target, budget: Budget, context: AttackContext, *, loss: Loss, tokens: int, location: Location,
+        inner_steps: int, lr: float, weight_decay: float, init: Init, fed: Fed,
+    ) -> None:  # fmt: skip
         need_room(target, tokens)
         self.target, self.cap, self.seed = target, budget.cap, context.seed
         self.predict, self.predict_original = map(context.predictor, (target.unlearned, target.original))

@@ -83,14 +83,8 @@ def attack_loss(
 
 
 def strengthened(
-    loss: Callable[[Tensor], Tensor],
-    prefix: Tensor,
-    context: UnlearnContext,
-    *,
-    attack: Attack,
-    steps: int,
-    lr: float,
-) -> Tensor:
+    loss: Callable[[Tensor], Tensor], prefix: Tensor, context: UnlearnContext, *, attack: Attack, steps: int, lr: float,
+) -> Tensor:  # fmt: skip
     """A after steps of Adam down a loss, each from fresh gradients or from their signs.
 
     Args:
@@ -135,7 +129,6 @@ class Adversary(AttributeState):
     changing = ("prefix",)
 
     def __init__(self, model: Diffusion) -> None:
-        """Begin without tokens."""
         self.prefix = torch.empty(0, device=model.device)
 
 

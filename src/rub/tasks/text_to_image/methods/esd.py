@@ -64,15 +64,9 @@ def negative_guidance(concept: Tensor, empty: Tensor, eta: float) -> Tensor:
 
 
 def esd_loss(
-    model: Diffusion,
-    original: Diffusion,
-    x: Tensor,
-    t: Tensor,
-    given: Tensor,
-    concept: Tensor,
-    empty: Tensor,
+    model: Diffusion, original: Diffusion, x: Tensor, t: Tensor, given: Tensor, concept: Tensor, empty: Tensor,
     eta: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """MSE(e_u(x_t, given), e_0(x_t, 0) - eta (e_0(x_t, c) - e_0(x_t, 0))).
 
     Args:
@@ -92,17 +86,9 @@ def esd_loss(
 
 
 def erase(
-    model: Diffusion,
-    prompt: str,
-    group: str,
-    context: UnlearnContext,
-    *,
-    eta: float,
-    guidance: float,
-    lr: float,
-    iterations: int,
-    drawn_by: DrawnBy,
-) -> Diffusion:
+    model: Diffusion, prompt: str, group: str, context: UnlearnContext, *, eta: float, guidance: float, lr: float,
+    iterations: int, drawn_by: DrawnBy,
+) -> Diffusion:  # fmt: skip
     """Train one group of a UNet's weights down ESD's loss of a prompt; arguments as for `esd_x`."""
     original = frozen(model)
     weights = train_only(model, parameter_group(model, group))

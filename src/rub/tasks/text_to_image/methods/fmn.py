@@ -45,15 +45,9 @@ class Recorder:
         self.inner, self.positions, self.kept = inner, positions, kept
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
+        temb: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:  # fmt: skip
         """Inner processor's output for an `Attention` of (B, pixels, width) to (B, L, D)."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))

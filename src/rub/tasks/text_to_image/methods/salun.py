@@ -56,15 +56,9 @@ CARD = Card(
 
 
 def saliency_mask(
-    model: Diffusion,
-    parameters: dict[str, nn.Parameter],
-    forget: Side,
-    context: UnlearnContext,
-    *,
-    batches: int,
-    guidance: float,
-    k: float,
-) -> dict[str, Tensor]:
+    model: Diffusion, parameters: dict[str, nn.Parameter], forget: Side, context: UnlearnContext, *, batches: int,
+    guidance: float, k: float,
+) -> dict[str, Tensor]:  # fmt: skip
     """Bool masks by parameter name: True on the top fraction k of |G|, ranked over all parameters together.
 
     G = sum over batches of grad MSE((1 + w) e(x_t, c) - w e(x_t, 0), noise). Upstream sums the gradients of the

@@ -59,14 +59,9 @@ CARD = Card(
 
 
 def connection_sensitivity(
-    model: Diffusion,
-    parameters: dict[str, nn.Parameter],
-    forget: Side,
-    context: UnlearnContext,
-    *,
-    batches: int,
+    model: Diffusion, parameters: dict[str, nn.Parameter], forget: Side, context: UnlearnContext, *, batches: int,
     guidance: float,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """|theta| sum_b |grad L_b| by parameter name (SNIP, Lee et al. 2019, with absolute values per batch).
 
     Args:

@@ -59,17 +59,9 @@ def draw_anchors(target: Tensor, count: int, generator: torch.Generator) -> Tens
 
 
 def spm_loss(
-    model: Diffusion,
-    adapters: Attached,
-    x: Tensor,
-    t: Tensor,
-    target: Tensor,
-    surrogate: Tensor,
-    anchors: Tensor,
-    *,
-    erase: float,
-    anchoring: float,
-) -> Tensor:
+    model: Diffusion, adapters: Attached, x: Tensor, t: Tensor, target: Tensor, surrogate: Tensor, anchors: Tensor, *,
+    erase: float, anchoring: float,
+) -> Tensor:  # fmt: skip
     """MSE(e_u(x, c), e(x, n) - s (e(x, c) - e(x, n))) + lambda MSE(e_u(x', a), e(x', a)).
 
     e_u is the model with its adapters, e without; x' repeats x for the anchors.
