@@ -422,7 +422,7 @@ def test_a_killed_stage_is_partial_and_goes_on(rub, tiny, tmp_path):
     store = tmp_path / "store"
     command = [sys.executable, "-m", "rub.cli.main", "run", str(tiny.path), "--store", str(store), "--device", "cpu"]
     with subprocess.Popen([*command, "--checkpoint", "0"], stdout=subprocess.DEVNULL) as process:
-        while not list(store.glob("partial/*/train-1.state")) and process.poll() is None:
+        while not list(store.glob("partial/*/steps-1.state")) and process.poll() is None:
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
@@ -460,7 +460,7 @@ def test_a_state_that_nobody_needs_is_freed(rub, tiny, copied_store):
     finished = next(copied_store.glob("train/*")).name
     for key in (finished, "0" * 64):
         (copied_store / "partial" / key).mkdir(parents=True)
-        (copied_store / "partial" / key / "train-1.state").write_bytes(b"torn")
+        (copied_store / "partial" / key / "steps-1.state").write_bytes(b"torn")
     assert "2 damaged" in rub("store", "check", "--store", copied_store).out
     assert rub("store", "gc", tiny.path, "--store", copied_store, "--yes").code == 0
     assert not list(copied_store.glob("partial/*"))
