@@ -55,8 +55,8 @@ def test_where_the_store_is_not_seen_artifacts_travel(tiny, tmp_path, local):
 
 
 def test_parcels_keep_an_artifact_as_it_is(tiny, tmp_path):
-    path = next(tiny.store.glob("split/*"))
-    artifact = Store(tiny.store).find("split", path.name)
+    path = next(tiny.store.glob("train/*"))
+    artifact = Store(tiny.store).find("train", path.name)
     copy = unpack(pack(artifact), Store(tmp_path / "other"))
     assert dict(copy.manifest) == dict(artifact.manifest)
 
