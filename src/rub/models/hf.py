@@ -15,7 +15,7 @@ OTHERS = frozenset(
 )
 """Fields of a config that say something of its checkpoint, or that fetch code; not of the network."""
 
-Width = Annotated[int, Hyper("width of the tokens; a multiple of 16", ge=16, le=1024)]
+Width = Annotated[int, Hyper("width of the tokens, a multiple of 16", ge=16, le=1024)]
 Patch = Annotated[int | None, Hyper("side of a patch in pixels; None: an eighth of the images'", ge=1, le=64)]
 
 
@@ -45,7 +45,7 @@ def classifier(
     given = hub_config(name) if config is None else config
     side = given.get("image_size")
     network = _built(num_classes, channels, given)
-    network.input_size = side if isinstance(side, int) else None  # type: ignore[assignment]
+    network.input_size = side[0] if isinstance(side, list | tuple) else side  # type: ignore[assignment]
     return network
 
 
