@@ -16,7 +16,6 @@ from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
-from rub.pipeline.task import Task
 from rub.registry import TASKS, load_target
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
@@ -145,7 +144,7 @@ def run(
     plans = plan(suite, runtime)
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
-    tasks = _tasks(suite)
+    tasks = {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}
     asked = {stage.key: item.resources for item, graph in reversed(plans) for stage in in_order(graph.stages)}
     if engine == "ray":
         from rub.pipeline.ray import cluster, run_ray
@@ -260,11 +259,7 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
 
 
 def verify(
-    folder: Path,
-    *,
-    files: Mapping[str, Path] | None = None,
-    store: Path | None = None,
-    runtime: Runtime | None = None,
+    folder: Path, *, files: Mapping[str, Path] | None = None, store: Path | None = None, runtime: Runtime | None = None
 ) -> Iterator[Check]:
     """Score every witness of a result folder again, with forward passes only.
 
@@ -372,7 +367,3 @@ def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runt
             raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
     opened = Store(place) if place.is_dir() else None
     return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size)
-
-
-def _tasks(suite: Suite) -> dict[str, Task]:
-    return {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}

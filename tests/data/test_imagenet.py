@@ -61,18 +61,15 @@ def smallest(wnid, count, of):
 
 
 def test_the_papers_classes():
-    rows = i2i_classes()
-    assert len(rows) == 200
-    assert [row.order for row in rows] == list(range(200))
-    assert [row.split for row in rows] == ["forget"] * 100 + ["retain"] * 100
-    assert i2i_wnids() == tuple(sorted(row.wnid for row in rows))
-    assert len(set(i2i_wnids())) == 200
-    forget, retain = ([row.imagenet_index for row in rows[part]] for part in (slice(100), slice(100, 200)))
+    classes = i2i_classes()
+    assert len(classes) == 200
+    assert i2i_wnids() == tuple(sorted(classes))
+    forget, retain = list(classes.values())[:100], list(classes.values())[100:]
     assert max(forget) == 353
     assert (min(retain), max(retain)) == (355, 988)
     assert sum(index <= 397 for index in retain) == 12
     assert forget + retain == sorted(set(forget + retain))  # sorted wnids have rising indices
-    assert {row.wnid: row.imagenet_index for row in rows if row.wnid in WNIDS} == INDEX
+    assert {wnid: classes[wnid] for wnid in WNIDS} == INDEX
 
 
 def test_the_whole_folder(root):

@@ -221,7 +221,7 @@ class Stand(nn.Module):
     def forward(self, x):
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
-        self.last = len(x)
+        Stand.last = len(x)
         pooled = self.lin(x.float().mean((2, 3)))
         return pooled, pooled @ self.fc.weight.T
 
@@ -252,7 +252,7 @@ def test_inception_takes_images_in_batches_grey_or_not(stand):
     # float32 products of numbers up to 255, added in another order on other processors
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits, expected @ state["fc.weight"].T, rtol=1e-5, atol=0.1)  # sums of 2048 of 1e4
-    assert judge.predict.network.last == 2  # 4 + 4 + 2
+    assert Stand.last == 2  # 4 + 4 + 2
     assert torch.equal(judge(grey.repeat(1, 3, 1, 1)).features, found)
     none = judge(grey[:0])
     assert (none.features.shape, none.scores.shape) == ((0, 2048), (0, 1008))

@@ -102,7 +102,6 @@ def _call_of(attack: Any) -> Call:
 
 
 def _by_label(call: Callable[[nn.Module, Tensor, int, float], Any]) -> Call:
-
     def every(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         found = images.clone()
         for label in sorted(set(labels.tolist())):
@@ -171,11 +170,7 @@ def _secmlt(attack: Any) -> Call:
     return _by_label(towards)
 
 
-_LIBRARIES: dict[str, Callable[[Any], Call]] = {
-    "foolbox": _foolbox,
-    "torchattacks": _torchattacks,
-    "secmlt": _secmlt,
-}
+_LIBRARIES: dict[str, Callable[[Any], Call]] = {"foolbox": _foolbox, "torchattacks": _torchattacks, "secmlt": _secmlt}
 
 
 def _within(result: Any, clean: Tensor, levels: int, name: str) -> Tensor:

@@ -111,19 +111,11 @@ class AuditRequest(Frozen):
 
     @abstractmethod
     def experiment(self) -> Experiment:
-        """The experiment that measures the models.
-
-        Raises:
-            RubError: a field that is wrong.
-        """
+        """The experiment that measures the models."""
 
     @abstractmethod
     def models(self) -> FromFiles:
-        """Where the models are.
-
-        Raises:
-            RubError: a file that is not there.
-        """
+        """Where the models are."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +143,6 @@ class Audit(Generic[F]):
 def audit_of(task: str) -> Audit[Any]:
     """How a task is audited.
 
-    Raises:
-        RubError: an unknown task, or one without audits.
-
     Example:
         >>> audit_of("classification").request.task
         'classification'
@@ -178,18 +167,6 @@ def run_audit(
     """Measure models under an experiment's protocol and conclude: *recovered* at the smallest budget where it holds.
 
     A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
-
-    Args:
-        experiment: what is measured; its methods are not run.
-        models: original, unlearned and perhaps retrained.
-        store: folder of stages.
-        runtime: from `rub.api.make_runtime`.
-        display: shows progress.
-        out: result folder to write, or None.
-        command: what the user typed, for "how to reproduce".
-
-    Raises:
-        RubError: a wrong checkpoint, class or data set.
     """
     if out is not None:
         prepare(out)
@@ -211,14 +188,7 @@ def run_audit(
 
 
 def conclude(records: Sequence[Record], attack: str, budgets: Sequence[str], audit: Audit[Any]) -> Report:
-    """Report at the smallest budget where the verdict is *recovered*, else at the largest.
-
-    Args:
-        records: every measured row.
-        attack: whose rows count.
-        budgets: of this attack, the smallest first, one at least.
-        audit: of the task.
-    """
+    """Report at the smallest budget where the verdict is *recovered*, else at the largest."""
     for budget in budgets:
         figures = audit.figures(Rows(records, budget, attack))
         verdict = audit.conclude(figures, budget)
@@ -228,11 +198,7 @@ def conclude(records: Sequence[Record], attack: str, budgets: Sequence[str], aud
 
 
 def validated(kind: type[E], fields: Mapping[str, Any]) -> E:
-    """The experiment of an audit.
-
-    Raises:
-        RubError: a field that is wrong, in one line.
-    """
+    """The experiment of an audit."""
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
@@ -240,11 +206,7 @@ def validated(kind: type[E], fields: Mapping[str, Any]) -> E:
 
 
 def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = False) -> dict[str, Path]:
-    """Checkpoints that are given, by role.
-
-    Raises:
-        RubError: one of them is not there, or is a folder without `folders`; `kinds` says what would be right.
-    """
+    """Checkpoints that are given, by role; `kinds` says what would be right where one is not there."""
     found = {name: path for name, path in weights.items() if path is not None}
     for name, path in found.items():
         if not (path.is_file() or (folders and path.is_dir())):
@@ -253,11 +215,7 @@ def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = 
 
 
 def dataset_of(data: str, size: int | None) -> dict[str, Any]:
-    """Data set spec of ``--data``: a name, an image folder or an ``.npz``; nothing is held out.
-
-    Raises:
-        RubError: a path that does not exist.
-    """
+    """Data set spec of ``--data``: a name, an image folder or an ``.npz``; nothing is held out."""
     dataset: dict[str, Any] = {"name": data, "size": size, "validation": 0.0}
     path = Path(data)
     if any(data == entry.name for entry in DATASETS.entries()):
@@ -294,11 +252,7 @@ class Rows:
         return self.rate(method, metric, split, attack) if self.find(method, metric, split, attack) else None
 
     def rate(self, method: str, metric: str, split: str, attack: str = "none") -> Rate:
-        """Proportion in a cell.
-
-        Raises:
-            RubError: it was not measured.
-        """
+        """Proportion in a cell."""
         row = self.find(method, metric, split, attack)
         if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
             raise RubError(f"audit: no value of {metric} for {method}; the protocol has to attack {split} images too")

@@ -36,12 +36,7 @@ class LiveData:
 
 
 def live_data(forget: Images, retain: Images, test: Images) -> LiveData:
-    """The images of an audit; training images keep their ids where no two are the same, else they are numbered.
-
-    Raises:
-        RubError: no images, images of several shapes, a class that is forgotten and retained, or one of the two kinds
-            of classes without a test image.
-    """
+    """The images of an audit; training images keep their ids where no two are the same, else they are numbered."""
     sets = {"forget": forget, "retain": retain, "test": test}
     forgotten, retained, unseen = (samples_of(images, name=name) for name, images in sets.items())
     classes = tuple(sorted(set(forgotten.labels.tolist())))

@@ -52,13 +52,9 @@ class Selection:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Selection":
         """Selection that `given` wrote into a mapping, whatever else is in it."""
-        classes = facts.get("classes")
-        return cls(
-            None if classes is None else tuple(classes),
-            facts.get("per_class"),
-            facts.get("test_per_class"),
-            facts.get("skip_unreadable", False),
-        )
+        given = [facts.get(field.name, field.default) for field in fields(cls)]
+        values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in given]
+        return cls(*values)
 
     def given(self) -> dict[str, Any]:
         """Fields that differ from their defaults, as JSON values."""
@@ -112,7 +108,6 @@ class DatasetSource:
     classes: int | Callable[[Path], int] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a reader that asks for what no suite can give."""
         if strange := sorted(self.takes.keys() - set(OPTIONS)):
             raise RubError(
                 f"dataset '{self.name}': its reader asks for '{strange[0]}'; it can take {', '.join(OPTIONS)}"
@@ -145,11 +140,7 @@ class DatasetSource:
         return {name: value for name, value in values.items() if value}
 
     def place(self, root: Path | None, path: Path | None) -> Path | None:
-        """Folder or file that holds the data; None for data from the hub, or made by its reader.
-
-        Raises:
-            RubError: there is none, nor a hub; how to provide the data is said.
-        """
+        """Folder or file that holds the data; None for data from the hub, or made by its reader."""
         if self.by_path:
             if path is None:
                 raise RubError(f"dataset '{self.name}': needs dataset.path, the folder or file to read")
@@ -174,9 +165,6 @@ class DatasetSource:
 
 def source_of(name: str) -> DatasetSource:
     """Declaration of a data set by name.
-
-    Raises:
-        RubError: an unknown name; the nearest known one is said.
 
     Example:
         >>> source_of("cifar10").layout, source_of("cifar10").images

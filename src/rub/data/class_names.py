@@ -58,12 +58,7 @@ def known_names() -> Mapping[str, Mapping[str, Sequence[str]]]:
 
 
 def slug(name: str) -> str:
-    """Name with dashes, as files and `IMAGENET_LABELS` have it.
-
-    Example:
-        >>> slug("Garbage truck")
-        'garbage-truck'
-    """
+    """Name with dashes, as files and `IMAGENET_LABELS` have it."""
     return spaced(name).replace(" ", "-")
 
 

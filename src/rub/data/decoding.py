@@ -64,11 +64,7 @@ def decode(
 
 
 def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Array to fill: in memory, or, where it is large, in a file that goes with it.
-
-    Raises:
-        RubError: no room for the file.
-    """
+    """Array to fill: in memory, or, where it is large, in a file that goes with it."""
     size = math.prod(shape)
     if size <= LARGE:
         return np.empty(shape, dtype=np.uint8)
@@ -103,11 +99,6 @@ def read_image(source: Path | BytesIO, size: int | None, name: str = "") -> NDAr
 
     With `size`, the shorter side is resized to it (bicubic, antialiased) and the centre cut out: Pillow's
     ``ImageOps.fit``, which does both in one step.
-
-    Args:
-        source: a file, or its bytes.
-        size: side in pixels of the result; None keeps the image as it is.
-        name: names bytes in errors.
 
     Raises:
         Unreadable: what is there is not an image, or a damaged one.

@@ -38,20 +38,12 @@ class Listing:
 def read_folder(
     folder: Path, *, size: int | None = None, selection: Selection = EVERYTHING, progress: Progress = silent
 ) -> Read:
-    """Read any image folder, see `list_folder`.
-
-    Raises:
-        RubError: as `list_folder` and `read_listing`.
-    """
+    """Read any image folder, see `list_folder`."""
     return read_listing(list_folder(folder, selection), size, selection.skip_unreadable, progress)
 
 
 def read_imagenet(folder: Path, *, size: int, selection: Selection = EVERYTHING, progress: Progress = silent) -> Read:
-    """Read ``train/<wnid>/*`` and ``val/<wnid>/*``.
-
-    Raises:
-        RubError: as `list_imagenet` and `read_listing`.
-    """
+    """Read ``train/<wnid>/*`` and ``val/<wnid>/*``."""
     return read_listing(list_imagenet(folder, selection), size, selection.skip_unreadable, progress)
 
 
@@ -72,11 +64,7 @@ def files_below(place: Path) -> Iterable[tuple[str, Path]]:
 
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over (what names a file, NUL, its bytes) of each file.
-
-    Raises:
-        RubError: a file that cannot be read.
-    """
+    """SHA-256 over (what names a file, NUL, its bytes) of each file."""
     found = sha256()
     try:
         for name, item in files:
@@ -108,11 +96,7 @@ def num_class_folders(folder: Path) -> int:
 
 
 def list_imagenet(folder: Path, selection: Selection = EVERYTHING) -> Listing:
-    """List ``train/<wnid>/*`` for training and ``val/<wnid>/*`` for testing.
-
-    Raises:
-        RubError: a missing folder, or a class without images.
-    """
+    """List ``train/<wnid>/*`` for training and ``val/<wnid>/*`` for testing."""
     for name in ("train", "val"):
         if not (folder / name).is_dir():
             raise RubError(f"{folder / name}: missing; should hold one folder <wnid>/ of images for each class")
@@ -145,11 +129,7 @@ def read_listing(listing: Listing, size: int | None, skip: bool = False, progres
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder, sorted by name.
-
-    Raises:
-        RubError: the folder is missing or holds no images.
-    """
+    """Image files of a folder, sorted by name."""
     if not folder.is_dir():
         raise RubError(f"{folder}: missing; every class should have its folder of images")
     found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
@@ -172,9 +152,11 @@ def _listing(folder: Path, base: Path, held: Path | None, selection: Selection) 
     if held is not None:
         test = {name: image_files(held / name) for name in classes}
     else:
-        shares = {name: (_by_hash(items, base), _share(len(items))) for name, items in train.items()}
-        test = {name: items[:count] for name, (items, count) in shares.items()}
-        train = {name: items[count:] for name, (items, count) in shares.items()}
+        test = {}
+        for name, items in train.items():
+            count = max(1, round(len(items) / TEST_SHARE)) if len(items) > 1 else 0
+            ordered = _by_hash(items, base)
+            test[name], train[name] = ordered[:count], ordered[count:]
     train = {name: _fewest(items, selection.per_class, base) for name, items in train.items()}
     test = {name: _fewest(items, selection.test_per_class, held or base) for name, items in test.items()}
     listing = Listing(folder, classes, _labelled(train, classes), _labelled(test, classes))
@@ -202,10 +184,6 @@ def _classes(folder: Path, base: Path, held: Path | None, selection: Selection) 
 
 def _labelled(files: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> Listed:
     return [(item, label) for label, name in enumerate(classes) for item in sorted(files[name])]
-
-
-def _share(count: int) -> int:
-    return max(1, round(count / TEST_SHARE)) if count > 1 else 0
 
 
 def _fewest(items: list[Path], count: int | None, base: Path) -> list[Path]:

@@ -34,35 +34,19 @@ class HubDataset:
     test: str
 
     def read(self, where: str, seconds: float) -> Read:
-        """Load the data through `datasets`: from its cache, else over the network.
-
-        Args:
-            where: begins the error message: what was looked for on disk, and how to provide it.
-            seconds: how long to wait for the hub in all.
-
-        Raises:
-            RubError: it is not cached and the hub is not reachable; both ways to provide the data are named.
-        """
+        """Load the data through `datasets`: from its cache, else over the network; `where` begins its error."""
         loaded = _load(self.id, where, seconds)
         train, test = (_samples(loaded[split], self.image, self.label) for split in ("train", self.test))
         return Read(tuple(loaded["train"].features[self.label].names), train, test)
 
     def revision(self, where: str, seconds: float, selection: Selection = EVERYTHING) -> str:
-        """Hub id and the fingerprints of all splits.
-
-        Raises:
-            RubError: as `read`.
-        """
+        """Hub id and the fingerprints of all splits."""
         loaded = _load(self.id, where, seconds)
         return " ".join([self.id, *(f"{split}={part._fingerprint}" for split, part in sorted(loaded.items()))])
 
 
 def open_stream(source: str, where: str, seconds: float) -> Any:
-    """Open a gated data set for streaming: split name -> rows; nothing but its description is downloaded yet.
-
-    Raises:
-        RubError: no access; how to get it, and the way without it, are named.
-    """
+    """Open a gated data set for streaming: split name -> rows; nothing but its description is downloaded yet."""
     if not reachable(seconds / 3):
         raise RubError(f"{where} {source} is gated and the hub is not reachable")
     import datasets
@@ -74,11 +58,7 @@ def open_stream(source: str, where: str, seconds: float) -> Any:
 
 
 def raw_rows(rows: Any, source: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a split with their images undecoded: ``{"image": {"path", "bytes"}, "label"}``.
-
-    Raises:
-        RubError: the connection fails on the way.
-    """
+    """Yield the rows of a split with their images undecoded: ``{"image": {"path", "bytes"}, "label"}``."""
     import datasets
 
     try:
@@ -88,11 +68,7 @@ def raw_rows(rows: Any, source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def stream_revision(source: str, where: str, seconds: float) -> str:
-    """Hub id and commit of a streamed data set.
-
-    Raises:
-        RubError: as `open_stream`.
-    """
+    """Hub id and commit of a streamed data set."""
     from huggingface_hub import HfApi
 
     open_stream(source, where, seconds)  # a commit is told to everybody; without access, say so before the work starts

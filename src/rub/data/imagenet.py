@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,35 +22,23 @@ VAL_PER_CLASS = 50  # images of each class in ImageNet's validation set
 WNID = re.compile(r"n\d{8}")
 
 
-class I2IClass(NamedTuple):
-    """One of the paper's classes: its set, its place 0..199 in the list, its wnid, its place among the 1,000 wnids."""
-
-    split: Literal["forget", "retain"]
-    order: int
-    wnid: str
-    imagenet_index: int
-
-
 @cache
-def i2i_classes() -> tuple[I2IClass, ...]:
-    """The 200 classes of Li et al. (ICLR 2024), which the paper uses: the first 100 are forgotten.
+def i2i_classes() -> Mapping[str, int]:
+    """The 200 classes of Li et al. (ICLR 2024), which the paper uses: wnid -> place among the 1,000 sorted wnids.
 
     Source: ``datacsv/img_r_folder_dict.yaml`` of jpmorganchase/i2i_mage, branch i2i, commit ae25285.
 
     Example:
-        >>> i2i_classes()[0]
-        I2IClass(split='forget', order=0, wnid='n01443537', imagenet_index=1)
+        >>> i2i_classes()["n01443537"]
+        1
     """
     text = files("rub.data").joinpath("i2i_classes.csv").read_text(encoding="utf-8")
-    return tuple(
-        I2IClass(cast(Any, row["split"]), int(row["order"]), row["wnid"], int(row["imagenet_index"]))
-        for row in csv.DictReader(text.splitlines())
-    )
+    return {row["wnid"]: int(row["imagenet_index"]) for row in csv.DictReader(text.splitlines())}
 
 
 def i2i_wnids() -> tuple[str, ...]:
     """The wnids of `i2i_classes` in order: labels 0..99 are forgotten, 100..199 retained."""
-    return tuple(item.wnid for item in i2i_classes())
+    return tuple(i2i_classes())
 
 
 class HubImageNet:
@@ -63,18 +51,7 @@ class HubImageNet:
     id = HUB_ID
 
     def read(self, where: str, seconds: float, *, size: int, selection: Selection, progress: Progress = silent) -> Read:
-        """Stream the classes of a selection.
-
-        Args:
-            where: begins the error message: what was looked for on disk, and how to provide it.
-            seconds: how long to wait for the hub to answer.
-            size: side of the images in pixels.
-            selection: its classes must be among the 200 of `i2i_classes`, and it must limit the training images.
-            progress: told of the images kept.
-
-        Raises:
-            RubError: a selection that cannot be streamed, no access, or a row that is damaged or contradicts its label.
-        """
+        """Stream the classes of a selection; `where` begins the message that there is no access."""
         wnids = _streamed(selection)
         splits = hub.open_stream(HUB_ID, where, seconds)
         shares = {"train": cast(int, selection.per_class), "validation": selection.test_per_class or VAL_PER_CLASS}
@@ -88,11 +65,7 @@ class HubImageNet:
         return Read(wnids, parts[0], parts[1], tuple(lost))
 
     def revision(self, where: str, seconds: float, selection: Selection) -> str:
-        """Hub id and commit.
-
-        Raises:
-            RubError: a selection that cannot be streamed, or no access.
-        """
+        """Hub id and commit."""
         _streamed(selection)
         return hub.stream_revision(HUB_ID, where, seconds)
 
@@ -101,8 +74,7 @@ def _streamed(selection: Selection) -> tuple[str, ...]:
     # all of it would be 150 GB, and the label numbers of other classes are not known here
     if selection.per_class is None:
         raise RubError("dataset.per_class: needed to read imagenet from the hub; give one, such as per_class: 120")
-    known = set(i2i_wnids())
-    strangers = [name for name in selection.classes or ("all",) if name not in known]
+    strangers = [name for name in selection.classes or ("all",) if name not in i2i_classes()]
     if selection.classes is None or strangers:
         raise RubError(
             f"dataset.classes: '{strangers[0]}' cannot be read from the hub, only the 200 classes of i2i; give some of"
@@ -113,8 +85,7 @@ def _streamed(selection: Selection) -> tuple[str, ...]:
 
 def _wanted(rows: Iterable[Mapping[str, Any]], wnids: tuple[str, ...]) -> Iterator[tuple[int, str, bytes]]:
     """Yield (label, name, bytes) of the rows whose class is wanted; the hub's labels follow the sorted wnids."""
-    index = {item.wnid: item.imagenet_index for item in i2i_classes()}
-    labels = {index[wnid]: label for label, wnid in enumerate(wnids)}
+    labels = {i2i_classes()[wnid]: label for label, wnid in enumerate(wnids)}
     for number, row in enumerate(rows):
         if (label := labels.get(row["label"])) is None:
             continue

@@ -1,6 +1,7 @@
 """Readers of digits, of the archives of CIFAR and Tiny ImageNet, of ``.npz`` files and of arrays."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,10 @@ def digits_fingerprint(root: Path | None, selection: Selection) -> str:
 def read_cifar10(folder: Path) -> Read:
     """Read ``cifar-10-batches-py/``."""
     names = load_arrays(_present(folder / "batches.meta")).get("label_names", [])
-    parts = [_cifar(folder / f"data_batch_{index}", "labels", 10) for index in range(1, 6)]
+    train = concatenate([_cifar(folder / f"data_batch_{index}", "labels", 10) for index in range(1, 6)])
     test = _cifar(folder / "test_batch", "labels", 10)
-    return Read(_texts(names, 10, folder / "batches.meta"), _numbered(parts), test)
+    numbered = replace(train, ids=torch.arange(len(train)))
+    return Read(_texts(names, 10, folder / "batches.meta"), numbered, test)
 
 
 def read_cifar100(folder: Path) -> Read:
@@ -84,11 +86,7 @@ def read_tiny_imagenet(folder: Path) -> Read:
 
 
 def read_npz(path: Path) -> Read:
-    """Read x_train, y_train, x_test, y_test from an ``.npz``, see `from_arrays`.
-
-    Raises:
-        RubError: a missing array, a wrong type or shape, or a damaged file; pickled arrays are refused.
-    """
+    """Read x_train, y_train, x_test, y_test from an ``.npz``, see `from_arrays`; pickled arrays are refused."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[name] for name in ("x_train", "y_train", "x_test", "y_test")]
@@ -112,16 +110,7 @@ def from_arrays(
 ) -> Read:
     """Data set of arrays or tensors: images (N, H, W), (N, H, W, C) or (N, C, H, W), and class numbers (N,).
 
-    Args:
-        where: begins the error messages.
-        x_train: images to train on, uint8 or floats in [0, 1].
-        y_train: their labels, from 0.
-        x_test: images to test on, of the same shape.
-        y_test: their labels.
-        classes: a name for each class; None names them by their numbers.
-
-    Raises:
-        RubError: a wrong type or shape, or fewer names than classes.
+    Images are uint8 or floats in [0, 1]; without names, classes are called by their numbers.
 
     Example:
         >>> grey = np.zeros((2, 8, 8), dtype=np.uint8)
@@ -164,11 +153,6 @@ def _samples(images: NDArray[np.uint8], labels: NDArray[np.int64], ids: NDArray[
         torch.from_numpy(labels.astype(np.int64)),
         torch.from_numpy(ids.astype(np.int64)),
     )
-
-
-def _numbered(parts: Sequence[Samples]) -> Samples:
-    joined = concatenate(parts)
-    return Samples(joined.images, joined.labels, torch.arange(len(joined)))
 
 
 def _present(path: Path) -> Path:

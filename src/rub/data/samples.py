@@ -32,7 +32,6 @@ class Samples:
     rows: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse tensors that are not what the attributes promise."""
         if self.stored.dtype != torch.uint8 or self.stored.ndim != 4:
             raise ValueError(f"images must be uint8 (N, C, H, W), got {self.stored.dtype} {tuple(self.stored.shape)}")
         count = len(self.stored if self.rows is None else self.rows)

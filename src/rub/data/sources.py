@@ -61,12 +61,7 @@ def load_images(
 
 
 def check(name: str, *, path: Path | None = None, size: int | None = None, selection: Selection = EVERYTHING) -> None:
-    """Refuse a request that does not fit its data set, before anything is read.
-
-    Raises:
-        RubError: an unknown name; a path, size or selection that the data set does not take; a size that it needs;
-            classes that are fewer than two or named twice; or no images per class.
-    """
+    """Refuse a request that does not fit its data set, before anything is read."""
     source = source_of(name)
     if path is not None and not source.by_path:
         raise RubError(f"dataset '{name}': dataset.path is for {_which('path')} only; leave it out")
@@ -96,9 +91,6 @@ def fingerprint(
 
     Of imagenet, and of a folder of which a part is selected, only the selected files count: split, name, size, bytes.
     Of data without files, what the reader gives counts.
-
-    Raises:
-        RubError: as `load_images`, for data that is not there.
     """
     source = source_of(name)
     place = source.place(root, path)

@@ -89,11 +89,7 @@ class ForgetSpec(Frozen):
 
 
 def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> None:
-    """Refuse, before anything runs, a forget set that cannot be, as far as that is known before images are read.
-
-    Raises:
-        RubError: a class that does not exist, all classes, or a fraction of which no image is left.
-    """
+    """Refuse, before anything runs, a forget set that cannot be, as far as that is known before images are read."""
     source = source_of(dataset.name)
     known = 200 if dataset.classes == "i2i" else len(dataset.classes or ()) or source.classes
     count = known(located(dataset.path or "", data_root)) if callable(known) else known
@@ -119,11 +115,7 @@ def num_images(dataset: DatasetSpec, otherwise: int) -> int:
 
 
 def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:
-    """Stage that decodes the data set once; its key holds the hash of the source files, and of a plug-in's reader.
-
-    Raises:
-        RubError: a field that the data set does not take or lacks, or data that is not there.
-    """
+    """Stage that decodes the data set once; its key holds the hash of the source files, and of a plug-in's reader."""
     from rub.data.imagenet import i2i_wnids
     from rub.data.sources import check, fingerprint
 

@@ -138,11 +138,7 @@ def held_out(labels: Tensor, fraction: float) -> Tensor:
 
 
 def split(dataset: ImageDataset, forget: Mapping[str, Any], validation: float) -> Splits:
-    """Splits for a forget spec (`ForgetSpec.model_dump()`).
-
-    Raises:
-        RubError: a class or sample that does not exist, or a forget set that is empty or everything.
-    """
+    """Splits for a forget spec (`ForgetSpec.model_dump()`)."""
     outside = held_out(dataset.train.labels, validation)
     train = dataset.train.select((~outside).nonzero()[:, 0])
     classes: tuple[int, ...] = ()

@@ -150,11 +150,7 @@ class Argmax:
         return self._logits(judgement).softmax(1)[:, self.index(label)]
 
     def index(self, label: Label) -> int:
-        """Column of a label.
-
-        Raises:
-            RubError: there is no such class, or it is not among those at hand.
-        """
+        """Column of a label."""
         place = index_of(label, self.classes)
         if self.among and place not in self.among:
             names = ", ".join(self.classes[item] for item in self.among)
@@ -174,9 +170,6 @@ class Argmax:
 
 def index_of(label: Label, classes: Sequence[str]) -> int:
     """Place of a label: its number, or a name. Case does not matter; dashes and underscores are spaces.
-
-    Raises:
-        RubError: there is none, or several classes have this name.
 
     Example:
         >>> index_of("garbage-truck", ["tench, Tinca tinca", "garbage truck, dustcart"])

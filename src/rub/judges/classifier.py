@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +70,6 @@ def classifier(files: Path | None, context: JudgeContext) -> Argmax:
     """ResNet trained on all classes of the suite's data set, the forgotten ones included.
 
     `files` is the folder of the stage `judge`.
-
-    Raises:
-        RubError: no folder or data set, or weights of another network.
     """
     if files is None or context.dataset is None:
         raise RubError("judge classifier: is trained by a suite on its data set; name another judge here")
@@ -92,33 +88,11 @@ def concept_classifier(
     """ResNet trained on the suite's data set plus a background class.
 
     `files` is the folder of the stage `judge`.
-
-    Raises:
-        RubError: no folder, or weights of another network.
     """
     if files is None:
         raise RubError("judge classifier: is trained by a suite on its data set; name another judge here")
     facts = json.loads((files / FACTS).read_text(encoding="utf-8"))
     return _read(files, facts["network"], tuple(facts["classes"]), context)
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """Logits and penultimate features of a classifier.
-
-    Attributes:
-        model: in eval mode, on the device.
-        batch_size: images per forward pass.
-        device: where the model is.
-    """
-
-    model: nn.Module
-    batch_size: int
-    device: str
-
-    def __call__(self, images: Tensor) -> Judgement:
-        """Logits (N, C) and features (N, D) of uint8 images."""
-        return Judgement(*look(self.model, images, batch_size=self.batch_size, device=self.device))
 
 
 def network_of(model: Mapping[str, Any], dataset: ImageDataset, classes: int) -> dict[str, Any]:
@@ -161,6 +135,10 @@ def _read(folder: Path, network: Mapping[str, Any], classes: tuple[str, ...], co
     state = read_state(path)
     check_keys(state, model.state_dict(), path)
     model.load_state_dict(state)
-    shown = Classifier(model.to(context.device).eval(), context.batch_size, context.device)
+    model.to(context.device).eval()
+
+    def seen(images: Tensor) -> Judgement:
+        return Judgement(*look(model, images, batch_size=context.batch_size, device=context.device))
+
     described = f"classifier {context.measured}".strip()
-    return Argmax(context.name, file_sha256(path), described, classes, shown)
+    return Argmax(context.name, file_sha256(path), described, classes, seen)

@@ -1,18 +1,17 @@
 """An image classifier in transformers' format as a judge, such as UnlearnDiffAtk's ResNet-50."""
 
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rub.config.hyperparameters import Hyper
 from rub.errors import RubError
 from rub.judges.base import Argmax, JudgeContext, Judgement, index_of
 from rub.judges.spec import JudgeSource, all_files, judge, path_or_snapshot
-from rub.models.network import Normalised, Outputs, outputs
+from rub.models.network import Normalised, outputs
 from rub.registry import Card
 from rub.store.artifacts import file_sha256
 
@@ -33,11 +32,7 @@ CARD = Card(
 
 
 def find_transformers(weights: str | None, data_root: Path | None) -> Path:
-    """Folder on disk, else the hub's cache, of the files that transformers reads; safetensors where there are some.
-
-    Raises:
-        RubError: nowhere; the ways to provide them are named.
-    """
+    """Folder on disk, else the hub's cache, of the files that transformers reads; safetensors where there are some."""
     path = path_or_snapshot(weights or DEFAULT, data_root, ("*.json", "*.safetensors"))
     if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
         return path
@@ -66,21 +61,34 @@ def imagenet(
     """Read an image classifier in transformers' format, such as ResNet-50 or MobileNetV2.
 
     `files` is its folder: config.json, preprocessor_config.json, and safetensors or .bin files.
-
-    Raises:
-        RubError: no folder, no image classifier in it, or a label that it does not have.
     """
     if files is None:
         raise RubError("judge imagenet: needs a folder in transformers' format; give judge.weights")
     if among == ():
         raise RubError("judge.among: holds no label; give those of the concepts at hand, or all")
+    from PIL import Image
+
     model, processor = _read(files)
     classes = tuple(str(model.config.id2label[place]) for place in range(model.config.num_labels))
     chosen = () if among == "all" else tuple(dict.fromkeys(index_of(label, classes) for label in among))
     kind = f"{context.name}, top-1 among {len(chosen) or len(classes)} of {len(classes)} classes"
     network = Normalised(model, torch.zeros(1), torch.ones(1)).to(context.device)  # the processor normalises
-    shown = Transformers(network, processor, len(classes), min(context.batch_size, LARGEST), context.device)
-    return Argmax(context.name, digest(files), context.describe(kind), classes, shown, chosen)
+
+    @torch.no_grad()
+    def seen(images: Tensor) -> Judgement:
+        # the features are what the last linear layer reads: the logits again, in models without one
+        if not len(images):
+            return Judgement(torch.empty(0, len(classes)), torch.empty(0, len(classes)))
+        parts = []
+        for part in torch.split(images, min(context.batch_size, LARGEST)):
+            coloured = part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+            given = processor([Image.fromarray(image) for image in coloured], return_tensors="pt")
+            found = outputs(network, given["pixel_values"].to(context.device))
+            parts.append([column.float().cpu() for column in found])
+        scores, features = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Judgement(scores, features)
+
+    return Argmax(context.name, digest(files), context.describe(kind), classes, seen, chosen)
 
 
 def _read(folder: Path) -> tuple[Any, Any]:
@@ -110,40 +118,3 @@ def digest(folder: Path) -> str:
     weights = [item for item in sorted(folder.iterdir()) if item.suffix in (".safetensors", ".bin")]
     hashes = [file_sha256(item) for item in weights]
     return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Transformers:
-    """Logits and features of a classifier of transformers.
-
-    Attributes:
-        model: of what the processor gives, in eval mode, on the device.
-        processor: takes Pillow's images.
-        classes: number of logits.
-        batch_size: images per forward pass.
-        device: where the model is.
-    """
-
-    model: nn.Module
-    processor: Any
-    classes: int
-    batch_size: int
-    device: str
-
-    def __call__(self, images: Tensor) -> Judgement:
-        """Logits, and what the last linear layer reads (the logits again, in models without one)."""
-        if not len(images):
-            empty = torch.empty(0, self.classes)
-            return Judgement(empty, empty)
-        parts = [self._predict(part) for part in torch.split(images, self.batch_size)]
-        scores, features = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Judgement(scores, features)
-
-    @torch.no_grad()
-    def _predict(self, images: Tensor) -> Outputs:
-        from PIL import Image
-
-        coloured = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        given = self.processor([Image.fromarray(image) for image in coloured], return_tensors="pt")
-        found = outputs(self.model, given["pixel_values"].to(self.device))
-        return Outputs(found.logits.float().cpu(), found.features.float().cpu())

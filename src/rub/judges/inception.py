@@ -6,11 +6,10 @@ This is the TensorFlow network (1008 logits), not torchvision's (1000 logits): t
 
 import importlib
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rub.errors import RubError
 from rub.judges.base import Argmax, JudgeContext, Judgement
@@ -32,11 +31,7 @@ CARD = Card(
 
 
 def find_inception(weights: str | None, data_root: Path | None) -> Path:
-    """The weight file that a suite names, as it is or below the data root, else the one in either or in torch's cache.
-
-    Raises:
-        RubError: it is in none of these places.
-    """
+    """The weight file that a suite names, as it is or below the data root, else that in either or torch's cache."""
     name = INCEPTION_FILE if weights is None else weights
     below = [] if data_root is None else [data_root / name]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
@@ -61,10 +56,6 @@ def inception(files: Path | None, context: JudgeContext) -> Argmax:
 
     Images are resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing. Features are the pooled last
     layer (2048), scores its logits without the bias (1008), which the Inception Score reads.
-
-    Raises:
-        RubError: torch-fidelity or torchvision is missing or does not work, no weights file, or one that holds
-            something else.
     """
     if files is None or not files.is_file():
         raise RubError(f"Inception weights {files}: no such file; download {URL} and give its path")
@@ -83,37 +74,18 @@ def inception(files: Path | None, context: JudgeContext) -> Argmax:
         network = module.FeatureExtractorInceptionV3(NAME, [str(FEATURES), "logits_unbiased"], tensors)
     except RuntimeError:
         raise RubError(f"Inception weights {files}: weights of another network; should be those of {URL}") from None
-    shown = Inception(network.to(context.device), context.batch_size, context.device)
-    return Argmax(NAME, file_sha256(files), "", (), shown)
-
-
-@dataclass(frozen=True)
-class Inception:
-    """Logits and features of the network; they do not depend on the batch size beyond rounding.
-
-    Attributes:
-        network: torch-fidelity's module, frozen, in evaluation mode, on the device.
-        batch_size: images per forward pass.
-        device: where it runs.
-    """
-
-    network: nn.Module
-    batch_size: int
-    device: str
+    network.to(context.device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Judgement:
-        """Logits (N, 1008) and features (N, 2048) of uint8 images (N, 1 or 3, H, W) of any size.
-
-        Raises:
-            RubError: images of another type or shape.
-        """
+    def seen(images: Tensor) -> Judgement:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise RubError(f"images: {images.dtype} {tuple(images.shape)}; Inception takes uint8 (N, 1 or 3, H, W)")
         features, logits = [torch.empty(0, FEATURES)], [torch.empty(0, LOGITS)]
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            feature, logit = self.network(part.to(self.device).expand(-1, 3, -1, -1).contiguous())
+        for start in range(0, len(images), context.batch_size):
+            part = images[start : start + context.batch_size]
+            feature, logit = network(part.to(context.device).expand(-1, 3, -1, -1).contiguous())
             features.append(feature.float().cpu())
             logits.append(logit.float().cpu())
         return Judgement(torch.cat(logits), torch.cat(features))
+
+    return Argmax(NAME, file_sha256(files), "", (), seen)

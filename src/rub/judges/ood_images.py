@@ -151,14 +151,9 @@ HELD_OUT: Mapping[str, Maker] = {
 
 
 def ood_samples(samples: Samples, count: int, label: int, seed: int, kinds: Mapping[str, Maker] = KINDS) -> Samples:
-    """Out-of-distribution images, the same number of each kind.
+    """Out-of-distribution images of one label, the same number of each kind (its name is part of the random stream).
 
-    Args:
-        samples: real images, which some kinds are made from.
-        count: how many, rounded up to a multiple of the kinds.
-        label: their label.
-        seed: of all draws.
-        kinds: name, part of the random stream -> what makes them: `KINDS`, `NOISE` or `HELD_OUT`.
+    `count` is rounded up to a multiple of the kinds; some are made from the real images of `samples`.
     """
     each, made = -(-count // len(kinds)), []
     for name, maker in kinds.items():

@@ -42,25 +42,12 @@ class JudgeSpec(Component):
 
 
 def find_weights(weights: str | None, data_root: Path | None) -> Path | None:
-    """Weights that a suite names: a path, a path below the data root, or a hub id; None where it names none.
-
-    Raises:
-        RubError: nowhere; the ways to provide them are named.
-    """
+    """Weights that a suite names: a path, a path below the data root, or a hub id; None where it names none."""
     return None if weights is None else path_or_snapshot(weights, data_root, None)
 
 
 def path_or_snapshot(weights: str, data_root: Path | None, patterns: Sequence[str] | None) -> Path:
-    """Path of weights on disk, else of a hub model in the hub's cache.
-
-    Args:
-        weights: a path or a hub id.
-        data_root: folder of data and weights, or None.
-        patterns: which files of a hub model; None takes all.
-
-    Raises:
-        RubError: nowhere; the ways to provide them are named.
-    """
+    """Path of weights on disk, else of the files of a hub model (None: all) in the hub's cache."""
     if (place := located(weights, data_root)).exists():
         return place
     from rub.models.hub import snapshot
@@ -115,15 +102,7 @@ def judge(name: str, *, task: str, card: Card | None = None, source: JudgeSource
 
 
 def source_of(name: str, task: str) -> JudgeSource:
-    """Where the judge of this name comes from.
-
-    Raises:
-        RubError: an unknown name.
-
-    Example:
-        >>> source_of("imagenet", "text-to-image").weights
-        'microsoft/resnet-50'
-    """
+    """Where the judge of this name comes from."""
     found: JudgeSource = JUDGES.loaded(name, task).extra or JudgeSource()
     return found
 
@@ -139,17 +118,9 @@ def judge_stage(
     images: float,
     measured: bool,
 ) -> Stage:
-    """Stage that trains the judge, or takes in one that someone else trained.
+    """Stage that trains the judge on so many images, or takes in one that someone else trained.
 
-    Args:
-        task: whose stage it is.
-        judge: which judge, with its settings.
-        data: the data stage; None without a data set.
-        dataset: names the classifier and its held-out share; None likewise.
-        data_root: where relative weights may lie.
-        version: of the stage.
-        images: that a judge is trained on, for the cost.
-        measured: whether the data set's test images say how good a judge is that someone else trained.
+    With `measured`, the data set's test images say how good one is that someone else trained.
 
     Raises:
         RubError: an unknown judge, architecture or setting, a field that the judge does not take, a judge of the data

@@ -56,11 +56,7 @@ def _copied(stage: Stage, out: Path) -> str | None:
 def measured(judge: ConceptJudge, dataset: ImageDataset, seed: int, *, own: bool) -> dict[str, Any]:
     """How good a judge is: on real test images, and on out-of-distribution images of kinds that none learns from.
 
-    Args:
-        judge: what looks.
-        dataset: gives the test images; classes that the judge does not know are left out.
-        seed: of the out-of-distribution images.
-        own: whether its classes are those of the data set.
+    Classes that it does not know are left out; with `own`, its classes are those of the data set.
 
     Returns:
         ``accuracy`` on ``n`` images, ``by_class``, the share ``taken`` for a class of ``nothing`` out-of-distribution

@@ -111,13 +111,7 @@ class Check:
 
 
 def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], folder: Path) -> None:
-    """Write the probes and, with their hash, the claim about them into an artifact's folder.
-
-    Args:
-        witness: the fields of `Witness` but ``tensors_sha256``.
-        tensors: name -> tensor of the probes.
-        folder: is there already.
-    """
+    """Write the probes and, with their hash (``tensors_sha256`` of `Witness`), the claim about them into a folder."""
     import safetensors.torch
 
     kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -127,33 +121,14 @@ def write_witness(witness: Mapping[str, Any], tensors: Mapping[str, "Tensor"], f
 
 
 def file_stem(witness: Witness, experiment: str = "") -> str:
-    """Name under which a result folder keeps a witness of one of its experiments.
-
-    Example:
-        >>> sample = {"id": 0, "sha256": "0" * 64, "value": 0.0}
-        >>> fields = dict(task="inpainting", method="i2i", unlearn_seed=0, attack="uma", budget="8/255", split="forget")
-        >>> rest = dict(claim="", at_most=1, models={}, data={}, samples=[sample], tensors_sha256="0" * 64)
-        >>> file_stem(Witness.model_validate(fields | rest), "mine")
-        'inpainting-mine-i2i-0-uma-8-255-forget'
-    """
-    parts = (
-        witness.task,
-        experiment,
-        witness.method,
-        witness.unlearn_seed,
-        witness.attack,
-        witness.budget,
-        witness.split,
-    )
-    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(str(part) for part in parts)).strip("-").lower()
+    """Name under which a result folder keeps a witness of one of its experiments."""
+    attack = (witness.attack, witness.budget, witness.split)
+    parts = map(str, (witness.task, experiment, witness.method, witness.unlearn_seed, *attack))
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-").lower()
 
 
 def witness_files(folder: Path) -> Sequence[Path]:
-    """Claims in a result folder, or in its ``witnesses/``, sorted by name.
-
-    Raises:
-        RubError: there are none.
-    """
+    """Claims in a result folder, or in its ``witnesses/``, sorted by name."""
     place = folder / "witnesses" if (folder / "witnesses").is_dir() else folder
     found = sorted(item for item in place.glob("*.json") if item.with_suffix(".safetensors").exists())
     if not found:
@@ -180,11 +155,7 @@ def read_witness(path: Path) -> tuple[Witness, dict[str, "Tensor"]]:
 
 
 def read_claim(path: Path) -> Witness:
-    """Claim without its probes; it may come from anyone and is not trusted.
-
-    Raises:
-        RubError: a link, a file that is too large, damaged, or no witness.
-    """
+    """Claim without its probes; it may come from anyone and is not trusted."""
     _check_file(path, LARGEST_CLAIM)
     try:
         return Witness.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -200,9 +171,7 @@ def _check_file(path: Path, largest: int = LARGEST) -> None:
         raise RubError(f"{path.name}: a link, or no file of at most {largest >> 20} MiB")
 
 
-def _rows(folder: Path) -> set[tuple[Any, ...]] | None:
-    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
-        return None
+def _rows(folder: Path) -> set[tuple[Any, ...]]:
     return {
         (row.task, row.method, row.unlearn_seed, row.attack, row.budget, row.weights_sha256)
         for row in read_records(folder)
@@ -221,8 +190,6 @@ def _drawn(folder: Path, paths: Sequence[Path], count: int) -> list[Path]:
 
 
 def _changed(folder: Path) -> list[str]:
-    if not any((folder / name).is_file() for name in ("records.parquet", "records.json")):
-        return []
     try:
         return changed_files(folder)
     except RubError as error:
@@ -230,11 +197,7 @@ def _changed(folder: Path) -> list[str]:
 
 
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
-    """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's.
-
-    Raises:
-        RubError: neither is there, or the file holds other weights than the claim is about.
-    """
+    """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's."""
     wanted = witness.models.get(role)
     if wanted is None:
         raise RubError(f"the claim names no {role} model")
@@ -253,19 +216,15 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
 def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterator[Check]:
     """What every witness of a folder turns out to be, by forward passes of its task.
 
-    With `sample`, only that many files are scored, drawn by the folder's own seal.
-
-    A result folder is compared with its manifest first: its changed files come as one check of their own, and files
-    of witnesses among them are not scored.
-
-    Raises:
-        RubError: no witnesses in the folder.
+    With `sample`, only that many files are scored, drawn by the folder's own seal. A result folder is compared with its
+    manifest first: its changed files come as one check of their own, and files of witnesses among them are not scored.
     """
     from rub.registry import TASKS, load_target
 
     paths = witness_files(folder)
-    changed = _changed(folder)
-    rows = None if changed else _rows(folder)
+    sealed = any((folder / name).is_file() for name in ("records.parquet", "records.json"))
+    changed = _changed(folder) if sealed else []
+    rows = _rows(folder) if sealed and not changed else None
     if changed:
         yield Check("the folder", changed=tuple(changed))
     for path in paths if sample is None else _drawn(folder, paths, sample):

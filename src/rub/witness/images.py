@@ -34,12 +34,7 @@ def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
 
 
 def data_reference(artifact: Artifact, images: str) -> dict[str, Any]:
-    """The data that a claim is about; a path of this machine is nobody else's, and left out.
-
-    Args:
-        artifact: of the data stage.
-        images: ``train`` or ``test``.
-    """
+    """The data that a claim is about, its ``train`` or ``test`` images; a path is nobody else's, and left out."""
     spec = {name: value for name, value in artifact.manifest["spec"].items() if name not in ("fingerprint", "source")}
     return {"key": artifact.key, "images": images, "spec": spec}
 
@@ -50,11 +45,7 @@ def image_sha256(image: Tensor) -> str:
 
 
 def claimed_images(witness: Witness, sources: Sources) -> Samples:
-    """Images of a claim, out of the store's data or the data root, after comparing their SHA-256.
-
-    Raises:
-        RubError: the data is not there, or has no such image, or another one under its id.
-    """
+    """Images of a claim, out of the store's data or the data root, after comparing their SHA-256."""
     images = "test" if witness.data.get("images") == "test" else "train"
     key = str(witness.data.get("key", ""))
     pool, place = sources.cache.get(("images", key, images), lambda: _numbered(_pool(witness, key, images, sources)))

@@ -77,10 +77,9 @@ def audit(
     )  # fmt: skip
     with scoped(), TemporaryDirectory() as folder, torch.inference_mode(False):
         register(data, classes)
-        for role, live in lives.items():
-            NETWORKS.add(Entry(_arch(role), "classification", "", _builder(live), "rub"))
         weights = {role: Path(folder) / f"{role}.safetensors" for role in lives}
         for role, live in lives.items():
+            NETWORKS.add(Entry(_arch(role), "classification", "", _builder(live), "rub"))
             try:
                 save_weights(live, weights[role])
             except (AttributeError, RuntimeError) as error:  # of a quantized module, say

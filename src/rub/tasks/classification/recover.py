@@ -140,16 +140,14 @@ class Recovery:
             "clean": _share(self.clean),
             "eps": {
                 eps: {
-                    **_share(hit),
-                    "median_step": _median_step(steps),
+                    **_share(found.step >= 0),
+                    "median_step": _median_step(found.step),
                     "converged": found.converged,
                     "evaluations": found.evaluations,
                     "success_curve": list(found.success_curve),
                     "loss_curve": list(found.loss_curve),
                 }
-                for eps, hit, steps, found in zip(
-                    self.eps, self.recovered, self.steps, map(self.found.__getitem__, self.eps), strict=True
-                )
+                for eps, found in self.found.items()
             },
         }
 
@@ -168,7 +166,8 @@ class Recovery:
     def _table(self) -> tuple[str, list[str], list[list[str]]]:
         plural = "" if len(self) == 1 else "s"
         facts = self.to_dict()
-        rows = [[name, *_percent(facts[key]), "", ""] for name, key in _CLEAN]
+        clean = (("original, clean", "original"), ("unlearned, clean", "clean"))
+        rows = [[name, *_percent(facts[key]), "", ""] for name, key in clean]
         for eps, at in facts["eps"].items():
             step = "" if at["median_step"] is None else f"{at['median_step']:g}"
             rows.append([f"probes, {eps}/255", *_percent(at), step, "yes" if at["converged"] else "no"])
@@ -177,9 +176,6 @@ class Recovery:
 
     def _stacked(self, name: str) -> Tensor:
         return torch.stack([getattr(self.found[eps], name) for eps in self.eps])
-
-
-_CLEAN = (("original, clean", "original"), ("unlearned, clean", "clean"))
 
 
 def recover(
@@ -257,9 +253,6 @@ def recover(
 
 def levels_of(eps: int | float | Iterable[int | float]) -> tuple[int, ...]:
     """Budgets in 1/255 steps, ascending, each once; fractions below 1 must be whole steps.
-
-    Raises:
-        RubError: no budget, or one that is no whole number of steps from 0 to 255.
 
     Example:
         >>> levels_of([8 / 255, 1, 8])
