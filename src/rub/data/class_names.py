@@ -31,9 +31,6 @@ def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
     Known are the classes of digits, CIFAR-10 and Imagenette (by wnid); any other is called what it is, with ``_`` and
     ``-`` as spaces. A further name that another of the classes has too is left out.
 
-    Raises:
-        RubError: the main name of two classes is the same.
-
     Example:
         >>> names_of(["n03028079", "hot_air-balloon"])
         [('church', 'chapel', 'cathedral'), ('hot air balloon',)]

@@ -53,10 +53,6 @@ class _Array:
         self.value = _kind(kind).array(raw, shape, "F" if fortran else "C")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
 def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
     made = _Array()
     made.value = _kind(kind).array(raw, shape, text(order))
@@ -79,7 +75,7 @@ _STANDINS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
     ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 

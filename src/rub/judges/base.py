@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol, runtime_checkable
@@ -135,11 +136,9 @@ class Argmax:
 
     def knows(self, label: Label) -> bool:
         """Whether there is such a class, among those at hand."""
-        try:
-            self.index(label)
-        except RubError:
-            return False
-        return True
+        with suppress(RubError):
+            return self.index(label) >= 0
+        return False
 
     def hits(self, judgement: Judgement, label: Label) -> Tensor:
         """Where the concept's logit is the highest, bool (N,)."""

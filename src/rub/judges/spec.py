@@ -121,10 +121,6 @@ def judge_stage(
     """Stage that trains the judge on so many images, or takes in one that someone else trained.
 
     With `measured`, the data set's test images say how good one is that someone else trained.
-
-    Raises:
-        RubError: an unknown judge, architecture or setting, a field that the judge does not take, a judge of the data
-            without data, or weights that are not there.
     """
     chosen = resolved(JUDGES.get(judge.name, task), judge.parameters, "judge")
     source = source_of(judge.name, task)
