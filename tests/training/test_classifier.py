@@ -13,10 +13,10 @@ from rub.data.samples import Samples
 from rub.data.sources import load_images
 from rub.errors import Diverged, RubError
 from rub.models.network import build_network
+from rub.pipeline.rng import seeded
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 from rub.training.classifier import embed, learning_rate, predict, train
-from rub.training.context import seeded
 
 STILL = Augmentation(padding=0, flip=False)
 

@@ -11,7 +11,6 @@ from rub.attacks.linf import (
     accumulate,
     adam_direction,
     column,
-    keyed_uniform,
     momentum_step,
     project,
     review_steps,
@@ -19,12 +18,13 @@ from rub.attacks.linf import (
     sign_step,
 )
 from rub.attacks.search import State
+from rub.pipeline.rng import keyed_uniform
 
 Distribution = Literal["sign", "uniform"]
 
 
 def uniform_like(clean: Tensor, seed: int, stream: str, ids: Tensor, counter: Tensor | int) -> Tensor:
-    """Keyed uniform numbers in [0, 1) in the shape of `clean` (B, ...); see `rub.attacks.linf.keyed_uniform`."""
+    """Keyed uniform numbers in [0, 1) in the shape of `clean` (B, ...); see `rub.pipeline.rng.keyed_uniform`."""
     return keyed_uniform(seed, stream, ids, counter, clean[:1].numel()).reshape(clean.shape)
 
 

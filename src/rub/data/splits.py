@@ -17,9 +17,9 @@ from rub.data.sources import load_images
 from rub.data.spec import check_classes
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
+from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
-from rub.training.context import seeded
 
 CHUNK = 1024  # images copied at once
 _MAPPED: set[Path] = set()  # files for which this process's limit was raised

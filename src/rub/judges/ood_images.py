@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rub.data.samples import Samples
-from rub.training.context import seeded
+from rub.pipeline.rng import seeded
 
 Maker = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from rub.data.samples import Samples, to_unit
 from rub.errors import Diverged, RubError
 from rub.pipeline.callback import Progress, silent
 from rub.pipeline.checkpointing import Changing, Checkpointer, Section
+from rub.pipeline.rng import seeded
 from rub.training.batches import Augmentation, Stream, cuts, refilled
 from rub.training.device import compiled, copy_to_host_async, on_device, tf32
 
@@ -191,9 +191,3 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def seeded(seed: int, stream: str) -> torch.Generator:
-    """CPU generator for a named stream: seed = first 63 bits of SHA-256(``"seed:stream"``)."""
-    digest = sha256(f"{seed}:{stream}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

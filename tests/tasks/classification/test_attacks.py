@@ -16,6 +16,7 @@ from rub.data.samples import to_unit
 from rub.errors import Diverged, RubError
 from rub.models.network import build_network
 from rub.models.weights import freeze
+from rub.pipeline import rng
 from rub.registry import ATTACKS
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import Budget, Target
@@ -382,12 +383,12 @@ def test_keyed_noise_is_splitmix64_and_uniform():
     from hashlib import sha256
 
     key = int.from_bytes(sha256(b"9:start").digest()[:8], "big")
-    got = optim.keyed_uniform(9, "start", torch.tensor(ids), 2, 3)
+    got = rng.keyed_uniform(9, "start", torch.tensor(ids), 2, 3)
     for row, identity in enumerate(ids):
         state = splitmix((splitmix((identity * golden + key) & mask) + 2 * golden) & mask)
         wanted = [(splitmix((state + j * golden) & mask) >> 40) / 2**24 for j in (1, 2, 3)]
         assert got[row].tolist() == wanted
-    many = optim.keyed_uniform(0, "start", torch.arange(200), 0, 500)
+    many = rng.keyed_uniform(0, "start", torch.arange(200), 0, 500)
     assert abs(many.mean() - 0.5) < 0.005 and abs(many.std() - 1 / math.sqrt(12)) < 0.005
     assert abs(np.corrcoef(many.numpy())[np.triu_indices(200, 1)]).mean() < 0.05
     histogram = torch.histc(many, 10, 0, 1) / many.numel()

@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 from scipy.optimize import minimize
 
-from rub.attacks.linf import keyed_uniform
 from rub.config.hyperparameters import resolve
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.sampling import Sampler
 from rub.models.weights import freeze
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import ATTACKS
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Prompts, Target
 from rub.tasks.text_to_image.attacks.controls import random_prefix, seed_search

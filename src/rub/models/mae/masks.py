@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import keyed_uniform
 from rub.errors import RubError
+from rub.pipeline.rng import keyed_uniform
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rub.models.lookup import hyperparameters_in
 from rub.models.network import build_network
 from rub.models.weights import save_weights
 from rub.pipeline.graph import Stage
+from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
@@ -28,7 +29,6 @@ from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 from rub.training.classifier import predict
 from rub.training.classifier import train as fit
-from rub.training.context import seeded
 
 Inputs = Mapping[str, Artifact]
 WEIGHTS, NETWORK = "weights.safetensors", "network.json"

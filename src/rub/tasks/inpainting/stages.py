@@ -19,6 +19,7 @@ from rub.models.mae.masks import Mask, keyed_noise, make_mask
 from rub.models.mae.model import ARCHITECTURES, MaskedAutoencoder, build_mae
 from rub.pipeline.checkpointing import Changing
 from rub.pipeline.graph import Stage
+from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
@@ -26,7 +27,7 @@ from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
 from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
 from rub.training.batches import Augmentation, cuts
-from rub.training.context import seeded, set_rate
+from rub.training.context import set_rate
 from rub.training.device import compiled
 
 Inputs = Mapping[str, Artifact]

@@ -13,7 +13,6 @@ from rub.data.splits import input_dataset
 from rub.judges.base import identity
 from rub.judges.stage import load_judge
 from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
-from rub.metrics.clip_score import clip_score_or_none
 from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
@@ -21,6 +20,7 @@ from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
+from rub.tasks.text_to_image.clip_score import clip_score_or_none
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in

@@ -21,6 +21,7 @@ from rub.models.diffusion.sampling import Sampler
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
+from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
@@ -32,7 +33,6 @@ from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
 from rub.training.batches import Augmentation
-from rub.training.context import seeded
 
 Inputs = Mapping[str, Artifact]
 MODEL = "model.safetensors"

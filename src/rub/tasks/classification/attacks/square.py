@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
-from rub.attacks.linf import column, keyed_uniform, project
+from rub.attacks.linf import column, project
 from rub.attacks.search import FinishBelow, Schedule, State
 from rub.config.hyperparameters import Hyper, PositiveInt
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import torch
 
-from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Predict, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.p4d import Vocabulary, adamw, slope

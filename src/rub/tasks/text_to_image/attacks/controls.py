@@ -4,10 +4,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.models.diffusion.sampling import initial_latents
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.tokens import Draws, Fed, Location, Where, allowed_tokens, need_room, proposed

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rub.attacks.linf import adam_direction, keyed_uniform
+from rub.attacks.linf import adam_direction
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
 from rub.errors import Diverged
 from rub.models.diffusion.model import Diffusion
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Predict, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.tokens import allowed_tokens, noisy, timestep

@@ -6,11 +6,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
 from rub.config.hyperparameters import Fraction, Hyper, PositiveInt, Weight
 from rub.errors import Diverged
 from rub.models.diffusion.model import Diffusion
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.p4d import Vocabulary, alone, filled

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import keyed_uniform
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion
+from rub.pipeline.rng import keyed_uniform
 from rub.tasks.text_to_image.attacks.base import Candidates, Target
 
 Location = Literal["prefix", "suffix", "insert"]
@@ -109,7 +109,7 @@ def allowed_tokens(model: Diffusion) -> Tensor:
 def keyed_normal(seed: int, stream: str, ids: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Standard normal numbers that depend on (seed, stream, id, counter) and on nothing else.
 
-    Box & Muller 1958: sqrt(-2 log u) cos(2 pi v) and sin, of `rub.attacks.linf.keyed_uniform`.
+    Box & Muller 1958: sqrt(-2 log u) cos(2 pi v) and sin, of `rub.pipeline.rng.keyed_uniform`.
 
     Args:
         seed: the attack seed.

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import adam_direction, keyed_uniform
+from rub.attacks.linf import adam_direction
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
 from rub.errors import Diverged
+from rub.pipeline.rng import keyed_uniform
 from rub.registry import Card, attack
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts, Search, Target
 from rub.tasks.text_to_image.attacks.tokens import (
