@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import yaml
 
@@ -66,8 +66,7 @@ class Entry(Generic[T]):
         """What the target names, imported or read when it is a string."""
         if not isinstance(self.target, str):
             return self.target
-        loaded: T = load_target(self.target)
-        return loaded
+        return cast(T, load_target(self.target))
 
 
 def load_target(target: str) -> Any:
@@ -94,10 +93,9 @@ def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]:
 
 
 class Registry(Generic[T]):
-    """Named components of one kind, keyed by (task, name)."""
+    """Named components of one kind, keyed by (task, name); the kind is a singular noun, such as ``"method"``."""
 
     def __init__(self, kind: str) -> None:
-        """Hold what ships with RUB of this `kind`, the singular noun used in messages, such as ``"method"``."""
         self.kind = kind
         self._entries: dict[tuple[str, str], Entry[T]] = {
             (task, name): Entry(name, task, summary, target, "rub", None, "reference" in more, always=True)
@@ -118,11 +116,7 @@ class Registry(Generic[T]):
         self._entries[key] = entry
 
     def get(self, name: str, task: str) -> Entry[T]:
-        """Entry of a name.
-
-        Raises:
-            RubError: an unknown name; the nearest ones are said.
-        """
+        """Entry of a name; where it is unknown, the error says the nearest ones."""
         self._scan()
         found = self._entries.get((task, name)) or self._entries.get((ANY, name))
         if found is None:
@@ -146,11 +140,6 @@ class Registry(Generic[T]):
         return entry.task == task and self._entries.get((entry.task, entry.name)) is entry
 
     def _scan(self) -> None:
-        """Load the entry-point group ``rub.<kind>s``, whose decorators register.
-
-        Raises:
-            RubError: an installed package cannot be imported; it is named.
-        """
         if not self._scanned:
             self._scanned = True
             for point in entry_points(group=f"rub.{self.kind}s"):
@@ -250,11 +239,7 @@ def control(name: str, *, task: str, card: Card | None = None, reference: bool =
 
 
 def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:
-    """The control or method of this name: what makes a row's model from the original.
-
-    Raises:
-        RubError: neither has this name; the nearest methods are named.
-    """
+    """The control or method of this name: what makes a row's model from the original."""
     control = next((entry for entry in CONTROLS.entries(task) if entry.name == name), None)
     return control or METHODS.get(name, task)
 
@@ -290,11 +275,7 @@ def network(name: str, *, task: str, card: Card | None = None) -> Callable[[F], 
 
 
 def check_builder(name: str, function: Callable[..., Any]) -> None:
-    """Refuse a builder of networks that cannot be called as one.
-
-    Raises:
-        RubError: it says what its signature should be.
-    """
+    """Refuse a builder of networks that cannot be called as one."""
     parameters = inspect.signature(function).parameters if callable(function) else {}
     named = [parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for key in SHAPE if key in parameters]
     if named != [True] * len(SHAPE):
@@ -323,9 +304,7 @@ _ROWS = {  # that every graph makes
 def task(value: T, *, summary: str) -> T:
     """Register a task, a `rub.pipeline.task.Task`, with the controls that its graph makes; return it.
 
-    Args:
-        value: the task.
-        summary: one line for ``rub list tasks``.
+    The summary is its line in ``rub list tasks``.
     """
     made: Any = value
     module = sys._getframe(1).f_globals["__name__"]
@@ -337,11 +316,7 @@ def task(value: T, *, summary: str) -> T:
 
 
 def read_protocol(path: Path) -> dict[str, Any]:
-    """Fields of a protocol's YAML file, its task and name among them; the task's own class validates them.
-
-    Raises:
-        RubError: no such file, or one that is no mapping with a name.
-    """
+    """Fields of a protocol's YAML file, its task and name among them; the task's own class validates them."""
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -399,11 +374,7 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
 
 
 def load_component(registry: Registry[Any], place: str, task: str) -> Entry[Any]:
-    """Register what ``FILE.py:name`` names, under that very name, and return its entry.
-
-    Raises:
-        RubError: no such file, it raises while it is imported, or it defines no function of that name.
-    """
+    """Register what ``FILE.py:name`` names, under that very name, and return its entry."""
     file, _, attribute = place.rpartition(":")
     module = import_file(Path(file), registry.kind)
     function = getattr(module, attribute, None)
@@ -416,15 +387,7 @@ def load_component(registry: Registry[Any], place: str, task: str) -> Entry[Any]
 
 
 def import_file(path: Path, what: str) -> ModuleType:
-    """Import a Python file, or the folder of a package, once for each content.
-
-    Args:
-        path: the file or folder.
-        what: names the file's part in errors, such as ``"--plugin"``.
-
-    Raises:
-        RubError: no such file, not a Python file, or it raises while it is imported.
-    """
+    """Import a Python file, or the folder of a package, once for each content; `what` is its part in errors."""
     folder = [str(path)] if path.is_dir() else None
     file = path / "__init__.py" if folder else path
     if not file.is_file():

@@ -44,16 +44,15 @@ class Hyper(GroupedMetadata):
     infinite: bool = False
 
     def __iter__(self) -> Iterator[Any]:
-        """Pydantic's constraints."""
         yield Field(gt=self.gt, ge=self.ge, lt=self.lt, le=self.le, allow_inf_nan=self.infinite or None)
 
     @classmethod
     def of(cls, metadata: list[Any]) -> "Hyper":
         """What the annotations of one argument say together."""
-        said = [item for item in metadata if isinstance(item, cls)]
         together: dict[str, Any] = {}
-        for item in said:
-            together |= {name: value for name, value in vars(item).items() if value != getattr(cls, name)}
+        for item in metadata:
+            if isinstance(item, cls):
+                together |= {name: value for name, value in vars(item).items() if value != getattr(cls, name)}
         return cls(**together)
 
     @property
@@ -106,7 +105,7 @@ def hyperparameters(function: Callable[..., Any]) -> type[BaseModel]:
 
 
 def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Validate hyperparameters against a component's signature and return all of them, defaults included.
+    """All hyperparameters of a component, defaults included; what does not fit its signature is refused.
 
     Raises:
         RubError: an unknown name, a wrong type, or a value out of range; `where` says which place in the suite.
@@ -123,11 +122,7 @@ def resolve(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str
 
 
 def resolved(entry: Entry[Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash.
-
-    Raises:
-        RubError: as `resolve`.
-    """
+    """What a stage's spec says of a component: its name, all hyperparameters, its version, a plug-in's hash."""
     return {
         "name": entry.name,
         "parameters": resolve(entry, given, where),

@@ -10,14 +10,14 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, read_protocol
+from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, load_target, read_protocol
 
 
 class Frozen(BaseModel):
@@ -97,11 +97,6 @@ def protocol_of(value: Any, task: str, kind: type[P]) -> P:
     field was changed; any other is ``name@hash``. A marked name, as in the ``suite.yaml`` of a result, needs the fields
     that give this very mark.
 
-    Args:
-        value: as in YAML.
-        task: whose protocols are known by name.
-        kind: the task's own class.
-
     Raises:
         ValueError: none of these, an unknown name without all fields, or a mark that the fields do not give.
         RubError: a file that cannot be read.
@@ -134,7 +129,6 @@ def protocol_of(value: Any, task: str, kind: type[P]) -> P:
 
 
 def _marked(kind: type[P], name: str, fields: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> P:
-    """Protocol of these fields under the name that it shows; `shipped` are those that RUB gives this name."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"name = '{name}': should be letters, digits, dots, dashes and underscores, 64 at most")
     made = kind.model_validate({**fields, "name": name})
@@ -173,8 +167,7 @@ def protocols_of(task: str) -> dict[str, Protocol]:
 
 def protocol_kind(task: str) -> type[Protocol]:
     """Class of a task's protocols, as its experiment declares it."""
-    kind: type[Protocol] = TASKS.get(task, task).load().experiment.model_fields["protocol"].annotation
-    return kind
+    return cast("type[Protocol]", TASKS.get(task, task).load().experiment.model_fields["protocol"].annotation)
 
 
 class Seeds(Frozen):
@@ -229,7 +222,6 @@ class Experiment(Frozen):
     @field_validator("protocol", mode="before", check_fields=False)
     @classmethod
     def _protocol(cls, value: Any, info: ValidationInfo) -> Any:
-        """A task that has protocols takes what `protocol_of` takes."""
         kind: Any = cls.model_fields["protocol"].annotation
         return protocol_of(value, info.data.get("task", ""), kind)
 
@@ -244,7 +236,7 @@ class Experiment(Frozen):
 
 
 def _names(value: Any) -> Any:
-    """Turn a list of method names into a mapping; anything else that is no mapping is left for pydantic to refuse."""
+    # What is neither is left for pydantic to refuse.
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
     return {name: {} if given is None else given for name, given in value.items()} if isinstance(value, dict) else value
@@ -269,11 +261,9 @@ class Suite(Frozen):
 
 def suite_names() -> dict[str, str]:
     """Shipped suites: name -> one-line summary, sorted by name."""
-    found = {}
-    for entry in files("rub").joinpath("suites").iterdir():
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = str(yaml.safe_load(entry.read_text(encoding="utf-8"))["summary"])
-    return dict(sorted(found.items()))
+    found = (Path(item.name) for item in files("rub").joinpath("suites").iterdir())
+    names = sorted(path.stem for path in found if path.suffix == ".yaml")
+    return {name: str(load_target(f"rub:suites/{name}.yaml")["summary"]) for name in names}
 
 
 def located(path: str | Path, data_root: Path | None) -> Path:

@@ -38,13 +38,7 @@ class Outcome:
 
 
 def cached_outcome(stage: Stage, outcomes: Mapping[str, Outcome], store: Store) -> Outcome | None:
-    """Outcome of a stage that need not run (cached, or blocked by a failed input), else None.
-
-    Args:
-        stage: whose inputs have all ended.
-        outcomes: stage key -> outcome.
-        store: where its artifact may be.
-    """
+    """Outcome of a stage that need not run (cached, or blocked by a failed input), else None; its inputs have ended."""
     needs = (outcomes[need.key] for need in stage.inputs.values())
     if (lost := next((need for need in needs if need.artifact is None), None)) is not None:
         return Outcome("blocked", reason=lost.reason)
@@ -72,13 +66,7 @@ def attempt(
 ) -> Outcome:
     """Run a stage into the store and return how it ended; where memory runs out, again with half the batch.
 
-    Args:
-        stage: what to run.
-        task: whose it is.
-        inputs: the artifacts of its inputs.
-        store: where its output goes.
-        runtime: where and how; results do not depend on its batch size.
-        minutes: its time limit, of all tries together.
+    The time limit is of all tries together.
 
     Raises:
         RubError: the request itself is wrong; what the stage would go on from is kept, as where memory or time ran out.
@@ -160,11 +148,7 @@ def time_limit(minutes: float | None) -> Iterator[None]:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Let this process's own memory grow to so many GB at most: what needs more gets an error instead of the machine.
-
-    Raises:
-        RubError: this system has no such limit, or the process is above it already.
-    """
+    """Let this process's own memory grow to so many GB at most: more gives an error, and the machine goes on."""
     try:
         import resource
 
@@ -174,7 +158,6 @@ def limit_memory(gigabytes: float) -> None:
 
 
 def _free(runtime: Runtime) -> None:
-    """Give back what is not in use before the next try."""
     import torch
 
     runtime.cache.clear()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from rub.config.hyperparameters import resolved
 from rub.config.suite import Experiment
@@ -39,8 +39,6 @@ class GraphBuilder(ABC, Generic[E]):
     A task's builder says how its models are made and measured; rows, components and the retrained reference are here.
 
     Attributes:
-        experiment: what is asked for.
-        data_root: folder with the standard data layouts, or None.
         given: models from files; None where the experiment makes its own.
         methods: method or control of a plug-in -> what a stage's spec says of it.
         metrics: metrics of plug-ins.
@@ -63,11 +61,6 @@ class GraphBuilder(ABC, Generic[E]):
     """The task's own rows beside the original and the retrained models that are no methods."""
 
     def __init__(self, experiment: E, data_root: Path | None, given: FromFiles | None = None) -> None:
-        """Look every method and attack up in the registry.
-
-        Raises:
-            RubError: an unknown component or hyperparameter, or fields that contradict each other.
-        """
         experiment.check()
         self.experiment, self.data_root, self.given = experiment, data_root, given
         self.retrains: int = getattr(experiment, "retrains", experiment.seeds.unlearn)
@@ -116,8 +109,8 @@ class GraphBuilder(ABC, Generic[E]):
     @cached_property
     def original(self) -> Stage:
         """Stage of the model before unlearning."""
-        read = self.given is not None and "original" in self.given.weights
-        return self.imported("original", self.given) if read and self.given else self.trained()
+        given = self.given
+        return self.imported("original", given) if given and "original" in given.weights else self.trained()
 
     def retrained(self, seed: int) -> tuple[str, int] | None:
         """Row of the retrained model that the rows of an unlearning seed are compared with; None without one."""
@@ -129,11 +122,7 @@ class GraphBuilder(ABC, Generic[E]):
         """Measuring stages of one row: clean, one for each attack and budget, and its gallery."""
         return [
             self.measure(method, seed),
-            *(
-                self.measure_attack(method, seed, label, budget)
-                for label in self.attacks
-                for budget in self.budgets(label)
-            ),
+            *(self.measure_attack(method, seed, name, at) for name in self.attacks for at in self.budgets(name)),
             *self.further(method, seed),
             *self.gallery(method, seed),
         ]
@@ -143,9 +132,9 @@ class GraphBuilder(ABC, Generic[E]):
         for entry in self.metrics:
             yield self._metric(entry, method, seed)
             metric: Metric = entry.load()
-            labels = [label for label in self.attacks if metric.attacked and metric.split in self.attacked(label)]
-            for label in labels:
-                yield from (self._metric(entry, method, seed, label, budget) for budget in self.budgets(label))
+            for label in self.attacks:
+                if metric.attacked and metric.split in self.attacked(label):
+                    yield from (self._metric(entry, method, seed, label, budget) for budget in self.budgets(label))
 
     def _further(self, name: str) -> Entry[Any]:
         metrics = {metric.name for metric in metrics_of(self.task)}
@@ -199,8 +188,7 @@ class GraphBuilder(ABC, Generic[E]):
 
     def budgets(self, label: str) -> Iterable[Any]:
         """Budgets of an attack, the smallest first."""
-        budgets: Iterable[Any] = self.attacks[label].budgets
-        return budgets
+        return cast(Iterable[Any], self.attacks[label].budgets)
 
     def budget_name(self, budget: Any) -> str:
         """Name of a budget in records."""

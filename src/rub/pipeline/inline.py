@@ -6,10 +6,9 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
-from types import MappingProxyType
 
 from rich.console import Console
 
@@ -33,7 +32,7 @@ def run_inline(
     store: Store,
     runtime: Runtime,
     display: Display,
-    resources: Mapping[str, Resources] = MappingProxyType({}),
+    resources: Mapping[str, Resources] | None = None,
     *,
     workers: int = 1,
     plugins: Sequence[Path] = (),
@@ -49,7 +48,7 @@ def run_inline(
         store: shared with other processes.
         runtime: where and how.
         display: shows progress.
-        resources: stage key -> its limits; none when left out.
+        resources: stage key -> its limits.
         workers: processes that share the work, this one included.
         plugins: files that the other processes read first.
 
@@ -59,52 +58,59 @@ def run_inline(
     Raises:
         RubError: the request itself is wrong (a bad checkpoint, missing data, a full disk); finished stages are kept.
     """
-    with _helpers(workers - 1, stages, tasks, store, runtime, plugins, resources):
-        return _serve(stages, tasks, store, runtime, display, resources)
+    work = _Work(list(stages), dict(tasks), store, runtime, dict(resources or {}), list(plugins))
+    with _helpers(workers - 1, work):
+        return work.run(display)
 
 
-def _serve(
-    stages: Sequence[Stage],
-    tasks: Mapping[str, Task],
-    store: Store,
-    runtime: Runtime,
-    display: Display,
-    resources: Mapping[str, Resources],
-) -> dict[str, Outcome]:
-    """Run stages until each has an outcome, here or in another process."""
-    pending = in_order(stages)
-    outcomes: dict[str, Outcome] = {}
-    display.start(pending, store)
-    while pending:
-        postponed = []
-        for stage in pending:
-            outcome = _one(stage, tasks[stage.task], outcomes, store, runtime, display, resources.get(stage.key))
-            if outcome is None:
-                postponed.append(stage)
-            else:
-                outcomes[stage.key] = outcome
-                display.ended(stage, outcome.status, outcome.reason)
-        if len(postponed) == len(pending):  # all that is left is in other hands
-            display.waiting(postponed[0])
-            time.sleep(POLL_SECONDS)
-        pending = postponed
-    return outcomes
+@dataclass(frozen=True)
+class _Work:
+    stages: list[Stage]
+    tasks: dict[str, Task]
+    store: Store
+    runtime: Runtime
+    resources: dict[str, Resources]
+    plugins: list[Path]
+
+    def run(self, display: Display) -> dict[str, Outcome]:
+        """Run stages until each has an outcome, here or in another process."""
+        pending = in_order(self.stages)
+        outcomes: dict[str, Outcome] = {}
+        display.start(pending, self.store)
+        while pending:
+            postponed = []
+            for stage in pending:
+                outcome = self._one(stage, outcomes, display)
+                if outcome is None:
+                    postponed.append(stage)
+                else:
+                    outcomes[stage.key] = outcome
+                    display.ended(stage, outcome.status, outcome.reason)
+            if len(postponed) == len(pending):  # all that is left is in other hands
+                display.waiting(postponed[0])
+                time.sleep(POLL_SECONDS)
+            pending = postponed
+        return outcomes
+
+    def _one(self, stage: Stage, outcomes: Mapping[str, Outcome], display: Display) -> Outcome | None:
+        if any(need.key not in outcomes for need in stage.inputs.values()):
+            return None
+        if (ended := cached_outcome(stage, outcomes, self.store)) is not None:
+            return ended
+        with self.store.try_lock(stage.key) as ours:
+            if not ours:
+                return None
+            if (found := self.store.find(stage.kind, stage.key)) is not None:  # another process has just made it
+                return Outcome("cached", found)
+            display.began(stage)
+            minutes = self.resources.get(stage.key, Resources()).minutes
+            runtime = replace(self.runtime, progress=display.step)
+            return attempt(stage, self.tasks[stage.task], inputs_of(stage, outcomes), self.store, runtime, minutes)
 
 
 @contextmanager
-def _helpers(
-    count: int,
-    stages: Sequence[Stage],
-    tasks: Mapping[str, Task],
-    store: Store,
-    runtime: Runtime,
-    plugins: Sequence[Path],
-    resources: Mapping[str, Resources],
-) -> Iterator[None]:
-    """Let `count` more processes run the same stages on the same store, with an even share of the cores each.
-
-    Small networks gain more from a second process than from a second thread: their operations are too short to split.
-    """
+def _helpers(count: int, work: _Work) -> Iterator[None]:
+    # Small networks gain more from a second process than from a second thread: their operations are too short to split.
     if count == 0:
         yield
         return
@@ -113,10 +119,8 @@ def _helpers(
     before = torch.get_num_threads()
     threads = max(1, before // (count + 1))
     spawn = multiprocessing.get_context("spawn")
-    request = (
-        list(stages), dict(tasks), store.root, replace(runtime, cache=Cache()), list(plugins), threads, dict(resources),
-    )  # fmt: skip
-    crew = [spawn.Process(target=_assist, args=request, daemon=True) for _ in range(count)]
+    theirs = replace(work, store=Store(work.store.root), runtime=replace(work.runtime, cache=Cache()))
+    crew = [spawn.Process(target=_assist, args=(theirs, threads), daemon=True) for _ in range(count)]
     torch.set_num_threads(threads)
     for process in crew:
         process.start()
@@ -129,53 +133,21 @@ def _helpers(
             process.join()
 
 
-def _assist(
-    stages: Sequence[Stage],
-    tasks: Mapping[str, Task],
-    root: Path,
-    runtime: Runtime,
-    plugins: Sequence[Path],
-    threads: int,
-    resources: Mapping[str, Resources],
-) -> None:
-    """Run stages in a helper process; what goes wrong here, the first process meets and reports itself."""
+def _assist(work: _Work, threads: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     Thread(target=_leave_with_the_first, daemon=True).start()
     torch.set_num_threads(threads)
-    for path in plugins:
+    for path in work.plugins:
         load_plugin(path)
+    # What goes wrong here, the first process meets and reports itself.
     with suppress(KeyboardInterrupt, RubError), Display(Console(), quiet=True) as display:
-        _serve(stages, tasks, Store(root), runtime, display, resources)
+        work.run(display)
 
 
-def _leave_with_the_first() -> None:
-    """Stop this process as `_helpers` would, once the first one was killed and cannot."""
+def _leave_with_the_first() -> None:  # as `_helpers` would have it, once the first process was killed and cannot
     if first := multiprocessing.parent_process():
         first.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _one(
-    stage: Stage,
-    task: Task,
-    outcomes: Mapping[str, Outcome],
-    store: Store,
-    runtime: Runtime,
-    display: Display,
-    limits: Resources | None,
-) -> Outcome | None:
-    if any(need.key not in outcomes for need in stage.inputs.values()):
-        return None
-    if (ended := cached_outcome(stage, outcomes, store)) is not None:
-        return ended
-    with store.try_lock(stage.key) as ours:
-        if not ours:
-            return None
-        if (found := store.find(stage.kind, stage.key)) is not None:  # another process has just made it
-            return Outcome("cached", found)
-        display.began(stage)
-        minutes = None if limits is None else limits.minutes
-        return attempt(stage, task, inputs_of(stage, outcomes), store, replace(runtime, progress=display.step), minutes)

@@ -34,7 +34,6 @@ class Display:
         self._elsewhere = 0.0
 
     def __enter__(self) -> "Display":
-        """Start the live display when the console is a terminal."""
         if self.console.is_terminal and not self.quiet:
             self._live = Progress(
                 SpinnerColumn(),
@@ -53,7 +52,6 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the live display away."""
         if self._live is not None:
             self._live.stop()
             self._live = None

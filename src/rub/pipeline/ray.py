@@ -36,42 +36,24 @@ _PLUGGED: set[str] = set()  # plug-ins that this worker process has loaded
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker needs for one stage.
-
-    Attributes:
-        stage: what to run.
-        task: whose it is.
-        root: the store's folder where the worker sees it, else None.
-        runtime: without the driver's memo and progress.
-        threads: torch threads.
-        minutes: time limit.
-        plugins: file name and text of each plug-in.
-    """
-
     stage: Stage
     task: Task
-    root: Path | None
+    root: Path | None  # of the store, where the worker sees it
     runtime: Runtime
     threads: int
     minutes: float | None
-    plugins: tuple[tuple[str, str], ...]
+    plugins: tuple[tuple[str, str], ...]  # file name and text of each
 
 
 @dataclass(frozen=True)
 class _Parcel:
-    """An artifact on its way: its manifest and the bytes of its files."""
-
     manifest: Mapping[str, Any]
     files: Mapping[str, bytes]
 
 
 @contextmanager
 def cluster(address: str | None, workers: int) -> Iterator[None]:
-    """Join a Ray cluster, or start Ray here with so many cores and end it afterwards.
-
-    Raises:
-        RubError: Ray is not installed, or nothing answers at the address.
-    """
+    """Join a Ray cluster, or start Ray here with so many cores and end it afterwards."""
     try:
         import ray
     except ImportError:
@@ -97,12 +79,7 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _answers(address: str | None) -> None:
-    """Look whether anything answers at ``host:port``: Ray itself would try for minutes.
-
-    Raises:
-        RubError: nothing does.
-    """
+def _answers(address: str | None) -> None:  # Ray itself would try for minutes
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal():
         return
@@ -122,23 +99,9 @@ def run_ray(
     plugins: Sequence[Path] = (),
     shared: bool | None = None,
 ) -> dict[str, Outcome]:
-    """Run every missing stage as a Ray task; a stage that fails blocks only what needs it.
+    """Run every missing stage as a Ray task; as `rub.pipeline.inline.run_inline`.
 
-    Args:
-        stages: what is wanted; what they need is found through their inputs.
-        tasks: name -> task.
-        store: of the driver.
-        runtime: where and how.
-        display: shows progress.
-        resources: stage key -> what it may use.
-        plugins: files, which travel with the work.
-        shared: whether all nodes see the store's folder; they are asked when None.
-
-    Returns:
-        stage key -> outcome, for the stages given and all that they need.
-
-    Raises:
-        RubError: the request itself is wrong; finished stages are kept.
+    Plug-ins travel with the work. `shared` is whether all nodes see the store's folder; they are asked when None.
     """
     import ray
 
@@ -179,8 +142,6 @@ def run_ray(
 
 
 class _Driver:
-    """Hands stages to Ray and takes their artifacts back."""
-
     def __init__(
         self,
         tasks: Mapping[str, Task],
@@ -225,11 +186,7 @@ class _Driver:
         return self.remote.options(**options).remote(work, list(sent), *sent.values())
 
     def received(self, stage: Stage, reference: Any) -> Outcome | None:
-        """Outcome of a stage, with its artifact in the driver's store; None where another process has it.
-
-        Raises:
-            RubError: the worker says that the request is wrong.
-        """
+        """Outcome of a stage, with its artifact in the driver's store; None where another process has it."""
         import ray
 
         try:
@@ -282,12 +239,8 @@ def unpack(parcel: _Parcel, store: Store) -> Artifact:
 
 
 def _work(work: _Work, roles: Sequence[str], *sent: Any) -> tuple[str, Any, str]:
-    """Compute one stage in a worker.
-
-    Returns:
-        How it ended (``done``, ``failed``, ``busy``: another process has it, ``wrong``: the request is), with the
-        parcel where artifacts travel or the reason; and the node.
-    """
+    # How it ended ("done", "failed", "busy": another process has it, "wrong": the request is), with the parcel where
+    # artifacts travel or the reason; and the node.
     import ray
     import torch
 
@@ -312,7 +265,6 @@ def _work(work: _Work, roles: Sequence[str], *sent: Any) -> tuple[str, Any, str]
 
 
 def _on_shared(work: _Work, store: Store, sent: Mapping[str, tuple[str, str]], runtime: Runtime) -> tuple[str, Any]:
-    """Compute a stage into the shared store, unless another process does."""
     found = {role: store.find(kind, key) for role, (kind, key) in sent.items()}
     inputs = {role: artifact for role, artifact in found.items() if artifact is not None}
     if len(inputs) < len(found):
@@ -327,13 +279,11 @@ def _on_shared(work: _Work, store: Store, sent: Mapping[str, tuple[str, str]], r
 
 
 def _plug(name: str, text: str) -> None:
-    """Load a plug-in that travelled with the work, once in this process."""
-    if text in _PLUGGED:
-        return
-    _PLUGGED.add(text)
-    place = Path(tempfile.mkdtemp(prefix="rub-plugin-"))
-    (place / Path(name).name).write_text(text, encoding="utf-8")
-    load_plugin(place / Path(name).name)
+    if text not in _PLUGGED:
+        _PLUGGED.add(text)
+        place = Path(tempfile.mkdtemp(prefix="rub-plugin-")) / Path(name).name
+        place.write_text(text, encoding="utf-8")
+        load_plugin(place)
 
 
 def _heaviest(stage: Stage) -> str:

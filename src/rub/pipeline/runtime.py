@@ -114,14 +114,10 @@ def device_name(device: str) -> str:
 
     if device.startswith("cuda"):
         return f"cuda {torch.cuda.get_device_name(device)}"
-    model = "unknown processor"
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"cpu {model} x{torch.get_num_threads()}"
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"cpu {next(names, 'unknown processor')} x{torch.get_num_threads()}"
 
 
 def _version(name: str) -> str:

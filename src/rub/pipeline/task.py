@@ -42,9 +42,5 @@ class Task:
     controls: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, experiment: Experiment, data_root: Path | None) -> Graph:
-        """Graph of an experiment.
-
-        Raises:
-            RubError: an unknown component or hyperparameter, or data or weights that are not there.
-        """
+        """Graph of an experiment."""
         return self.graph(experiment, data_root, None).graph()

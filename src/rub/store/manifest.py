@@ -7,7 +7,7 @@ seal the folder again, which is why `rub verify` scores witnesses anew.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rub.errors import RubError
 from rub.store.artifacts import file_sha256, seal
@@ -23,15 +23,7 @@ LARGEST = 1 << 26  # bytes of a manifest; a larger one is not read
 
 
 def seal_folder(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write ``manifest.json``: the SHA-256 of every file of a result folder, and facts about how it was made.
-
-    Args:
-        folder: of results; none of RUB's own files is written into it after this.
-        facts: ``command`` and ``code_version``.
-
-    Returns:
-        The path of the manifest.
-    """
+    """Write ``manifest.json``: the SHA-256 of every file of a result folder, and facts about how it was made."""
     files = {name: file_sha256(folder / name) for name in _files(folder)}
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
     place = folder / MANIFEST
@@ -60,15 +52,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RubError(f"{place}: of a newer RUB (schema {manifest['schema_version']}); update RUB to read it")
     if not whole:
         raise RubError(f"{place}: changed since it was sealed")
-    found: dict[str, Any] = manifest
-    return found
+    return cast("dict[str, Any]", manifest)
 
 
 def changed_files(folder: Path) -> list[str]:
     """One line for each file that is missing, changed, a link, or not in the manifest; none where all is whole.
-
-    Raises:
-        RubError: as for `read_manifest`.
 
     Example:
         >>> import tempfile
