@@ -164,16 +164,9 @@ METRICS: Registry[Any] = Registry("metric")
 PROTOCOLS: Registry[Mapping[str, Any]] = Registry("protocol")
 TASKS: Registry[Any] = Registry("task")
 KINDS: Mapping[str, Registry[Any]] = {
-    "tasks": TASKS,
-    "methods": METHODS,
-    "attacks": ATTACKS,
-    "controls": CONTROLS,
-    "metrics": METRICS,
-    "datasets": DATASETS,
-    "models": NETWORKS,
-    "judges": JUDGES,
-    "protocols": PROTOCOLS,
-}
+    "tasks": TASKS, "methods": METHODS, "attacks": ATTACKS, "controls": CONTROLS, "metrics": METRICS,
+    "datasets": DATASETS, "models": NETWORKS, "judges": JUDGES, "protocols": PROTOCOLS,
+}  # fmt: skip
 
 
 @contextmanager
@@ -285,10 +278,7 @@ def check_builder(name: str, function: Callable[..., Any]) -> None:
 def protocol(name: str, *, task: str, **fields: Any) -> None:
     """Register a protocol: a name for the choices behind a number, such as ``attacks={"mine": {...}}``.
 
-    Args:
-        name: shows as ``name@hash``, the hash of all choices.
-        task: whose.
-        **fields: those of the task's protocol class, as in YAML.
+    It shows as ``name@hash``, the hash of all choices; the fields are those of the task's protocol class, as in YAML.
     """
     module = sys._getframe(1).f_globals["__name__"]
     PROTOCOLS.add(Entry(name, task, str(fields.get("summary", "")), {"name": name, **fields}, module))
@@ -348,11 +338,7 @@ _DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.datase
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:
-    """Run a plug-in, a Python file or the folder of a package, so that its decorators register; what it registered.
-
-    Raises:
-        RubError: the file is missing, it raises while it is imported, it registers nothing, or for no known task.
-    """
+    """Run a plug-in, a Python file or the folder of a package, so that its decorators register; what it registered."""
     if not (path.is_file() or (path / "__init__.py").is_file()):
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
     name = _module_name(path)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from annotated_types import Ge
 from pydantic.fields import FieldInfo
-from rich.console import Console
 from typer.core import TyperGroup
 
-from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins
+from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins, say
 from rub.errors import RubError
 from rub.registry import TASKS
 
@@ -57,8 +56,6 @@ def _command(task: str) -> Any:
 
 
 def _function(request: "type[AuditRequest]") -> Any:
-    """Function with an option for each field of a request, and those that all audits have."""
-
     def run(
         *,
         store: STORE = None,
@@ -70,38 +67,36 @@ def _function(request: "type[AuditRequest]") -> Any:
         **given: Any,
     ) -> None:
         from rub import api
+        from rub.audits.base import lines
         from rub.pipeline.progress import Display
 
         load_plugins(plugin)
         fields = {name: _value(name, request.model_fields[name], value) for name, value in given.items()}
-        screen = console()
         report = api.audit(
             request(**{name: value for name, value in fields.items() if value is not None}),
             store=store,
             runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
-            display=Display(screen),
+            display=Display(console()),
             out=out,
             command=api.reproducible(sys.argv[1:]),
         )
-        _tell(report, screen)
+        for line in lines(report):
+            say(line, markup=True)
+        if report.failures:
+            raise typer.Exit(3)
 
     shared = [item for item in inspect.signature(run).parameters.values() if item.kind is item.KEYWORD_ONLY]
-    own = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.is_required() else field.default or None,
-            annotation=_option(field),
-        )
-        for name, field in request.model_fields.items()
-    ]
+    own = []
+    for name, field in request.model_fields.items():
+        default = inspect.Parameter.empty if field.is_required() else field.default or None
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own.append(inspect.Parameter(name, kind, default=default, annotation=_option(field)))
     run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in (*own, *shared)}
     return run
 
 
-def _kind(field: FieldInfo) -> Any:
-    """Type of a field without None."""
+def _kind(field: FieldInfo) -> Any:  # without None
     hint: Any = field.annotation
     return get_args(hint)[0] if isinstance(hint, UnionType) else hint
 
@@ -114,7 +109,6 @@ def _option(field: FieldInfo) -> Any:
 
 
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
-    """Value of an option; of a tuple, its parts with commas between them."""
     kind = _kind(field)
     if get_origin(kind) is not tuple or given is None:
         return given
@@ -125,12 +119,3 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
         what = "whole numbers" if part is int else "numbers"
         option = f"--{name.replace('_', '-')}"
         raise RubError(f"{option} {given}: should be {what} with commas between them, such as 0,3") from None
-
-
-def _tell(report: Any, screen: Console) -> None:
-    from rub.audits.base import lines
-
-    for line in lines(report):
-        screen.print(line, highlight=False, soft_wrap=True)
-    if report.failures:
-        raise typer.Exit(3)

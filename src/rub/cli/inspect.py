@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def listing(what: str, task: str | None) -> list[dict[str, Any]]:
-    """Rows of `rub list`: components of one kind, or suites; ``networks`` are the ``models``.
-
-    Raises:
-        RubError: an unknown kind or task.
-    """
+    """Rows of `rub list`: components of one kind, or suites; ``networks`` are the ``models``."""
     tasks, what = _tasks(task), {"networks": "models"}.get(what, what)
     if what == "suites":
         from rub.config.suite import suite_names
@@ -54,26 +50,23 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
 
 
 def describe(name: str, task: str | None) -> Iterator[str]:
-    """Lines about every component of this name.
-
-    Raises:
-        RubError: nothing has this name, or an unknown task.
-    """
+    """Lines about every component of this name."""
     from rub.config.suite import suite_names
+    from rub.metrics.base import metrics_of
 
-    declared = [item for name_ in _tasks(task) for item in _declared(name_)]
+    metrics = [(metric, owner) for owner in _tasks(task) for metric in metrics_of(owner)]
     entries = [(registry, entry) for registry in KINDS.values() for entry in registry.entries(task)]
     suites = suite_names()
     name = name.partition("@")[0]  # the mark of a protocol
-    names = {entry.name for _, entry in entries} | {name for name, _ in declared} | set(suites)
+    names = {entry.name for _, entry in entries} | {metric.name for metric, _ in metrics} | set(suites)
     if name not in names:
         raise unknown("component", name, names)
     for registry, entry in entries:
         if entry.name == name and registry.kind != "metric":
             yield from _component(registry.kind, entry)
-    for found, lines in declared:
-        if found == name:
-            yield from lines
+    for metric, owner in metrics:
+        if metric.name == name:
+            yield from _metric(metric, owner)
     if name in suites:
         yield f"[b]{name}[/b]  suite"
         yield from _indented(files("rub").joinpath("suites", f"{name}.yaml").read_text(encoding="utf-8"))
@@ -84,13 +77,6 @@ def _tasks(only: str | None) -> list[str]:
     if only is not None and only not in names:
         raise unknown("task", only, names)
     return names if only is None else [only]
-
-
-def _declared(task: str) -> Iterator[tuple[str, Iterable[str]]]:
-    from rub.metrics.base import metrics_of
-
-    for metric in metrics_of(task):
-        yield metric.name, _metric(metric, task)
 
 
 def _fields(kind: type[BaseModel], depth: int = 2) -> Iterator[str]:

@@ -30,6 +30,8 @@ from rub.cli.options import (
     console,
     given_weights,
     load_plugins,
+    parts,
+    say,
 )
 from rub.cli.share import add_to
 from rub.cli.store import store_app
@@ -83,7 +85,6 @@ def run(
     if max_memory is not None:
         limit_memory(max_memory)
     display = Display(screen)
-    command = api.reproducible(sys.argv[1:])
     result = api.run(
         loaded,
         store=store,
@@ -94,7 +95,7 @@ def run(
         plugins=plugin or (),
         out=out,
         display=display,
-        command=command,
+        command=api.reproducible(sys.argv[1:]),
     )
     for _, _, tables in result.pages:
         for table in tables:
@@ -106,10 +107,10 @@ def run(
         highlight=False,
     )
     if out is not None:
-        screen.print(f"Results: {out}   Page: {out / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+        say(f"Results: {out}   Page: {out / 'report' / 'index.html'}", markup=True)
+    for reason in result.failures:
+        say(f"failed: {reason}")
     if result.failures:
-        for reason in result.failures:
-            screen.print(f"failed: {escape(reason)}", highlight=False, soft_wrap=True)
         raise typer.Exit(3)
 
 
@@ -145,9 +146,8 @@ def plan(
         counts = (len(rows), len(kept), len(partial), len(rows) - len(kept) - len(partial))
         table.add_row(kind, *map(str, counts), f"{sum([*kept, *partial]) / 2**20:.1f}", f"{cost:.2f}")
     console().print(table)
-    for _, graph in plans:
-        for note in graph.notes:
-            console().print(f"note: {note}", highlight=False)
+    for note in (note for _, graph in plans for note in graph.notes):
+        console().print(f"note: {note}", highlight=False)
 
 
 @app.command("list", epilog="Example: rub list methods --task classification")
@@ -187,7 +187,7 @@ def show(
 
     load_plugins(plugin)
     for line in describe(name, task):
-        console().print(line, highlight=False, soft_wrap=True)
+        say(line, markup=True)
 
 
 @app.command(epilog="Example: rub doctor --data-root data")
@@ -196,7 +196,7 @@ def doctor(data_root: DATA = None, store: STORE = None) -> None:
     from rub.cli.inspect import diagnose
 
     for line in diagnose(data_root, store):
-        console().print(line, highlight=False, soft_wrap=True)
+        say(line, markup=True)
 
 
 @app.command(epilog="Example: rub verify rub-out --store DIR")
@@ -214,25 +214,21 @@ def verify(
     from rub import api
 
     load_plugins(plugin)
-    screen = console()
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     held = broken = changed = unchecked = 0
     for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime):
         held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
         changed += len(check.changed)
         for line in check.changed:
-            screen.print(f"not as it was sealed: {line}", markup=False, highlight=False, soft_wrap=True)
+            say(f"not as it was sealed: {line}")
         if check.changed:
             continue
-        outcome = (
-            f"cannot check: {check.reason}" if check.reason else f"{check.held} held, {len(check.broken)} not held"
-        )
-        screen.print(f"{check.name}: {outcome}", markup=False, highlight=False, soft_wrap=True)
+        counts = f"{check.held} held, {len(check.broken)} not held"
+        say(f"{check.name}: " + (f"cannot check: {check.reason}" if check.reason else counts))
         for line in check.broken[:5]:
-            screen.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+            say(f"  {line}")
     more = f", {changed} files not as they were sealed" if changed else ""
-    line = f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked{more}"
-    screen.print(line, highlight=False, soft_wrap=True)
+    say(f"{held} witnesses held, {broken} not held, {unchecked} files could not be checked{more}")
     if broken or changed or unchecked:
         raise typer.Exit(1 if broken or changed else 3)
 
@@ -284,7 +280,7 @@ def _suite(
     from rub.config.suite import load_suite
 
     added = load_plugins(plugins)
-    chosen = [part.strip() for part in methods.split(",") if part.strip()] if methods is not None else None
+    chosen = parts(methods) if methods is not None else None
     given = list(overrides or ())
     if prompts is not None:
         given.append(f"text-to-image.concept.prompts={json.dumps(str(prompts))}")

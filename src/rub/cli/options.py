@@ -34,6 +34,11 @@ def given_weights(original: Path | None, unlearned: Path | None) -> dict[str, Pa
     return {name: path for name, path in {"original": original, "unlearned": unlearned}.items() if path is not None}
 
 
+def parts(text: str) -> list[str]:
+    """Parts of an option with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def load_plugins(paths: Iterable[Path] | None) -> list[Entry[Any]]:
     """Run the files of ``--plugin``; the entries that they register."""
     return [entry for path in paths or () for entry in load_plugin(path)]
@@ -42,3 +47,8 @@ def load_plugins(paths: Iterable[Path] | None) -> list[Entry[Any]]:
 def console() -> Console:
     """Console for standard output; made per call, so that redirections are seen."""
     return Console()
+
+
+def say(line: str, *, markup: bool = False) -> None:
+    """Print a line as it is, however long."""
+    console().print(line, markup=markup, highlight=False, soft_wrap=True)

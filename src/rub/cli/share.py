@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rub.cli.options import BATCH, DATA, DEVICE, ORIGINAL, STORE, UNLEARNED, console, given_weights
+from rub.cli.options import BATCH, DATA, DEVICE, ORIGINAL, STORE, UNLEARNED, given_weights, parts, say
 from rub.errors import RubError
 
 _FOLDERS = typer.Argument(help="Result folders of rub run --out, or a folder of such.")
@@ -23,11 +23,10 @@ def report(
     """Write one site of several result folders: leaderboard, experiments, methods; exit 1 if one had to be refused."""
     from rub import api
 
-    chosen = [part.strip() for part in formats.split(",") if part.strip()]
-    page, refused = api.report(folders, out, chosen, workers)
+    page, refused = api.report(folders, out, parts(formats), workers)
     for reason in refused.values():
-        _say(f"refused: {reason}")
-    _say(f"Page: {page}")
+        say(f"refused: {reason}")
+    say(f"Page: {page}")
     if refused:
         raise typer.Exit(1)
 
@@ -49,12 +48,12 @@ def submit(
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     rules = api.submit(folder, out, files=files, store=store, runtime=runtime)
     for rule in rules:
-        _say(f"{'broken' if rule.problems else 'kept':<7} {rule.name}: {rule.asks}")
+        say(f"{'broken' if rule.problems else 'kept':<7} {rule.name}: {rule.asks}")
         for line in rule.problems[:5]:
-            _say(f"          {line}")
+            say(f"          {line}")
     if any(rule.problems for rule in rules):
         raise typer.Exit(1)
-    _say(f"Add this folder by a pull request: {out}")
+    say(f"Add this folder by a pull request: {out}")
 
 
 def export(
@@ -91,7 +90,3 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: rub report results/mine results/yours --out site")(report)
     app.command(epilog="Example: rub submit rub-out --store DIR --out results/my-method")(submit)
     app.command(epilog="Example: rub export rub-out --method salun --format model-card")(export)
-
-
-def _say(text: str) -> None:
-    console().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rub.cli.options import DATA, STORE, console
+from rub.cli.options import DATA, STORE, console, say
 from rub.errors import RubError
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ def check(store: STORE = None) -> None:
     bad = 0
     for kind, key, why in damaged(opened):
         bad += 1
-        console().print(f"{kind}/{key[:12]}: {why}", markup=False, highlight=False, soft_wrap=True)
-    console().print(
-        f"{sum(one.count for one in usage(opened))} artifacts and partial stages, {bad} damaged", highlight=False
-    )
+        say(f"{kind}/{key[:12]}: {why}")
+    say(f"{sum(one.count for one in usage(opened))} artifacts and partial stages, {bad} damaged")
     if bad:
         raise typer.Exit(1)
 
@@ -73,7 +71,7 @@ def gc(
                 opened.forget_partial(key)
     size = sum(size for _, _, size in found) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
-    console().print(f"{len(found)} artifacts, {size:.1f} MiB: {said}", highlight=False)
+    say(f"{len(found)} artifacts, {size:.1f} MiB: {said}")
 
 
 def _opened(store: Path | None) -> "Store":

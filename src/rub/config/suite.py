@@ -154,12 +154,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def protocols_of(task: str) -> dict[str, Protocol]:
-    """Protocols that can be named, as they show: those of RUB, then those of plug-ins.
-
-    Example:
-        >>> next(iter(protocols_of("classification")))
-        'rub-paper-1'
-    """
+    """Protocols that can be named, as they show: those of RUB, then those of plug-ins."""
     kind = protocol_kind(task)
     found = (protocol_of(entry.name, task, kind) for entry in PROTOCOLS.entries(task))
     return {item.name: item for item in found}
@@ -267,12 +262,7 @@ def suite_names() -> dict[str, str]:
 
 
 def located(path: str | Path, data_root: Path | None) -> Path:
-    """Where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere.
-
-    Example:
-        >>> located("weights.safetensors", None).name
-        'weights.safetensors'
-    """
+    """Where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere."""
     own = Path(path).expanduser()
     if own.exists() or data_root is None:
         return own

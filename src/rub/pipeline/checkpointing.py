@@ -10,9 +10,9 @@ import io
 import os
 import time
 from collections.abc import Mapping
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from rub.store.artifacts import STATE_HEAD, STATE_SUFFIX, whole_state
 
@@ -122,12 +122,13 @@ class Checkpointer:
         written = self.folder / f"{name}.new"
         written.unlink(missing_ok=True)  # of a run that was killed
         try:
-            with written.open("xb") as file:  # never through a link
+            with written.open("x+b") as file:  # never through a link
                 file.write(b"0" * STATE_HEAD)
-                stream: Any = _Hashed(file)
-                torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, stream)
+                torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, file)
+                file.seek(STATE_HEAD)
+                digest = file_digest(file, "sha256").hexdigest()
                 file.seek(0)
-                file.write(stream.digest.hexdigest().encode())
+                file.write(digest.encode())
                 file.flush()
                 os.fsync(file.fileno())
             written.replace(self.folder / name)
@@ -194,25 +195,8 @@ class Section:
 
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
             random = {"cpu": torch.get_rng_state(), "cuda": cuda}
-            changing = {role: _state(thing) for role, thing in self.changing.items()}
+            changing = {
+                role: thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
+                for role, thing in self.changing.items()
+            }
             self.checkpointer.write(self.name, {"done": done, "random": random, "changing": changing})
-
-
-class _Hashed:
-    """A file that is written to, and the SHA-256 of it: the state of a large model is never in memory twice."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, sha256()
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _state(thing: "Stateful | torch.Generator") -> Any:
-    import torch
-
-    return thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()

@@ -28,7 +28,6 @@ class Outcome:
 
     Attributes:
         status: ``cached`` (found in the store), ``done`` (computed now), ``failed`` or ``blocked`` (an input failed).
-        artifact: its output when it has one.
         reason: why it failed, one line.
     """
 
@@ -122,13 +121,7 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[None]:
-    """Raise `TimedOut` in the body when the time is up; only the main thread of a process that has alarms can.
-
-    Example:
-        >>> with time_limit(None):
-        ...     "no limit"
-        'no limit'
-    """
+    """Raise `TimedOut` in the body when the time is up; only the main thread of a process that has alarms can."""
     if minutes is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -39,10 +39,7 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of kind, version, spec and the keys of the inputs.
-
-        Device, evaluation batch size, worker count, engine and paths are not in it.
-        """
+        """SHA-256 of what decides the result: no device, evaluation batch size, engine or path is in it."""
         identity = {
             "task": self.task,
             "kind": self.kind,

@@ -40,20 +40,8 @@ def run_inline(
     """Run every missing stage, one after the other; a stage that fails blocks only what needs it.
 
     A stage that another process is computing is passed over and looked at again later, so any number of processes on
-    one store share the work.
-
-    Args:
-        stages: what is wanted; what they need is found through their inputs.
-        tasks: name -> task.
-        store: shared with other processes.
-        runtime: where and how.
-        display: shows progress.
-        resources: stage key -> its limits.
-        workers: processes that share the work, this one included.
-        plugins: files that the other processes read first.
-
-    Returns:
-        stage key -> outcome, for the stages given and all that they need.
+    one store share the work: `workers` of them here, this one included, which read the plug-ins' files first. Tasks are
+    by name, resources and the outcomes, those of all that the stages need among them, by stage key.
 
     Raises:
         RubError: the request itself is wrong (a bad checkpoint, missing data, a full disk); finished stages are kept.

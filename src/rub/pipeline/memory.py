@@ -15,11 +15,6 @@ def retain_freed_memory() -> Iterator[bool]:
 
     By default, glibc hands large tensors back to the system, which clears their pages when the next step asks for as
     much; `benchmarks/device.py` measures it with and without. What is free when the body ends goes back at once.
-
-    Example:
-        >>> with retain_freed_memory() as kept:
-        ...     isinstance(kept, bool)
-        True
     """
     library = _glibc()
     for option, value in KEEPING.items() if library else ():

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -106,7 +106,10 @@ def run_ray(
     import ray
 
     shared = _all_see(store.root) if shared is None else shared
-    driver = _Driver(tasks, store, replace(runtime, cache=Cache()), resources, plugins, shared)
+    texts = tuple((path.name, path.read_text(encoding="utf-8")) for path in plugins)
+    here = ray.get_runtime_context().get_node_id()
+    plain = replace(runtime, cache=Cache())
+    driver = _Driver(tasks, store, plain, resources, texts, shared, ray.remote(_work), here)
     pending = in_order(stages)
     display.start(pending, store)
     outcomes: dict[str, Outcome] = {}
@@ -141,24 +144,18 @@ def run_ray(
     return outcomes
 
 
+@dataclass
 class _Driver:
-    def __init__(
-        self,
-        tasks: Mapping[str, Task],
-        store: Store,
-        runtime: Runtime,
-        resources: Mapping[str, Resources],
-        plugins: Sequence[Path],
-        shared: bool,
-    ) -> None:
-        import ray
-
-        self.tasks, self.store, self.runtime, self.resources, self.shared = tasks, store, runtime, resources, shared
-        self.plugins = tuple((path.name, path.read_text(encoding="utf-8")) for path in plugins)
-        self.remote = ray.remote(_work)
-        self.here = ray.get_runtime_context().get_node_id()
-        self.parcels: dict[str, Any] = {}
-        self.homes: dict[str, str] = {}
+    tasks: Mapping[str, Task]
+    store: Store
+    runtime: Runtime
+    resources: Mapping[str, Resources]
+    plugins: tuple[tuple[str, str], ...]
+    shared: bool
+    remote: Any  # `_work`, for Ray
+    here: str  # the driver's node
+    parcels: dict[str, Any] = field(default_factory=dict)  # key -> artifact in Ray's object store
+    homes: dict[str, str] = field(default_factory=dict)  # key -> node that has it in memory
 
     def submit(self, stage: Stage, outcomes: Mapping[str, Outcome]) -> Any:
         """Hand a stage to Ray with its requests, near the node that has its largest input in memory."""

@@ -57,11 +57,7 @@ class ClassificationAudit(AuditRequest):
         return experiment_of(dataset, self.model(), self.forget_classes, self.protocol, self.samples)
 
     def model(self) -> dict[str, Any]:
-        """The network: as it is named, or as the original's keys and shapes tell.
-
-        Raises:
-            RubError: two names, or keys of no known network.
-        """
+        """The network: as it is named, or as the original's keys and shapes tell."""
         if self.arch is not None and self.network is not None:
             raise RubError(f"--network {self.network}: --arch {self.arch} names another one; give one of them")
         arch = self.network or self.arch
@@ -97,11 +93,7 @@ class ClassificationAudit(AuditRequest):
 def experiment_of(
     dataset: Mapping[str, Any], model: Mapping[str, Any], forget_classes: Sequence[int], protocol: Any, samples: int
 ) -> ClassificationExperiment:
-    """The experiment that measures an audit's models: jointly forgotten classes, under a protocol.
-
-    Raises:
-        RubError: a field that is wrong.
-    """
+    """The experiment that measures an audit's models: jointly forgotten classes, under a protocol."""
     fields = {
         "task": "classification",
         "dataset": dataset,

@@ -37,11 +37,6 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def __init__(
         self, experiment: ClassificationExperiment, data_root: Path | None, given: FromFiles | None = None
     ) -> None:
-        """Validate the components against the registry, and fingerprint the data.
-
-        Raises:
-            RubError: an unknown component or hyperparameter, or data that is not there.
-        """
         super().__init__(experiment, data_root, given)
         self.dataset_name, self.model_name = experiment.dataset.title, _title(experiment.model)
         self.network = network_spec(experiment.model.model_dump())
@@ -50,13 +45,14 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 10_000)
         check_forget(experiment.forget, experiment.dataset, data_root)
+        self.parts = {"forget": experiment.forget.model_dump(), "validation": experiment.dataset.validation}
         pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed) if given is None else ()
         self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""
-        lacking = "sham and bias-free metrics need forgotten classes; this forget set has none"
-        return super().notes() if self.classwise else (*super().notes(), lacking)
+        lacking = ("sham and bias-free metrics need forgotten classes; this forget set has none",)
+        return super().notes() + (() if self.classwise else lacking)
 
     def trained(self) -> Stage:
         """Stage that trains the original."""
@@ -73,8 +69,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         training = self.experiment.training
         spec = {
             "method": given,
-            "forget": self.experiment.forget.model_dump(),
-            "validation": self.experiment.dataset.validation,
+            **self.parts,
             "seed": seed,
             "batch_size": training.batch_size,
             "padding": training.padding,
@@ -94,7 +89,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """Budgets of an attack in 1/255 steps; 0 is the measurement without an attack."""
         return (level for level in self.attacks[label].budgets if level > 0)
 
-    def attack(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
+    def searched(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
         """Stage that searches probes for one row, attack, budget and set of images."""
         evaluation, plan = self.experiment.evaluation, self.attacks[label]
         samples = evaluation.attack_samples if split == "forget" else evaluation.control_samples
@@ -103,14 +98,13 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "levels": level,
             "split": split,
             "samples": samples,
-            "forget": self.experiment.forget.model_dump(),
-            "validation": self.experiment.dataset.validation,
+            **self.parts,
             "seed": seed,
         }
         inputs = {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
         smaller = [budget for budget in plan.budgets if 0 < budget < level]
         if plan.warm_start and smaller:
-            inputs["warm"] = self.attack(method, seed, label, smaller[-1], split)
+            inputs["warm"] = self.searched(method, seed, label, smaller[-1], split)
         steps = sum(
             run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label]
         )
@@ -123,8 +117,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         spec = {
             "method": method,
             "seed": seed,
-            "forget": experiment.forget.model_dump(),
-            "validation": experiment.dataset.validation,
+            **self.parts,
             "retain_samples": experiment.evaluation.retain_samples,
             "probe_per_class": experiment.protocol.probe_per_class,
             "probe_total": experiment.protocol.probe_total,
@@ -133,7 +126,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         }
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
         metrics = ["ta", "ta_all", "ra", "ua", "mia_svc"]
-        if experiment.forget.classes is not None:
+        if self.classwise:
             metrics += ["ua_test", "logit_auc", "probe_accuracy"]
         cells = [cell(method, seed, metric) for metric in metrics]
         if self.shadows:
@@ -146,9 +139,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""
         experiment, splits = self.experiment, self.attacked(label)
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
-        inputs |= {f"attack_{split}": self.attack(method, seed, label, budget, split) for split in splits}
+        inputs |= {f"attack_{split}": self.searched(method, seed, label, budget, split) for split in splits}
         if "forget" in splits and (reference := self.retrained(seed)) is not None:
-            inputs["attack_retrained"] = self.attack(*reference, label, budget, "forget")
+            inputs["attack_retrained"] = self.searched(*reference, label, budget, "forget")
         spec = {
             "method": method,
             "seed": seed,
@@ -156,8 +149,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "budget": f"{budget}/255",
             "splits": splits,
             "witnesses": experiment.evaluation.witnesses,
-            "forget": experiment.forget.model_dump(),
-            "validation": experiment.dataset.validation,
+            **self.parts,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
         }
@@ -178,17 +170,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """Images that an attack works on."""
         return [split for split in self.attacks[label].splits if split != "retain" or self.classwise]
 
-    def searched(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
-        """Stage of an attack on one of these sets."""
-        return self.attack(method, seed, label, level, split)
-
     def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """What decides the evaluation sets, and the models that look at them."""
-        spec = {
-            "forget": self.experiment.forget.model_dump(),
-            "validation": self.experiment.dataset.validation,
-            "retain_samples": self.experiment.evaluation.retain_samples,
-        }
+        spec = {**self.parts, "retain_samples": self.experiment.evaluation.retain_samples}
         return spec, {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
 
     def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
@@ -200,8 +184,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "validation": experiment.dataset.validation,
             "seed": seed,
         }
-        cost = 3.0 * experiment.training.epochs * self.size
-        return self.stage("train", label, spec, {"data": self.data}, cost=cost)
+        return self.stage("train", label, spec, {"data": self.data}, cost=3.0 * experiment.training.epochs * self.size)
 
     def _shadow(self, index: int) -> Stage:
         # 2i and 2i + 1 are trained on complementary halves.

@@ -1,6 +1,7 @@
 """The stage functions that measure: clean metrics of one model, and what an attack brought back from it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,17 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     model = load_model(inputs["unlearned"], dataset).to(runtime.device)
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
     measured = Measured(cell, spec["method"], spec["seed"], facts)
-    view = View(model, runtime)
+    view = View(model, runtime, dataset, parts)
     retain_part = subset(parts.retain, spec["retain_samples"], "measure-retain")
-    made = {name: view.outputs(part, dataset, parts) for name, part in (
-        ("test", parts.test), ("retain", retain_part), ("forget", parts.forget),
-    )}  # fmt: skip
-    test, retain, forget = (made[name].logits for name in ("test", "retain", "forget"))
+    made = {"test": view(parts.test), "retain": view(retain_part), "forget": view(parts.forget)}
+    test, retain, forget = (outputs.logits for outputs in made.values())
     kept = ~np.isin(parts.test.labels.numpy(), parts.forget_classes)
     for name in ("ta", "ta_all", "ra", "ua"):
         measured.compute(_METRICS[name], made[_METRICS[name].split])
     if parts.forget_classes:
         measured.share("ua_test", correct(test, parts.test.labels)[~kept])
         measured.compute(_METRICS["logit_auc"], made["test"])
-        probe = _probe(view, dataset, parts, made["test"].features, spec["probe_per_class"], spec["probe_total"])
+        probe = _probe(view, made["test"].features, spec["probe_per_class"], spec["probe_total"])
         measured.add("probe_accuracy", probe, int((~kept).sum()))
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
     attack = svc_fit((retain, retain_part.labels), kept_test, seed=spec["seed"])
@@ -71,7 +70,7 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for mia_seed, called in shadow_members(spec, inputs, runtime, forget, parts.forget.labels.numpy()):
         measured.share("mia_shadow", called, mia_seed=mia_seed)
     if "shadow_0" in inputs:
-        _scores(measured, view, inputs, dataset, parts, forget, test)
+        _scores(measured, view, inputs, forget, test)
     measured.save(out)
 
 
@@ -91,13 +90,9 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         outputs = predict(model, probes, batch_size=runtime.batch_size, device=runtime.device)
         logits = outputs.numpy()
         recovered = correct(logits, listed["labels"])
-        measured.facts = {
-            **measured.facts,
-            "converged": facts["converged"],
-            "evaluations": facts["evaluations"],
-            "seconds": artifact.manifest["seconds"],
-            "device": artifact.manifest["device"],
-        }
+        searched = {name: facts[name] for name in ("converged", "evaluations")}
+        made = {name: artifact.manifest[name] for name in ("seconds", "device")}
+        measured.facts = {**measured.facts, **searched, **made}
         measured.share("ua_test" if name == "forget_test" else "ua", recovered, split=name, **cells)
         samples += _sample_rows(spec, name, artifact, listed, recovered)
         curves.append({**row_of(spec, name), **facts})
@@ -140,7 +135,7 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
                 probes = torch.from_numpy(np.load(inputs["attack"].file("probes.npy"), allow_pickle=False))
                 samples = Samples(probes, torch.from_numpy(listed["labels"]), own.ids)
         role = "original" if name == "original" else "unlearned"
-        return View(load_model(inputs[role], dataset).to(runtime.device), runtime).outputs(samples, dataset, parts)
+        return View(load_model(inputs[role], dataset).to(runtime.device), runtime, dataset, parts)(samples)
 
     measure_metric(stage.task, stage.spec, outputs, facts, out)
 
@@ -148,7 +143,6 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 def _residuals(
     measured: Measured, retrained: Artifact, ids: NDArray[np.int64], recovered: Bools, cells: Mapping[str, str]
 ) -> None:
-    """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
     reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
     if not np.array_equal(reference["ids"], ids):
         raise ValueError("the retrained model was attacked on other images")
@@ -159,28 +153,25 @@ def _residuals(
     measured.facts = own
 
 
+@dataclass(frozen=True)
 class View:
-    """A model's penultimate features and logits of sample sets, in float32 eval mode."""
+    """What a model makes of sample sets, in float32 eval mode."""
 
-    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
-        """Look through `model` with the runtime's batch size and device."""
-        self.model, self.runtime = model, runtime
+    model: nn.Module
+    runtime: Runtime
+    dataset: ImageDataset
+    parts: Splits
 
-    def __call__(self, samples: Samples) -> tuple[Floats, Floats]:
-        """Features (N, D) and logits (N, C), float32."""
+    def __call__(self, samples: Samples) -> Outputs:
+        """Outputs for one set."""
         logits, features = look(self.model, samples, batch_size=self.runtime.batch_size, device=self.runtime.device)
-        return features.numpy(), logits.numpy()
-
-    def outputs(self, samples: Samples, dataset: ImageDataset, parts: Splits) -> Outputs:
-        """The same as what metrics take."""
-        features, logits = self(samples)
         return Outputs(
             ids=samples.ids.numpy(),
             labels=samples.labels.numpy(),
-            logits=logits,
-            features=features,
-            num_classes=len(dataset.classes),
-            forget_classes=tuple(parts.forget_classes),
+            logits=logits.numpy(),
+            features=features.numpy(),
+            num_classes=len(self.dataset.classes),
+            forget_classes=tuple(self.parts.forget_classes),
         )
 
 
@@ -197,8 +188,7 @@ def shadow_members(
 
 
 def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: int) -> MembershipAttack:
-    """Shadow attack of a seed; it depends on the shadows alone, so all measured rows share one fit."""
-
+    # It depends on the shadows alone, so all measured rows share one fit.
     def fit() -> MembershipAttack:
         shadows = _shadows(inputs, indices, "train", input_dataset(inputs, runtime))
         return shokri_fit(shadows.points(np.flatnonzero(_trained_on(inputs))), seed=mia_seed)
@@ -206,10 +196,9 @@ def _shadow_attack(inputs: Inputs, runtime: Runtime, indices: range, mia_seed: i
     return runtime.cache.get(("shadow attack", mia_seed, *(inputs[f"shadow_{i}"].key for i in indices)), fit)
 
 
-def _scores(
-    measured: Measured, view: View, inputs: Inputs, dataset: ImageDataset, parts: Splits, forget: Floats, test: Floats
-) -> None:
-    """Add offline RMIA and LiRA: forgotten training images against unseen test images of the same classes."""
+def _scores(measured: Measured, view: View, inputs: Inputs, forget: Floats, test: Floats) -> None:
+    # RMIA and LiRA, offline: forgotten training images against unseen test images of the same classes
+    dataset, parts = view.dataset, view.parts
     count = sum(role.startswith("shadow_") for role in inputs)
     train = _shadows(inputs, range(count), "train", dataset)
     unseen = _shadows(inputs, range(count), "test", dataset)
@@ -221,7 +210,7 @@ def _scores(
     if len(parts.validation):
         held = subset(parts.validation, POPULATION, "rmia-population")
         outside = np.flatnonzero(np.isin(dataset.train.ids.numpy(), held.ids.numpy()))
-        population, seen = train.points(outside), view(held)[1]
+        population, seen = train.points(outside), view(held).logits
     else:  # nothing was held out: half of the unseen images are the population, the other half the non-members
         others, outside = others[::2], others[1::2]
         population, seen = unseen.points(outside), test[outside]
@@ -239,22 +228,16 @@ def _scores(
         measured.add("mia_lira", audit_auc(lira_scores(logits, audited), member), len(logits))
 
 
-def _probe(
-    view: View, dataset: ImageDataset, parts: Splits, test_features: Floats, per_class: int, total: int
-) -> float:
-    """Linear probe's recall of the forgotten classes; it is fitted on images of all classes."""
-    chosen = [
-        subset(parts.forget.select(parts.forget.labels == c), per_class, f"probe-{c}") for c in parts.forget_classes
-    ]
-    for label in range(len(dataset.classes)):
-        if label not in parts.forget_classes:
-            chosen.append(subset(parts.retain.select(parts.retain.labels == label), per_class, f"probe-{label}"))
-    features = np.concatenate([view(part)[0] for part in chosen])
+def _probe(view: View, test_features: Floats, per_class: int, total: int) -> float:
+    forgotten, unseen = view.parts.forget_classes, view.parts.test.labels
+    kept = (label for label in range(len(view.dataset.classes)) if label not in forgotten)
+    chosen = []
+    for label in (*forgotten, *kept):
+        part = view.parts.forget if label in forgotten else view.parts.retain
+        chosen.append(subset(part.select(part.labels == label), per_class, f"probe-{label}"))
+    features = np.concatenate([view(part).features for part in chosen])
     labels = np.concatenate([part.labels.numpy() for part in chosen])
-    unseen = parts.test.labels
-    return probe_accuracy(
-        features, labels, test_features, unseen, parts.forget_classes, seed=0, per_class=per_class, total=total
-    )
+    return probe_accuracy(features, labels, test_features, unseen, forgotten, seed=0, per_class=per_class, total=total)
 
 
 def _sample_rows(
@@ -278,7 +261,7 @@ def _sample_rows(
 
 
 def _trained_on(inputs: Inputs) -> Bools:
-    """Which training samples a shadow could have been trained on: those in one half of a pair or the other."""
+    # in one half of a pair or the other
     first, second = (np.load(inputs[f"shadow_{index}"].file("member.npy"), allow_pickle=False) for index in (0, 1))
     return np.asarray(first | second)
 

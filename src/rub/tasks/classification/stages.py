@@ -77,15 +77,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Run an unlearning method on a private copy of the original model."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts = split(dataset, spec["forget"], spec["validation"])
-    context = UnlearnContext(
-        seed=spec["seed"],
-        num_classes=len(dataset.classes),
-        forget_classes=parts.forget_classes,
-        batch_size=spec["batch_size"],
-        augmentation=Augmentation(spec["padding"], dataset.flip),
-        precision=spec["precision"],
-        **runtime.shared(),
-    )
+    context = replace(_context(spec["seed"], spec, dataset, runtime), forget_classes=parts.forget_classes)
     method = unlearner(spec["method"]["name"], "classification").load()
     original = load_model(inputs["original"], dataset).to(runtime.device)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
@@ -96,9 +88,8 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise Diverged(f"{name} holds values that are not finite")
-    facts = json.loads(inputs["original"].file(NETWORK).read_text(encoding="utf-8"))
     save_weights(model, out / WEIGHTS)
-    (out / NETWORK).write_text(json.dumps(facts), encoding="utf-8")
+    (out / NETWORK).write_text(json.dumps(inputs["original"].json(NETWORK)), encoding="utf-8")
 
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -202,22 +193,17 @@ def _network(spec: Mapping[str, Any], dataset: ImageDataset, seed: int) -> nn.Mo
 
 def _fit(spec: Mapping[str, Any], dataset: ImageDataset, samples: Samples, seed: int, runtime: Runtime) -> nn.Module:
     training = spec["training"]
-    context = UnlearnContext(
+    settings = {name: training[name] for name in ("epochs", "lr", "schedule", "momentum", "weight_decay")}
+    model = _network(spec["model"], dataset, seed).to(runtime.device)
+    return fit(model, samples, _context(seed, training, dataset, runtime), **settings)
+
+
+def _context(seed: int, settings: Mapping[str, Any], dataset: ImageDataset, runtime: Runtime) -> UnlearnContext:
+    return UnlearnContext(
         seed=seed,
         num_classes=len(dataset.classes),
-        batch_size=training["batch_size"],
-        augmentation=Augmentation(training["padding"], dataset.flip),
-        precision=training["precision"],
+        batch_size=settings["batch_size"],
+        augmentation=Augmentation(settings["padding"], dataset.flip),
+        precision=settings["precision"],
         **runtime.shared(),
-    )
-    model = _network(spec["model"], dataset, seed).to(runtime.device)
-    return fit(
-        model,
-        samples,
-        context,
-        epochs=training["epochs"],
-        lr=training["lr"],
-        schedule=training["schedule"],
-        momentum=training["momentum"],
-        weight_decay=training["weight_decay"],
     )

@@ -36,19 +36,8 @@ def classification_tables(
 
     Table 1 in the paper's shape; what remains by bias-free metrics; attacks and controls, one table per budget; and,
     when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over seeds, intervals
-    are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
-
-    Args:
-        records: rows of any task; those of other tasks are left out.
-        paper: method -> the paper's numbers for this data set, from `rub.reports.tables.paper_numbers`.
-        mains: main attacks, as suites say them.
-
-    Returns:
-        Tables that fit 80 columns each; empty without classification records.
-
-    Example:
-        >>> classification_tables([])
-        []
+    are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`). Each table fits 80 columns; `paper` is
+    from `rub.reports.tables.paper_numbers`.
     """
     tables: list[Table] = []
     for group, own in grouped(records, "classification").items():
@@ -56,11 +45,8 @@ def classification_tables(
         shown = headline(source.budgets)
         tables += [_table1(source, shown, paper or {}), _remains(source)]
         others = {record.budget for record in own if record.attack in source.others}
-        tables += [
-            _attacks(source, budget)
-            for budget in budgets_of(own)
-            if budget in others or budget in headline(budgets_of(own))
-        ]
+        budgets = budgets_of(own)
+        tables += [_attacks(source, budget) for budget in budgets if budget in {*others, *headline(budgets)}]
         if len(source.budgets) > len(shown):
             tables.append(_curve(source))
     return [part for table in tables if table.columns for part in fitting(table)]
@@ -124,7 +110,6 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
 
 
 def _beyond(table: Table, main: str) -> list[str]:
-    """Note that the MIA of attacked images needs where it calls images members that nobody trained on."""
     cells = [
         (column, cell)
         for row in table.rows
@@ -172,21 +157,16 @@ def _attacks(source: Source, budget: str) -> Table:
 
 def _curve(source: Source) -> Table:
     made = Columns(METRICS, source.main)
+    lines = ("UA", "ua", "forget"), ("test", "ua_test", "forget_test"), ("steer", "ua", "retain")
     columns = [
         made(f"{name} at", metric, budget, split, name=budget, controls=name == "steer")
-        for name, metric, split in (
-            ("UA", "ua", "forget"),
-            ("test", "ua_test", "forget_test"),
-            ("steer", "ua", "retain"),
-        )
+        for name, metric, split in lines
         for budget in ("none", *source.budgets)
     ]
     return source.table("curve", f"Robustness curve of {printable(source.main)}, and its controls", columns)
 
 
 def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]:
-    """What gives the paper's number for a cell: TA and UA in percent, MIA as a fraction."""
-
     def number(method: str, place: Place) -> float | None:
         key = {"ta": "ta", "ua": "ua", "mia_shadow": "mia"}.get(place.metric)
         if key is None or method not in paper:
@@ -198,13 +178,12 @@ def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]
 
 
 def _ties(source: Source, budget: str) -> dict[str, tuple[str, ...]]:
-    """Tie groups of the unlearning methods by UA at a budget; empty where one seed allows no interval."""
     board, place = board_of(source.records), Place("ua", "forget", source.main, budget)
     order = row_order((record.method for record in source.records), source.group.task)
     rows = (method for method in order if not is_control(method, source.group.task))
-    means: dict[str, Mapping[Any, float]] = {m: seed_means(board.get((m, place), ())) for m in rows}
-    means = {method: found for method, found in means.items() if found}
-    if all(len(found) < 2 for found in means.values()):
+    found: dict[str, Mapping[Any, float]] = {name: seed_means(board.get((name, place), ())) for name in rows}
+    means = {name: seeds for name, seeds in found.items() if seeds}
+    if all(len(seeds) < 2 for seeds in means.values()):
         return {}
     return {printable(tied.name): tied.groups for tied in tie_groups(means, "down")}
 

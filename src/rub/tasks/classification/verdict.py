@@ -8,18 +8,16 @@ from rub.audits.base import ALONE, MARGIN, MOVING, Rate, Rule, Verdict, first_of
 
 @dataclass(frozen=True)
 class Figures:
-    """The numbers behind a verdict, at one budget.
+    """The numbers behind a verdict, at one budget; None where it was not measured.
 
     Attributes:
         original: UA of the original model on clean forget images (control: it must know them).
         clean: UA of the unlearned model on clean forget images.
         attacked: UA of the unlearned model on the probes.
-        converged: whether the search had stopped improving.
         steered: share of retain images that the same search pushes into a forgotten class (negative control).
-        retrained: UA of the retrained model on its probes; None without one.
+        retrained: UA of the retrained model on its probes.
         bias_free: metric -> (original, unlearned, retrained or None): logit AUC and linear-probe recall.
-        attack: the search.
-        accuracy: of the original model on test images of all classes; None where it was not measured.
+        accuracy: of the original model on test images of all classes.
     """
 
     original: Rate

@@ -43,14 +43,8 @@ def save_witnesses(
 ) -> None:
     """Write the recovered forget images as witnesses: those that needed the search first, then the surest.
 
-    Args:
-        stage: names the row and how many to keep.
-        inputs: data and unlearned.
-        samples: the clean images, with the labels that the search aimed at.
-        probes: uint8 (N, C, H, W).
-        logits: float32 (N, classes) of the probes.
-        clean: whether each clean image is recognised without a search.
-        out: the artifact's folder; nothing is written where nothing was recovered.
+    The samples have the labels that the search aimed at; `logits` are of the probes, and `clean` says which images are
+    recognised without a search. Nothing is written where nothing was recovered.
     """
     spec = stage.spec
     value = gap(logits, samples.labels)
@@ -86,10 +80,7 @@ def save_witnesses(
 
 
 def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
-    """Classify the probes of a claim again, with forward passes only.
-
-    Returns:
-        How many claims hold, and one line for each that does not.
+    """How many claims hold, and a line for each that does not: the probes are classified again, by forward passes only.
 
     Raises:
         RubError: the model or the data are not there, or the claim is not one of this task.
@@ -112,11 +103,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def gap(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the labelled class's: negative where the class is recognised.
-
-    Args:
-        logits: float32 (N, classes).
-        labels: int64 (N,).
+    """Largest other logit of (N, C) minus the labelled class's: negative where the class is recognised.
 
     Example:
         >>> gap(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([1]))
