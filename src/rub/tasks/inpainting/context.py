@@ -32,8 +32,8 @@ class UnlearnContext(TrainContext):
         return epochs * math.ceil(max(len(forget), len(retain)) / self._half)
 
     def pairs(
-        self, forget: Samples, retain: Samples, epochs: int, changing: Changing | None = None, *, stream: str = "pairs",
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
+        self, forget: Samples, retain: Samples, epochs: int, changing: Changing | None = None, *, stream: str = "pairs"
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, x_f, x_r), balanced half batches of float32 images in [0, 1], and report progress.
 
         An epoch is one shuffled, augmented pass over the longer set; the shorter one starts again when it ends. With
@@ -65,12 +65,6 @@ class UnlearnContext(TrainContext):
 
 def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:
     """Learning rate of a step: linear up over `warmup` steps, then half a cosine down to 0.
-
-    Args:
-        lr: peak, > 0.
-        step: 0 to total - 1.
-        total: number of steps.
-        warmup: number of warm-up steps, 0 to total.
 
     Example:
         >>> [round(warmup_cosine(1.0, step, 4, 2), 2) for step in range(4)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from rub.config.suite import DEFAULT_MAIN, located
 from rub.data.spec import data_stage, num_images
@@ -23,46 +23,27 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
     """Stages of Table 2: data, judge, original, controls, methods, attacks, measurements, galleries."""
 
     task = "inpainting"
-    versions: ClassVar[Mapping[str, int]] = {
-        "choose": 1,
-        "train": 1,
-        "import": 1,
-        "initialise": 1,
-        "unlearn": 1,
-        "reference": 1,
-        "attack": 1,
-        "measure": 1,
-        "measure-attack": 1,
-        "gallery": 1,
-        "metric": 1,
-    }
-    sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    versions = dict.fromkeys(
+        (
+            *("choose", "train", "import", "initialise", "unlearn", "reference"),
+            *("attack", "measure", "measure-attack", "gallery", "metric"),
+        ),
+        1,
+    )
+    sets = ("forget", "retain")
     controls = ("random_init",)
 
     def __init__(
         self, experiment: InpaintingExperiment, data_root: Path | None, given: FromFiles | None = None
     ) -> None:
-        """Validate the components against the registry, and fingerprint the data.
-
-        Raises:
-            RubError: an unknown component or hyperparameter, or data or weights that are not there.
-        """
         super().__init__(experiment, data_root, given)
-        self.dataset_name, self.model_name = experiment.dataset.title, experiment.model.arch
-        if experiment.model.arch != "foreign":
-            NETWORKS.get(experiment.model.arch, self.task)
-        self.data = data_stage(self.task, experiment.dataset, data_root)
-        self.size = num_images(experiment.dataset, 24_000)
-        self.judge = judge_stage(
-            self.task,
-            experiment.judge,
-            self.data,
-            experiment.dataset,
-            data_root,
-            version=1,
-            images=self.size,
-            measured=False,
-        )
+        dataset, self.model_name = experiment.dataset, experiment.model.arch
+        if self.model_name != "foreign":
+            NETWORKS.get(self.model_name, self.task)
+        self.dataset_name, self.size = dataset.title, num_images(dataset, 24_000)
+        self.data = data_stage(self.task, dataset, data_root)
+        options: dict[str, Any] = {"version": 1, "images": self.size, "measured": False}
+        self.judge = judge_stage(self.task, experiment.judge, self.data, dataset, data_root, **options)
         self.chosen = self._chosen()
         self.reference = self.stage(
             "reference",
@@ -130,15 +111,16 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         }
         if main != DEFAULT_MAIN:
             spec["attack"] = main
-        inputs = {**self._seen(), "original": self.original, "unlearned": self.model(method, seed)}
-        for place, budget in enumerate(shown):
-            for split in ("forget", "retain"):
-                inputs[f"attack_{place}_{split}"] = self.attack(method, seed, main, budget, split)
+        inputs = self._seen(method, seed) | {
+            f"attack_{place}_{split}": self.searched(method, seed, main, budget, split)
+            for place, budget in enumerate(shown)
+            for split in self.sets
+        }
         return [self.stage("gallery", f"pictures of {method}", spec, inputs, cost=100)]
 
-    def attack(self, method: str, seed: int, label: str, budget: Level, split: str) -> Stage:
+    def searched(self, method: str, seed: int, label: str, budget: Level, split: str) -> Stage:
         """Stage that searches probes for one row, attack, budget and set of images."""
-        evaluation = self.experiment.evaluation
+        evaluation, plan = self.experiment.evaluation, self.attacks[label]
         count = evaluation.steered_samples if split == "steered" else evaluation.samples
         spec = {
             "runs": self.runs[label],
@@ -147,11 +129,9 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             "recovered_below": self.experiment.protocol.recovered_below,
             "seed": seed,
         }
-        inputs = {**self._seen(), "original": self.original, "unlearned": self.model(method, seed)}
-        plan = self.attacks[label]
-        place = plan.budgets.index(budget)
+        inputs, place = self._seen(method, seed), plan.budgets.index(budget)
         if plan.warm_start and place and budget != "free":
-            inputs["warm"] = self.attack(method, seed, label, plan.budgets[place - 1], split)
+            inputs["warm"] = self.searched(method, seed, label, plan.budgets[place - 1], split)
         steps = sum(
             run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label]
         )
@@ -164,20 +144,15 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
 
     def attacked(self, label: str) -> Sequence[str]:
         """Images that an attack works on."""
-        splits: Sequence[str] = self.attacks[label].splits
-        return splits
-
-    def searched(self, method: str, seed: int, label: str, budget: Level, split: str) -> Stage:
-        """Stage of an attack on one of these sets."""
-        return self.attack(method, seed, label, budget, split)
+        return list(self.attacks[label].splits)
 
     def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The images, the models that complete them, and the judge of what they make."""
-        models = {"original": self.original, "unlearned": self.model(method, seed)}
-        return {}, {**self._seen(), **models, "judge": self.judge}
+        return {}, self._seen(method, seed) | {"judge": self.judge}
 
-    def _seen(self) -> dict[str, Stage]:
-        return {"data": self.data, "chosen": self.chosen}
+    def _seen(self, method: str, seed: int) -> dict[str, Stage]:
+        models = {"original": self.original, "unlearned": self.model(method, seed)}
+        return {"data": self.data, "chosen": self.chosen, **models}
 
     def _chosen(self) -> Stage:
         experiment = self.experiment
@@ -208,9 +183,8 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
     def measure(self, method: str, seed: int) -> Stage:
         """Stage that measures a row on clean images."""
         spec = {"method": method, "seed": seed, **self._scoring()}
-        inputs = {**self._seen(), "original": self.original, "unlearned": self.model(method, seed)}
-        inputs |= {"reference": self.reference, "judge": self.judge}
-        cells = tuple(cell(method, seed, metric, split) for split in ("forget", "retain") for metric in IMAGE_METRICS)
+        inputs = self._seen(method, seed) | {"reference": self.reference, "judge": self.judge}
+        cells = tuple(cell(method, seed, metric, split) for split in self.sets for metric in IMAGE_METRICS)
         cost = 4.0 * self.experiment.evaluation.samples
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
@@ -226,11 +200,10 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             "witnesses": self.experiment.evaluation.witnesses,
             **self._scoring(),
         }
-        inputs = {**self._seen(), "original": self.original, "unlearned": self.model(method, seed)}
-        inputs |= {"reference": self.reference, "judge": self.judge}
-        inputs |= {f"attack_{split}": self.attack(method, seed, label, budget, split) for split in plan.splits}
+        inputs = self._seen(method, seed) | {"reference": self.reference, "judge": self.judge}
+        inputs |= {f"attack_{split}": self.searched(method, seed, label, budget, split) for split in plan.splits}
         if "forget" in plan.splits and (reference := self.retrained(seed)) is not None:
-            inputs["attack_retrained"] = self.attack(*reference, label, budget, "forget")
+            inputs["attack_retrained"] = self.searched(*reference, label, budget, "forget")
         cells = [
             cell(method, seed, metric, split, attack=label, budget=named(budget))
             for split in plan.splits
@@ -238,20 +211,16 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         ]
         if "attack_retrained" in inputs:
             cells.append(cell(method, seed, "residual_knowledge", "forget", attack=label, budget=named(budget)))
-        text = f"measure {method}, seed {seed}: {label} {named(budget)}"
-        cost = 4.0 * self.experiment.evaluation.samples
+        text, cost = f"measure {method}, seed {seed}: {label} {named(budget)}", 4.0 * self.experiment.evaluation.samples
         return self.stage("measure-attack", text, spec, inputs, cost=cost, cells=cells)
 
     def _scoring(self) -> dict[str, Any]:
         protocol = self.experiment.protocol
         return {"recovered_below": protocol.recovered_below, "is_splits": protocol.is_splits}
 
+    # Its key holds the hash of every file. The data's images say whether the model predicts plain pixels; `sizes` are
+    # those that shapes do not tell, as for `rub.models.mae.checkpoints.load_mae`.
     def _imported(self, path: Path, label: str, sizes: Mapping[str, Any]) -> Stage:
-        """Stage that reads a checkpoint that someone else made: a file, or a folder in transformers' layout.
-
-        Its key holds the hash of every file. The data's images say whether the model predicts plain pixels; `sizes` are
-        those that shapes do not tell, as for `rub.models.mae.checkpoints.load_mae`.
-        """
         if not path.exists():
             raise RubError(f"checkpoint {path}: no such file; give a .pth, .safetensors or a transformers folder")
         files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]

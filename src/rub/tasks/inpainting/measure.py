@@ -1,8 +1,7 @@
 """The stage functions that measure: what the models make of F and R, clean and attacked."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from rub.data.samples import to_unit
 from rub.data.splits import input_dataset
-from rub.judges.base import Judge, identity
+from rub.judges.base import Judge, Judgement, identity
 from rub.judges.stage import load_judge
 from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.metrics.lpips import lpips_or_none
-from rub.models.mae.masks import gather
+from rub.models.mae.masks import Mask, gather
 from rub.models.mae.model import MaskedAutoencoder, paste
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
@@ -31,23 +30,7 @@ from rub.tasks.inpainting.stages import SIDES, WEIGHTS, EvalSet, eval_set, model
 from rub.tasks.inpainting.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
-Rows = list[dict[str, Any]]
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was made of N images: per-image scores, and what the judge sees in them.
-
-    Attributes:
-        scores: metric -> float32 (N,): mse_original, mse_input, psnr, ssim and, where its network is there, lpips.
-        features: float32 (N, D).
-        logits: float32 (N, C).
-    """
-
-    scores: Mapping[str, Tensor]
-    features: Tensor
-    logits: Tensor
 
 
 @torch.no_grad()
@@ -58,28 +41,17 @@ def look(
     delta: Tensor | None,
     judge: Judge,
     runtime: Runtime,
-) -> Seen:
+) -> tuple[dict[str, Tensor], Judgement]:
     """What a model makes of a side's images, or probes, beside what the original makes of the images.
 
     Reconstructions are pasted: predicted masked patches beside the visible patches of the *clean* image, so that what
-    is judged is what the model made and not the perturbation; then rounded to 8 bits.
-
-    Args:
-        model: f_u, frozen.
-        original: f, frozen.
-        side: images and masks.
-        delta: the perturbations, (N, C, H, W), or None for the clean images.
-        judge: gives features and logits.
-        runtime: batch size and device.
+    is judged is what the model made and not the perturbation; then rounded to 8 bits. The scores are float32 (N,) each:
+    mse_original, mse_input, psnr, ssim and, where its network is there, lpips.
     """
-    images, masks, perceptual = side.samples.images, side.mask(original), lpips_or_none(runtime.device)
+    perceptual = lpips_or_none(runtime.device)
     kept: dict[str, list[Tensor]] = {}
-    for start in range(0, len(images), runtime.batch_size):
-        rows = slice(start, start + runtime.batch_size)
-        x = to_unit(images[rows]).to(runtime.device)
-        probes = x if delta is None else apply_delta(images[rows], delta[rows]).to(runtime.device)
-        mask = masks.select(rows).to(runtime.device)
-        made, wanted = model.reconstruct(probes, mask), original.reconstruct(x, mask)
+    for x, mask, made in _made(model, side, delta, runtime):
+        wanted = original.reconstruct(x, mask)
         shown, reference = paste(made, x, mask, model), paste(wanted, x, mask, original)
         error = divergence(made, wanted)
         found = {
@@ -95,7 +67,19 @@ def look(
         for name, values in found.items():
             kept.setdefault(name, []).append(values.float().cpu())
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
-    return Seen(joined, joined.pop("features"), joined.pop("logits"))
+    return joined, Judgement(joined.pop("logits"), joined.pop("features"))
+
+
+def _made(
+    model: MaskedAutoencoder, side: EvalSet, delta: Tensor | None, runtime: Runtime
+) -> Iterator[tuple[Tensor, Mask, Tensor]]:
+    # batches of clean images, their masks, and the patches that the model makes of them or of their probes
+    images, masks = side.samples.images, side.mask(model)
+    for start in range(0, len(images), runtime.batch_size):
+        rows = slice(start, start + runtime.batch_size)
+        x, mask = to_unit(images[rows]).to(runtime.device), masks.select(rows).to(runtime.device)
+        probes = x if delta is None else apply_delta(images[rows], delta[rows]).to(runtime.device)
+        yield x, mask, model.reconstruct(probes, mask)
 
 
 def eight_bit(images: Tensor) -> Tensor:
@@ -110,8 +94,8 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     for name in SIDES:
         side = eval_set(name, inputs, runtime)
         np.save(out / f"{name}_real.npy", judge(side.samples.images).features.numpy())
-        made = look(original, original, side, None, judge, runtime)
-        np.save(out / f"{name}_original.npy", made.features.numpy())
+        _, seen = look(original, original, side, None, judge, runtime)
+        np.save(out / f"{name}_original.npy", seen.features.numpy())
     facts = {"extractor": identity(judge), "judge": judge.description}
     (out / "reference.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -124,7 +108,8 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     )
     for name in SIDES:
         side = eval_set(name, inputs, runtime)
-        _score(measured, name, side, None, inputs, spec, runtime)
+        loss = _score(measured, name, side, None, inputs, spec, runtime)
+        _recovered(measured, loss, spec, split=name)
     measured.save(out)
 
 
@@ -133,29 +118,36 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     spec = stage.spec
     where = {"attack": spec["attack"], "budget": spec["budget"]}
     measured = Measured(cell, spec["method"], spec["seed"], {})
-    samples: Rows = []
-    curves: Rows = []
+    samples, curves = [], []
     for name in spec["splits"]:
         artifact = inputs[f"attack_{name}"]
         facts = artifact.json("attack.json")
-        measured.facts = {
-            **origin_of(inputs["unlearned"].sha256(WEIGHTS), artifact),
-            "converged": facts["converged"],
-            "evaluations": facts["evaluations"],
-        }
+        measured.facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), artifact)
+        measured.facts |= {fact: facts[fact] for fact in ("converged", "evaluations")}
         delta = torch.from_numpy(np.load(artifact.file("delta.npy"), allow_pickle=False))
         listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
         if name == "steered":
-            loss = _steered(inputs, delta, runtime)
+            side, target = target_of(name, inputs, runtime)
+            loss = score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
             measured.add("mse_original", float(loss.double().mean()), len(loss), split=name, **where)
         else:
             loss = _score(measured, name, eval_set(name, inputs, runtime), delta, inputs, spec, runtime, **where)
-        recovered = (loss <= spec["recovered_below"]).numpy()
-        if name == "steered":
-            measured.share("recovered", recovered, split=name, **where)
-            measured.rows[-1]["setting"] = _threshold(spec)
-        samples += _sample_rows(spec, name, artifact, listed, loss, recovered)
-        curves.append({**row_of(spec, name), **facts})
+        recovered, shared = _recovered(measured, loss, spec, split=name, **where), row_of(spec, name)
+        curves.append({**shared, **facts})
+        samples += [
+            {
+                **shared,
+                "sample_id": int(listed["ids"][index]),
+                "label": int(listed["labels"][index]),
+                "clean": bool(listed["start"][index] <= spec["recovered_below"]),
+                "recovered": bool(recovered[index]),
+                "distance": round(float(loss[index]), 8),
+                "step": int(listed["step"][index]),
+                "linf": round(float(listed["linf"][index]), 6),
+                "probe": f"{artifact.key}:{index}",
+            }
+            for index in range(len(recovered))
+        ]
         if name == "forget":
             if "attack_retrained" in inputs:
                 _residual(measured, inputs["attack_retrained"], listed["ids"], recovered, where)
@@ -177,7 +169,10 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     def outputs(name: str) -> Outputs:
         side = eval_set(split_name if name == "original" else name, inputs, runtime)
         role = "original" if name == "original" else "unlearned"
-        made = _pasted(model_of(inputs, role, runtime), side, delta if name == split_name else None, runtime)
+        model, probed = model_of(inputs, role, runtime), delta if name == split_name else None
+        with torch.no_grad():
+            batches = _made(model, side, probed, runtime)
+            made = torch.cat([eight_bit(paste(patches, x, mask, model)).cpu() for x, mask, patches in batches])
         seen = judge(made)
         return Outputs(
             ids=side.samples.ids.numpy(),
@@ -191,18 +186,6 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     measure_metric(stage.task, stage.spec, outputs, facts, out)
 
 
-@torch.no_grad()
-def _pasted(model: MaskedAutoencoder, side: EvalSet, delta: Tensor | None, runtime: Runtime) -> Tensor:
-    """What a model makes of a side's images, or probes, beside their clean visible patches, uint8 (N, C, H, W)."""
-    images, masks, made = side.samples.images, side.mask(model), []
-    for start in range(0, len(images), runtime.batch_size):
-        rows = slice(start, start + runtime.batch_size)
-        x, mask = to_unit(images[rows]).to(runtime.device), masks.select(rows).to(runtime.device)
-        probes = x if delta is None else apply_delta(images[rows], delta[rows]).to(runtime.device)
-        made.append(eight_bit(paste(model.reconstruct(probes, mask), x, mask, model)).cpu())
-    return torch.cat(made)
-
-
 def _score(
     measured: Measured,
     name: str,
@@ -213,10 +196,10 @@ def _score(
     runtime: Runtime,
     **where: str,
 ) -> Tensor:
-    """Add every metric of one side to the rows, and return the distance of each image to the original's output."""
     judge, count = load_judge(inputs["judge"], inputs, runtime), len(side.samples)
     model, original = model_of(inputs, "unlearned", runtime), model_of(inputs, "original", runtime)
-    seen, known = look(model, original, side, delta, judge, runtime), inputs["reference"]
+    scored, seen = look(model, original, side, delta, judge, runtime)
+    known = inputs["reference"]
     facts = known.json("reference.json")
     dimension = seen.features.shape[1]
     few = f"; {count} images for {dimension} features: FID is biased up"
@@ -225,7 +208,7 @@ def _score(
     before = np.load(known.file(f"{name}_original.npy"), allow_pickle=False)
     splits = spec["is_splits"]
     values = {
-        "is": (inception_score(seen.logits, splits=splits)[0], f"{splits} splits, shuffled, seed 2020"),
+        "is": (inception_score(seen.scores, splits=splits)[0], f"{splits} splits, shuffled, seed 2020"),
         "fid": (frechet_distance(seen.features, real), f"to the same {count} real images{few}"),
         "fid_original": (frechet_distance(seen.features, before), f"to the original's reconstructions{few}"),
         "kid": (
@@ -237,19 +220,19 @@ def _score(
         measured.add(metric, value, count, split=name, **where)
         told = "; ".join(part for part in (setting, facts["judge"]) if part)
         measured.rows[-1] |= {"extractor": facts["extractor"], "setting": told}
-    for metric, scores in seen.scores.items():
+    for metric, scores in scored.items():
         measured.add(metric, float(scores.double().mean()), count, split=name, **where)
-    loss = seen.scores["mse_original"]
-    measured.share("recovered", (loss <= spec["recovered_below"]).numpy(), split=name, **where)
-    measured.rows[-1]["setting"] = _threshold(spec)
-    return loss
+    return scored["mse_original"]  # the distance of each image to the original's output
 
 
-def _steered(inputs: Inputs, delta: Tensor, runtime: Runtime) -> Tensor:
-    side, target = target_of("steered", inputs, runtime)
-    return score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
+def _recovered(measured: Measured, loss: Tensor, spec: Mapping[str, Any], **where: str) -> NDArray[np.bool_]:
+    recovered: NDArray[np.bool_] = (loss <= spec["recovered_below"]).numpy()
+    measured.share("recovered", recovered, **where)
+    measured.rows[-1]["setting"] = f"mse_original <= {spec['recovered_below']:g}"
+    return recovered
 
 
+# what the retrained model's own search on the same images does not explain; both searches must have ended
 def _residual(
     measured: Measured,
     retrained: Artifact,
@@ -257,7 +240,6 @@ def _residual(
     recovered: NDArray[np.bool_],
     where: Mapping[str, str],
 ) -> None:
-    """Add what the retrained model's own search on the same images does not explain; both searches must have ended."""
     reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
     if not np.array_equal(reference["ids"], ids):
         raise ValueError("the retrained model was attacked on other images")
@@ -266,32 +248,3 @@ def _residual(
     value = float(recovered.mean() - (reference["step"] >= 0).mean())
     measured.add("residual_knowledge", value, len(ids), split="forget", **where)
     measured.facts = own
-
-
-def _threshold(spec: Mapping[str, Any]) -> str:
-    return f"mse_original <= {spec['recovered_below']:g}"
-
-
-def _sample_rows(
-    spec: Mapping[str, Any],
-    name: str,
-    artifact: Artifact,
-    listed: Mapping[str, NDArray[Any]],
-    loss: Tensor,
-    recovered: NDArray[np.bool_],
-) -> Rows:
-    shared = row_of(spec, name)
-    return [
-        {
-            **shared,
-            "sample_id": int(listed["ids"][index]),
-            "label": int(listed["labels"][index]),
-            "clean": bool(listed["start"][index] <= spec["recovered_below"]),
-            "recovered": bool(recovered[index]),
-            "distance": round(float(loss[index]), 8),
-            "step": int(listed["step"][index]),
-            "linf": round(float(listed["linf"][index]), 6),
-            "probe": f"{artifact.key}:{index}",
-        }
-        for index in range(len(recovered))
-    ]

@@ -51,11 +51,7 @@ class EvalSet:
     ratio: float
 
     def mask(self, model: MaskedAutoencoder) -> Mask:
-        """Masks of the images for a model.
-
-        Raises:
-            RubError: it has more patches than noise was stored for.
-        """
+        """Masks of the images for a model of at most `MOST_MASK_TOKENS` patches."""
         if model.config.patches > self.noise.shape[1]:
             raise RubError(f"model: {model.config.patches} patches; at most {self.noise.shape[1]} can be masked here")
         return make_mask(self.noise[:, : model.config.patches], self.ratio)
@@ -79,7 +75,7 @@ def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     count = min(spec["steered_samples"], len(chosen["forget"]))
     pick = torch.randint(0, len(chosen["retain"]), (count,), generator=seeded(0, "steer"))
     np.save(out / "steered_pick.npy", pick.numpy())
-    facts = {"images": spec["images"], "mask_ratio": spec["mask_ratio"]}
+    facts = {name: spec[name] for name in ("images", "mask_ratio")}
     (out / "chosen.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -113,14 +109,7 @@ def fit(
 ) -> MaskedAutoencoder:
     """Train by the masked loss (He et al. 2022, section 3) and return the model in eval mode, changed in place.
 
-    Args:
-        model: the autoencoder.
-        samples: the training set.
-        context: seed, masks, batches, precision, checkpointer.
-        training: epochs, lr, weight_decay, warmup, as in `TrainingSpec`.
-
-    Raises:
-        Diverged: the loss is not finite.
+    `training` has epochs, lr, weight_decay and warmup, as in `TrainingSpec`.
     """
     model.train()
     optimizer = context.adamw(model.named_parameters(), training["lr"], training["weight_decay"])
@@ -146,10 +135,9 @@ def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         sizes |= {"heads": ARCHITECTURES[arch][4], "decoder_heads": ARCHITECTURES[arch][7]}
     model = load_mae(path, **{name: value for name, value in sizes.items() if value is not None})
     images = subset(dataset.train, 64, "look")
-    size = images.shape
     wanted = (model.config.channels, model.config.image_size, model.config.image_size)
-    if size != wanted:
-        raise RubError(f"checkpoint {path}: takes images {wanted}, but the data has {size}; set dataset.size")
+    if images.shape != wanted:
+        raise RubError(f"checkpoint {path}: takes images {wanted}, but the data has {images.shape}; set dataset.size")
     refuse_normalised(model, images.images, path)
     save_mae(model, out / WEIGHTS)
 
@@ -213,8 +201,7 @@ def target_of(name: str, inputs: Inputs, runtime: Runtime) -> tuple[EvalSet, Tar
         aims = eval_set("retain", inputs, runtime).samples.select(pick).images
         side = EvalSet(side.samples.select(range(len(pick))), side.noise[: len(pick)], side.ratio)
     original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
-    device = torch.device(runtime.device)
-    mask = side.mask(original)
+    device, mask = torch.device(runtime.device), side.mask(original)
     target = make_target(original, unlearned, side.samples.images, mask, runtime.batch_size, device, targets=aims)
     return side, target
 

@@ -117,7 +117,6 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
 
 
 def _columns(main: str) -> Columns:
-    """Columns of this task: directions differ between F and R, and the steering control has none."""
     return Columns(METRICS, main, direction=_direction)
 
 
@@ -146,7 +145,6 @@ def _by_budget(source: Source, metric: str, shown: Sequence[str], paper: Mapping
 
 
 def _back(source: Source, budget: str) -> list[Table]:
-    """What comes back at one budget, or what is there without an attack; in two tables where one is too wide."""
     made = _columns(source.main)
     columns = [
         made("% back", "recovered", budget, name="F"),
@@ -191,15 +189,12 @@ def _direction(metric: Metric, split: str) -> str:
 
 
 def _short(extractor: str, among: Sequence[str]) -> str:
-    """An extractor's name, with the start of its hash where another has the same name."""
     name, _, digest = printable(extractor).partition("@")
     same = [other for other in among if other.partition("@")[0] == extractor.partition("@")[0]]
     return f"{name}@{digest[:6]}" if len(same) > 1 else name
 
 
 def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]:
-    """What gives the paper's number for a cell."""
-
     def number(method: str, place: Place) -> float | None:
         value = paper.get(method, {}).get(place.metric, {}).get(place.budget, {}).get(place.split)
         return None if value is None else float(value)

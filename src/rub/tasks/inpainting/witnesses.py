@@ -36,17 +36,7 @@ def save_witnesses(
     out: Path,
     runtime: Runtime,
 ) -> None:
-    """Write the recovered forget images of a measuring stage as witnesses, the closest first; nothing where none is.
-
-    Args:
-        stage: names the row and how many to keep.
-        inputs: data, chosen, original, unlearned.
-        delta: perturbations (N, C, H, W).
-        loss: float32 (N,), the re-evaluated distances.
-        recovered: bool (N,).
-        out: the artifact's folder.
-        runtime: device and memo.
-    """
+    """Write the recovered forget images of a measuring stage as witnesses, the closest first; nothing where none is."""
     spec, side = stage.spec, eval_set("forget", inputs, runtime)
     model = model_of(inputs, "original", runtime)
     places = torch.from_numpy(np.flatnonzero(recovered))
@@ -77,14 +67,7 @@ def save_witnesses(
 
 
 def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
-    """Score the probes of a claim again, with forward passes only.
-
-    Returns:
-        How many claims hold, and one line for each that does not.
-
-    Raises:
-        RubError: the models or the data are not there, or the claim is not one of this task.
-    """
+    """How many probes of a claim hold when they are scored again, and one line for each that does not."""
     if not witness.at_most <= WEAKEST:
         raise RubError(f"the claim allows a distance of {witness.at_most:g}; beyond {WEAKEST:g} outputs are not alike")
     original, unlearned = (_model(witness, role, sources) for role in ("original", "unlearned"))
@@ -111,13 +94,11 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def _model(witness: Witness, role: str, sources: Sources) -> MaskedAutoencoder:
-    """Return the model of a role, read once."""
     path = model_file(witness, role, sources)
     return sources.cache.get(("mae", path), lambda: load_mae(path))
 
 
 def _broken(witness: Witness, samples: Samples, delta: Tensor, loss: Tensor) -> Iterator[str]:
-    """Yield a line for each probe that leaves its budget or does not recover its image."""
     budget, gridded = Budget.parse(witness.budget), delta.dtype == GRIDDED
     reach = delta.abs().flatten(1).amax(1)
     for row, (identity, value) in enumerate(zip(samples.ids.tolist(), loss.tolist(), strict=True)):

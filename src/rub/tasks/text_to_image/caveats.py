@@ -107,7 +107,6 @@ def _damage(concepts: Concepts) -> Iterator[str]:
 
 
 def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> Found:
-    """Rows and concepts to which a rule applies, each with the number that it gives."""
     found: Found = {}
     for name, concept in concepts.items():
         for method in concept.methods:
@@ -117,12 +116,6 @@ def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> 
 
 
 def _listed(found: Found, concepts: Concepts) -> str:
-    """Rows and concepts as text; the concept is left out where there is one only.
-
-    Example:
-        >>> _listed({"fmn": {"church": 88.0}, "original": {"church": 100.0}}, {"church": None, "tench": None})
-        'fmn (church 88 %), [original] (church 100 %)'
-    """
     parts = []
     for method, values in found.items():
         shares = (f"{name} {value:.0f} %" if len(concepts) > 1 else f"{value:.0f} %" for name, value in values.items())
@@ -158,7 +151,6 @@ def _needs_no_attack(concept: Concept, method: str) -> float | None:
 
 
 def _needs_no_search(concept: Concept, method: str) -> float | None:
-    """Best control's share where a search is not told apart from it; both brought something back."""
     clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
     if is_control(method, TASK) or post is None or not found:

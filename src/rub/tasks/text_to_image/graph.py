@@ -46,11 +46,6 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     def __init__(
         self, experiment: TextToImageExperiment, data_root: Path | None, given: FromFiles | None = None
     ) -> None:
-        """Validate the components against the registry, and fingerprint data, prompts and weights.
-
-        Raises:
-            RubError: an unknown component or hyperparameter, or data, prompts or weights that are not there.
-        """
         super().__init__(experiment, data_root, given)
         NETWORKS.get(experiment.model.arch, self.task)
         dataset, self.model_name = experiment.dataset, experiment.model.arch
@@ -281,7 +276,6 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         return super().stage(kind, label if shared else f"{label} ({name})", *arguments, **options)
 
     def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage]) -> Stage:
-        """Stage that reads a file or a diffusers folder; its key holds the hash of every file."""
         files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
         base = path if path.is_dir() else path.parent
         spec = {"sha256": {item.relative_to(base).as_posix(): file_sha256(item) for item in files}}
@@ -289,7 +283,6 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
 
 
 def _found(weights: str, data_root: Path | None) -> Path:
-    """Where weights are: a path, a path below the data root, or a snapshot in the hub's cache."""
     if (place := located(weights, data_root)).exists():
         return place
     from rub.models.hub import snapshot

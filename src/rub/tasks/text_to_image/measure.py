@@ -80,7 +80,6 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 
 def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtime: Runtime) -> None:
-    """Add what is left of the retained concepts; nothing where there are none."""
     facts = resolve_concept(spec["concept"], inputs, runtime)
     if not facts.retained_names:
         return
@@ -181,7 +180,6 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 
 def _column_of(classes: Sequence[str], label: int | str) -> int:
-    """Column of a judge's scores that a label names; -1 for one that is a set of them, or none."""
     if isinstance(label, int):
         return label
     return next((k for k, name in enumerate(classes) if label in name.split(", ")), -1)

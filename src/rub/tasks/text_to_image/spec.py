@@ -140,7 +140,6 @@ class TextToImageExperiment(Experiment):
     @model_validator(mode="before")
     @classmethod
     def _named_by_concept(cls, value: Any) -> Any:
-        """Let the concept's name stand for the experiment's where none is given."""
         if isinstance(value, dict) and not value.get("name"):
             concept = value.get("concept")
             name = concept.get("name") if isinstance(concept, dict) else concept

@@ -98,7 +98,6 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
 
 
 def _placed(column: Column, records: Iterable[Record]) -> list[Column]:
-    """Column for each extractor whose numbers are among the records."""
     wanted = column.place[:4] if column.place is not None else ()
     return [replace(column, place=place) for place in dict.fromkeys(map(place_of, records)) if place[:4] == wanted]
 
@@ -224,7 +223,6 @@ def _of_concept(suite: _Suite, concept: str) -> Iterator[tuple[str, Column]]:
 
 
 def _attacks(suite: _Suite) -> Table:
-    """What every attack brings back at its cap, and how much of that the retrained model explains."""
     columns = list(_of_attacks(suite, "asr_post"))
     excess = [
         (concept, column)
@@ -244,7 +242,6 @@ def _attacks(suite: _Suite) -> Table:
 
 
 def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
-    """A metric of the work that attacks do; those without any are left out."""
     columns = list(_of_attacks(suite, metric))
     spent = {record.attack for _, record in suite.behind(columns) if record.value}
     kept = [(name, column) for name, column in columns if column.place is not None and column.place.attack in spent]
@@ -252,7 +249,6 @@ def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
 
 
 def _of_attacks(suite: _Suite, metric: str) -> Iterator[tuple[str, Column]]:
-    """Columns of a metric after each attack, the main one first; those of one attack under one header."""
     searches = dict.fromkeys((r.attack, r.budget) for r in suite.records if r.metric == metric and r.attack != "none")
     caps = {cap for _, cap in searches}
     for attack, cap in sorted(searches, key=lambda search: search[0] != suite.main):
@@ -263,7 +259,6 @@ def _of_attacks(suite: _Suite, metric: str) -> Iterator[tuple[str, Column]]:
 
 
 def _utility(suite: _Suite) -> Table:
-    """What is left of other concepts, one column for each concept that was forgotten and each judge."""
     columns = []
     for metric in _UTILITY:
         title = _METRICS[metric].title
@@ -280,7 +275,6 @@ def _utility(suite: _Suite) -> Table:
 
 
 def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
-    """Column of tie letters of one concept; nothing with fewer than two methods."""
     methods = [method for method in concept.methods if not is_control(method, TASK)]
     shares = {printable(method): post for method in methods if (post := concept.post(method)) is not None}
     if len(shares) > 1:
@@ -290,7 +284,6 @@ def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
 
 
 def _published(paper: Mapping[str, Any], concept: str) -> Callable[[str, Place], float | None]:
-    """What gives the paper's number for a cell of a concept; it allowed 100 attack steps."""
     nudity = concept == "nudity"
     names = {"esd-u": "" if nudity else "esd", "esd-x": "esd" if nudity else ""}
 

@@ -112,11 +112,6 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Prompts:
-    """Return the claim's prompts.
-
-    Raises:
-        RubError: tensors are missing, or do not fit the model; they may come from anyone.
-    """
     vocabulary, width = model.token_embeddings.shape
     shapes: dict[str, tuple[int, ...]] = {"ids": (count, model.length), "seeds": (count,), "guidance": (count,)}
     soft = {"embeddings": (count, model.length, width), "latents": (count, *model.latent_shape)}
@@ -132,7 +127,6 @@ def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Pro
 
 
 def _fed(tensors: Mapping[str, Tensor], rows: Tensor, model: Diffusion) -> Candidates:
-    """Return what these rows feed; a row of zeros stands for the tokens' own embeddings, or the seed's own latents."""
     ids = tensors["ids"][rows].long().to(model.device)
     soft: dict[str, Tensor] = {}
     for name in SOFT:
@@ -146,11 +140,6 @@ def _fed(tensors: Mapping[str, Tensor], rows: Tensor, model: Diffusion) -> Candi
 
 
 def _sampler(given: Any) -> Sampler:
-    """Return the claim's sampler.
-
-    Raises:
-        RubError: it is none.
-    """
     if isinstance(given, dict) and given.get("name") in ("ddim", "lms"):
         steps = given.get("steps")
         if isinstance(steps, int) and 1 <= steps <= MOST_STEPS:
@@ -159,14 +148,12 @@ def _sampler(given: Any) -> Sampler:
 
 
 def _reference(artifact: Artifact) -> dict[str, Any]:
-    """Return which file of a stage's output the claim is about."""
     files = artifact.manifest["files"]
     name = artifact.json("unlearned.json")["file"] if "unlearned.json" in files else _weights(files)
     return model_reference(artifact, name)
 
 
 def _weights(files: Mapping[str, str]) -> str:
-    """Return the largest kind of file among an artifact's: its weights, or a judge's description where it has none."""
     return next((name for name in ("model.safetensors", "weights.safetensors") if name in files), "judge.json")
 
 
