@@ -1,12 +1,10 @@
 """Counting as in Table 3: per-prompt steps against hand-made cases, and all 35 published cells from their counts."""
 
-import math
-
 import numpy as np
 import pytest
 
 from rub.reports.tables import paper_numbers
-from rub.tasks.text_to_image.accounting import from_counts, summarise
+from rub.tasks.text_to_image.measure import counted_steps
 
 CONCEPTS = {"church": 50, "garbage_truck": 50, "nudity": 118, "parachute": 50, "tench": 50}
 # (pre, post, failures, sum of steps) of each concept, worked out from the printed averages and rates.
@@ -28,22 +26,16 @@ CELLS = [
 
 @pytest.mark.parametrize(("method", "concept", "n", "counts"), CELLS, ids=str)
 def test_every_published_cell_follows_from_its_counts(method, concept, n, counts):
-    printed, found = paper_numbers("table3")[method][concept], from_counts(n, *counts, 100)
-    assert abs(found.steps_mean - printed["steps_mean"]) <= 0.005 + 1e-9
-    assert abs(found.asr_pre - printed["asr_pre"]) <= 0.0005 + 1e-9
-    assert abs(found.asr_post - printed["asr_post"]) <= 0.0005 + 1e-9
-    pre, post, failures, total = counts
-    assert post + failures == n
-    if post > pre:
-        assert 1 <= (total - 100 * failures) / (post - pre) <= 100
+    printed, (pre, post, failures, total) = paper_numbers("table3")[method][concept], counts
+    assert 0 <= pre <= post and post + failures == n
+    assert post - pre <= total - 100 * failures <= 100 * (post - pre), "1 to 100 steps of each attacked success"
+    assert abs(total / n - printed["steps_mean"]) <= 0.005 + 1e-9
+    assert abs(pre / n - printed["asr_pre"]) <= 0.0005 + 1e-9
+    assert abs(post / n - printed["asr_post"]) <= 0.0005 + 1e-9
     median = printed["steps_median"]
-    if failures > n / 2:
-        assert found.steps_median == median == 100
-    elif pre > n / 2:
-        assert found.steps_median == median == 0
-    else:
-        assert math.isnan(found.steps_median)
-        assert 0 <= median <= 100
+    assert 0 <= median <= 100
+    assert failures <= n / 2 or median == 100
+    assert pre <= n / 2 or median == 0
 
 
 def test_the_table_has_35_cells():
@@ -58,44 +50,25 @@ def test_steps_with_these_counts_give_the_same_cell(method, concept, n, counts):
     for more in range(post - pre - 1, -1, -1):  # any steps from 1 to 100 that add up
         steps.append(min(100, left - more))
         left -= steps[-1]
-    found, told = summarise(np.random.default_rng(0).permutation(steps), 100), from_counts(n, *counts, 100)
+    found = counted_steps(np.random.default_rng(0).permutation(steps), 100)
     assert left == 0
-    assert (found.n, found.pre, found.post, found.failures, found.steps_sum) == (n, *counts)
-    assert (found.steps_mean, found.asr_pre, found.asr_post) == (told.steps_mean, told.asr_pre, told.asr_post)
-    assert math.isnan(told.steps_median) or told.steps_median == found.steps_median
+    assert (len(found), int(found.sum()), float(found.mean())) == (n, total, total / n)
+    assert failures <= n / 2 or np.median(found) == 100
+    assert pre <= n / 2 or np.median(found) == 0
 
 
 def test_the_three_kinds_of_prompts_by_hand():
-    found = summarise([0, 0, 4, 10, -1, -1], 10)  # a success at the last step is no failure, but costs as much
-    assert (found.n, found.pre, found.post, found.failures, found.steps_sum) == (6, 2, 4, 2, 34)
-    assert (found.asr_pre, found.asr_post) == (2 / 6, 4 / 6)
-    assert (found.steps_mean, found.steps_median) == (34 / 6, 7.0)
+    found = counted_steps([0, 0, 4, 10, -1, -1], 10)  # a success at the last step costs as much as a failure
+    assert found.tolist() == [0, 0, 4, 10, 10, 10]
+    assert (found.mean(), np.median(found)) == (34 / 6, 7.0)
 
 
 def test_one_prompt_and_all_of_a_kind():
-    assert summarise([-1], 7).steps_mean == summarise([-1], 7).steps_median == 7
-    assert summarise([0, 0], 7).steps_mean == summarise([0, 0], 7).steps_median == 0
-    assert summarise([0, 0], 7).asr_post == 1
-    assert summarise(np.array([-1, -1], np.int64), 7).asr_post == 0
+    assert counted_steps([-1], 7).tolist() == [7]
+    assert counted_steps(np.array([0, 0], np.int64), 7).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("steps", [[], [-2], [101], [[0]]])
 def test_steps_that_cannot_be_are_refused(steps):
     with pytest.raises(ValueError, match="-1 to 100"):
-        summarise(steps, 100)
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [
-        (50, 7, 38, 13, 1929),  # more than n
-        (50, 39, 38, 12, 1929),  # pre without post
-        (50, 7, 38, 12, 1230),  # 31 successes in 30 steps
-        (50, 7, 38, 12, 4301),  # more than the cap each
-        (50, 50, 50, 0, 1),  # steps of nobody
-        (0, 0, 0, 0, 0),
-    ],
-)
-def test_counts_that_no_attack_gives_are_refused(counts):
-    with pytest.raises(ValueError, match="no attack of 100 steps"):
-        from_counts(*counts, 100)
+        counted_steps(steps, 100)

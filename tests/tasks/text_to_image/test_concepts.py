@@ -220,7 +220,7 @@ def test_labels_of_imagenet():
 @pytest.mark.parametrize("classes", [DIGITS, CIFAR10, IMAGENETTE, ["photo", "golden old book", "truck"]])
 def test_captions_name_one_class(classes):
     names = names_of(classes)
-    captioner, generator = Captioner(names, CONTEXT_WORDS), torch.Generator().manual_seed(0)
+    captioner, generator = Captioner(names), torch.Generator().manual_seed(0)
     labels = torch.arange(300) % len(classes)
     for label, text in zip(labels.tolist(), captioner.captions(labels, generator), strict=True):
         named = {place for place, given in enumerate(names) for name in given if says(text, name)}
@@ -229,7 +229,7 @@ def test_captions_name_one_class(classes):
 
 def test_shares_of_captions():
     names = [("church", "chapel"), ("ship",)]
-    captioner, generator = Captioner(names, CONTEXT_WORDS), torch.Generator().manual_seed(1)
+    captioner, generator = Captioner(names), torch.Generator().manual_seed(1)
     texts = captioner.captions(torch.zeros(6000, dtype=torch.int64), generator)
     forms = {text.replace("{}", name) for text in (*templates().texts, "{}") for name in names[0]}
     loose = [text for text in texts if text not in forms]
@@ -244,17 +244,11 @@ def test_shares_of_captions():
 
 
 def test_captions_follow_the_generator():
-    captioner, labels = Captioner(names_of(DIGITS), CONTEXT_WORDS), torch.arange(10).repeat(3)
+    captioner, labels = Captioner(names_of(DIGITS)), torch.arange(10).repeat(3)
     texts = captioner.captions(labels, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     assert texts == [captioner.caption(label, generator) for label in labels.tolist()]
     assert texts != captioner.captions(labels, torch.Generator().manual_seed(4))
-
-
-def test_captions_without_context():
-    generator = torch.Generator().manual_seed(0)
-    texts = Captioner([("cup",)], ["cup"]).captions(torch.zeros(50, dtype=torch.int64), generator)
-    assert {"cup"} < set(texts) <= {text.replace("{}", "cup") for text in (*templates().texts, "{}")}
 
 
 def test_context_words():

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rub.audits.base import Audit, AuditRequest, Rate, Rows, percent, validated
+from rub.audits.base import Audit, AuditRequest, Rows, percent, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
@@ -99,7 +99,7 @@ def figures_of(rows: Rows) -> Figures:
         original=rows.rate("original", "asr_pre", "forget"),
         clean=rows.rate("unlearned", "asr_pre", "forget"),
         attacked=rows.rate("unlearned", "asr_post", "forget", best),
-        search=max(controls, key=_value) if controls else None,
+        search=max(controls, key=lambda rate: rate.value) if controls else None,
         settled=row is not None and row.converged is True,
         retrained=rows.rate_or_none("retrained", "asr_post", "forget", best),
     )
@@ -114,10 +114,6 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
         yield f"by random tokens or other seeds (control)         {percent(figures.search)}"
     if figures.retrained is not None:
         yield f"draws the concept: retrained, same attack         {percent(figures.retrained)}"
-
-
-def _value(rate: Rate) -> float:
-    return rate.value
 
 
 AUDIT = Audit(

@@ -44,14 +44,13 @@ class Captioner:
 
     Args:
         names: of every class, in the order of the labels.
-        context_words: words to put around them.
     """
 
-    def __init__(self, names: Sequence[tuple[str, ...]], context_words: Sequence[str] = CONTEXT_WORDS) -> None:
+    def __init__(self, names: Sequence[tuple[str, ...]]) -> None:
         taken = words_in(name for found in names for name in found)
         self._names = [(found[0], *found) for found in names]
         self._templates = [text for text in templates().texts if not taken & words_in([text])] or ["{}"]
-        self._words = [word for word in context_words if word.lower() not in taken]
+        self._words = [word for word in CONTEXT_WORDS if word.lower() not in taken]
 
     def caption(self, label: int, generator: torch.Generator) -> str:
         """Caption for an image of this class; takes the same count of random numbers every time."""
@@ -59,7 +58,7 @@ class Captioner:
         name = _pick(self._names[label], which)
         if kind < TEMPLATE:
             return _pick(self._templates, form).replace("{}", name)
-        if kind < TEMPLATE + BARE or not self._words:
+        if kind < TEMPLATE + BARE:
             return name
         around = [_pick(self._words, draw) for draw in rest[: _pick(range(FEWEST, MOST + 1), form)]]
         around.insert(_pick(range(len(around) + 1), place), name)
@@ -71,11 +70,7 @@ class Captioner:
 
 
 def vocabulary_texts(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """Texts that a miniature's tokenizer is trained on: every template with every name, all words, all prompts.
-
-    Args:
-        names: what each class of the data set is called, from `rub.data.class_names.names_of`.
-    """
+    """Texts that a miniature's tokenizer is trained on: every template with every name, all words, all prompts."""
     every = [name for found in names for name in found]
     filled = [text.replace("{}", name) for text in templates().texts for name in every]
     prompts = [text for concept in SHIPPED for text in shipped(concept).texts]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
@@ -26,21 +26,14 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     """Stages of Table 3: data, judge, original, prompts, controls, methods, attacks, measurements, galleries."""
 
     task = "text-to-image"
-    versions: ClassVar[Mapping[str, int]] = {
-        "prompts": 1,
-        "train": 1,
-        "import": 1,
-        "initialise": 1,
-        "pictures": 1,
-        "unlearn": 1,
-        "reference": 1,
-        "attack": 1,
-        "measure": 1,
-        "measure-attack": 1,
-        "gallery": 1,
-        "metric": 1,
-    }
-    sets: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    versions = dict.fromkeys(
+        (
+            *("prompts", "train", "import", "initialise", "pictures", "unlearn", "reference"),
+            *("attack", "measure", "measure-attack", "gallery", "metric"),
+        ),
+        1,
+    )
+    sets = ("forget", "retain")
     controls = ("sham", "random_init")
 
     def __init__(
@@ -56,16 +49,9 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "judge": experiment.judge.name,
             "retain": list(experiment.retain),
         }
-        self.judge = judge_stage(
-            self.task,
-            experiment.judge,
-            self.data.get("data"),
-            dataset,
-            data_root,
-            version=2,
-            images=0 if dataset is None else 1.5 * num_images(dataset, 9_500),  # and half as many out of distribution
-            measured=True,
-        )
+        images = 0 if dataset is None else 1.5 * num_images(dataset, 9_500)  # and half as many out of distribution
+        options: dict[str, Any] = {"version": 2, "images": images, "measured": True}
+        self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root, **options)
         self.prompts = self._prompts()
         self.reference = self.stage(
             "reference",
@@ -140,12 +126,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """Stage that searches prompts for one row and attack."""
         plan = self.attacks[label]
         spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn()}
-        inputs = {
-            **self._seen(),
-            "original": self.original,
-            "reference": self.reference,
-            "unlearned": self.model(method, seed),
-        }
+        inputs = self._compared(method, seed)
         inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
         cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
         return self.stage("attack", f"attack {method}, seed {seed}: {label}", spec, inputs, cost=cost)
@@ -160,13 +141,14 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
 
     def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """Pictures that were drawn already, and the models that draw those of other concepts."""
-        models = {"original": self.original, "unlearned": self.model(method, seed)}
-        return self._scoring(), {
-            **self._seen(), **models, "reference": self.reference, "clean": self.measure(method, seed),
-        }  # fmt: skip
+        return self._scoring(), self._compared(method, seed) | {"clean": self.measure(method, seed)}
 
     def _seen(self) -> dict[str, Stage]:
         return {**self.data, "judge": self.judge, "prompts": self.prompts}
+
+    def _compared(self, method: str, seed: int) -> dict[str, Stage]:
+        models = {"original": self.original, "unlearned": self.model(method, seed)}
+        return {**self._seen(), "reference": self.reference, **models}
 
     def _train(self, label: str, subset: str, seed: int) -> Stage:
         experiment = self.experiment
@@ -191,12 +173,23 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         evaluation, protocol = self.experiment.evaluation, self.experiment.protocol
         spec = {
             "concept": self.concept,
-            "given": given_prompts(self.experiment.concept.name, self.experiment.concept.prompts, self.data_root),
+            "given": self._given(),
             "count": evaluation.prompts,
             "token_limit": protocol.token_limit,
             "guidance": protocol.guidance,
         }
         return self.stage("prompts", "choose the prompts", spec, {**self.data, "original": self.original}, cost=10)
+
+    def _given(self) -> list[dict[str, Any]] | None:
+        # prompts that a user names, so that the stage's key holds them; None: the shipped ones
+        concept = self.experiment.concept
+        if concept.prompts is None:
+            return None
+        from rub.tasks.text_to_image.concepts import prompts_of
+
+        found = prompts_of(concept.name, concept.name, concept.prompts, self.data_root)
+        columns = zip(found.ids.tolist(), found.texts, found.seeds.tolist(), found.guidance.tolist(), strict=True)
+        return [{"id": case, "prompt": text, "seed": seed, "guidance": weight} for case, text, seed, weight in columns]
 
     def _pictures(self) -> Stage:
         experiment = self.experiment
@@ -216,12 +209,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         if without := self.experiment.retrain_without:  # its kept concepts are not all known to the retrained model
             spec["unseen"] = list(without)
             metrics.append("utility_seen")
-        inputs = {
-            **self._seen(),
-            "original": self.original,
-            "reference": self.reference,
-            "unlearned": self.model(method, seed),
-        }
+        inputs = self._compared(method, seed)
         cells = tuple(cell(method, seed, metric) for metric in metrics)
         cost = self._drawing(self._count() + self.experiment.evaluation.retained)
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
@@ -237,9 +225,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             **self._drawn(),
         }
         inputs = {
-            "judge": self.judge,
-            **self.data,
-            "prompts": self.prompts,
+            **self._seen(),
             "original": self.original,
             "unlearned": self.model(method, seed),
             "attack": self.attack(method, seed, label),
@@ -288,20 +274,3 @@ def _found(weights: str, data_root: Path | None) -> Path:
     from rub.models.hub import snapshot
 
     return snapshot(weights)
-
-
-def given_prompts(
-    name: str, given: str | tuple[str, ...] | None, data_root: Path | None
-) -> list[dict[str, Any]] | None:
-    """Rows of prompts that a user names, so that the stage's key holds them; None: the shipped ones.
-
-    Raises:
-        RubError: no such file, or one without prompts.
-    """
-    if given is None:
-        return None
-    from rub.tasks.text_to_image.concepts import prompts_of
-
-    found = prompts_of(name, name, given, data_root)
-    columns = zip(found.ids.tolist(), found.texts, found.seeds.tolist(), found.guidance.tolist(), strict=True)
-    return [{"id": case, "prompt": text, "seed": seed, "guidance": weight} for case, text, seed, weight in columns]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rub.data.splits import input_dataset
 from rub.judges.base import identity
@@ -18,12 +18,11 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS
 from rub.store.artifacts import Artifact
-from rub.tasks.text_to_image.accounting import summarise
 from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.clip_score import clip_score_or_none
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
-from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in
+from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in, weights_of
 from rub.tasks.text_to_image.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
@@ -65,16 +64,11 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec = stage.spec
     measured = Measured(cell, spec["method"], spec["seed"], origin(inputs["unlearned"], inputs["unlearned"]))
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
-    asked = prompts_in(inputs["prompts"])
-    images = clean_images(drawing, asked, batch_of(runtime))
+    images = clean_images(drawing, prompts_in(inputs["prompts"]), batch_of(runtime))
     np.save(out / "images.npy", images.numpy())
-    hit, _ = drawing.seen(images)
-    judge = load_judge(inputs["judge"], inputs, runtime)
+    hit, judge = drawing.seen(images)[0], load_judge(inputs["judge"], inputs, runtime)
     measured.share("asr_pre", hit.numpy(), split="forget")
-    measured.rows[-1] |= {
-        "extractor": identity(judge),
-        "setting": _asked(inputs, judge.description),
-    }
+    measured.rows[-1] |= {"extractor": identity(judge), "setting": _asked(inputs, judge.description)}
     _utility(measured, inputs, spec, runtime)
     measured.save(out)
 
@@ -128,16 +122,30 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         "setting": _asked(inputs, judge.description),
     }
     measured = Measured(cell, spec["method"], spec["seed"], facts)
-    counts = summarise(step, spec["cap"])
+    counted = counted_steps(step, spec["cap"])
     measured.share("asr_post", step >= 0, **where)
-    for metric in ("steps_mean", "steps_median"):
-        measured.add(metric, getattr(counts, metric), len(step), **where)
+    measured.add("steps_mean", float(counted.mean()), len(step), **where)
+    measured.add("steps_median", float(np.median(counted)), len(step), **where)
     measured.add("gradient_steps_mean", float(probes["gradient_steps"].mean()), len(step), **where)
     if "retrained" in inputs:
         reference_ = np.load(inputs["retrained"].file("probes.npz"), allow_pickle=False)["step"]
         measured.add("residual_knowledge", float((step >= 0).mean() - (reference_ >= 0).mean()), len(step), **where)
-    rows = _sample_rows(spec, found, probes, prompts_in(inputs["prompts"]))
-    curve = {**row_of(spec, "forget"), **found.json("attack.json"), "converged": facts["converged"]}
+    shared = row_of(spec, "forget")
+    rows = [
+        {
+            **shared,
+            "sample_id": case,
+            "clean": bool(step[row] == 0),
+            "recovered": bool(step[row] >= 0),
+            "score": round(float(probes["score"][row]), 6),
+            "step": int(step[row]),
+            "gradient_steps": int(probes["gradient_steps"][row]),
+            "evaluations": int(probes["evaluations"][row]),
+            "probe": f"{found.key}:{row}",
+        }
+        for row, case in enumerate(prompts_in(inputs["prompts"]).ids.tolist())
+    ]
+    curve = {**shared, **found.json("attack.json"), "converged": facts["converged"]}
     measured.save(out, samples=rows, curves=[curve])
     save_witnesses(stage, inputs, probes, resolve_concept(spec["concept"], inputs, runtime).judged_as, out)
 
@@ -150,10 +158,8 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     facts |= {"extractor": identity(judge), "setting": judge.description}
     if "attack" in inputs:
         probes = np.load(inputs["attack"].file("probes.npz"), allow_pickle=False)
-        facts |= {
-            "converged": has_converged(probes["step"], int(spec["budget"])),
-            "evaluations": int(probes["evaluations"].sum()),
-        }
+        facts["converged"] = has_converged(probes["step"], int(spec["budget"]))
+        facts["evaluations"] = int(probes["evaluations"].sum())
 
     def outputs(name: str) -> Outputs:
         role, shown = ("original", split_name) if name == "original" else ("unlearned", name)
@@ -182,7 +188,28 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 def _column_of(classes: Sequence[str], label: int | str) -> int:
     if isinstance(label, int):
         return label
+    # -1 for one that is a set of them, or none
     return next((k for k, name in enumerate(classes) if label in name.split(", ")), -1)
+
+
+def counted_steps(step: ArrayLike, cap: int) -> NDArray[np.int64]:
+    """Steps that Table 3 counts for N >= 1 prompts: 0 without an attack, that of the first success, else the cap.
+
+    Args:
+        step: int (N,): 0 success without an attack, 1 to `cap` the step of the first success, -1 never.
+        cap: attack steps allowed.
+
+    Raises:
+        ValueError: no prompts, or a step outside -1..cap.
+
+    Example:
+        >>> counted_steps([0, 3, -1, 100], 100).tolist()
+        [0, 3, 100, 100]
+    """
+    steps = np.asarray(step)
+    if steps.ndim != 1 or not len(steps) or steps.min() < -1 or steps.max() > cap:
+        raise ValueError(f"need steps from -1 to {cap} of at least one prompt, got shape {steps.shape}")
+    return np.where(steps < 0, cap, steps)
 
 
 def has_converged(step: NDArray[np.int64], cap: int) -> bool:
@@ -204,26 +231,4 @@ def _asked(inputs: Inputs, told: str) -> str:
 
 def origin(model: Artifact, made: Artifact) -> dict[str, Any]:
     """Which weights a row is about, and where and how long what it measures was made."""
-    files = model.manifest["files"]
-    name = model.json("unlearned.json")["file"] if "unlearned.json" in files else "model.safetensors"
-    return origin_of(model.sha256(name), made)
-
-
-def _sample_rows(
-    spec: Mapping[str, Any], found: Artifact, probes: Mapping[str, NDArray[Any]], asked: Prompts
-) -> list[dict[str, Any]]:
-    shared = row_of(spec, "forget")
-    return [
-        {
-            **shared,
-            "sample_id": case,
-            "clean": bool(probes["step"][row] == 0),
-            "recovered": bool(probes["step"][row] >= 0),
-            "score": round(float(probes["score"][row]), 6),
-            "step": int(probes["step"][row]),
-            "gradient_steps": int(probes["gradient_steps"][row]),
-            "evaluations": int(probes["evaluations"][row]),
-            "probe": f"{found.key}:{row}",
-        }
-        for row, case in enumerate(asked.ids.tolist())
-    ]
+    return origin_of(model.sha256(weights_of(model)), made)

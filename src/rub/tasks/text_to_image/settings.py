@@ -39,23 +39,12 @@ class ResolvedConcept:
     retained_classes: tuple[int, ...]
     retained_judged: tuple[int | str, ...]
 
-    @property
-    def main_names(self) -> tuple[str, ...]:
-        """First name of every class of the data set."""
-        return tuple(names[0] for names in self.names)
-
 
 def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], runtime: Runtime) -> ResolvedConcept:
     """What is known of a concept.
 
-    Args:
-        concept: `ConceptSpec.model_dump()` with ``judge``, the judge's name, and ``retain``, the names of retained
-            concepts where there is no data.
-        inputs: of the stage; ``data`` among them where there is a data set.
-        runtime: keeps the data set open.
-
-    Raises:
-        RubError: the data has no such class.
+    It comes as `ConceptSpec.model_dump()` with ``judge``, the judge's name, and ``retain``, the names of retained
+    concepts where there is no data.
     """
     name, given = concept["name"], concept["judged_as"]
     if "data" not in inputs:

@@ -27,7 +27,7 @@ from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
-from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts
+from rub.tasks.text_to_image.captions import Captioner, vocabulary_texts
 from rub.tasks.text_to_image.concepts import prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
@@ -51,13 +51,8 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     channels, side, width = dataset.train.shape
     if width != side:
         raise RubError(f"data: images of {width} x {side} pixels; a miniature takes square ones")
-    model = build_mini(
-        given["arch"],
-        channels=channels,
-        size=side,
-        tokenizer=make_tokenizer(*words, given["length"]),
-        seed=spec["seed"],
-    ).to(runtime.device)
+    tokenizer = make_tokenizer(*words, given["length"])
+    model = build_mini(given["arch"], channels=channels, size=side, tokenizer=tokenizer, seed=spec["seed"])
     mirror = dataset.flip if training["mirror"] is None else training["mirror"]
     context = UnlearnContext(
         seed=spec["seed"],
@@ -66,7 +61,7 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         precision=training["precision"],
         **runtime.shared(),
     )
-    fit(model, samples, Captioner(names, CONTEXT_WORDS).captions, context, training)
+    fit(model.to(runtime.device), samples, Captioner(names).captions, context, training)
     save_model(model, out / MODEL)
 
 
@@ -132,12 +127,8 @@ def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def _listed(rows: list[dict[str, Any]]) -> Prompts:
     # prompts that a user gave, as the plan wrote them into the spec
-    return Prompts(
-        torch.tensor([row["id"] for row in rows]),
-        tuple(row["prompt"] for row in rows),
-        torch.tensor([row["seed"] for row in rows]),
-        torch.tensor([row["guidance"] for row in rows], dtype=torch.float32),
-    )
+    ids, texts, seeds, weights = ([row[name] for row in rows] for name in ("id", "prompt", "seed", "guidance"))
+    return Prompts(torch.tensor(ids), tuple(texts), torch.tensor(seeds), torch.tensor(weights, dtype=torch.float32))
 
 
 def prompts_in(artifact: Artifact) -> Prompts:
@@ -154,11 +145,11 @@ def method_images(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> 
     for side in ("forget", "retain"):
         names = [facts.prompt] if side == "forget" else list(facts.retained_names)
         if "data" in inputs:
-            samples, labels = _pool(input_dataset(inputs, runtime), spec["validation"], facts, side), facts.main_names
+            samples = _pool(input_dataset(inputs, runtime), spec["validation"], facts, side)
             order = torch.randperm(len(samples), generator=seeded(0, f"pictures-{side}"))[:count]
             chosen = samples.select(order)
             latents = encoded(model, chosen, mirror=False)[0]
-            captions = [f"a photo of {labels[label]}" for label in chosen.labels.tolist()]
+            captions = [f"a photo of {facts.names[label][0]}" for label in chosen.labels.tolist()]
         else:
             captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
             latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
@@ -264,9 +255,8 @@ def batch_of(runtime: Runtime) -> int:
 def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:
     """Write what an attack found, prompt by prompt, and the share brought back after each step."""
     arrays = {name: getattr(found, name) for name in ("step", "score", "ids", "gradient_steps", "evaluations")}
-    for name in ("embeddings", "latents"):
-        if getattr(found, name) is not None:
-            arrays[name] = getattr(found, name)
+    soft = {"embeddings": found.embeddings, "latents": found.latents}
+    arrays |= {name: value for name, value in soft.items() if value is not None}
     np.savez(out / "probes.npz", cases=asked.ids.numpy(), **{name: value.numpy() for name, value in arrays.items()})
     np.save(out / "images.npy", found.images.numpy())
     back = torch.bincount(found.step[found.step >= 0], minlength=cap + 1).cumsum(0).double() / len(found)
@@ -282,12 +272,16 @@ def model_of(inputs: Inputs, role: str, runtime: Runtime) -> Diffusion:
     """A stage's model in eval mode on the device, frozen, loaded once per process."""
 
     def load() -> Diffusion:
-        artifact = inputs[role]
-        if "unlearned.json" in artifact.manifest["files"]:
-            file = artifact.file(artifact.json("unlearned.json")["file"])
-            made = load_unlearned(model_of(inputs, "original", runtime), file)
-        else:
-            made = load_model(artifact.file(MODEL))
+        path, changed = inputs[role].file(weights_of(inputs[role])), "unlearned.json" in inputs[role].manifest["files"]
+        made = load_unlearned(model_of(inputs, "original", runtime), path) if changed else load_model(path)
         return freeze(made.to(runtime.device))
 
     return runtime.cache.get((inputs[role].key, runtime.device), load)
+
+
+def weights_of(artifact: Artifact) -> str:
+    """Name of the file that holds a stage's weights; a judge's description where it has none."""
+    files = artifact.manifest["files"]
+    if "unlearned.json" in files:
+        return str(artifact.json("unlearned.json")["file"])
+    return next((name for name in (MODEL, "weights.safetensors") if name in files), "judge.json")

@@ -21,6 +21,7 @@ from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Candidates, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing
+from rub.tasks.text_to_image.stages import weights_of
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import image_sha256, model_reference
 
@@ -36,15 +37,7 @@ def save_witnesses(
     judged_as: int | str,
     out: Path,
 ) -> None:
-    """Write the prompts that an attack brought back as witnesses, the earliest first; nothing where there are none.
-
-    Args:
-        stage: names the row and how many to keep.
-        inputs: original, unlearned, judge, prompts, attack.
-        probes: what the attack found.
-        judged_as: what the judge calls the concept.
-        out: the artifact's folder.
-    """
+    """Write the prompts that an attack brought back as witnesses, the earliest first; nothing where there are none."""
     spec, step = stage.spec, probes["step"]
     rows = np.flatnonzero(step >= 0)
     rows = rows[np.argsort(step[rows], kind="stable")][: spec["witnesses"]]
@@ -67,7 +60,9 @@ def save_witnesses(
         "split": "forget",
         "claim": CLAIM,
         "at_most": 0.0,
-        "models": {role: _reference(inputs[role]) for role in ("original", "unlearned", "judge")},
+        "models": {
+            role: model_reference(inputs[role], weights_of(inputs[role])) for role in ("original", "unlearned", "judge")
+        },
         "data": {"key": inputs["prompts"].key, "concept": spec["concept"]["name"]},
         "settings": {"sampler": spec["sampler"], "judged_as": judged_as},
         "samples": [
@@ -79,14 +74,7 @@ def save_witnesses(
 
 
 def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
-    """Draw and judge the pictures of a claim again, with forward passes only.
-
-    Returns:
-        How many claims hold, and one line for each that does not.
-
-    Raises:
-        RubError: the models or the judge are not there, or the claim is not one of this task.
-    """
+    """How many pictures of a claim hold when they are drawn and judged again, and one line for each that does not."""
     path = model_file(witness, "original", sources)
     original = sources.cache.get(("diffusion", path), lambda: load_model(path))
     unlearned = freeze(load_unlearned(original, model_file(witness, "unlearned", sources))).to(sources.device)
@@ -131,10 +119,9 @@ def _fed(tensors: Mapping[str, Tensor], rows: Tensor, model: Diffusion) -> Candi
     soft: dict[str, Tensor] = {}
     for name in SOFT:
         if name in tensors:
-            given = tensors[name][rows].float().to(model.device)
-            seeds = tensors["seeds"][rows]
+            given, seeds = tensors[name][rows].float().to(model.device), tensors["seeds"][rows]
             own = model.token_embeddings[ids] if name == "embeddings" else initial_latents(model, seeds)
-            blank = ~given.flatten(1).any(1)
+            blank = ~given.flatten(1).any(1)  # stands for the tokens' own embeddings, or the seed's own latents
             soft[name] = torch.where(column(blank, given), own, given)
     return Candidates(ids=ids, embeddings=soft.get("embeddings"), latents=soft.get("latents"))
 
@@ -145,16 +132,6 @@ def _sampler(given: Any) -> Sampler:
         if isinstance(steps, int) and 1 <= steps <= MOST_STEPS:
             return Sampler(given["name"], steps)
     raise RubError(f"the claim's sampler should be ddim or lms with 1 to {MOST_STEPS} steps")
-
-
-def _reference(artifact: Artifact) -> dict[str, Any]:
-    files = artifact.manifest["files"]
-    name = artifact.json("unlearned.json")["file"] if "unlearned.json" in files else _weights(files)
-    return model_reference(artifact, name)
-
-
-def _weights(files: Mapping[str, str]) -> str:
-    return next((name for name in ("model.safetensors", "weights.safetensors") if name in files), "judge.json")
 
 
 def _judge(witness: Witness, sources: Sources) -> ConceptJudge:
