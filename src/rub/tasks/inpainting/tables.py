@@ -53,15 +53,8 @@ def inpainting_tables(
 
     Table 2 in the paper's shape, IS and FID apart and one pair for each extractor; what comes back, one table for each
     budget; the curve, when the main attack ran at more budgets than Table 2 shows; and further distances. Means are
-    over seeds, intervals are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`).
-
-    Args:
-        records: rows of any task; those of other tasks are left out.
-        paper: method -> metric -> budget -> split -> the paper's number, from `rub.reports.tables.paper_numbers`.
-        mains: main attacks, as suites say them.
-
-    Returns:
-        Tables that fit 80 columns each; empty without records of this task.
+    over seeds, intervals are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`). `paper`, from
+    `rub.reports.tables.paper_numbers`, has method -> metric -> budget -> split -> number.
 
     Example:
         >>> inpainting_tables([])
@@ -175,9 +168,8 @@ def _back(source: Source, budget: str) -> list[Table]:
 def _curve(source: Source) -> Table:
     made = _columns(source.main)
     columns = [made("F at", "recovered", b, name=printable(b)) for b in ("none", *source.budgets)]
-    return source.table(
-        "back-curve", f"Recovered forget images (%) along the curve of {printable(source.main)}", columns
-    )
+    title = f"Recovered forget images (%) along the curve of {printable(source.main)}"
+    return source.table("back-curve", title, columns)
 
 
 def _head(budget: str) -> str:

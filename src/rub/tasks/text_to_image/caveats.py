@@ -1,10 +1,11 @@
 """The notes below the tables: who judged how many, and what the controls say against numbers that look like a win."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rub.metrics.statistics import Interval
-from rub.reports.grouping import Board, Place, board_of, is_control, records_at, row_order, share
+from rub.reports.grouping import Board, Place, is_control, records_at, share
 from rub.reports.text import printable
 from rub.store.records import Record
 
@@ -51,40 +52,23 @@ Found = dict[str, dict[str, float]]
 """method -> concept -> percent."""
 
 
-def concept_of(records: Iterable[Record], main: str, budget: str) -> Concept:
-    """Rows of one concept at a cap of the main attack.
-
-    Args:
-        records: of one experiment.
-        main: the attack.
-        budget: the cap.
-    """
-    own = list(records)
-    return Concept(board_of(own), tuple(row_order((record.method for record in own), TASK)), main, budget)
-
-
 def caveats(concepts: Concepts) -> Iterator[str]:
-    """What the controls say: of the judge and the search, of the reference, of low and of high success rates.
-
-    Args:
-        concepts: name -> its rows.
-    """
-    blind = _where(concepts, _weak_original)
-    if blind:
+    """What the controls say: of the judge and the search, of the reference, of low and of high success rates."""
+    if blind := _where(concepts, lambda one, row: _mean(one.pre(row), below=_HALF), "original"):
         yield (
             f"even the model before unlearning shows the concept for few prompts: {_listed(blind, concepts)}; a low"
             " post-ASR says little there"
         )
-    if noise := _where(concepts, _seen_in_noise):
+    if noise := _where(concepts, _seen_in_noise, "random_init"):
         yield f"the judge sees the concept in pictures of a model that was never trained: {_listed(noise, concepts)}"
-    if shut := _where(concepts, _sham_holds):
+    if shut := _where(concepts, lambda one, row: _mean(one.post(row), below=_HALF), "sham"):
         yield (
             f"the sham, which forgot nothing, looks robust: {_listed(shut, concepts)}; a low post-ASR is no evidence"
             " of unlearning there"
         )
-    if reference := _where(concepts, _reference):
+    if reference := _where(concepts, lambda one, row: _mean(one.post(row)), "retrain", "retrained"):
         yield f"reference, post-ASR of a model that never saw the concept: {_listed(reference, concepts)}"
-    if hardly := _where(concepts, _needs_no_attack):
+    if hardly := _where(concepts, lambda one, row: _mean(one.pre(row), above=_HALF)):
         yield f"most prompts need no attack for {_listed(hardly, concepts)}: hardly unlearned"
     if easy := _where(concepts, _needs_no_search):
         searches = f"{printable(next(iter(concepts.values())).main)} is"
@@ -92,25 +76,21 @@ def caveats(concepts: Concepts) -> Iterator[str]:
             f"{searches} not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
             f" control) for {_listed(easy, concepts)}: recovery there is not shown to need a search"
         )
-    yield from _damage(concepts)
+    if damaged := _where(concepts, _damaged):
+        whole = {"original": {name: kept.mean for name, one in concepts.items() if (kept := one.kept("original"))}}
+        yield (
+            f"pictures of other concepts that the judge names, far below {_listed(whole, concepts)}:"
+            f" {_listed(damaged, concepts)}; a low post-ASR there may only mean that little is left"
+        )
 
 
-def _damage(concepts: Concepts) -> Iterator[str]:
-    damaged = _where(concepts, _damaged)
-    if not damaged:
-        return
-    whole = {"original": {name: kept.mean for name, one in concepts.items() if (kept := one.kept("original"))}}
-    yield (
-        f"pictures of other concepts that the judge names, far below {_listed(whole, concepts)}:"
-        f" {_listed(damaged, concepts)}; a low post-ASR there may only mean that little is left"
-    )
-
-
-def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None]) -> Found:
+def _where(concepts: Concepts, rule: Callable[[Concept, str], float | None], *rows: str) -> Found:
+    # these rows, or else the methods, to which a rule applies, each with the number that it gives
     found: Found = {}
     for name, concept in concepts.items():
         for method in concept.methods:
-            if (value := rule(concept, method)) is not None:
+            asked = method in rows if rows else not is_control(method, TASK)
+            if asked and (value := rule(concept, method)) is not None:
                 found.setdefault(method, {})[name] = value
     return found
 
@@ -124,36 +104,20 @@ def _listed(found: Found, concepts: Concepts) -> str:
     return ", ".join(parts)
 
 
-def _weak_original(concept: Concept, method: str) -> float | None:
-    pre = concept.pre(method) if method == "original" else None
-    return pre.mean if pre is not None and pre.mean < _HALF else None
+def _mean(found: Interval | None, above: float = -math.inf, below: float = math.inf) -> float | None:
+    return found.mean if found is not None and above < found.mean < below else None
 
 
 def _seen_in_noise(concept: Concept, method: str) -> float | None:
-    found = [concept.pre(method), concept.post(method)] if method == "random_init" else []
-    highest = max((interval.mean for interval in found if interval is not None), default=0.0)
-    return highest if highest > _NOTHING else None
-
-
-def _sham_holds(concept: Concept, method: str) -> float | None:
-    post = concept.post(method) if method == "sham" else None
-    return post.mean if post is not None and post.mean < _HALF else None
-
-
-def _reference(concept: Concept, method: str) -> float | None:
-    post = concept.post(method) if method in ("retrain", "retrained") else None
-    return None if post is None else post.mean
-
-
-def _needs_no_attack(concept: Concept, method: str) -> float | None:
-    pre = None if is_control(method, TASK) else concept.pre(method)
-    return pre.mean if pre is not None and pre.mean > _HALF else None
+    found = [interval.mean for interval in (concept.pre(method), concept.post(method)) if interval is not None]
+    return highest if (highest := max(found, default=0.0)) > _NOTHING else None
 
 
 def _needs_no_search(concept: Concept, method: str) -> float | None:
+    # the best control's share where a search is not told apart from it; both brought something back
     clean, post = concept.pre(method), concept.post(method)
     found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
-    if is_control(method, TASK) or post is None or not found:
+    if post is None or not found:
         return None
     best, least = max(found, key=lambda interval: interval.mean), clean.mean if clean is not None else 0.0
     near = best.mean >= post.mean - _CLOSE or best.overlaps(post)
@@ -162,9 +126,9 @@ def _needs_no_search(concept: Concept, method: str) -> float | None:
 
 def _damaged(concept: Concept, method: str) -> float | None:
     kept, whole = concept.kept(method), concept.kept("original")
-    if is_control(method, TASK) or kept is None or whole is None or kept.overlaps(whole):
+    if kept is None or whole is None or kept.overlaps(whole):
         return None
-    return kept.mean if kept.mean < whole.mean - _FAR else None
+    return _mean(kept, below=whole.mean - _FAR)
 
 
 def counted(behind: Iterable[tuple[str, Record]]) -> Iterator[str]:

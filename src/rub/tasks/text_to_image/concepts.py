@@ -100,13 +100,7 @@ def templates() -> Prompts:
 def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Prompts, tuple[int, ...]]:
     """Prompts that have room for an attack's tokens, and the case numbers of those that have not.
 
-    Args:
-        prompts: all prompts.
-        tokenizer: of the model.
-        limit: most tokens of a prompt, BOS and EOS included (UnlearnDiffAtk: 60 of 77).
-
-    Raises:
-        RubError: no prompt is left.
+    `limit` is the most tokens of a prompt, BOS and EOS included (UnlearnDiffAtk: 60 of 77).
     """
     counts = torch.tensor([len(ids) for ids in tokenizer(list(prompts.texts), verbose=False).input_ids])
     short = counts <= limit

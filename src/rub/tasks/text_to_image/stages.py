@@ -17,7 +17,7 @@ from rub.judges.stage import load_judge
 from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, save_unlearned
 from rub.models.diffusion.mini import build_mini, reinitialised
 from rub.models.diffusion.model import Diffusion, frozen
-from rub.models.diffusion.sampling import Sampler
+from rub.models.diffusion.sampling import Sampler, initial_latents, sample
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
@@ -167,8 +167,6 @@ def _pool(dataset: ImageDataset, validation: float, facts: ResolvedConcept, side
 
 def _sampled(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Runtime) -> Tensor:
     # latents of images that the model draws of these captions; the seed of each is its place
-    from rub.models.diffusion.sampling import initial_latents, sample
-
     parts, size = [], max(runtime.batch_size // 8, 1)
     for start in range(0, len(captions), size):
         texts = captions[start : start + size]

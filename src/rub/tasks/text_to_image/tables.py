@@ -8,6 +8,7 @@ from rub.reports.grouping import (
     Group,
     Mains,
     Place,
+    board_of,
     budgets_of,
     extracted,
     grouped,
@@ -21,7 +22,7 @@ from rub.reports.table import Cell, Column, Row, Table, beside, fitting
 from rub.reports.tables import Columns, Source, directions, failures, label, marks, seeds_note
 from rub.reports.text import printable, slug
 from rub.store.records import Record
-from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, caveats, concept_of, counted, judged_by
+from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, caveats, counted, judged_by
 from rub.tasks.text_to_image.metrics import METRICS
 
 _METRICS = {metric.name: metric for metric in METRICS}
@@ -39,15 +40,8 @@ def text_to_image_tables(
 
     Table 3 in the paper's shape; which methods are tied; what each attack and each control without a search brings
     back; what is left of other concepts; steps and gradient steps of every attack. Means are over seeds; intervals are
-    clustered by unlearning seed, or over prompts (Wilson) where there is one model.
-
-    Args:
-        records: rows of any task; those of other tasks are left out. An experiment is one concept, named after it.
-        paper: method -> concept -> metric -> the paper's number, from `rub.reports.tables.paper_numbers`.
-        mains: main attacks, as suites say them.
-
-    Returns:
-        Tables that fit 80 columns each; empty without records of this task.
+    clustered by unlearning seed, or over prompts (Wilson) where there is one model. An experiment is one concept, named
+    after it; `paper`, from `rub.reports.tables.paper_numbers`, has method -> concept -> metric -> number.
 
     Example:
         >>> text_to_image_tables([])
@@ -132,7 +126,8 @@ class _Suite:
         for one, records in found.items():
             name, own = printable(one.experiment or one.dataset), extracted(records)
             sources[name] = Source(one, own, lambda columns, behind: (), _BOUND, _FIRST, main)
-            concepts[name] = concept_of(own, main, next(iter(headline(sources[name].budgets)), ""))
+            rows = tuple(row_order((record.method for record in own), TASK))
+            concepts[name] = Concept(board_of(own), rows, main, next(iter(headline(sources[name].budgets)), ""))
         if len(sources) == 1:
             group = group._replace(experiment=next(iter(sources)))
         everything = [record for source in sources.values() for record in source.records]

@@ -43,17 +43,7 @@ def fit(
 
     L = E w_t |noise - e(x_t, t, TE(caption))|^2 (Ho et al. 2020, eq. 14; Rombach et al. 2022, eq. 3) over text encoder
     and UNet, with `min_snr` weights; a share of the captions is empty (Ho & Salimans 2022). The running mean of the
-    weights is kept.
-
-    Args:
-        model: the miniature.
-        samples: the training images.
-        caption: gives a fresh caption for each image and step.
-        context: seed, batch size, precision, device, progress, checkpointer; its augmentation says whether to mirror.
-        training: steps, lr, dropout, ema and those of the autoencoder, as in `TrainingSpec`.
-
-    Raises:
-        Diverged: the loss is not finite.
+    weights is kept. The context's augmentation says whether to mirror; `training` is a `TrainingSpec`.
     """
     trains = isinstance(model.vae, AutoencoderKL)
     total = training["steps"] + (training["autoencoder_steps"] if trains else 0)
@@ -94,10 +84,6 @@ def min_snr(alpha_bar: Tensor, gamma: float = 5.0) -> Tensor:
 
     Hang et al. 2023 (Efficient Diffusion Training via Min-SNR Weighting Strategy), eq. 9 for a model that predicts the
     noise. On digits the prompt is obeyed after about half as many steps as without.
-
-    Args:
-        alpha_bar: float (T,), in (0, 1).
-        gamma: 5 in the paper.
 
     Example:
         >>> [round(weight, 3) for weight in min_snr(torch.tensor([0.5, 10 / 11])).tolist()]
