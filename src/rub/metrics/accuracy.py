@@ -13,14 +13,11 @@ from rub.errors import Diverged, RubError
 
 
 def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
-    """Which samples the largest logit classifies right; its mean is TA, RA or UA of that set.
+    """Which samples, bool (N,), the largest logit classifies right; its mean is TA, RA or UA of that set.
 
     Args:
         logits: float (N, C), finite; the first class wins a tie.
         labels: integer (N,), in 0..C-1.
-
-    Returns:
-        bool (N,).
 
     Raises:
         ValueError: the shapes do not fit or a label is outside 0..C-1.
@@ -35,7 +32,7 @@ def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
 
 
 def logit_auc(logits: ArrayLike, labels: ArrayLike, forget_classes: Sequence[int]) -> float:
-    """How well the forgotten classes' logits still rank test images: a score that no constant bias can hide.
+    """How well forgotten classes' logits still rank test images, in [0, 1]: a score that no constant bias can hide.
 
     mean over c of AUC(z_c of images with y = c against z_c of all others). It is 1 for a model whose forgotten logit is
     merely lowered by a constant, while its UA is 0. The retrained model is the reference, which is not always .5: its
@@ -45,9 +42,6 @@ def logit_auc(logits: ArrayLike, labels: ArrayLike, forget_classes: Sequence[int
         logits: float (N, C), test logits, images of all classes.
         labels: integer (N,).
         forget_classes: classes to average over, at least one, each with test images.
-
-    Returns:
-        AUC in [0, 1].
 
     Raises:
         RubError: no forgotten class, or one for which the labels hold no image, or nothing else.
@@ -75,7 +69,7 @@ def probe_accuracy(
     per_class: int = 300,
     total: int = 3000,
 ) -> float:
-    """Recall of the forgotten classes on test images by a linear probe on penultimate features.
+    """Recall of forgotten classes (its mean, in [0, 1]) on test images by a linear probe on penultimate features.
 
     A multinomial logistic regression (L2, C = 1, classes weighted to balance) on standardised features, trained on
     training images of all classes, forgotten ones included; the head of the unlearned model plays no part.
@@ -89,9 +83,6 @@ def probe_accuracy(
         seed: draws the training images.
         per_class: most training images per class.
         total: most training images in all, shared evenly by the classes (a cost bound for data with many classes).
-
-    Returns:
-        Mean over forgotten classes of the recall, in [0, 1]; chance is 1 / number of classes.
 
     Raises:
         RubError: no forgotten class, or one that is missing on either side.
@@ -110,7 +101,9 @@ def probe_accuracy(
     x_test, y_test = np.asarray(test_features, np.float64), np.asarray(test_labels)
     _check_classes(y, forget_classes, "training labels")
     _check_classes(y_test, forget_classes, "test labels", others=False)
-    kept = _even_subset(y, min(per_class, max(1, total // len(np.unique(y)))), np.random.default_rng(seed))
+    rng, classes = np.random.default_rng(seed), np.unique(y)
+    cap = min(per_class, max(1, total // len(classes)))
+    kept = np.concatenate([rng.permutation(np.flatnonzero(y == c))[:cap] for c in classes])
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3))
     probe.fit(x[kept], y[kept])
     asked = np.isin(y_test, list(forget_classes))
@@ -121,15 +114,12 @@ def probe_accuracy(
 def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
     """How much more of the forget set the attack recovers from the unlearned than from the retrained model.
 
-    mean(u - r), paired by sample: the part of UA after the attack that an attack on a model which never saw the data
-    does not explain.
+    mean(u - r), in [-1, 1], paired by sample: the part of UA after the attack that an attack on a model which never saw
+    the data does not explain.
 
     Args:
         recovered_unlearned: bool (N,), whether the attack recovered each sample from the unlearned model.
         recovered_retrained: bool (N,), the same samples, attack and budget against the retrained model.
-
-    Returns:
-        The difference in [-1, 1].
 
     Raises:
         ValueError: the two are empty or differ in shape.
@@ -145,15 +135,12 @@ def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: Arra
 def residual_ratio(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
     """Ratio Pr[unlearned recovers] / Pr[retrained recovers], smoothed by one count on each side.
 
-    (1 + sum u) / (1 + sum r), after the residual knowledge of RURK (NeurIPS 2025, arXiv 2601.22359). The added
-    count keeps it finite where the retrained model recovers nothing, which is the usual case; 1 means no excess.
+    (1 + sum u) / (1 + sum r), in [1/(N+1), N+1], after the residual knowledge of RURK (NeurIPS 2025, arXiv 2601.22359).
+    The added count keeps it finite where the retrained model recovers nothing, the usual case; 1 means no excess.
 
     Args:
         recovered_unlearned: bool (N,), as in `residual_knowledge`.
         recovered_retrained: bool (N,), likewise.
-
-    Returns:
-        The ratio in [1/(N+1), N+1].
 
     Raises:
         ValueError: the two are empty or differ in shape.
@@ -183,13 +170,7 @@ def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], 
     return z, y
 
 
-def _even_subset(labels: NDArray[np.int64], cap: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    groups = [rng.permutation(np.flatnonzero(labels == c))[:cap] for c in np.unique(labels)]
-    return np.concatenate(groups)
-
-
 def _check_classes(labels: NDArray[np.int64], classes: Sequence[int], where: str, *, others: bool = True) -> None:
-    """Raise `RubError` unless every class has samples, and (when asked) other classes have samples too."""
     present = set(labels.tolist())
     missing = sorted(set(classes) - present)
     if not classes or missing:

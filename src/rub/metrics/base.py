@@ -178,14 +178,7 @@ def metrics_of(task: str) -> tuple[Metric, ...]:
 def measure_metric(
     task: str, spec: Mapping[str, Any], outputs: Callable[[str], Outputs], facts: Mapping[str, Any], out: Path
 ) -> None:
-    """Compute a metric of a plug-in and write its row.
-
-    Args:
-        task: whose metric it is.
-        spec: metric, method, seed, attack and budget of the row.
-        outputs: evaluation set, or ``original`` -> the outputs there.
-        facts: further record fields.
-        out: where ``rows.json`` goes.
+    """Compute a metric of a plug-in for the row that a spec names, and write its ``rows.json`` into a folder.
 
     Raises:
         ValueError: its function gives neither a number nor bool (N,), or one outside its range.
@@ -239,10 +232,9 @@ class Cells:
 
 
 class Measured:
-    """The rows of one measuring stage, all of one model."""
+    """The rows of one measuring stage, all of one model; `facts` are record fields that they share."""
 
     def __init__(self, cell: Callable[..., dict[str, Any]], method: str, seed: int, facts: Mapping[str, Any]) -> None:
-        """`cell` names the rows; `facts` are record fields shared by the rows, such as ``weights_sha256``."""
         self.cell, self.method, self.seed, self.facts = cell, method, seed, facts
         self.rows: list[dict[str, Any]] = []
 

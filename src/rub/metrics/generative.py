@@ -27,7 +27,7 @@ def singular_covariance(count: int, dimension: int) -> bool:
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    r"""Frechet distance of the normal laws fitted to two sets of features (squared, as FID always is).
+    r"""Frechet distance (FID), >= 0, of the normal laws fitted to two sets of features; squared, as FID always is.
 
     \|mu_a - mu_b\|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), with unbiased covariances (Heusel et al. 2017). The last
     trace is the nuclear norm of A B^T, where A and B are the centred features over sqrt(n - 1); sets much larger than d
@@ -37,13 +37,8 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
         a: features (N, d), any finite values.
         b: features (M, d).
 
-    Returns:
-        The distance, at least 0 (rounding below 0 is clipped).
-
     Raises:
-        RubError: features of another shape than (N, d), or of two different d.
-        RubError: fewer than two images in a set.
-        RubError: features that are not finite.
+        RubError: features of another shape than (N, d), of two different d or not finite; fewer than two in a set.
 
     Example:
         >>> frechet_distance([[0.0], [2.0]], [[3.0], [7.0]])  # means 1 and 5, standard deviations 2^.5 and 8^.5
@@ -59,7 +54,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def _nuclear_is_cheaper(n: int, m: int, d: int) -> bool:
-    """Compare multiplications: product and singular values of (n, m), against covariances and eigenvalues of (d, d)."""
+    # Multiplications: product and singular values of (n, m), against covariances and eigenvalues of (d, d).
     return n * m * (2 * d + 4 * min(n, m)) <= 2 * d**2 * (n + m) + 15 * d**3
 
 
@@ -68,8 +63,7 @@ def _trace_nuclear(A: Matrix, B: Matrix) -> float:
 
 
 def _trace_eigen(A: Matrix, B: Matrix) -> float:
-    """Trace of (A^T A B^T B)^(1/2) by eigenvalues; what rounding puts below 0 counts as 0."""
-    values, vectors = np.linalg.eigh(A.T @ A)
+    values, vectors = np.linalg.eigh(A.T @ A)  # what rounding puts below 0 counts as 0
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     return float(np.sqrt(np.linalg.eigvalsh(root @ (B.T @ B) @ root).clip(0)).sum())
 
@@ -77,7 +71,7 @@ def _trace_eigen(A: Matrix, B: Matrix) -> float:
 def kernel_distance(
     a: ArrayLike, b: ArrayLike, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Kernel distance (KID) of two sets of features: mean and standard deviation over random subsets.
+    """Kernel distance (KID) of two sets of features: mean and population standard deviation over random subsets.
 
     The unbiased squared MMD with the kernel k(x, y) = (x . y / d + 1)^3 (Binkowski et al. 2018). Unlike FID it is not
     biased by N, and may fall below 0. Subsets are drawn as torch-fidelity draws them. A set of up to ``subset_size``
@@ -90,14 +84,8 @@ def kernel_distance(
         subset_size: images of each set per estimate, at least 2.
         seed: of NumPy's RandomState that draws the subsets.
 
-    Returns:
-        Mean and population standard deviation over the subsets.
-
     Raises:
-        RubError: features of another shape than (N, d), or of two different d.
-        RubError: fewer than two images in a set.
-        RubError: features that are not finite.
-        RubError: subsets below 1, or of fewer than two images.
+        RubError: features that do not fit, as for `frechet_distance`; subsets below 1, or of fewer than two images.
 
     Example:
         >>> kernel_distance([[0.0], [1.0]], [[0.0], [1.0]])  # unbiased: below 0 for two equal sets
@@ -117,21 +105,14 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Matrix, y: Matrix) -> float:
-    """Unbiased estimate: pairs of an image with itself do not count."""
-
-    def kernel(u: Matrix, v: Matrix) -> Matrix:
-        value: Matrix = (u @ v.T / u.shape[1] + 1) ** 3
-        return value
-
-    def within(u: Matrix) -> float:
-        values = kernel(u, u)
-        return float((values.sum() - values.trace()) / (len(u) * (len(u) - 1)))
-
-    return within(x) + within(y) - 2 * float(kernel(x, y).mean())
+    same_x, same_y, across = ((u @ v.T / u.shape[1] + 1) ** 3 for u, v in ((x, x), (y, y), (x, y)))
+    # Unbiased: pairs of an image with itself do not count.
+    within = (float((k.sum() - k.trace()) / (len(k) * (len(k) - 1))) for k in (same_x, same_y))
+    return sum(within) - 2 * float(across.mean())
 
 
 def inception_score(logits: ArrayLike, *, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
-    """Inception Score of a set of logits: mean and standard deviation over splits.
+    """Inception Score of a set of logits: mean, 1 to C, and population standard deviation over splits.
 
     exp(mean_i KL(p_i || mean_i p_i)) of each split, p_i = softmax(logits_i) (Salimans et al. 2016). A split cannot
     score above its number of images or of classes, and images sorted by class score low; so images are shuffled first,
@@ -142,12 +123,8 @@ def inception_score(logits: ArrayLike, *, splits: int = 10, seed: int | None = 2
         splits: how many equal parts, 1 to N.
         seed: of NumPy's RandomState that shuffles; None keeps the order.
 
-    Returns:
-        Mean, 1 to C, and population standard deviation over the splits.
-
     Raises:
-        RubError: logits of another shape than (N, C), or not finite.
-        RubError: fewer images than splits, or no split.
+        RubError: logits of another shape than (N, C) or not finite; fewer images than splits, or no split.
 
     Example:
         >>> inception_score(1e3 * np.eye(4), splits=1)  # four images, each surely of another class

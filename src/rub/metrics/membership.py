@@ -18,14 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
-from rub.metrics.signals import (
-    Feature,
-    Floats,
-    logit_confidence,
-    shokri_features,
-    svc_features,
-    true_log_probability,
-)
+from rub.metrics.signals import Feature, Floats, logit_confidence, shokri_features, svc_features, true_log_probability
 
 Bools = NDArray[np.bool_]
 Outputs = tuple[ArrayLike, ArrayLike]
@@ -96,14 +89,12 @@ def shokri_fit(shadows: ShadowOutputs, *, seed: int, cap: int = 10_000) -> Membe
     Differences from the paper: one attack model for all classes in place of one per class, whose samples would be too
     few with many classes, so it sees `shokri_features`, which do not depend on the class, in place of the raw
     probability vector; and it is a logistic regression on standardised features (C = 1), which has a unique optimum.
+    The mean of `members` over forgotten samples is `mia_shadow`.
 
     Args:
         shadows: outputs of K >= 1 shadows on training points; about half are members of each.
         seed: the membership seed; draws equally many members and non-members from the K x N outputs.
         cap: most samples per side.
-
-    Returns:
-        The attack; the mean of its `members` over forgotten samples is `mia_shadow`.
 
     Raises:
         RubError: the shadows have no members or no non-members.
@@ -133,7 +124,7 @@ def svc_fit(
     Differences from upstream: members are random retain samples, not the first ones; both sides are capped, equal in
     size and drawn by the seed; the modified entropy is the correct one; and RUB reads the fraction called MEMBER (lower
     is better), where upstream prints the fraction called non-member. When whole classes are forgotten, the classifier
-    is fitted without any image of them.
+    is fitted without any image of them. The mean of `members` over forgotten samples is `mia_svc`.
 
     Args:
         retain: (logits, labels) of retained training samples: members.
@@ -141,9 +132,6 @@ def svc_fit(
         seed: the membership seed.
         feature: what the classifier sees; SalUn's headline is "confidence", p_y.
         cap: most samples per side.
-
-    Returns:
-        The attack; the mean of its `members` over forgotten samples is `mia_svc`.
 
     Raises:
         RubError: an unknown feature.
@@ -168,7 +156,7 @@ def rmia_scores(
     offline_a: float = 0.33,
     gamma: float = 1.0,
 ) -> Floats:
-    """Offline RMIA score of each audited point (Zarifzadeh et al., ICML 2024).
+    """Offline RMIA score, float (N,) in [0, 1], of each audited point (Zarifzadeh et al., ICML 2024); high for members.
 
     score(x) = Pr_z[ (p(x|theta)/p(x)) / (p(z|theta)/p(z)) > gamma ], p(x) = ((1 + a) P_out(x) + (1 - a)) / 2, with
     P_out the mean true-label probability over the shadows that did not train on the point.
@@ -181,9 +169,6 @@ def rmia_scores(
         offline_a: a in [0, 1]; see `tune_offline_a`.
         gamma: threshold on the ratio, > 0.
 
-    Returns:
-        float (N,), in [0, 1]; higher means more like a member.
-
     Raises:
         RubError: a point that every shadow trained on.
     """
@@ -193,16 +178,13 @@ def rmia_scores(
 
 
 def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired: int = 0) -> float:
-    """Choose RMIA's a in 0, .1, ..., 1: the largest AUC when one shadow is audited with the others' help.
+    """Choose RMIA's a, the smallest of 0, .1, ..., 1 with the largest AUC when others help to audit one shadow.
 
     Args:
         shadows: at least two shadows on training points, other than two complementary halves, of which neither left
             out what the other did.
         population: the same shadows on population points.
         paired: the shadow that plays the audited model; its `member` row is the truth.
-
-    Returns:
-        The best a; the smallest of equals.
 
     Raises:
         RubError: no point left out by another shadow is a member, or none is a non-member.
@@ -215,7 +197,7 @@ def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired:
 
 
 def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) -> Floats:
-    """Offline LiRA score of each audited point (Carlini et al., IEEE S&P 2022).
+    """Offline LiRA score, float (N,), of each audited point (Carlini et al., IEEE S&P 2022); high for members.
 
     (phi - mu_out) / sigma, with phi the logit-scaled confidence and mu_out its mean over the shadows that did not train
     on the point. The paper's score is Phi of this, which ranks the same but rounds to 1 for every clear member.
@@ -226,9 +208,6 @@ def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) 
         shadows: the shadows on the same points; each must be left out by at least one.
         enough: sigma is the point's own (ddof 1) when every point has this many OUT shadows, else one for all points:
             the pooled deviation from each point's mean.
-
-    Returns:
-        float (N,); higher means more like a member.
 
     Raises:
         RubError: a point that every shadow trained on, or no point left out twice, or no spread to scale by.
@@ -258,18 +237,6 @@ def audit_auc(scores: ArrayLike, member: ArrayLike) -> float:
     return float(roc_auc_score(_both(member), np.asarray(scores, np.float64)))
 
 
-def tpr_at_fpr(scores: ArrayLike, member: ArrayLike, fpr: float = 0.01) -> float:
-    """Largest true-positive rate that some threshold reaches at a false-positive rate of at most `fpr`.
-
-    Raises:
-        RubError: members only, or none.
-    """
-    from sklearn.metrics import roc_curve
-
-    false_rate, true_rate, _ = roc_curve(_both(member), np.asarray(scores, np.float64), drop_intermediate=False)
-    return float(true_rate[false_rate <= fpr].max())
-
-
 def _rmia_signals(logits: ArrayLike, shadows: ShadowOutputs) -> tuple[Floats, Floats]:
     p_out = np.mean(np.exp(shadows.each(true_log_probability)), axis=0, where=_out(shadows))
     # a probability that underflows must not divide by zero where a = 1
@@ -282,7 +249,6 @@ def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: f
 
 
 def _out(shadows: ShadowOutputs) -> Bools:
-    """Which shadows leave a point out, bool (K, N); every point needs one."""
     always = int(shadows.member.all(axis=0).sum())
     if always:
         raise RubError(f"membership: every shadow trained on {always} of {len(shadows.labels)} points: add shadows")

@@ -26,14 +26,12 @@ def true_log_probability(logits: ArrayLike, labels: ArrayLike) -> Floats:
 def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
     """Logit-scaled confidence log p_y - log(1 - p_y) = z_y - logsumexp_{j != y} z_j.
 
-    The signal of LiRA (Carlini et al., IEEE S&P 2022). Computed from logits, it stays exact where p_y rounds to 1.
+    Float64 (N,), finite: the signal of LiRA (Carlini et al., IEEE S&P 2022). Computed from logits, it stays exact where
+    p_y rounds to 1.
 
     Args:
         logits: float (N, C), C >= 2, finite.
         labels: integer (N,).
-
-    Returns:
-        float64 (N,), unbounded and finite.
 
     Example:
         >>> logit_confidence([[100.0, 0.0]], [0]).tolist()
@@ -54,15 +52,12 @@ def entropy(logits: ArrayLike) -> Floats:
 def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
     """Modified entropy -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j) (Song & Mittal, USENIX Security 2021).
 
-    Near 0 for a confident right answer and large for a confident wrong one. Unlike SalUn's `evaluation/SVC_MIA.py`,
-    a sample's value does not depend on the other samples of its batch.
+    Float64 (N,), >= 0 and finite: near 0 for a confident right answer and large for a confident wrong one. Unlike
+    SalUn's `evaluation/SVC_MIA.py`, a sample's value does not depend on the other samples of its batch.
 
     Args:
         logits: float (N, C), C >= 2, finite; pass log-probabilities when only those are known.
         labels: integer (N,).
-
-    Returns:
-        float64 (N,), >= 0 and finite.
 
     Example:
         >>> bool(modified_entropy([[9.0, 0.0]], [0])[0] < 0.01 < modified_entropy([[9.0, 0.0]], [1])[0])

@@ -15,14 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
-
-    Attributes:
-        mean: the estimate.
-        low: lower end, NaN when fewer than two clusters make it unknowable.
-        high: upper end, NaN likewise.
-        clusters: number of independent clusters behind it.
-    """
+    """A mean with its confidence interval; both ends are NaN when fewer than two clusters make them unknowable."""
 
     mean: float
     low: float
@@ -36,13 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Tied:
-    """One method's place in an ordering with ties.
-
-    Attributes:
-        name: the method.
-        interval: its mean over clusters with the confidence interval.
-        groups: letters of the tie groups it belongs to, best first; two methods share one exactly when tied.
-    """
+    """One method's place in an ordering with ties; two methods share a letter in `groups` exactly when tied."""
 
     name: str
     interval: Interval
@@ -50,7 +37,7 @@ class Tied:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion of independent trials.
+    """Wilson score interval (low, high), within [0, 1], of a proportion of independent trials.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = successes/n (Wilson, JASA 1927). Use
     `clustered_mean` when the trials share seeds.
@@ -59,9 +46,6 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         successes: number of successes, 0 to n.
         n: number of trials, at least 1.
         confidence: coverage, in (0, 1).
-
-    Returns:
-        The ends (low, high), each in [0, 1].
 
     Raises:
         ValueError: n < 1, successes outside 0..n, or confidence outside (0, 1).
@@ -86,7 +70,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def clustered_mean(values: ArrayLike, clusters: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of all values with a t interval whose standard error is clustered.
+    """Mean of all values with a t interval whose standard error is clustered; NaN ends for one cluster only.
 
     SE^2 = G/(G-1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2, df = G - 1 (Liang & Zeger 1986; Miller, "Adding Error
     Bars to Evals", arXiv 2411.00640, with the small-sample factor). With clusters of equal size this is the t interval
@@ -97,9 +81,6 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, confidence: float = 0
         clusters: (n,), the cluster (unlearning seed) of each value; any sortable kind.
         confidence: coverage, in (0, 1).
 
-    Returns:
-        The interval; its ends are NaN when there is one cluster only.
-
     Raises:
         ValueError: no values, values that are not finite, lengths that differ, or confidence outside (0, 1).
 
@@ -108,21 +89,24 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, confidence: float = 0
         >>> round(interval.mean, 3), interval.clusters
         (0.3, 2)
     """
-    x = _finite(values)
-    labels = np.asarray(clusters)
+    from scipy.special import stdtrit
+
+    _check_confidence(confidence)
+    x, labels = _finite(values), np.asarray(clusters)
     if labels.shape != x.shape:
         raise ValueError(f"need one cluster per value, got {x.shape} values and {labels.shape} clusters")
     _, index = np.unique(labels, return_inverse=True)
     sums = np.bincount(index, weights=x - x.mean())
     count = len(sums)
     error = math.sqrt(count / (count - 1) * float(np.sum(sums**2))) / len(x) if count > 1 else math.nan
-    return _t_interval(float(x.mean()), error, count, confidence)
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * error if count > 1 else math.nan
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, count)
 
 
 def paired_difference(
     a: Mapping[Hashable, ArrayLike], b: Mapping[Hashable, ArrayLike], confidence: float = 0.95
 ) -> Interval:
-    """Mean of a - b with the paired t interval over the clusters that both have.
+    """Mean of a - b with the paired t interval over the clusters that both have; NaN ends for one cluster only.
 
     d_g = mean(a_g) - mean(b_g); mean(d) -+ t_{G-1} sd(d)/sqrt(G). Pairing removes what a cluster adds to both sides.
 
@@ -130,9 +114,6 @@ def paired_difference(
         a: cluster -> values of the first side, float, at least one each.
         b: cluster -> values of the second side; clusters that only one side has are left out.
         confidence: coverage, in (0, 1).
-
-    Returns:
-        The interval of the difference; its ends are NaN when one cluster is shared only.
 
     Raises:
         ValueError: no cluster is shared, a value is not finite, or confidence is outside (0, 1).
@@ -151,7 +132,7 @@ def paired_difference(
 def tie_groups(
     means: Mapping[str, Mapping[Hashable, float]], direction: Literal["up", "down"], confidence: float = 0.95
 ) -> tuple[Tied, ...]:
-    """Order methods from best to worst and letter the groups of methods that are tied.
+    """Order methods from best to worst (equal means by name) and letter the groups of methods that are tied.
 
     Two methods are tied when the t intervals of their cluster means overlap. Groups are the largest sets in which all
     are tied (the maximal cliques of the overlap graph), lettered a, b, ... from the best: **two methods share a letter
@@ -164,9 +145,6 @@ def tie_groups(
         direction: ``"up"`` when higher is better, ``"down"`` when lower is; for a metric read against a reference, pass
             distances to the reference with ``"down"``.
         confidence: coverage of each interval, in (0, 1).
-
-    Returns:
-        One entry per method, best first; equal means are ordered by name, so the result is deterministic.
 
     Raises:
         ValueError: a direction other than the two, a method without values, or a value that is not finite.
@@ -204,15 +182,6 @@ def letters(index: int) -> str:
     """Letters a, b, ..., z, aa, ab, ... for 0, 1, ..., 25, 26, 27, ..."""
     head, last = divmod(index, 26)
     return (letters(head - 1) if head else "") + chr(ord("a") + last)
-
-
-def _t_interval(mean: float, error: float, clusters: int, confidence: float) -> Interval:
-    """Mean -+ t_{clusters - 1} error; NaN ends for one cluster."""
-    from scipy.special import stdtrit
-
-    _check_confidence(confidence)
-    half = float(stdtrit(clusters - 1, (1 + confidence) / 2)) * error if clusters > 1 else math.nan
-    return Interval(mean, mean - half, mean + half, clusters)
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

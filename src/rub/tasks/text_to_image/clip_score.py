@@ -1,7 +1,6 @@
 """CLIP score of pictures and their prompts, where CLIP's weights are on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,21 +10,10 @@ from rub.pipeline.runtime import Runtime
 MODEL = "openai/clip-vit-base-patch16"
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A CLIP score: the mean of max(100 cos, 0) over pictures (Hessel et al. 2021, without its factor 2.5)."""
+def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -> float | None:
+    """CLIP score of uint8 images (N, C, H, W) and N prompts, or None where `MODEL` is not on this machine.
 
-    value: float
-    model: str
-
-
-def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -> Scored | None:
-    """CLIP score, or None where the model is neither in the hub's cache nor below the data root.
-
-    Args:
-        images: uint8 (N, C, H, W); grey images are repeated.
-        texts: N prompts.
-        runtime: device, data root, memo.
+    The mean of max(100 cos, 0) over pictures (Hessel et al. 2021, without its factor 2.5); grey images are repeated.
     """
     metric = runtime.cache.get(("clip", runtime.device), lambda: _load(runtime))
     if metric is None:
@@ -34,11 +22,11 @@ def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -
     metric.reset()
     for start in range(0, len(texts), 16):
         metric.update(coloured[start : start + 16].to(runtime.device), list(texts[start : start + 16]))
-    return Scored(float(metric.compute()), MODEL)
+    return float(metric.compute())
 
 
 def _load(runtime: Runtime) -> Any:
-    """Metric of torchmetrics with weights that are on this machine, or None: nothing is downloaded."""
+    # Where the weights are neither below the data root nor in the hub's cache: nothing is downloaded.
     from huggingface_hub import try_to_load_from_cache
     from torchmetrics.multimodal import CLIPScore
 

@@ -19,7 +19,7 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Prompts
-from rub.tasks.text_to_image.clip_score import clip_score_or_none
+from rub.tasks.text_to_image.clip_score import MODEL, clip_score_or_none
 from rub.tasks.text_to_image.metrics import cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in, weights_of
@@ -103,9 +103,9 @@ def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtim
     kid = kernel_distance(look.features, real, subsets=KID_SUBSETS, subset_size=size, seed=2020)[0]
     measured.add("kid", kid, count, split="retain")
     measured.rows[-1] |= {**seen, "setting": where}
-    if (scored := clip_score_or_none(images, asked.texts, runtime)) is not None:
-        measured.add("clip_score", scored.value, count, split="retain")
-        measured.rows[-1] |= {"extractor": scored.model}
+    if (score := clip_score_or_none(images, asked.texts, runtime)) is not None:
+        measured.add("clip_score", score, count, split="retain")
+        measured.rows[-1] |= {"extractor": MODEL}
 
 
 def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
