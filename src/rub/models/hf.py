@@ -29,14 +29,7 @@ def classifier(
 ) -> nn.Module:
     """Image classifier of transformers, of the architecture that a config names; no weights are read.
 
-    Images are resized to the config's ``image_size`` where it has one.
-
-    Args:
-        num_classes: number of logits.
-        channels: image channels.
-        size: side of the images in pixels; any.
-        name: where the config is.
-        config: what it says, then nothing is read.
+    Images are resized to the config's ``image_size`` where it has one. With `config` nothing is read.
 
     Raises:
         RubError: there is no such config.
@@ -107,10 +100,6 @@ def renamed(network: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of any version of transformers under the names of the installed one, by its own rules.
 
     Names that mean nothing to it stay as they are.
-
-    Args:
-        network: of transformers.
-        state: name -> tensor.
     """
     prefix = f"{network.base_model_prefix}."
     if network.state_dict().keys() <= state.keys() or not any(name.startswith(prefix) for name in state):

@@ -18,12 +18,7 @@ PIPELINE = (
 
 
 def snapshot(name: str, where: str = "model.weights", patterns: Sequence[str] | None = PIPELINE) -> Path:
-    """Folder of a hub model, downloading what is not in the cache.
-
-    Args:
-        name: hub id, owner/name.
-        where: the field that names it, for errors.
-        patterns: which files; None takes all.
+    """Folder of a hub model (owner/name), downloading what is not in the cache; `patterns` None takes all files.
 
     Raises:
         RubError: it is neither in the cache nor reachable.

@@ -47,14 +47,8 @@ def live_copy(model: Any, role: str, images: Tensor, device: torch.device) -> Li
     """A copy of a classifier for measuring, in eval mode and float32, without gradients; the module stays as it is.
 
     Its penultimate features are the inputs of its last `nn.Linear`, or of the layer that its attribute ``head_name``
-    names; where that does not give the logits, they are the logits.
-
-    Args:
-        model: any module of images (N, C, H, W) in [0, 1] that gives logits, a tuple that begins with them, or an
-            object with `logits`. It normalises inside.
-        role: what it is called in an error, such as ``"unlearned"``.
-        images: uint8 (N, C, H, W), of which the first is shown to it.
-        device: where the copy lives.
+    names; where that does not give the logits, they are the logits. The first of `images`, uint8 (N, C, H, W), is shown
+    to it; `role` is what errors call it.
 
     Raises:
         RubError: no module, one that cannot be copied, that does not take the images, or that gives no logits.

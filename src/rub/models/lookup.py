@@ -21,8 +21,7 @@ BESIDE = frozenset({"arch", "mean", "std", "source", "classes"})
 def network_entry(arch: str) -> tuple[Entry[Any], dict[str, Any]]:
     """Registered builder of a network, and the hyperparameters that its name says already.
 
-    Args:
-        arch: a registered name, ``FILE.py:builder``, or one of a family: ``hf:FOLDER_OR_ID``, ``timm:NAME``.
+    A registered name, ``FILE.py:builder``, or one of a family: ``hf:FOLDER_OR_ID``, ``timm:NAME``.
 
     Raises:
         RubError: an unknown name, or a file that cannot be used.
@@ -65,9 +64,6 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     The suite's words and, of a plug-in, the hash of its source; of an ``hf:`` network, its config and the
     normalisation beside it (``preprocessor_config.json``), and of its place no more than the name.
 
-    Args:
-        spec: ``arch``, ``mean``, ``std`` and hyperparameters.
-
     Raises:
         RubError: an unknown network, or a hyperparameter that it does not have or allow.
     """
@@ -84,10 +80,7 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def claimed_arch(spec: Mapping[str, Any]) -> str:
-    """Name under which the network of somebody's claim is registered here: a claim never has code loaded.
-
-    Args:
-        spec: as `network_spec` made it.
+    """Name under which a claim's network (a `network_spec`) is registered here: a claim never has code loaded.
 
     Raises:
         RubError: it is code that was not given, or changed since.
@@ -119,10 +112,7 @@ def network_title(arch: str) -> str:
 
 
 def hub_config(name: str) -> dict[str, Any]:
-    """Config of a model of transformers.
-
-    Args:
-        name: a folder with ``config.json``, such a file, or a hub id, from the hub's cache or downloaded.
+    """Config of a model of transformers: of a folder, a file, or a hub id (from the hub's cache or downloaded).
 
     Raises:
         RubError: there is none, or it is no JSON object.

@@ -115,14 +115,7 @@ class ResNet(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        kind: str,
-        blocks: Sequence[int],
-        *,
-        num_classes: int,
-        channels: int,
-        stem: str,
-        width: int,
+        self, kind: str, blocks: Sequence[int], *, num_classes: int, channels: int, stem: str, width: int
     ) -> None:
         super().__init__()
         kernel, stride, padding, pool = STEMS[stem]
@@ -182,14 +175,6 @@ def cifar_resnet(
     num_classes: int, channels: int, size: int, *, depth: Depth = 20, stem: Stem = "cifar", width: Width = None
 ) -> ResNet:
     """CIFAR ResNet of `depth` = 6n + 2 layers: n blocks in each of three stages, shortcuts without parameters.
-
-    Args:
-        num_classes: number of logits.
-        channels: image channels.
-        size: side of the images in pixels; any.
-        depth: number of layers, 6n + 2.
-        stem: see `STEMS`.
-        width: channels of the first stage; 16 when None.
 
     Raises:
         RubError: another depth.

@@ -18,14 +18,7 @@ def classifier(
         int | None, Hyper("side that images are resized to; None: as published, where the network needs it", ge=1)
     ] = None,
 ) -> nn.Module:
-    """Image classifier of timm; no weights are downloaded.
-
-    Args:
-        num_classes: number of logits.
-        channels: image channels.
-        size: side of the images in pixels; any.
-        name: with or without the tag of its weights.
-        image_size: side that images are resized to inside the network.
+    """Image classifier of timm, named with or without the tag of its weights, which are not downloaded.
 
     Raises:
         RubError: timm is not installed, or does not know the name.

@@ -72,13 +72,5 @@ def vgg16_bn(
     head: Annotated[Literal["linear", "small", "imagenet"], Hyper("which classifier, see `rub.models.vgg`")] = "linear",
     width: Annotated[int, Hyper("channels of the first stage", ge=1, le=1024)] = 64,
 ) -> VGG:
-    """VGG-16 with batch normalisation.
-
-    Args:
-        num_classes: number of logits.
-        channels: image channels.
-        size: side of the images in pixels, >= 1.
-        head: see the top of this file.
-        width: channels of the first stage.
-    """
+    """VGG-16 with batch normalisation; the heads are described at the top of this file."""
     return VGG(num_classes, channels, size, head=head, width=width)

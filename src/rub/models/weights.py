@@ -96,11 +96,7 @@ def plain(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Plain:
     ``model.`` or ``net.`` (Lightning), ``module.model.`` beside an attacker (MadryLab), ``1.`` behind a normaliser
     (`Sequential`), in any order; and any other first name that all keys share and the network does not have. Pruned
     weights are multiplied: ``weight_orig`` x ``weight_mask``. A normaliser's ``mean`` and ``std`` (``new_mean``...) are
-    returned apart.
-
-    Args:
-        state: as a file holds it.
-        own: names of the network's tensors; where they are not known, only wrappers with known names come off.
+    returned apart. Where `own`, the names of the network's tensors, is not given, only known wrappers come off.
 
     Example:
         >>> state = {"module.0.mean": torch.zeros(3), "module.0.std": torch.ones(3), "module.1.fc.bias": torch.ones(2)}
@@ -179,12 +175,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict of a checkpoint, as `read_state`, and what lies beside it in its wrappers.
 
-    Args:
-        path: the file.
-        allow: classes besides tensors that a torch file may hold; making one must not be able to do anything.
-
-    Raises:
-        RubError: no such file, not a checkpoint, damaged, or code in a pickle.
+    A torch file may hold objects of `allow` besides tensors; making one must not be able to do anything.
     """
     if not path.is_file():
         raise RubError(f"checkpoint {path}: no such file; give a .safetensors, .pt, .pth, .pth.tar or .th file")

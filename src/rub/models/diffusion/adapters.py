@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,7 @@ class _Pair(nn.Module):
         else:
             inner = F.conv2d(x, self.down, None, target.stride, target.padding, target.dilation)
             made = F.conv2d(inner, self.up)
-        scaled: Tensor = made * self.scale
-        return scaled
+        return cast(Tensor, made * self.scale)
 
 
 class Attached(nn.Module):
@@ -100,11 +100,7 @@ class Attached(nn.Module):
             handle.remove()
 
     def adapter(self, prompts: Sequence[str] = ()) -> Adapter:
-        """Adapters as they are now, on the CPU.
-
-        Args:
-            prompts: what they erase, for the metadata.
-        """
+        """Adapters as they are now, on the CPU; the metadata hold the prompts that they erase."""
         state, ranks, alphas = {}, set(), set()
         for name, pair in self.pairs.items():
             assert isinstance(pair, _Pair)
@@ -121,12 +117,7 @@ def attach(model: Diffusion, rank: int, generator: torch.Generator, *, alpha: fl
 
     y = W x + m (alpha / r) up(down(x)) (Lyu et al. 2024); down is drawn by Kaiming's uniform rule with a = sqrt 5, up
     is 0, so that the model is at first unchanged. A convolution's down has its kernel, stride and padding, up is 1 x 1.
-
-    Args:
-        model: whose UNet is adapted, through hooks.
-        rank: r >= 1, at most the module's smaller side.
-        generator: draws down, on the CPU, module by module.
-        alpha: scale.
+    The rank is at most the module's smaller side; down is drawn on the CPU, module by module.
 
     Raises:
         RubError: the UNet has no such modules.
@@ -147,11 +138,6 @@ def attach(model: Diffusion, rank: int, generator: torch.Generator, *, alpha: fl
 @torch.no_grad()
 def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffusion:
     """Frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one.
-
-    Args:
-        model: the original; unchanged.
-        adapter: on any Linear and Conv2d of its UNet.
-        multiplier: m.
 
     Raises:
         RubError: the adapter is incomplete, is of another kind or belongs to another architecture.

@@ -82,13 +82,10 @@ def load_model(path: Path) -> Diffusion:
 def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
     """Frozen copy of the original with a published unlearned checkpoint applied; the keys tell its format.
 
+    It is a file (safetensors, or torch's), a folder with one part's weights, a diffusers folder, or a file of ours.
+
     A UNet may be there in part, as ESD and UCE publish: the rest stays the original's. Of a text encoder every tensor
     has to be there. Adapters are merged with multiplier 1. Whole models are taken as they are.
-
-    Args:
-        original: what the checkpoint was made from.
-        path: a file (safetensors, or torch's), a folder with one part's weights, a diffusers folder, or a file of
-            `save_model` or `save_unlearned`.
 
     Raises:
         RubError: no such file, damaged, code in a pickle, keys of no known layout, or another architecture than the
@@ -114,13 +111,8 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
 def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Path) -> Path:
     """Write what a method changed, in the smallest published format that holds it, and return the file's path.
 
-    `load_unlearned` makes the same model of it, bit for bit.
-
-    Args:
-        original: what the method was given.
-        made: what it returned.
-        folder: where ``unet.safetensors`` (the changed tensors; all of them where nothing changed),
-            ``text_encoder.safetensors``, ``adapter.safetensors`` or ``model.safetensors`` is written.
+    The file is ``unet.safetensors`` (the changed tensors; all where nothing changed), ``text_encoder.safetensors``,
+    ``adapter.safetensors`` or ``model.safetensors``; `load_unlearned` makes the same model of it, bit for bit.
 
     Raises:
         Diverged: a weight is not finite.

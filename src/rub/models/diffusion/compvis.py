@@ -32,14 +32,10 @@ _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 def to_compvis(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict of a UNet under CompVis names, ``model.diffusion_model.`` in front.
+    """State dict of a UNet, or a part of it, under CompVis names, ``model.diffusion_model.`` in front.
 
     Block b, layer l of ``down_blocks`` is ``input_blocks.{1 + b (n + 1) + l}``, and of ``up_blocks``
     ``output_blocks.{b (n + 1) + l}``, n = ``layers_per_block`` (the layout of CompVis/stable-diffusion's UNetModel).
-
-    Args:
-        state: under diffusers' names of `UNet2DConditionModel`; all of it or a part.
-        config: of that UNet.
 
     Raises:
         RubError: a name that CompVis has none for.
@@ -49,12 +45,7 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
 
 
 def from_compvis(state: Mapping[str, Tensor], names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict of a UNet under diffusers' names; keys that mean no tensor of this UNet stay as they are.
-
-    Args:
-        state: under CompVis names, with or without ``model.diffusion_model.``.
-        names: diffusers' names of the UNet's tensors.
-        config: of the UNet.
+    """State dict of a UNet under diffusers' names; keys that mean none of `names` stay as they are.
 
     Raises:
         RubError: a UNet that CompVis has no names for.

@@ -31,14 +31,7 @@ def save_pipeline(model: Diffusion, folder: Path) -> None:
 
     The text encoder goes by its published names and the tokenizer lies there in both forms, so that transformers 4
     and 5 read the folder. A model without an autoencoder has no ``vae``; `rub.models.diffusion.checkpoints.load_model`
-    reads it, a pipeline does not.
-
-    Args:
-        model: what is written.
-        folder: made where it is not there.
-
-    Raises:
-        RubError: files are in the folder already.
+    reads it, a pipeline does not. A folder with files in it is refused.
     """
     from diffusers import DDIMScheduler
 
@@ -59,9 +52,6 @@ def read_folder(folder: Path) -> Contents:
     """What the model in a diffusers folder consists of; a safety checker is ignored.
 
     Of the scheduler only the noise schedule is taken. Nothing is downloaded, and no code of the folder is run.
-
-    Args:
-        folder: with ``model_index.json``, ``unet``, ``text_encoder``, ``tokenizer``, ``scheduler`` and maybe ``vae``.
 
     Raises:
         RubError: a file is missing, damaged, or holds something else.
@@ -93,11 +83,7 @@ def read_folder(folder: Path) -> Contents:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """JSON object in a file.
-
-    Raises:
-        RubError: no such file, or something else in it.
-    """
+    """JSON object in a file; `RubError` where there is none."""
     if not file.is_file():
         raise RubError(f"checkpoint {file}: no such file; a diffusers folder should have it")
     try:

@@ -1,6 +1,6 @@
 """Which weights of a diffusion model a method trains: the named groups of ESD, its descendants and AdvUnlearn."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from torch import nn
@@ -62,10 +62,6 @@ def parameter_group(model: Diffusion, name: str) -> list[str]:
       and Conv2d alone, so without norms: ESD's later code, esd_sd.py.
     - ``text_encoder_full`` (the layers and the final norm, without the embeddings): AdvUnlearn.
 
-    Args:
-        model: whose.
-        name: of the group.
-
     Raises:
         RubError: there is no such group, or this model lacks its layers.
     """
@@ -88,10 +84,8 @@ def _members(model: Diffusion, group: str) -> list[str]:
 
 
 def _names(module: nn.Module) -> dict[str, bool]:
-    return dict(_owned(module))
-
-
-def _owned(module: nn.Module) -> Iterator[tuple[str, bool]]:
-    for place, part in module.named_modules():
-        for name, _ in part.named_parameters(recurse=False):
-            yield (f"{place}.{name}" if place else name), isinstance(part, nn.Linear | nn.Conv2d)
+    return {
+        f"{place}.{name}" if place else name: isinstance(part, nn.Linear | nn.Conv2d)
+        for place, part in module.named_modules()
+        for name, _ in part.named_parameters(recurse=False)
+    }

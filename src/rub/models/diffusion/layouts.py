@@ -65,12 +65,7 @@ def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts
 
     Of a whole latent diffusion model in CompVis names, the autoencoder, the running mean of the UNet and the buffers
     of the noise schedule are left out: no method changes them. Of UnlearnDiffAtk's CustomTextEncoder, which repeats
-    modules, the keys below ``text_encoder.`` are taken.
-
-    Args:
-        state: under the keys of the file.
-        original: the model that it changes; gives the UNet's config.
-        path: the file, for messages.
+    modules, the keys below ``text_encoder.`` are taken. The original gives the UNet's config.
 
     Raises:
         RubError: a key of no known layout, or two keys that mean the same tensor.

@@ -51,14 +51,7 @@ ARCHITECTURES: Mapping[str, Sizes] = {
 
 
 def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer", seed: int) -> Diffusion:
-    """Untrained miniature.
-
-    Args:
-        arch: a name of `ARCHITECTURES`.
-        channels: 1 or 3, of the images.
-        size: side of the images in pixels.
-        tokenizer: gives the vocabulary and L.
-        seed: of the initialisation.
+    """Untrained miniature of `ARCHITECTURES`, for square images of 1 or 3 channels; the tokenizer gives L.
 
     Raises:
         RubError: an unknown name.
@@ -128,12 +121,7 @@ def _autoencoder(sizes: Sizes, channels: int, size: int) -> "AutoencoderKL | Pat
 
 
 def reinitialised(model: Diffusion, seed: int) -> Diffusion:
-    """Model with the text encoder and autoencoder of another one and a UNet that was never trained.
-
-    Args:
-        model: gives sizes and the shared parts.
-        seed: of the initialisation.
-    """
+    """Model with the text encoder and autoencoder of another one and a UNet that was never trained."""
     unet: Any = type(model.unet)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -6,7 +6,7 @@ or none, where the latents are the pixels themselves. All sizes are read from th
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,7 @@ class Diffusion(nn.Module):
     @property
     def token_embeddings(self) -> Tensor:
         """Embedding of every token, float (V, D): a parameter of the text encoder."""
-        table: nn.Embedding = self.text_encoder.get_input_embeddings()
-        return table.weight
+        return cast(nn.Embedding, self.text_encoder.get_input_embeddings()).weight
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 (B, L) on the device: BOS, the prompt, EOS, padding; longer prompts are cut."""
@@ -105,8 +104,7 @@ class Diffusion(nn.Module):
 
     def encode(self, ids: Tensor) -> Tensor:
         """Context that the UNet attends to, float (B, L, D), of token ids (B, L)."""
-        context: Tensor = self.text_encoder(ids)[0]
-        return context
+        return cast(Tensor, self.text_encoder(ids)[0])
 
     def encode_soft(self, embeddings: Tensor) -> Tensor:
         """Context of input embeddings (B, L, D), which need not be those of any token; differentiable.
@@ -125,24 +123,11 @@ class Diffusion(nn.Module):
         return self.encode(self.tokenize(prompts))
 
     def predict(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
-        """Predicted noise e(x_t, t, c), shape of x.
-
-        Args:
-            x: noisy latents (B, C, h, w).
-            t: time steps 0 to T - 1, (B,) or one number.
-            context: (B, L, D) or (1, L, D), from `context`, `encode` or `encode_soft`.
-        """
-        noise: Tensor = self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample
-        return noise
+        """Predicted noise e(x_t, t, c) at one time step or (B,), of latents (B, C, h, w), context (B or 1, L, D)."""
+        return cast(Tensor, self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample)
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
-
-        Args:
-            x0: clean latents (B, C, h, w).
-            t: int64 (B,), 0 to T - 1.
-            noise: standard normal, shape of x0.
-        """
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, at t, int64 (B,) (Ho et al. 2020, eq. 4)."""
         alpha = self.alpha_bar[t].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
@@ -152,8 +137,7 @@ class Diffusion(nn.Module):
         x = images.to(self.device).float() / 127.5 - 1
         if self.vae is None:
             return x
-        latents: Tensor = self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
-        return latents
+        return cast(Tensor, self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
@@ -163,10 +147,7 @@ class Diffusion(nn.Module):
 
 
 def frozen(model: Diffusion) -> Diffusion:
-    """A frozen copy of a model: e_0, the original.
-
-    The tokenizer is shared, it does not change.
-    """
+    """A frozen copy of a model: e_0, the original; the tokenizer, which does not change, is shared."""
     tokenizer, model.tokenizer = model.tokenizer, None
     try:
         copy = deepcopy(model)

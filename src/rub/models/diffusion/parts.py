@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,9 @@ _ORIGIN = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a `Diffusion` consists of.
+    """What a `Diffusion` consists of: by part, the config (None where it is not there) and normal tensors, and more.
 
-    Attributes:
-        configs: of ``unet``, ``text_encoder`` and ``vae``; None for a part that is not there.
-        tensors: of the parts, in the normal form of `rub.models.diffusion.layouts`.
-        schedule: the noise schedule.
-        tokenizer: see `described`.
+    The tensors are in the normal form of `rub.models.diffusion.layouts`, the tokenizer is as `described` gives it.
     """
 
     configs: Mapping[str, Config | None]
@@ -52,11 +48,7 @@ def taken_apart(model: Diffusion) -> Contents:
 
 
 def put_together(contents: Contents, path: Path) -> Diffusion:
-    """Model in float32 on the CPU, in eval mode.
-
-    Args:
-        contents: what it consists of.
-        path: where that was read, for messages.
+    """Model in float32 on the CPU, in eval mode; errors name `path`, where its contents were read.
 
     Raises:
         RubError: a config that makes no model, tensors that are not exactly those of the configs, parts that do not
@@ -77,11 +69,7 @@ def put_together(contents: Contents, path: Path) -> Diffusion:
 
 
 def noise_schedule(config: Config, path: Path) -> dict[str, Any]:
-    """Noise schedule of a scheduler of any kind, and what DDIM needs besides, as in Stable Diffusion.
-
-    Args:
-        config: ``scheduler_config.json`` of a PNDM, DDIM, LMS... scheduler.
-        path: where it was read, for messages.
+    """Noise schedule of a scheduler of any kind (PNDM, DDIM, LMS...), and what DDIM needs besides.
 
     Raises:
         RubError: betas that start and end do not describe.
@@ -151,8 +139,7 @@ def _module(part: str, contents: Contents, path: Path) -> nn.Module | None:
 def _unet(config: Config) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    module: nn.Module = UNet2DConditionModel.from_config(dict(config))
-    return module
+    return cast(nn.Module, UNet2DConditionModel.from_config(dict(config)))
 
 
 def _vae(config: Config) -> nn.Module:
@@ -161,16 +148,14 @@ def _vae(config: Config) -> nn.Module:
     from rub.models.diffusion.patches import PatchAutoencoder
 
     kind = PatchAutoencoder if "patch" in config else AutoencoderKL
-    module: nn.Module = kind.from_config(dict(config))
-    return module
+    return cast(nn.Module, kind.from_config(dict(config)))
 
 
 def _text_encoder(config: Config) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     kept = {name: value for name, value in config.items() if name not in _ORIGIN}
-    module: nn.Module = CLIPTextModel(CLIPTextConfig(**kept))
-    return module
+    return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**kept)))
 
 
 _BUILDERS: Mapping[str, Callable[[Config], nn.Module]] = {"unet": _unet, "text_encoder": _text_encoder, "vae": _vae}

@@ -36,12 +36,7 @@ class Sampler:
 
 
 def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
-    """Standard normal latents (B, C, h, w), one CPU generator per seed, as UnlearnDiffAtk's evaluation draws.
-
-    Args:
-        model: gives the shape and the device.
-        seeds: int64 (B,).
-    """
+    """Standard normal latents (B, C, h, w), one CPU generator per seed, as UnlearnDiffAtk's evaluation draws."""
     drawn = [
         torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds.tolist()
     ]
@@ -52,13 +47,7 @@ def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
 def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty: Tensor, guidance: Tensor) -> Tensor:
     """e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022); g = 1 everywhere needs one half.
 
-    Args:
-        model: e.
-        x: noisy latents (B, C, h, w).
-        t: a time step, or one for each, int64 (B,).
-        context: of the prompts, (B, L, D) or (1, L, D).
-        empty: of the empty prompt, (1, L, D).
-        guidance: g, float (B,).
+    Context of prompts is (B or 1, L, D), of the empty prompt (1, L, D); t is a time step or int64 (B,), g float (B,).
     """
     if bool((guidance == 1).all()):
         return model.predict(x, t, context)
@@ -86,16 +75,7 @@ def steps(
 def sample(
     model: Diffusion, context: Tensor, empty: Tensor, latents: Tensor, guidance: Tensor, sampler: Sampler
 ) -> Tensor:
-    """Clean latents (B, C, h, w).
-
-    Args:
-        model: what draws.
-        context: of the prompts, (B, L, D).
-        empty: of the empty prompt, (1, L, D).
-        latents: standard normal, (B, C, h, w), from `initial_latents`.
-        guidance: weight of classifier-free guidance, float (B,).
-        sampler: DDIM or LMS, and its steps.
-    """
+    """Clean latents (B, C, h, w) of standard normal ones, from `initial_latents`; contexts and g as for `guided`."""
     *_, clean = steps(model, context, empty, latents, guidance, sampler)
     return clean
 
@@ -106,14 +86,7 @@ def partial(
 ) -> Tensor:
     """Noisy latents after `stop` DDIM steps from noise, as ESD and its descendants make their x_t.
 
-    Args:
-        model: what draws; no gradient flows.
-        context: of the prompts, (B, L, D) or (1, L, D).
-        empty: of the empty prompt, (1, L, D).
-        latents: standard normal, (B, C, h, w).
-        guidance: one weight for all.
-        sampler: DDIM.
-        stop: 0 (pure noise) to the number of its steps.
+    `stop` is 0 (pure noise) to the number of the sampler's steps; no gradient flows.
     """
     weights = torch.full((len(latents),), guidance, device=latents.device)
     run = steps(model, context, empty, latents, weights, sampler)

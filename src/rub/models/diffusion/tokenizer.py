@@ -16,11 +16,8 @@ Merges = list[tuple[str, str]]
 def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], Merges]:
     """(token -> id, merges) of a byte-level BPE in CLIP's form; the two special tokens come last.
 
-    Every text can be tokenised: all 256 bytes are in the vocabulary, alone and with the end-of-word mark.
-
-    Args:
-        texts: what the vocabulary should hold in few pieces; a word that occurs twice becomes one token.
-        size: at most this many tokens, at least 514.
+    Every text can be tokenised: all 256 bytes are in the vocabulary, alone and with the end-of-word mark; a word
+    that occurs twice becomes one token, up to `size` tokens, at least 514.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -51,13 +48,7 @@ def train_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], M
 
 
 def make_tokenizer(vocabulary: dict[str, int], merges: Merges, length: int) -> "CLIPTokenizer":
-    """Tokenizer whose padding is EOS, as in Stable Diffusion 1.x.
-
-    Args:
-        vocabulary: token -> id.
-        merges: in order of rank.
-        length: L, tokens of a padded prompt.
-    """
+    """Tokenizer of prompts padded by EOS to `length` tokens, as in Stable Diffusion 1.x; merges in order of rank."""
     from transformers import CLIPTokenizer
 
     given = {"unk_token": EOS, "bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "model_max_length": length}

@@ -54,10 +54,9 @@ def load_mae(
         image_size: the side that the model should have, in pixels.
 
     Raises:
-        RubError: no such file, not a checkpoint, damaged, or code in a pickle.
-        RubError: an encoder without decoder, or missing, unexpected or misshapen keys.
-        RubError: unknown heads, mean or std, or arguments and file that disagree.
-        RubError: a model that predicts per-patch-normalised pixels.
+        RubError: no such file, not a checkpoint, damaged, or code in a pickle; an encoder without decoder, or missing,
+            unexpected or misshapen keys; unknown heads, mean or std, or arguments and file that disagree; a model that
+            predicts per-patch-normalised pixels.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -96,12 +95,7 @@ def looks_normalised(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ra
     On masked patches t, the share 1 - MSE / variance that the prediction explains of the normalised target
     (t - mean(t)) / sqrt(var(t) + 1e-6), with the patch's unbiased variance (He et al. 2022), is compared with the
     share of t that it explains. A model that explains neither (untrained, or unlearned altogether) is not normalised.
-
-    Args:
-        model: the autoencoder.
-        images: uint8 (N, C, H, W); some dozens of natural ones are enough.
-        noise: mask noise, float (N, L).
-        ratio: fraction of masked patches.
+    Some dozens of natural images, uint8 (N, C, H, W), are enough, and their mask noise, float (N, L).
     """
     device = model.pos_embed.device
     plain, guesses = [], []

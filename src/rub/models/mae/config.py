@@ -39,11 +39,7 @@ def agreed_config(
 ) -> MAEConfig:
     """Config that the shapes of a state dict, its file and the arguments agree upon.
 
-    Args:
-        state: in the original layout.
-        stored: what the file says, as `stored_config` gives.
-        asked: what the arguments say, under the names of `MAEConfig`.
-        path: named in errors.
+    The state is in the original layout, `stored` as of `stored_config`, `asked` under the names of `MAEConfig`.
 
     Raises:
         RubError: they disagree, or none of them tells the heads, or the mean and std.
@@ -74,10 +70,7 @@ def agreed_config(
 def stored_config(file: Path, path: Path, transformers: bool) -> dict[str, Any]:
     """What a file says of its config, under the names of `MAEConfig`, and the flag ``norm_pix_loss`` if known.
 
-    Args:
-        file: the weights; the header of RUB's own safetensors is read.
-        path: named in errors.
-        transformers: whether ``config.json`` and ``preprocessor_config.json`` beside the file belong to it.
+    Of RUB's own safetensors the header is read; with `transformers` the JSON files beside the weights.
 
     Raises:
         RubError: no valid config, or of another model.
@@ -86,17 +79,15 @@ def stored_config(file: Path, path: Path, transformers: bool) -> dict[str, Any]:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(METADATA)
         if text is not None:
-            return _own(_json(text, f"header's {METADATA}", path), path)
+            values, names = _json(text, f"header's {METADATA}", path), {field.name for field in fields(MAEConfig)}
+            if values.keys() != names:
+                raise RubError(
+                    f"checkpoint {path}: its header's {METADATA} should have exactly {', '.join(sorted(names))}"
+                )
+            return _checked(values, path)
     if not transformers or not (file.parent / "config.json").is_file():
         return {}
     return _transformers(file.parent, path)
-
-
-def _own(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    names = {field.name for field in fields(MAEConfig)}
-    if values.keys() != names:
-        raise RubError(f"checkpoint {path}: its header's {METADATA} should have exactly {', '.join(sorted(names))}")
-    return _checked(values, path)
 
 
 def _transformers(folder: Path, path: Path) -> dict[str, Any]:

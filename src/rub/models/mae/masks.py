@@ -65,13 +65,7 @@ def make_mask(noise: Tensor, ratio: float) -> Mask:
 
 
 def keyed_noise(ids: Tensor, patches: int, seed: int = 0) -> Tensor:
-    """Mask noise, float32 (N, L) in [0, 1), that depends on the sample id and the seed alone.
-
-    Args:
-        ids: int64 (N,).
-        patches: L.
-        seed: of the masks.
-    """
+    """Mask noise, float32 (N, L) in [0, 1), of L patches, that depends on the ids, int64 (N,), and the seed alone."""
     return keyed_uniform(seed, "mask", ids, 0, patches)
 
 

@@ -6,6 +6,7 @@ The input normalisation is inside, so that images, perturbations and budgets are
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +64,8 @@ class MAEConfig:
         """Refuse sizes that do not fit together."""
         if self.image_size % self.patch_size:
             raise RubError(f"image size {self.image_size}: should be a multiple of the patch size {self.patch_size}")
-        for width, heads, what in (
-            (self.dim, self.heads, "dim"),
-            (self.decoder_dim, self.decoder_heads, "decoder_dim"),
-        ):
+        sides = ((self.dim, self.heads, "dim"), (self.decoder_dim, self.decoder_heads, "decoder_dim"))
+        for width, heads, what in sides:
             if width % heads or width % 4:
                 raise RubError(f"{what} = {width}: should be a multiple of 4 and of its {heads} heads")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -193,20 +192,18 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([first, tokens], 1)
         for block in self.blocks:
             tokens = block(tokens)
-        latent: Tensor = self.norm(tokens)
-        return latent
+        return cast(Tensor, self.norm(tokens))
 
     def decode(self, latent: Tensor, mask: Mask) -> Tensor:
         """Predicted patches (N, L, P) in normalised pixels; those of visible patches are untrained."""
-        predicted: Tensor = self.decoder_pred(self.decoder_norm(self._decoded(latent, mask)[:, 1:]))
-        return predicted
+        return self._predicted(self._decoded(latent, mask))
 
     def decode_hidden(self, latent: Tensor, mask: Mask) -> Tensor:
         """Predicted masked patches only, (N, L - K, P) in the order of ``mask.hidden``."""
-        predicted: Tensor = self.decoder_pred(
-            self.decoder_norm(gather(self._decoded(latent, mask)[:, 1:], mask.hidden))
-        )
-        return predicted
+        return self._predicted(gather(self._decoded(latent, mask), mask.hidden))
+
+    def _predicted(self, tokens: Tensor) -> Tensor:
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(tokens)))
 
     def _decoded(self, latent: Tensor, mask: Mask) -> Tensor:
         seen = self.decoder_embed(latent)
@@ -215,39 +212,25 @@ class MaskedAutoencoder(nn.Module):
         tokens: Tensor = torch.cat([seen[:, :1], patches], 1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return tokens
+        return tokens[:, 1:]
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """Predicted patches (N, L, P) in normalised pixels."""
         return self.decode(self.encode(x, mask), mask)
 
     def loss(self, x: Tensor, mask: Mask, target: Tensor | None = None) -> Tensor:
-        """MAE loss: mean over masked patches of the squared error in normalised pixels.
-
-        Args:
-            x: float (N, C, H, W) in [0, 1].
-            mask: which patches are seen.
-            target: images to predict instead of x.
-        """
+        """MAE loss of x, or of another target: mean over masked patches of the squared error in normalised pixels."""
         wanted = self.normalise(self.patchify(x if target is None else target))
         predicted = self.decode_hidden(self.encode(x, mask), mask)
         return F.mse_loss(predicted.float(), gather(wanted, mask.hidden))
 
     def reconstruct(self, x: Tensor, mask: Mask) -> Tensor:
         """f(x; m) on the masked patches: (N, L - K, P) in pixel space, float32, not clamped."""
-        predicted: Tensor = self.denormalise(self.decode_hidden(self.encode(x, mask), mask).float())
-        return predicted
+        return self.denormalise(self.decode_hidden(self.encode(x, mask), mask).float())
 
 
 def paste(hidden: Tensor, x: Tensor, mask: Mask, model: MaskedAutoencoder) -> Tensor:
-    """Images (N, C, H, W) in [0, 1]: the visible patches of x beside the predicted masked ones, clamped.
-
-    Args:
-        hidden: (N, L - K, P) in pixel space, as `MaskedAutoencoder.reconstruct` gives.
-        x: float (N, C, H, W) in [0, 1].
-        mask: which patches are masked.
-        model: knows the patch layout.
-    """
+    """Images (N, C, H, W) in [0, 1]: the visible patches of x beside `MaskedAutoencoder.reconstruct`'s, clamped."""
     return model.unpatchify(scatter(hidden, mask.hidden, model.patchify(x))).clamp(0, 1)
 
 
@@ -273,24 +256,14 @@ def build_mae(
     patch_size: int | None = None,
     seed: int = 0,
 ) -> MaskedAutoencoder:
-    """Freshly initialised masked autoencoder by name.
-
-    Args:
-        name: a key of `ARCHITECTURES`.
-        channels: of the images.
-        mean: per channel, in [0, 1] pixel space.
-        std: likewise.
-        image_size: instead of the architecture's own.
-        patch_size: instead of the architecture's own.
-        seed: of the weights.
+    """Freshly initialised masked autoencoder of `ARCHITECTURES`, with other sizes where they are given.
 
     Raises:
         RubError: an unknown name, or sizes that do not fit.
     """
     if name not in ARCHITECTURES:
         raise unknown("model", name, ARCHITECTURES)
-    size, patch, *rest = ARCHITECTURES[name]
-    dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = rest
+    size, patch, dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = ARCHITECTURES[name]
     config = MAEConfig(
         image_size or size, patch_size or patch, channels, dim, depth, heads, decoder_dim, decoder_depth, decoder_heads,
         mean=mean, std=std,

@@ -1,5 +1,8 @@
 """The transformer block of ViT and MAE (Dosovitskiy et al., ICLR 2021), with the key names of the published weights."""
 
+from collections import OrderedDict
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,22 +21,7 @@ class Attention(nn.Module):
         count, tokens, dim = x.shape
         q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, tokens, dim))
-        return out
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., dim) to (..., dim)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(count, tokens, dim)))
 
 
 class Block(nn.Module):
@@ -44,10 +32,11 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        hidden = int(dim * mlp_ratio)
+        layers = {"fc1": nn.Linear(dim, hidden), "gelu": nn.GELU(), "fc2": nn.Linear(hidden, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, dim) to (N, T, dim)."""
         x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
