@@ -27,12 +27,9 @@ Outputs = tuple[ArrayLike, ArrayLike]
 
 @dataclass(frozen=True)
 class MembershipAttack:
-    """A fitted classifier of members and non-members.
+    """A fitted scikit-learn classifier of members (class 1) and non-members, and the features that it sees.
 
-    Attributes:
-        classifier: the fitted scikit-learn classifier; class 1 is "member".
-        features: (logits, labels) -> float (N, F), what the classifier sees.
-        references: samples per side (members, non-members) that it was fitted on; print it with every result.
+    `references` samples per side (members, non-members) fitted it; print that number with every result.
     """
 
     classifier: Any
@@ -172,9 +169,7 @@ def rmia_scores(
     Raises:
         RubError: a point that every shadow trained on.
     """
-    x = _rmia_signals(logits, shadows)
-    z = _rmia_signals(population_logits, population)
-    return _rmia(x, z, offline_a, gamma)
+    return _rmia(_rmia_signals(logits, shadows), _rmia_signals(population_logits, population), offline_a, gamma)
 
 
 def tune_offline_a(shadows: ShadowOutputs, population: ShadowOutputs, *, paired: int = 0) -> float:
@@ -249,8 +244,7 @@ def _rmia(x: tuple[Floats, Floats], z: tuple[Floats, Floats], a: float, gamma: f
 
 
 def _out(shadows: ShadowOutputs) -> Bools:
-    always = int(shadows.member.all(axis=0).sum())
-    if always:
+    if always := int(shadows.member.all(axis=0).sum()):
         raise RubError(f"membership: every shadow trained on {always} of {len(shadows.labels)} points: add shadows")
     return ~shadows.member
 

@@ -18,11 +18,7 @@ PIPELINE = (
 
 
 def snapshot(name: str, where: str = "model.weights", patterns: Sequence[str] | None = PIPELINE) -> Path:
-    """Folder of a hub model (owner/name), downloading what is not in the cache; `patterns` None takes all files.
-
-    Raises:
-        RubError: it is neither in the cache nor reachable.
-    """
+    """Folder of a hub model (owner/name), downloading what is not in the cache; `patterns` None takes all files."""
     ways = "give a folder on disk (also below --data-root), or run once with a network to fill the hub's cache"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise RubError(f"{where} {name}: no such file or folder, and no hub id (owner/name); {ways}")

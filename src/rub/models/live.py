@@ -92,11 +92,7 @@ def live_copy(model: Any, role: str, images: Tensor, device: torch.device) -> Li
 
 
 def device_of(model: Any, asked: str | torch.device | None = None) -> torch.device:
-    """The device that is asked for; None: that of a module's first parameter or buffer, or the CPU.
-
-    Raises:
-        RubError: a device that is not there.
-    """
+    """The device that is asked for; None: that of a module's first parameter or buffer, or the CPU."""
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
     try:
         device = torch.device(asked) if asked is not None else tensors[0].device if tensors else torch.device("cpu")

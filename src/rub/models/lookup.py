@@ -71,8 +71,7 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     entry, named = network_entry(made["arch"])
     if entry.name == "hf:*" and "config" not in made:
         made["config"] = hub_config(named["name"])
-        beside = _normalisation(named["name"])
-        made |= {name: value for name, value in beside.items() if made.get(name) is None}
+        made |= {name: value for name, value in _normalisation(named["name"]).items() if made.get(name) is None}
         made["arch"] = network_title(made["arch"])
     resolve(entry, {**named, **hyperparameters_in(made)}, "model")
     source = source_hash(entry)
@@ -112,11 +111,7 @@ def network_title(arch: str) -> str:
 
 
 def hub_config(name: str) -> dict[str, Any]:
-    """Config of a model of transformers: of a folder, a file, or a hub id (from the hub's cache or downloaded).
-
-    Raises:
-        RubError: there is none, or it is no JSON object.
-    """
+    """Config of a model of transformers: of a folder, a file, or a hub id (from the hub's cache or downloaded)."""
     place = Path(name)
     if not place.exists():
         place = snapshot(name, "network hf:", ("config.json", "preprocessor_config.json"))

@@ -146,11 +146,7 @@ def _shared_first(names: Collection[str]) -> str:
 
 
 def weights_file(path: Path) -> Path:
-    """File itself or, in a folder, the one that holds the weights: safetensors first, full precision first.
-
-    Raises:
-        RubError: there is none.
-    """
+    """File itself or, in a folder, the one that holds the weights: safetensors first, full precision first."""
     if not path.is_dir():
         return path
     found = next((path / name for name in _FILES if (path / name).is_file()), None)

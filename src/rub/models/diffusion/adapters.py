@@ -66,10 +66,8 @@ class _Pair(nn.Module):
 class Attached(nn.Module):
     """Trainable adapters that work on a UNet through forward hooks: y = W x + m (alpha / r) up(down(x)).
 
-    The UNet's own weights are not touched. `parameters` are those of the adapters.
-
-    Attributes:
-        multiplier: m; 0 is the model without adapters, bit for bit.
+    The UNet's own weights are not touched. `parameters` are those of the adapters; a `multiplier` m of 0 is the model
+    without adapters, bit for bit.
     """
 
     def __init__(self, targets: Mapping[str, Target], rank: int, alpha: float, generator: torch.Generator) -> None:
@@ -118,9 +116,6 @@ def attach(model: Diffusion, rank: int, generator: torch.Generator, *, alpha: fl
     y = W x + m (alpha / r) up(down(x)) (Lyu et al. 2024); down is drawn by Kaiming's uniform rule with a = sqrt 5, up
     is 0, so that the model is at first unchanged. A convolution's down has its kernel, stride and padding, up is 1 x 1.
     The rank is at most the module's smaller side; down is drawn on the CPU, module by module.
-
-    Raises:
-        RubError: the UNet has no such modules.
     """
     from diffusers import Transformer2DModel
 
@@ -137,11 +132,7 @@ def attach(model: Diffusion, rank: int, generator: torch.Generator, *, alpha: fl
 
 @torch.no_grad()
 def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffusion:
-    """Frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one.
-
-    Raises:
-        RubError: the adapter is incomplete, is of another kind or belongs to another architecture.
-    """
+    """Frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one."""
     made = frozen(model)
     modules = {_kohya(path): module for path, module in made.unet.named_modules() if isinstance(module, Target)}
     for name, (down, up, alpha) in _pairs(adapter.state).items():

@@ -126,7 +126,8 @@ def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Pat
     _check_alike(made, original, folder)
     changed = {part: _changed(original, made, part) for part in _present(original)}
     parts = {part for part, tensors in changed.items() if tensors}
-    if _other(original, made) or len(parts) > 1 or "vae" in parts:
+    same = made.tokenizer is original.tokenizer or described(made.tokenizer) == described(original.tokenizer)
+    if not same or made.schedule != original.schedule or len(parts) > 1 or "vae" in parts:
         save_model(made, folder / "model.safetensors")
         return folder / "model.safetensors"
     if parts == {"text_encoder"}:
@@ -181,11 +182,6 @@ def _check_alike(made: Diffusion, original: Diffusion, path: Path) -> None:
 
 def _present(model: Diffusion) -> list[str]:
     return [part for part in PARTS if getattr(model, part) is not None]
-
-
-def _other(original: Diffusion, made: Diffusion) -> bool:
-    same = made.tokenizer is original.tokenizer or described(made.tokenizer) == described(original.tokenizer)
-    return not same or made.schedule != original.schedule
 
 
 def _changed(original: Diffusion, made: Diffusion, part: str) -> dict[str, Tensor]:

@@ -45,11 +45,7 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
 
 
 def from_compvis(state: Mapping[str, Tensor], names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict of a UNet under diffusers' names; keys that mean none of `names` stay as they are.
-
-    Raises:
-        RubError: a UNet that CompVis has no names for.
-    """
+    """State dict of a UNet under diffusers' names; keys that mean none of `names` stay as they are."""
     name_of = _namer(config)
     known = {name_of(name): name for name in names}
     bare = {name.removeprefix(PREFIX): value for name, value in state.items()}

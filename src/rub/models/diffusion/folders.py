@@ -42,7 +42,9 @@ def save_pipeline(model: Diffusion, folder: Path) -> None:
         if getattr(model, part) is not None:
             getattr(model, part).save_pretrained(folder / part)
     _write_text_encoder(model, folder / "text_encoder")
-    _write_tokenizer(model, folder / "tokenizer")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    words = described(model.tokenizer)
+    write_vocabulary(words["vocabulary"], [(left, right) for left, right in words["merges"]], folder / "tokenizer")
     schedule = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
     DDIMScheduler(**schedule).save_pretrained(folder / "scheduler")
     (folder / INDEX).write_text(json.dumps(_index(model), indent=2), encoding="utf-8")
@@ -52,9 +54,6 @@ def read_folder(folder: Path) -> Contents:
     """What the model in a diffusers folder consists of; a safety checker is ignored.
 
     Of the scheduler only the noise schedule is taken. Nothing is downloaded, and no code of the folder is run.
-
-    Raises:
-        RubError: a file is missing, damaged, or holds something else.
     """
     from transformers import CLIPTokenizer
 
@@ -100,12 +99,6 @@ def _write_text_encoder(model: Diffusion, folder: Path) -> None:
     tensors = published(normal_state(model.text_encoder, "text_encoder"), "text_encoder")
     made = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     safetensors.torch.save_file(made, folder / "model.safetensors", {"format": "pt"})
-
-
-def _write_tokenizer(model: Diffusion, folder: Path) -> None:
-    model.tokenizer.save_pretrained(folder)
-    given = described(model.tokenizer)
-    write_vocabulary(given["vocabulary"], [(left, right) for left, right in given["merges"]], folder)
 
 
 def _index(model: Diffusion) -> dict[str, Any]:

@@ -25,20 +25,15 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _outer(name: str) -> bool:
-    return name.startswith(("conv_out.", "conv_norm_out."))
-
-
-def _time(name: str) -> bool:
-    return name.startswith("time_embedding.")  # ResNets' own time_emb_proj is not part of it, there as here
-
+# ResNets' own time_emb_proj is not part of the time embedding, there as here.
+_ENDS = ("conv_out.", "conv_norm_out.", "time_embedding.")
 
 UNET: Mapping[str, Rule] = {
     "xattn": lambda name, layer: ".attn2." in name,
-    "noxattn": lambda name, layer: not (".attn2." in name or _outer(name) or _time(name)),
+    "noxattn": lambda name, layer: not (".attn2." in name or name.startswith(_ENDS)),
     "selfattn": lambda name, layer: ".attn1." in name,
     "full": lambda name, layer: True,
-    "notime": lambda name, layer: not (_outer(name) or _time(name)),
+    "notime": lambda name, layer: not name.startswith(_ENDS),
     "xlayer": lambda name, layer: ".attn2." in name and name.startswith(LAYERS["xlayer"]),
     "selflayer": lambda name, layer: ".attn1." in name and name.startswith(LAYERS["selflayer"]),
     "esd-x": lambda name, layer: layer and ".attn2." in name,

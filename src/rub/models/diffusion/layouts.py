@@ -38,11 +38,7 @@ def normal_state(module: nn.Module, part: str) -> dict[str, Tensor]:
 
 
 def named_normally(state: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Tensor]:
-    """State dict of a part, as one of its published files holds it, in the normal form.
-
-    Raises:
-        RubError: two keys that mean the same tensor.
-    """
+    """State dict of a part, as its published files hold it, in the normal form; no two keys may mean one tensor."""
     made = _normal(state, part)
     if len(made) < sum(not _dropped(name, part) for name in state):
         raise _doubled(part, path)

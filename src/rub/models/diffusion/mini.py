@@ -18,27 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a miniature.
+    """The sizes of a miniature."""
 
-    Attributes:
-        channels: of each level of the UNet; all but the last have cross-attention.
-        layers: ResNet blocks per level.
-        head: width of an attention head.
-        width: of the text encoder and of cross-attention.
-        text_layers: of the text encoder.
-        autoencoder: channels of each level of the autoencoder, which halves the side between levels; () for none.
-        patch: p; the autoencoder keeps components of p x p patches instead; 0 for none.
-        latents: channels of its latents.
-    """
-
-    channels: tuple[int, ...]
-    layers: int = 1
-    head: int = 16
-    width: int = 64
+    channels: tuple[int, ...]  # of each level of the UNet; all but the last have cross-attention
+    layers: int = 1  # ResNet blocks per level
+    head: int = 16  # width of an attention head
+    width: int = 64  # of the text encoder and of cross-attention
     text_layers: int = 2
-    autoencoder: tuple[int, ...] = ()
-    latents: int = 4
-    patch: int = 0
+    autoencoder: tuple[int, ...] = ()  # channels of each of its levels, between which the side is halved; () for none
+    latents: int = 4  # channels of the autoencoder's latents
+    patch: int = 0  # p: the autoencoder keeps components of p x p patches instead; 0 for none
 
 
 ARCHITECTURES: Mapping[str, Sizes] = {
@@ -51,11 +40,7 @@ ARCHITECTURES: Mapping[str, Sizes] = {
 
 
 def build_mini(arch: str, *, channels: int, size: int, tokenizer: "CLIPTokenizer", seed: int) -> Diffusion:
-    """Untrained miniature of `ARCHITECTURES`, for square images of 1 or 3 channels; the tokenizer gives L.
-
-    Raises:
-        RubError: an unknown name.
-    """
+    """Untrained miniature of `ARCHITECTURES`, for square images of 1 or 3 channels; the tokenizer gives L."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -69,11 +69,7 @@ def put_together(contents: Contents, path: Path) -> Diffusion:
 
 
 def noise_schedule(config: Config, path: Path) -> dict[str, Any]:
-    """Noise schedule of a scheduler of any kind (PNDM, DDIM, LMS...), and what DDIM needs besides.
-
-    Raises:
-        RubError: betas that start and end do not describe.
-    """
+    """Noise schedule of a scheduler of any kind (PNDM, DDIM, LMS...) of plain betas, and what DDIM needs besides."""
     needed = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     if missing := [name for name in needed if name not in config]:
         raise RubError(f"checkpoint {path}: its scheduler's config should have {', '.join(missing)}")

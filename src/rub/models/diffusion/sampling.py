@@ -13,11 +13,9 @@ from rub.models.diffusion.model import SCHEDULE, Diffusion
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are drawn.
+    """How images are drawn, in 1 to T steps of DDIM (Song et al. 2021, eta 0) or of LMS.
 
-    Attributes:
-        name: ``"ddim"`` (Song et al. 2021, eta 0) or ``"lms"`` (k-diffusion's linear multistep; UnlearnDiffAtk's).
-        steps: number of steps, 1 to T.
+    LMS is k-diffusion's linear multistep, UnlearnDiffAtk's.
     """
 
     name: Literal["ddim", "lms"] = "ddim"

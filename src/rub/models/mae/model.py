@@ -28,22 +28,11 @@ ARCHITECTURES: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class MAEConfig:
-    """Sizes of a masked autoencoder, and the normalisation of its inputs.
+    """Sizes of a masked autoencoder of square images, and the normalisation of its inputs.
 
-    Attributes:
-        image_size: side of the square images in pixels.
-        patch_size: side of a patch in pixels; divides the image size.
-        channels: image channels C.
-        dim: width of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder; they divide the width.
-        decoder_dim: width of the decoder.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder.
-        mlp_ratio: hidden width of a block's MLP in units of its width.
-        eps: of the layer norms (1e-6 in the original, 1e-12 in transformers' default).
-        mean: per-channel mean of the normalisation, in [0, 1] pixel space.
-        std: per-channel standard deviation.
+    `dim` is a width, `depth` a number of blocks, `mlp_ratio` the hidden width of a block's MLP in units of its width.
+    Layer norms have eps 1e-6 in the original, 1e-12 in transformers' default. Mean and std are per channel, in [0, 1]
+    pixel space.
     """
 
     image_size: int
@@ -256,11 +245,7 @@ def build_mae(
     patch_size: int | None = None,
     seed: int = 0,
 ) -> MaskedAutoencoder:
-    """Freshly initialised masked autoencoder of `ARCHITECTURES`, with other sizes where they are given.
-
-    Raises:
-        RubError: an unknown name, or sizes that do not fit.
-    """
+    """Freshly initialised masked autoencoder of `ARCHITECTURES`, with other sizes where they are given."""
     if name not in ARCHITECTURES:
         raise unknown("model", name, ARCHITECTURES)
     size, patch, dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = ARCHITECTURES[name]
