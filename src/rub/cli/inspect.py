@@ -129,7 +129,7 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     shown = ("method", "control", "attack", "judge", *(["network"] if entry.task == "classification" else []))
     if kind not in shown:
         return
-    found = described(kind, entry)
+    found = described(entry)
     card = found.card
     for title, text in (("paper", card.paper), ("equation", card.equation), ("upstream", card.upstream)):
         if text:

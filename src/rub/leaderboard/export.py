@@ -18,7 +18,7 @@ from rub.registry import TASKS
 from rub.reports.folders import mains_of
 from rub.reports.grouping import Group, board_of, controls_of, estimate, extracted, grouped
 from rub.reports.render import to_markdown
-from rub.reports.table import Table
+from rub.reports.table import Table, picked
 from rub.reports.tables import label
 from rub.reports.task_report import reports_of
 from rub.reports.text import printable, slug
@@ -81,14 +81,13 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
 def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, Any] | None = None) -> str:
     """A Markdown section for a model card: the method beside the controls in the shape of the paper's tables.
 
+    Each task has a heading, what its controls are, and the first tables of each group that has the method; texts of
+    the records are escaped.
+
     Args:
         records: of one or more runs; those of other methods and of unknown tasks are left out.
         method: as records name it.
-        suite: what was asked for, as plain data: it says the main attack of a protocol of one's own.
-
-    Returns:
-        For each task a heading, what the controls are, and the first tables of each group that has the method; texts
-        of the records are escaped.
+        suite: as plain data; it says the main attack of a protocol of one's own.
 
     Raises:
         RubError: no measured record of the method, or none of a task that is known here.
@@ -100,12 +99,15 @@ def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, An
     """
     _check_measured(records, method)
     parts = []
+    mains = mains_of(suite or {})
     for task, reporting in reports_of(record.task for record in records if record.method == method).items():
         own = [record for record in records if record.task == task and record.method in (method, *controls_of(task))]
-        parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", _controls(own, task)]
+        present = {record.method for record in own}
+        shown = (f"- `{name}` (control): {text}\n" for name, text in controls_of(task).items() if name in present)
+        parts += [f"## Robust Unlearning Benchmark: {reporting.title}\n", "".join(shown)]
         for found in grouped(own, task).values():
             if any(record.method == method for record in found):
-                tables = reporting.tables_of(found, {}, mains=mains_of(suite or {}))
+                tables = reporting.tables_of(found, {}, mains)
                 parts += [to_markdown(_numbers(table)) for table in tables if table.name.startswith(reporting.prefix)]
     if not parts:
         raise RubError(f"no table for method '{printable(method)}': the task of its records is not known here")
@@ -113,7 +115,6 @@ def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, An
 
 
 def _check_measured(records: Sequence[Record], method: str) -> None:
-    """Refuse a method without a value."""
     measured = sorted({printable(record.method) for record in records if record.value is not None})
     of_method = [record.value for record in records if record.method == method]
     if not of_method:
@@ -169,7 +170,6 @@ def _notes(found: Sequence[Record], interval: Interval, controls: Mapping[str, I
 
 
 def _spread(measured: Sequence[Record], interval: Interval) -> str:
-    """95 % interval over unlearning seeds; of one record over its samples, where it has one."""
     ends = f"95 % interval {interval.low:.4g} to {interval.high:.4g} clustered by seed"
     if interval.clusters > 1:
         return f"mean over {interval.clusters} unlearning seeds, {ends}"
@@ -187,15 +187,7 @@ def _date(records: Sequence[Record]) -> str | None:
     return max(date if date.tzinfo else date.replace(tzinfo=UTC) for date in dates).isoformat()
 
 
-def _controls(records: Sequence[Record], task: str) -> str:
-    methods = {record.method for record in records}
-    known = controls_of(task).items()
-    return "".join(f"- `{name}` (control): {text}\n" for name, text in known if name in methods)
-
-
 def _numbers(table: Table) -> Table:
     """Table without its columns of text: one method is tied with none."""
     kept = [k for k, column in enumerate(table.columns) if column.place is not None]
-    rows = tuple(replace(row, cells=tuple(row.cells[k] for k in kept)) for row in table.rows)
-    notes = tuple(note for note in table.notes if not note.startswith("tie: "))
-    return replace(table, columns=tuple(table.columns[k] for k in kept), rows=rows, notes=notes)
+    return replace(picked(table, kept), notes=tuple(note for note in table.notes if not note.startswith("tie: ")))

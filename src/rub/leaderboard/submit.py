@@ -29,13 +29,7 @@ _KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyp
 
 @dataclass(frozen=True)
 class RuleCheck:
-    """One rule.
-
-    Attributes:
-        name: of the rule.
-        asks: what it asks for.
-        problems: one line for each thing that breaks it; none where it is kept.
-    """
+    """One rule, what it asks for, and one line for each thing that breaks it; none where it is kept."""
 
     name: str
     asks: str
@@ -45,9 +39,7 @@ class RuleCheck:
 def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """Rules of the leaderboard, each with what breaks it; after a folder that cannot be read there is only the first.
 
-    Args:
-        folder: written by ``rub run --out``, by anyone.
-        sources: where models and data are, to score a sample of its witnesses again.
+    The folder may be of anyone; the sources say where models and data are, to score a sample of its witnesses again.
     """
     asks = "sealed, unchanged, records of this schema"
     try:
@@ -71,15 +63,7 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
     """Check a result folder and, where every rule is kept, write a small sealed copy to add to a leaderboard.
 
     The copy holds records, per-sample outcomes, curves, the suite, a share of the witnesses and ``submission.json``;
-    no pictures, which may show images that others own.
-
-    Args:
-        folder: written by ``rub run --out``.
-        out: is made; must not be there.
-        sources: as for `check`.
-
-    Returns:
-        The rules; nothing was written if one is broken.
+    no pictures, which may show images that others own. The rules are returned.
 
     Raises:
         RubError: `out` is there already, or cannot be written.
@@ -111,9 +95,9 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
 
 
 def _protocols(found: ResultFolder) -> Iterator[str]:
+    tasks = [entry.name for entry in TASKS.entries()]
     for task in dict.fromkeys(record.task for record in found.records):
-        entry = next((entry for entry in TASKS.entries() if entry.name == task), None)
-        if entry is None:
+        if task not in tasks:
             yield f"task '{printable(task)}': not known here"
             continue
         known = protocols_of(task)
@@ -126,25 +110,25 @@ def _protocols(found: ResultFolder) -> Iterator[str]:
                 yield f"protocol '{printable(name)}' {changed}: should be one of {right}"
 
 
-def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record], str]]:
-    """Groups with their report and their main attack."""
+def _groups(found: ResultFolder) -> Iterator[tuple[TaskReport, Group, list[Record], tuple[str, str, str]]]:
+    """Groups with their report, and metric, split and main attack of their robustness."""
     mains = mains_of(found.suite)
     for task, reporting in reports_of(record.task for record in found.records).items():
         for group, records in grouped(found.records, task).items():
-            yield reporting, group, extracted(records), main_attack(records, mains)
+            wanted = (reporting.robustness.metric, reporting.robustness.split, main_attack(records, mains))
+            yield reporting, group, extracted(records), wanted
 
 
 def _measured(found: ResultFolder) -> Iterator[str]:
-    for reporting, group, records, main in _groups(found):
+    for _, group, records, wanted in _groups(found):
         methods = dict.fromkeys(record.method for record in records if not is_control(record.method, record.task))
         if not methods:
             yield f"{label(group)}: no unlearning method"
-        wanted = (reporting.robustness.metric, reporting.robustness.split, main)
         for method in methods:
             own = [row for row in records if row.method == method and (row.metric, row.split, row.attack) == wanted]
             least = min((row.n for row in own if row.value is not None), default=0)
             if not least:
-                yield f"{label(group)}: {printable(method)} has no number after {printable(main)}"
+                yield f"{label(group)}: {printable(method)} has no number after {printable(wanted[-1])}"
             elif least < LEAST:
                 yield f"{label(group)}: {printable(method)} was attacked on {least} samples, not on {LEAST} or more"
 
@@ -160,24 +144,24 @@ def _present(found: ResultFolder) -> Iterator[str]:
 
 
 def _sane(found: ResultFolder) -> Iterator[str]:
-    for reporting, group, records, main in _groups(found):
+    for reporting, group, records, wanted in _groups(found):
+        main = wanted[-1]
         budgets = reporting.headline(budgets_of(records, main))
         if not budgets:
             yield f"{label(group)}: {printable(main) or 'no attack'} was not run"
             continue
-        original = _mean(records, "original", (reporting.robustness.metric, reporting.robustness.split, main), budgets)
+        original, blank = (_mean(records, row, wanted, budgets) for row in ("original", "random_init"))
         if not original >= RECOVERABLE:
             yield (
                 f"{label(group)}: the search brings back {100 * original:.0f} % of the original, which forgot nothing;"
                 f" at least {100 * RECOVERABLE:.0f} % show that it works"
             )
-        blank = _mean(records, "random_init", (reporting.robustness.metric, reporting.robustness.split, main), budgets)
         if blank >= RECOVERABLE:
             yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
         if reporting.exposes is not None:
             shown = reporting.exposes
-            wanted = (shown.metric, shown.split, main if shown.attacked else "none")
-            whole, sham, never = (_mean(records, row, wanted, budgets) for row in ("original", "sham", "retrain"))
+            told = (shown.metric, shown.split, main if shown.attacked else "none")
+            whole, sham, never = (_mean(records, row, told, budgets) for row in ("original", "sham", "retrain"))
             if math.isnan(sham + whole + never):
                 yield f"{label(group)}: {shown.metric} of original, sham and retrain are not all there"
             elif abs(sham - whole) >= abs(sham - never):
@@ -189,17 +173,13 @@ def _sane(found: ResultFolder) -> Iterator[str]:
 
 def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], budgets: Sequence[str]) -> float:
     """A row's mean of metric, split and attack, at the largest budget if attacked; nan without a number."""
-    metric, split, attack = wanted
-    at = "none" if attack == "none" else budgets[-1]
-    wanted_at = (metric, split, attack, at)
-    interval = estimate([row for row in records if row.method == method and place_of(row)[:4] == wanted_at])
+    place = (*wanted, "none" if wanted[-1] == "none" else budgets[-1])
+    interval = estimate([row for row in records if row.method == method and place_of(row)[:4] == place])
     return math.nan if interval is None else interval.mean
 
 
 def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
-    """What is wrong with the witnesses: none, or of a sample some that do not hold or cannot be checked."""
-    for reporting, group, records, main in _groups(found):
-        wanted = (reporting.robustness.metric, reporting.robustness.split, main)
+    for _, group, records, wanted in _groups(found):
         back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
         shown = {claim.method for claim in found.claims if claim.task == group.task}
         for method in sorted(map(printable, back)):

@@ -15,17 +15,7 @@ from rub.store.records import Record
 
 @dataclass(frozen=True)
 class BoardRow:
-    """One row of a board.
-
-    Attributes:
-        page: file name of its experiment's page.
-        group: whose numbers these are.
-        method: its id, printable.
-        control: whether it is no unlearning method.
-        cells: one for each column of the board.
-        seeds: unlearning seeds behind it.
-        n: samples behind its numbers after the attack.
-    """
+    """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack."""
 
     page: str
     group: Group
@@ -38,15 +28,7 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Rows that may be compared: one task, one data set, one protocol.
-
-    Attributes:
-        task: of all rows.
-        dataset: of all rows.
-        protocol: of all rows: two protocols never share a column.
-        columns: the task's leading metrics that have numbers.
-        rows: of each experiment its controls, then its methods, the most robust first.
-    """
+    """Rows that may be compared, of each experiment its controls, then its methods, the most robust first."""
 
     task: str
     dataset: str
@@ -60,23 +42,13 @@ Part = tuple[str, Group, Sequence[Record], str]
 
 
 def boards(parts: Iterable[Part]) -> list[Board]:
-    """Boards of all parts, in the order of tasks, data sets and protocols.
-
-    Args:
-        parts: of tasks that this installation knows.
-
-    Example:
-        >>> boards([])
-        []
-    """
+    """Boards of all parts, in the order of tasks, data sets and protocols."""
     gathered: dict[tuple[str, str, str], list[Part]] = {}
     for page, group, records, main in parts:
         key = (group.task, group.dataset, group.protocol)
         gathered.setdefault(key, []).append((page, group, extracted(records), main))
-    order = {entry.name: place for place, entry in enumerate(TASKS.entries())}
-    return [
-        _board(*key, gathered[key]) for key in sorted(gathered, key=lambda key: (order.get(key[0], len(order)), *key))
-    ]
+    order = [entry.name for entry in TASKS.entries()]
+    return [_board(*key, gathered[key]) for key in sorted(gathered, key=lambda key: (order.index(key[0]), *key))]
 
 
 def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
@@ -87,14 +59,11 @@ def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Boa
     used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]
     columns = [columns[k] for k in used]
     rows = [replace(row, cells=tuple(row.cells[k] for k in used)) for row in rows]
-    robust = [
-        k
-        for k, column in enumerate(columns)
-        if column.place is not None and column.place[:2] == wanted and math.isfinite(level(column.place.budget))
-    ]
+    places = [(k, column.place) for k, column in enumerate(columns) if column.place is not None]
+    robust = [k for k, place in places if place[:2] == wanted and math.isfinite(level(place.budget))]
 
     def rank(row: BoardRow) -> tuple[str, str, str, bool, float]:
-        value = row.cells[robust[-1]].value if robust and not row.control else 0.0 if row.control else None
+        value = 0.0 if row.control else row.cells[robust[-1]].value if robust else None
         return row.group.model, row.page, row.group.experiment, not row.control, math.inf if value is None else value
 
     return Board(task, dataset, protocol, tuple(columns), tuple(sorted(rows, key=rank)))

@@ -27,35 +27,22 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Described:
-    """What is said of a component.
+    """What is said of a component; its origin is the package or file that defines it."""
 
-    Attributes:
-        name: its id.
-        kind: ``method``, ``attack``, ...
-        task: whose it is.
-        summary: one line.
-        card: paper, equation, upstream, differences, version.
-        parameters: its hyperparameters.
-        origin: the package or file that defines it.
-    """
-
-    name: str
-    kind: str
-    task: str
     summary: str
     card: Card
     parameters: tuple[Parameter, ...]
     origin: str
 
 
-def described(kind: str, entry: Entry[Any]) -> Described:
+def described(entry: Entry[Any]) -> Described:
     """What a component's file says of it, with its hyperparameters."""
     parameters = []
     for name, field in hyperparameters(entry.load()).model_fields.items():
         said = Hyper.of(field.metadata)
         default = "" if field.is_required() else repr(field.default)
         parameters.append(Parameter(name, typed(field.annotation), said.range, default, said.doc, said.source))
-    return Described(entry.name, kind, entry.task, entry.summary, card_of(entry), tuple(parameters), entry.origin)
+    return Described(entry.summary, card_of(entry), tuple(parameters), entry.origin)
 
 
 def typed(hint: Any) -> str:

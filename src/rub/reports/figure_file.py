@@ -8,14 +8,7 @@ from rub.reports.text import printable
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A figure in the folder ``figures/``.
-
-    Attributes:
-        group: whose figure it is.
-        name: file name without its suffix.
-        caption: what it shows.
-        vector: whether there is an SVG beside the PNG.
-    """
+    """A figure in the folder ``figures/``: a `vector` one has an SVG beside the PNG; the name has no suffix."""
 
     group: Group
     name: str

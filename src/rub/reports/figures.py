@@ -67,19 +67,16 @@ def draw_figures(
     suffixes: Sequence[str] = ("svg", "png"),
     mains: Mains | None = None,
 ) -> list[FigureFile]:
-    """Draw every figure of every group of records into a folder, as SVG and PNG.
+    """Draw every figure of every group of records into a folder, in the order in which a page should show them.
+
+    Where records are of several tasks, names have the task in them.
 
     Args:
         records: rows of any tasks.
-        curves: one mapping per searched model, attack, budget and split, with the fields of `Group`, ``method``,
-            ``unlearn_seed``, ``attack``, ``budget``, ``split``, ``success_curve``, ``loss_curve``, ``converged``.
+        curves: the rows of ``curves.json``, one for each search.
         folder: is made when it is not there.
         suffixes: ``svg``, ``png``; each costs about as much.
         mains: main attacks, as suites say them.
-
-    Returns:
-        The figures in the order in which a page should show them. Where records are of several tasks, names have
-        the task in them.
     """
     from matplotlib import rc_context
 
@@ -139,12 +136,9 @@ def style(method: str, task: str) -> dict[str, Any]:
         return {"color": "#777777", "linestyle": "-", "marker": _MARKERS[-controls.index(method) % len(_MARKERS)]}
     known = [entry.name for entry in METHODS.entries(task)]
     index = known.index(method) if method in known else len(known) + sum(method.encode())
-    dashed = index // len(_COLOURS) % 2
-    return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": (0, (4, 1.5)) if dashed else "-",
-    }
+    turn, colour = divmod(index, len(_COLOURS))
+    dash = (0, (4, 1.5)) if turn % 2 else "-"
+    return {"color": _COLOURS[colour], "marker": _MARKERS[index % len(_MARKERS)], "linestyle": dash}
 
 
 def _robustness(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport, main: str) -> "Figure":
@@ -156,12 +150,11 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str], reporting: Ta
     for place, method in enumerate(methods):
         # Many rows lie on the same value, so each is moved a little sideways, the same at every budget.
         aside = 0.5 * (place - (len(methods) - 1) / 2) / len(methods)
-        found = [(k + aside, _value(board, method, axis, budget, main)) for k, budget in enumerate(steps)]
-        points = [(x, interval) for x, interval in found if interval is not None]
-        if not points:
-            continue
-        _line_and_band(axes, points, label=plain(method), **_look(method, task))
-        ends[plain(method)] = points[-1][1].mean
+        found = [_value(board, method, axis, budget, main) for budget in steps]
+        points = [(k + aside, interval) for k, interval in enumerate(found) if interval is not None]
+        if points:
+            _line_and_band(axes, points, label=plain(method), **_look(method, task))
+            ends[plain(method)] = points[-1][1].mean
     axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
     axes.set(xlabel=reporting.search, ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
@@ -184,16 +177,8 @@ def _utility(records: Sequence[Record], budget: str, reporting: TaskReport, main
         heights.append(utility.mean)
         axes.plot(*at, label=plain(method), **{**_look(method, task), "linestyle": "none", "markersize": 7})
         x, y = _halves(attacked)[::-1], _halves(utility)  # robustness is turned round
-        axes.errorbar(
-            *at,
-            xerr=[[half] for half in x],
-            yerr=[[half] for half in y],
-            ecolor=style(method, task)["color"],
-            fmt="none",
-            elinewidth=0.7,
-            capsize=2,
-            zorder=1.8,
-        )
+        colour = style(method, task)["color"]
+        axes.errorbar(*at, xerr=x, yerr=y, ecolor=colour, fmt="none", elinewidth=0.7, capsize=2, zorder=1.8)
     if heights:  # an interval from two seeds can be wider than everything else: the points decide the view
         margin = max(2.0, 0.08 * (max(heights) - min(heights)))
         top = max(heights) + margin
@@ -204,11 +189,11 @@ def _utility(records: Sequence[Record], budget: str, reporting: TaskReport, main
     return figure
 
 
-def _halves(interval: "Interval") -> tuple[float, float]:
-    """How far an interval reaches below and above its mean; 0 where it is not known."""
+def _halves(interval: "Interval") -> list[list[float]]:
+    """How far an interval reaches below and above its mean, a column; 0 where it is not known."""
     if math.isnan(interval.low):
-        return 0.0, 0.0
-    return max(interval.mean - interval.low, 0.0), max(interval.high - interval.mean, 0.0)
+        return [[0.0], [0.0]]
+    return [[max(interval.mean - interval.low, 0.0)], [max(interval.high - interval.mean, 0.0)]]
 
 
 def _steps(
@@ -228,9 +213,8 @@ def _steps(
         axes.set(yscale=scale, xlim=(-0.04 * span, 1.04 * span), ylim=limits)
         rows = [curve for curve in curves if curve["method"] == method]
         for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
-            _mean_and_range(
-                axes, [row[field] for row in rows if row["budget"] == budget], colour, f"{plain(main)} {plain(budget)}"
-            )
+            drawn = [row[field] for row in rows if row["budget"] == budget]
+            _mean_and_range(axes, drawn, colour, f"{plain(main)} {plain(budget)}")
         _entitle(axes, method, str(rows[0]["task"]), converged=all(row["converged"] for row in rows))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(budgets), frameon=False)
     return figure
@@ -242,15 +226,15 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
     methods = row_order((record.method for record in records), task)
     own = reporting.robustness
     methods = [name for name in methods if any(_value(board, name, own, step, main) for step in budgets)]
-    lines = {reporting.forgotten: reporting.robustness, **reporting.beside}
+    lines = {reporting.forgotten: own, **reporting.beside}
     pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
-    figure, panels = _panels(len(methods), reporting.robustness.label, reporting.search + pixels)
+    figure, panels = _panels(len(methods), own.label, reporting.search + pixels)
     for axes, method in zip(panels, methods, strict=True):
         axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
         for (name, axis), look in zip(lines.items(), _BESIDE[: len(lines)], strict=True):
-            found = [(x, _value(board, method, axis, budget, main)) for x, budget in enumerate(steps)]
-            points = [(x, interval) for x, interval in found if interval is not None]
+            found = [_value(board, method, axis, budget, main) for budget in steps]
+            points = [(k, interval) for k, interval in enumerate(found) if interval is not None]
             _line_and_band(axes, points, label=name, markersize=3.5, **look)
         _entitle(axes, method, task)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(lines), frameon=False)
@@ -275,7 +259,6 @@ def _panels(count: int, shown: str, along: str) -> tuple["Figure", list["Axes"]]
 
 
 def _entitle(axes: "Axes", method: str, task: str, *, converged: bool = True) -> None:
-    """Write a row's name over its panel; ``!`` where its search had not converged."""
     name = f"[{plain(method)}]" if is_control(method, task) else plain(method)
     axes.set_title(name if converged else f"{name} !", pad=3, y=1.0)
 
@@ -305,7 +288,6 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
 
 
 def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **look: Any) -> None:
-    """Draw means as a line with the band of their intervals, where seeds give some."""
     x = [x for x, _ in points]
     axes.plot(x, [interval.mean for _, interval in points], **look)
     if points and all(interval.clusters > 1 for _, interval in points):
@@ -315,17 +297,10 @@ def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **l
 
 
 def _short(budget: str) -> str:
-    """A budget for a narrow axis.
-
-    Example:
-        >>> _short("8/255"), _short("unbounded")
-        ('8', '∞')
-    """
     return "∞" if budget == "unbounded" else plain(budget).removesuffix(_PIXELS)
 
 
 def _value(board: Board, method: str, axis: Axis, budget: str, main: str) -> "Interval | None":
-    """What an axis shows of a row, clean or after the main attack at a budget."""
     clean = budget == "none"
     metric = axis.clean if clean and axis.clean else axis.metric
     found = records_at(board, method, Place(metric, axis.split, "none" if clean else main, budget))
@@ -357,7 +332,6 @@ def _wide() -> tuple["Figure", Any]:
 
 
 def _legend_beside(axes: "Axes", handles: Sequence[Any]) -> None:
-    """Put the legend right of the axes, where no data can be."""
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), frameon=False, labelspacing=0.35,
         handlelength=3.2, borderaxespad=0,

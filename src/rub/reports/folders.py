@@ -63,15 +63,7 @@ class Gallery(Frozen):
 
 @dataclass(frozen=True)
 class Claim:
-    """One file of witnesses.
-
-    Attributes:
-        task: of the row.
-        file: name without suffix.
-        method: of the row.
-        row: method, seed, attack, budget in words.
-        count: probes in it.
-    """
+    """One file of witnesses: `row` says method, seed, attack and budget in words, `count` how many probes it has."""
 
     task: str
     file: str
@@ -82,16 +74,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """What a result folder holds.
+    """What a result folder holds, read from these places; there are none for a run that is being written.
 
-    Attributes:
-        places: the folders that it was read from; none for a run that is being written.
-        records: every row.
-        curves: as in ``curves.json``.
-        suite: what was asked for, as plain data.
-        command: what made it.
-        drawn: its galleries, and for a run also its figures.
-        claims: its files of witnesses.
+    What is `drawn` are its galleries, and for a run also its figures.
     """
 
     places: tuple[Path, ...]
@@ -137,11 +122,7 @@ def read_folder(path: Path) -> ResultFolder:
 
 
 def _check_ranges(path: Path, records: Iterable[Record]) -> None:
-    """Make sure that every value is one that its metric can take.
-
-    Raises:
-        RubError: the first that is not.
-    """
+    """Make sure that every value is one that its metric can take."""
     ranges = {
         (entry.name, metric.name): (metric.low - _ROUNDING, metric.high + _ROUNDING)
         for entry in TASKS.entries()
@@ -155,11 +136,7 @@ def _check_ranges(path: Path, records: Iterable[Record]) -> None:
 
 
 def protocols_in(suite: Mapping[str, Any]) -> dict[tuple[str, str], Protocol]:
-    """Protocols that a result's suite holds whole, by task and name; one whose fields do not give its name is left out.
-
-    Args:
-        suite: as plain data, of anyone.
-    """
+    """Protocols that a suite of anyone holds whole, by task and name; one whose fields do not give its name is out."""
     found: dict[tuple[str, str], Protocol] = {}
     known = {entry.name for entry in TASKS.entries()}
     for item in suite.get("experiments") or ():
@@ -178,23 +155,22 @@ def mains_of(suite: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def outside(out: Path, folders: Iterable[Path]) -> None:
-    """Make sure that nothing is written into a result folder, which would break its seal.
-
-    Raises:
-        RubError: `out` is one of the folders, or lies in one.
-    """
+    """Make sure that `out` is none of these result folders, nor in one: writing there would break its seal."""
     place = out.resolve()
     for folder in folders:
         if place.is_relative_to(folder.resolve()):
             raise RubError(f"--out {out}: lies in the result folder {folder}; give a place outside")
 
 
-def claims_of(folder: Path) -> Iterator[Claim]:
-    """What each file of witnesses in a folder is about.
+def delete_files(folder: Path) -> None:
+    """Delete the files, and links, in a folder that a report or run before wrote, and in those below it."""
+    for path in folder.rglob("*.*"):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
 
-    Raises:
-        RubError: one that is no witness.
-    """
+
+def claims_of(folder: Path) -> Iterator[Claim]:
+    """What each file of witnesses in a folder is about."""
     for path in sorted(folder.glob("*.json")):
         claim = read_claim(path)
         row = f"{claim.method}, seed {claim.unlearn_seed}: {claim.attack} at {claim.budget}"
@@ -202,11 +178,7 @@ def claims_of(folder: Path) -> Iterator[Claim]:
 
 
 def copy_gallery(source: Path, target: Path) -> None:
-    """Write a gallery's pixels anew: what else a picture of others may hold is left behind.
-
-    Raises:
-        RubError: it is no PNG, or too large.
-    """
+    """Write a gallery's pixels anew: what else a picture of others may hold is left behind."""
     from PIL import Image
 
     if source.is_symlink() or not source.is_file():

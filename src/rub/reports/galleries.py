@@ -46,18 +46,12 @@ class Tiles:
 
 
 def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list[FigureFile]:
-    """Draw every gallery into a folder, as PNG.
+    """Draw every gallery into a folder, as PNG, ordered by task.
 
     Args:
         galleries: one mapping per picture, with the fields of `Group`, ``method``, ``unlearn_seed``, ``split`` and
             ``path``, an ``.npz`` for `read_tiles`.
         folder: is made when it is not there.
-
-    Returns:
-        The figures, ordered by task; rows in the order given.
-
-    Raises:
-        RubError: a file that cannot be read, or is no gallery.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, drawn = list(galleries), list[FigureFile]()
@@ -67,9 +61,8 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
             method, split, data = str(row["method"]), str(row["split"]), row["experiment"] or row["dataset"]
             name = free_name("-".join(("gallery", slug(method), slug(split), slug(data))), {one.name for one in drawn})
             shown = f"[{method}]" if is_control(method, task) else method
-            title = printable(
-                f"{shown}, seed {row['unlearn_seed']}: {_SPLITS.get(split, split)} ({data}, {row['model']})"
-            )
+            images = f"{_SPLITS.get(split, split)} ({data}, {row['model']})"
+            title = printable(f"{shown}, seed {row['unlearn_seed']}: {images}")
             gallery_figure(tiles, title).savefig(folder / f"{name}.png", dpi=_DPI)
             caption = f"{title}. Columns: {', '.join(map(printable, tiles.columns))}. {reporting.captions['gallery']}"
             group = Group(*(str(row[field]) for field in Group._fields))
@@ -99,12 +92,7 @@ def read_tiles(path: Path) -> Tiles:
 
 
 def gallery_figure(tiles: Tiles, title: str) -> "Figure":
-    """Figure of a gallery: a row per image, a column per tile, pixels enlarged by a whole number.
-
-    Args:
-        tiles: what is shown; those wider than 256 pixels are shrunk by a whole factor, each pixel the mean of a square.
-        title: one line, wrapped where it is wider than the tiles.
-    """
+    """Figure of a gallery: a row per image, a column per tile, pixels enlarged or shrunk by a whole factor."""
     from matplotlib.figure import Figure
 
     shown = _shrunk(tiles.tiles)

@@ -55,12 +55,7 @@ def anchor(group: Group, method: str, place: Place) -> str:
 
 
 def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
-    """Records of each group of one task, groups in order of first appearance.
-
-    Example:
-        >>> grouped([], "classification")
-        {}
-    """
+    """Records of each group of one task, groups in order of first appearance."""
     found: dict[Group, list[Record]] = defaultdict(list)
     for record in records:
         if record.task == task:
@@ -69,12 +64,7 @@ def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
 
 
 def main_attack(records: Iterable[Record], mains: Mains | None = None) -> str:
-    """Main attack of the records of one protocol: what its suite says, else ``uma`` or the first that they name.
-
-    Example:
-        >>> main_attack([])
-        ''
-    """
+    """Main attack of the records of one protocol: what its suite says, else ``uma`` or the first that they name."""
     own = list(records)
     places = dict.fromkeys((record.task, record.protocol) for record in own)
     said = next((mains[place] for place in places if place in mains), None) if mains else None
@@ -185,19 +175,12 @@ def extracted(records: Sequence[Record]) -> list[Record]:
     return [
         record.model_copy(update={"extractor": name}) if name else record
         for record in records
-        for name in (
-            known[record.metric]
-            if record.status == "failed" and not record.extractor and known[record.metric]
-            else ("",)
-        )
+        for name in (record.status == "failed" and not record.extractor and known[record.metric]) or ("",)
     ]
 
 
 def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
-    """Letters of the tie groups of rows, as `rub.metrics.statistics.tie_groups` gives them, for any intervals.
-
-    Args:
-        intervals: row -> interval; the lowest mean is best, a.
+    """Letters of the tie groups of rows, as `rub.metrics.statistics.tie_groups` gives them; the lowest mean is best, a.
 
     Example:
         >>> tie_letters({"x": Interval(1, 0, 2, 1), "y": Interval(3, 1, 4, 1), "z": Interval(5, 3, 6, 1)})

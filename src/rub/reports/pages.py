@@ -17,16 +17,10 @@ from rub.store.records import Record
 
 @dataclass(frozen=True)
 class Page:
-    """One suite on one data set, with one network, under one protocol.
+    """One suite on one data set, with one network, under one protocol; what was read, or run, is its folder.
 
-    Attributes:
-        group: what its records share; the experiment is left empty, a page may hold several.
-        slug: file name without suffix, its own in the report.
-        records: of all its experiments.
-        tables: in the order of the page, with names that differ.
-        drawn: figures and galleries.
-        media: from the page to the folder of its figures.
-        folder: what was read, or run.
+    Its group names no experiment, since it may hold several; `slug` is its file name without suffix, `media` leads from
+    it to its figures and galleries, which are `drawn`.
     """
 
     group: Group
@@ -80,46 +74,27 @@ def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
     return {group: found[group] for task in known for group in found if group.task == task}
 
 
-def tables_of(
-    records: Sequence[Record], suite: Mapping[str, Any], taken: set[str], paper: Mapping[str, Any] | None = None
-) -> list[Table]:
-    """Tables of one page, numbered where their names are taken already.
-
-    Args:
-        records: of one page.
-        suite: as plain data; an experiment's ``paper`` is its key into the paper's tables.
-        taken: names that are in use; those of the tables are added.
-        paper: the paper's numbers for all experiments instead.
+def tables_of(records: Sequence[Record], suite: Mapping[str, Any], taken: set[str]) -> list[Table]:
+    """Tables of one page, numbered where their names are `taken` already, to which they are added.
 
     Raises:
-        RubError: a ``paper`` key that the paper has no table for.
+        RubError: an experiment's ``paper`` key that the paper has no table for.
     """
     task = records[0].task
     experiments = [item for item in suite.get("experiments") or () if item.get("task") == task]
     keys = {str(item.get("name", "")): str(item.get("paper") or "") for item in experiments}
     tables: list[Table] = []
-    for table in report_of(task).tables_of(records, keys, paper, mains_of(suite)):
+    for table in report_of(task).tables_of(records, keys, mains_of(suite)):
         name = free_name(table.name, taken, "-v")
         taken.add(name)
         tables.append(replace(table, name=name))
     return tables
 
 
-def tabulated(
-    records: Sequence[Record], suite: Mapping[str, Any], paper: Mapping[str, Any] | None = None
-) -> list[tuple[Group, Sequence[Record], list[Table]]]:
-    """Pages of one run, each with its records and tables, whose names all differ.
-
-    Args:
-        records: every row.
-        suite: as for `tables_of`.
-        paper: as for `tables_of`.
-
-    Raises:
-        RubError: as `tables_of`.
-    """
+def tabulated(records: Iterable[Record], suite: Mapping[str, Any]) -> list[tuple[Group, Sequence[Record], list[Table]]]:
+    """Pages of one run, each with its records and tables, whose names all differ."""
     taken: set[str] = set()
-    return [(group, own, tables_of(own, suite, taken, paper)) for group, own in page_records(records).items()]
+    return [(group, own, tables_of(own, suite, taken)) for group, own in page_records(records).items()]
 
 
 def page_slug(group: Group, taken: set[str]) -> str:
@@ -179,12 +154,11 @@ def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
     """Two folders as one: searches, claims, pictures and commands of both."""
     names = {claim.file for claim in first.claims}
     pictures = {one.name for one in first.drawn}
-    asked = [*(first.suite.get("experiments") or ())]
-    asked += [item for item in other.suite.get("experiments") or () if item not in asked]
+    asked, also = (folder.suite.get("experiments") or [] for folder in (first, other))
     return replace(
         first,
         places=(*first.places, *other.places),
-        suite={**first.suite, "experiments": asked},
+        suite={**first.suite, "experiments": [*asked, *(item for item in also if item not in asked)]},
         command="\n".join(dict.fromkeys(line for line in (first.command, other.command) if line)),
         curves=[*first.curves, *(curve for curve in other.curves if curve not in first.curves)],
         drawn=(*first.drawn, *(one for one in other.drawn if one.name not in pictures)),
@@ -193,17 +167,12 @@ def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
 
 
 def provenance(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Every cell of a page with the records behind it: the chain from a number to weights, stage and code.
-
-    Args:
-        records: of one page.
-    """
+    """Every cell of a page with the records behind it: the chain from a number to weights, stage and code."""
     if not records:
         return
     for group, found in grouped(records, records[0].task).items():
-        own = extracted(found)
-        board = board_of(own)
-        order = row_order((record.method for record in own), group.task)
+        board = board_of(extracted(found))
+        order = row_order((method for method, _ in board), group.task)
         for (method, place), behind in sorted(board.items(), key=lambda item: order.index(item[0][0])):
             mean = estimate(behind)
             words = (group.experiment, method, place.metric, f"on {place.split}")
@@ -263,11 +232,11 @@ def searches(page: Page) -> Iterator[dict[str, Any]]:
 def versions(records: Iterable[Record]) -> dict[str, str]:
     """Versions of RUB and of the libraries behind the records, and when they were made."""
     found: dict[str, dict[str, None]] = {}
-    dates: list[str] = []
+    dates: set[str] = set()
     for record in records:
         for name, version in {"rub": record.code_version, **record.library_versions}.items():
             found.setdefault(name, {})[version] = None
-        dates.append(record.created)
-    lines = {name: ", ".join(v for v in made if v) for name, made in found.items() if any(made)}
-    known = sorted(date for date in dates if date)
-    return {**lines, **({"measured": f"{known[0]} to {known[-1]}"} if known else {})}
+        dates.add(record.created)
+    lines = {name: ", ".join(filter(None, made)) for name, made in found.items() if any(made)}
+    known = dates - {""}
+    return {**lines, **({"measured": f"{min(known)} to {max(known)}"} if known else {})}

@@ -66,8 +66,7 @@ def to_markdown(table: Table) -> str:
     heads = ["method", *(" ".join(part for part in (c.group, c.title) if part) for c in table.columns)]
     lines = [f"### {_markdown(table.title)}", ""]
     lines += [_line(heads), "|:---|" + "---:|" * len(table.columns)]
-    for row in table.rows:
-        lines.append(_line([row.title, *(cell.text for cell in row.cells)]))
+    lines += [_line([row.title, *(cell.text for cell in row.cells)]) for row in table.rows]
     if table.notes:
         lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
@@ -114,13 +113,10 @@ def to_csv(table: Table) -> str:
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             unit = "text" if column.place is None else "percent" if column.percent else column.unit
-            numbers = (
-                "" if number is None else repr(number) for number in (cell.value, cell.low, cell.high, cell.paper)
-            )
-            texts = (_no_formula(text) for text in (column.group, column.name, unit))
-            writer.writerow(
-                (_no_formula(row.label), int(row.control), *texts, *numbers, cell.text, _no_formula(cell.note))
-            )
+            found = (cell.value, cell.low, cell.high, cell.paper)
+            numbers = ("" if number is None else repr(number) for number in found)
+            label, *texts, note = map(_no_formula, (row.label, column.group, column.name, unit, cell.note))
+            writer.writerow((label, int(row.control), *texts, *numbers, cell.text, note))
     return out.getvalue()
 
 

@@ -15,6 +15,7 @@ from rub.errors import RubError
 from rub.pipeline.execution import Outcome
 from rub.pipeline.graph import Graph, Stage
 from rub.pipeline.runtime import code_version
+from rub.reports.folders import delete_files
 from rub.reports.text import free_name
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
 from rub.store.manifest import seal_folder
@@ -74,9 +75,7 @@ def prepare(out: Path) -> None:
 def _clear(out: Path) -> None:
     """Delete RUB's own files of a run before."""
     for name in ("tables", "figures", "witnesses", "report"):
-        for path in (out / name).rglob("*.*"):
-            if path.is_symlink() or path.is_file():
-                path.unlink()
+        delete_files(out / name)
     for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
         (out / name).unlink(missing_ok=True)
 
@@ -91,17 +90,23 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
     for _, graph in plans:
         common = {**graph.common, "suite": suite.name}
         for stage in graph.stages:
-            outcome = outcomes[stage.key]
-            records += _records(stage, outcome, common)
+            records += _records(stage, outcomes[stage.key], common)
+            artifact = outcomes[stage.key].artifact
+            if artifact is None:
+                continue
+            files = artifact.manifest["files"]
             for name, rows in (("samples.json", samples), ("curves.json", curves)):
-                if outcome.artifact is not None and name in outcome.artifact.manifest["files"]:
-                    rows += [{**common, **row} for row in outcome.artifact.json(name)]
-            galleries += [{**common, **row} for row in _galleries(outcome)]
-            if outcome.artifact is not None and MANIFEST in outcome.artifact.manifest["files"]:
-                witnesses.append((common["experiment"], outcome.artifact.path))
-    counts = dict.fromkeys(("cached", "done", "failed", "blocked"), 0)
-    for outcome in outcomes.values():
-        counts[outcome.status] += 1
+                rows.extend({**common, **row} for row in (artifact.json(name) if name in files else ()))
+            if "gallery.json" in files:
+                made = artifact.json("gallery.json")
+                where = {**common, "method": made["method"], "unlearn_seed": made["unlearn_seed"]}
+                galleries += [
+                    {**where, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]
+                ]
+            if MANIFEST in files:
+                witnesses.append((common["experiment"], artifact.path))
+    statuses = [outcome.status for outcome in outcomes.values()]
+    counts = {status: statuses.count(status) for status in ("cached", "done", "failed", "blocked")}
     failures = tuple(outcome.reason for outcome in outcomes.values() if outcome.status == "failed")
     spec = suite.model_dump(mode="json", exclude={"experiments"})
     spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
@@ -129,7 +134,6 @@ def write_result(result: Result, out: Path, command: str) -> Path:
 
 
 def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
-    """Copy every file of witnesses with its claim, under a name that says what it is about."""
     if places:
         folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
@@ -139,16 +143,6 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
         taken.add(stem)
         shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
-
-
-def _galleries(outcome: Outcome) -> list[dict[str, Any]]:
-    """Pictures that a stage made: which row, which images, and where its tiles lie."""
-    artifact = outcome.artifact
-    if artifact is None or "gallery.json" not in artifact.manifest["files"]:
-        return []
-    made = artifact.json("gallery.json")
-    row = {name: made[name] for name in ("method", "unlearn_seed")}
-    return [{**row, "split": part["split"], "path": artifact.file(part["file"])} for part in made["parts"]]
 
 
 def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:

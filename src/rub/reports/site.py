@@ -26,20 +26,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _BETTER = {"up": "higher", "down": "lower", "reference": "closest to the retrained model"}
-_ASSETS = ("site.css", "site.js")
 
 
 def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[str, str] | None = None) -> Path:
-    """Write ``index.html``, ``words.html``, ``experiments/`` and ``methods/``.
+    """Write ``index.html``, ``words.html``, ``experiments/`` and ``methods/``, and return the path of the first.
 
-    Args:
-        pages: of all experiments.
-        out: the site's folder; is made when it is not there.
-        title: of the leaderboard.
-        refused: result folder -> why it is not shown.
-
-    Returns:
-        The path of the leaderboard.
+    `refused` says for result folders why they are not shown.
     """
     templates = _templates()
     made = boards(
@@ -65,7 +57,7 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
             "about": _about(task, method), "control": controls_of(task).get(method, ""),
         })  # fmt: skip
     _write(templates, out / "words.html", "words.html.j2", "", {**shared, "better": _BETTER})
-    for name in _ASSETS:
+    for name in ("site.css", "site.js"):
         text = templates.loader.get_source(templates, name)[0] if templates.loader else ""
         (out / name).write_text(text, encoding="utf-8")
     return out / "index.html"
@@ -84,7 +76,6 @@ def _templates() -> "Environment":
 
 
 def _write(templates: "Environment", path: Path, template: str, root: str, content: Mapping[str, Any]) -> None:
-    """Write one page; `root` leads from it to the site's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(templates.get_template(template).render({**content, "root": root}), encoding="utf-8")
 
@@ -106,14 +97,9 @@ def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
 
 
 def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
-    tasks = dict.fromkeys(page.group.task for page in pages)
     return {
-        task: {
-            "reporting": report_of(task),
-            "metrics": metrics_of(task),
-            "protocols": list(_protocols(task, pages)),
-        }
-        for task in tasks
+        task: {"reporting": report_of(task), "metrics": metrics_of(task), "protocols": list(_protocols(task, pages))}
+        for task in dict.fromkeys(page.group.task for page in pages)
     }
 
 
@@ -129,9 +115,8 @@ def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
 
 
 def _about(task: str, method: str) -> Described | None:
-    """What a method's file says of it; None for one that this installation does not have."""
     entry = next((entry for entry in METHODS.entries(task) if entry.name == method), None)
-    return None if entry is None else described("method", entry)
+    return None if entry is None else described(entry)
 
 
 def _shown(value: Any) -> Any:

@@ -127,20 +127,17 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, int, int]]:
 
 
 def fitting(table: Table) -> list[Table]:
-    """Table, or its columns dealt out to several tables that each fit `WIDTH` characters.
-
-    Columns under one upper header stay together where they fit one table.
-    """
+    """Table, or several that each fit `WIDTH` characters; columns under one header stay together where they fit."""
     chunks: list[list[int]] = [[]]
     for unit in _units(table):
-        if chunks[-1] and _part(table, [*chunks[-1], *unit]).width > WIDTH:
+        if chunks[-1] and picked(table, [*chunks[-1], *unit]).width > WIDTH:
             chunks.append([])
         chunks[-1] += unit
     if len(chunks) == 1:
         return [table]
     return [
         replace(
-            _part(table, chunk),
+            picked(table, chunk),
             name=table.name + (f"-{part}" if part > 1 else ""),
             title=table.title + (f", continued ({part})" if part > 1 else ""),
         )
@@ -151,13 +148,14 @@ def fitting(table: Table) -> list[Table]:
 def _units(table: Table) -> Iterator[list[int]]:
     for name, first, length in column_groups(table.columns):
         run = list(range(first, first + length))
-        if name and _part(table, run).width <= WIDTH:
+        if name and picked(table, run).width <= WIDTH:
             yield run
         else:
             yield from ([position] for position in run)
 
 
-def _part(table: Table, positions: Sequence[int]) -> Table:
+def picked(table: Table, positions: Sequence[int]) -> Table:
+    """Table with these of its columns."""
     return replace(
         table,
         columns=tuple(table.columns[k] for k in positions),
@@ -166,23 +164,14 @@ def _part(table: Table, positions: Sequence[int]) -> Table:
 
 
 def beside(pieces: Sequence[Table], labels: Iterable[str], name: str, title: str, notes: Iterable[str]) -> Table:
-    """Tables side by side as one: rows with the same label become one row, what a piece lacks shows as ``-``.
-
-    Args:
-        pieces: their names, titles and notes are dropped.
-        labels: of all rows, in the order of the result.
-        name: of the result.
-        title: of the result.
-        notes: of the result.
-    """
+    """Tables side by side as one: a row for each of the labels, where what a piece lacks shows as ``-``."""
     rows = []
     for label in labels:
-        found = [next((row for row in piece.rows if row.label == label), None) for piece in pieces]
-        blanks = (
-            row.cells if row is not None else (Cell(("-",)),) * len(piece.columns)
-            for row, piece in zip(found, pieces, strict=True)
-        )
-        control = any(row.control for row in found if row is not None)
-        rows.append(Row(label, control, tuple(cell for cells in blanks for cell in cells)))
+        blanks = (Row(label, False, (Cell(("-",)),) * len(piece.columns)) for piece in pieces)
+        found = [
+            next((row for row in piece.rows if row.label == label), blank)
+            for piece, blank in zip(pieces, blanks, strict=True)
+        ]
+        rows.append(Row(label, any(row.control for row in found), tuple(cell for row in found for cell in row.cells)))
     columns = tuple(column for piece in pieces for column in piece.columns)
     return Table(name, title, columns, tuple(rows), tuple(notes))

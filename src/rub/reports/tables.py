@@ -86,35 +86,19 @@ class Columns:
         decimals: int | None = None,
         controls: bool = False,
     ) -> Column:
-        """Column of a metric.
+        """Column of a metric under an upper header: what is left out is the metric's own, and the main attack.
 
-        Args:
-            group: upper header.
-            metric: its id.
-            budget: of the attack; ``none`` without one.
-            split: the metric's own when left out.
-            name: lower header; the metric's title when left out.
-            attack: the main one when left out.
-            extractor: what looked at the images, where that tells numbers apart.
-            decimals: the metric's own when left out.
-            controls: whether it is a control, for which no direction is better.
+        `extractor` looked at the images, where that tells numbers apart; no direction is better for `controls`.
         """
         said = next(item for item in self.metrics if item.name == metric)
-        place = Place(metric, split or said.split, _attack(attack or self.main, budget), budget, extractor)
+        searched = "none" if budget == "none" else attack or self.main
+        place = Place(metric, split or said.split, searched, budget, extractor)
         digits = said.decimals if decimals is None else decimals
         direction = "" if controls else self.direction(said, place.split)
         sampled = self.sampled and said.percent and said.low == 0  # a difference of shares has no Wilson interval
         return Column(
             printable(group), name or said.title, place, direction, said.percent, digits, said.stored_unit, sampled
         )
-
-
-def _attack(attack: str, budget: str) -> str:
-    return "none" if budget == "none" else attack
-
-
-def _unpublished(method: str, place: Place) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -152,7 +136,7 @@ class Source:
         kind: str,
         title: str,
         columns: Sequence[Column],
-        published: Callable[[str, Place], float | None] = _unpublished,
+        published: Callable[[str, Place], float | None] = lambda method, place: None,
     ) -> Table:
         """Table with every column that has records, and the notes that its marks need.
 
@@ -169,30 +153,27 @@ class Source:
             Row(
                 printable(method),
                 is_control(method, self.group.task),
-                tuple(self._anchored(_cell(board, method, column, published), method, column) for column in kept),
+                tuple(self._cell(board, method, column, published) for column in kept),
             )
             for method in row_order((record.method for record in self.records), self.group.task)
         )
         name = slug(f"{kind}-{self.group.experiment or self.group.dataset}")
         used = {column.place for column in kept}
         behind = [record for (_, place), found in board.items() if place in used for record in found]
-        return Table(name, f"{title} ({label(self.group)})", kept, rows, tuple(self._notes(kept, behind)))
+        notes = (
+            directions(kept), _counts(kept, behind), *self.explain(kept, behind),
+            *marks(behind, self.bound, self.first),
+        )  # fmt: skip
+        return Table(name, f"{title} ({label(self.group)})", kept, rows, notes)
 
-    def _anchored(self, cell: Cell, method: str, column: Column) -> Cell:
-        behind = cell.parts[0] != "-" and column.place is not None
-        return replace(cell, anchor=anchor(self.group, method, column.place)) if behind and column.place else cell
-
-    def _notes(self, columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:
-        """What a reader needs to know: directions, sample counts, headers, marks."""
-        yield directions(columns)
-        yield _counts(columns, records)
-        yield from self.explain(columns, records)
-        yield from marks(records, self.bound, self.first)
+    def _cell(self, board: Board, method: str, column: Column, published: Callable[[str, Place], float | None]) -> Cell:
+        if column.place is None:
+            return Cell(("-",))
+        cell = _cell(board.get((method, column.place), ()), column, published(method, column.place))
+        return cell if cell.parts[0] == "-" else replace(cell, anchor=anchor(self.group, method, column.place))
 
 
-def _cell(board: Board, method: str, column: Column, published: Callable[[str, Place], float | None]) -> Cell:
-    records = board.get((method, column.place), ()) if column.place is not None else ()
-    paper = published(method, column.place) if column.place is not None else None
+def _cell(records: Sequence[Record], column: Column, paper: float | None) -> Cell:
     tail = () if paper is None else (f"({paper:.{column.decimals}f})",)
     reasons = sorted({printable(record.reason) for record in records if record.status == "failed"})
     interval = (share if column.sampled else estimate)(records, 100 if column.percent else 1)
@@ -213,12 +194,7 @@ def _cell(board: Board, method: str, column: Column, published: Callable[[str, P
 
 
 def further(source: Source, shipped: Iterable[str]) -> list[Table]:
-    """Table of the metrics of plug-ins, without an attack and after each; none where there are no such metrics.
-
-    Args:
-        source: of one group.
-        shipped: ids of the task's own metrics.
-    """
+    """Table of the metrics that are not `shipped`, without an attack and after each; none where there are none."""
     known = {metric.name: metric for metric in metrics_of(source.group.task)}
     own = set(shipped)
     places = {place_of(record): record for record in source.records if record.metric not in own}
@@ -250,14 +226,12 @@ def marks(records: Sequence[Record], bound: str, first: str) -> Iterator[str]:
 
 
 def _counts(columns: Sequence[Column], records: Sequence[Record]) -> str:
-    found: dict[str, set[int]] = {}
+    found: dict[str, str] = {}
     for column in columns:
         numbers = {record.n for record in records if record.n and column.place == place_of(record)}
-        header = " ".join(part for part in (column.group, column.name) if part)
-        found[header] = numbers
+        found[" ".join(filter(None, (column.group, column.name)))] = "/".join(map(str, sorted(numbers))) or "0"
     texts: dict[str, list[str]] = {}
-    for header, numbers in found.items():
-        text = "/".join(str(number) for number in sorted(numbers)) or "0"
+    for header, text in found.items():
         texts.setdefault(text, []).append(header)
     return "N: " + "; ".join(f"{number} for {', '.join(headers)}" for number, headers in texts.items())
 
@@ -273,7 +247,7 @@ def failures(records: Iterable[Record]) -> Iterable[str]:
 
 
 def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
-    """How many seeds stand behind the means, and what their intervals leave out.
+    """How many seeds stand behind the means of a group, and what their intervals leave out.
 
     Args:
         records: of one group.

@@ -111,37 +111,26 @@ class TaskReport:
     forgotten: str = "forget images"
     together: bool = False
 
-    def tables_of(
-        self,
-        records: Sequence[Record],
-        keys: Mapping[str, str],
-        paper: Mapping[str, Any] | None = None,
-        mains: Mains | None = None,
-    ) -> list[Table]:
-        """Tables of every experiment, or of all experiments together.
+    def tables_of(self, records: Sequence[Record], keys: Mapping[str, str], mains: Mains | None = None) -> list[Table]:
+        """Tables of this task's records: of every experiment, or of all experiments together.
 
         Args:
             records: of this task.
             keys: experiment -> its key into the paper's tables; "" and none for one that the paper does not have.
-            paper: the paper's numbers for all of them instead.
             mains: main attacks, as suites say them.
 
         Raises:
             RubError: a key that the paper has no table for.
         """
-        names = list(dict.fromkeys(record.experiment for record in records))
-        if not names:
+        if not records:
             return []
+        names = list(dict.fromkeys(record.experiment for record in records))
         shipped = {metric.name for metric in self.metrics}
-        shown = [record for record in records if record.metric in shipped]
-        if self.together:
-            key = next((keys[name] for name in names if keys.get(name)), "")
-            found = self.tables(shown, paper or paper_numbers(key), mains or {})
-        else:
-            found = []
-            for name in names:
-                own = [record for record in shown if record.experiment == name]
-                found += self.tables(own, paper or paper_numbers(keys.get(name, "")), mains or {})
+        found = []
+        for part in [names] if self.together else [[name] for name in names]:
+            own = [record for record in records if record.metric in shipped and record.experiment in part]
+            key = next((keys[name] for name in part if keys.get(name)), "")
+            found += self.tables(own, paper_numbers(key), mains or {})
         for group, all_ in grouped(records, records[0].task).items():
             source = Source(
                 group, extracted(all_), lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains)
@@ -151,13 +140,7 @@ class TaskReport:
 
 
 def read_report(target: str, metrics: Iterable[Metric], **functions: Any) -> TaskReport:
-    """Report of a task from its prose.
-
-    Args:
-        target: ``package:report.yaml``.
-        metrics: the task's; axes take their units from them.
-        **functions: ``tables``, ``headline``, ``leaders`` of `TaskReport`.
-    """
+    """Report of a task from its prose, ``package:report.yaml``, its metrics, and the functions of `TaskReport`."""
     said = {**load_target(target), "metrics": tuple(metrics)}
     units = {metric.name: metric.unit for metric in said["metrics"]}
 
@@ -191,8 +174,7 @@ def plain_report(task: Task) -> TaskReport:
     """Report of a task that declares none: one table of its metrics, without and with the main attack."""
     metrics = task.metrics
 
-    def columns(records: Sequence[Record], main: str = "") -> list[Column]:
-        main = main or main_attack(records)
+    def columns(records: Sequence[Record], main: str) -> list[Column]:
         made = Columns(metrics, main)
         budgets = ("none", *budgets_of(records, main))
         return [made("" if at == "none" else at, metric.name, at) for at in budgets for metric in metrics]

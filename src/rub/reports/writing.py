@@ -11,7 +11,7 @@ from rub.errors import RubError
 from rub.pipeline.execution import one_line
 from rub.reports.figure_file import FigureFile
 from rub.reports.figures import draw_figures
-from rub.reports.folders import ResultFolder, claims_of, copy_gallery, mains_of, outside, read_folder
+from rub.reports.folders import ResultFolder, claims_of, copy_gallery, delete_files, mains_of, outside, read_folder
 from rub.reports.galleries import draw_galleries
 from rub.reports.grouping import Group
 from rub.reports.pages import Page, merged, page_slug, tables_of, tabulated
@@ -21,7 +21,6 @@ from rub.reports.table import Table
 from rub.store import manifest as sealing
 from rub.store.records import Record
 
-Facts = Mapping[str, Any]
 FORMATS = ("html", "md", "tex", "csv")
 _STRANGE = "this installation does not know the task"
 _UNREPORTED = (RubError, ValueError, TypeError, IndexError, KeyError, ArithmeticError)
@@ -33,7 +32,7 @@ def write_report(
     records: Sequence[Record],
     curves: Sequence[Mapping[str, Any]],
     out: Path,
-    facts: Facts,
+    facts: Mapping[str, Any],
     made: Sequence[tuple[Group, Sequence[Record], list[Table]]] | None = None,
     galleries: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
@@ -41,11 +40,11 @@ def write_report(
 
     Args:
         records: every row of the run.
-        curves: success and loss against steps, one mapping per search (the rows of ``curves.json``).
+        curves: the rows of ``curves.json``, one for each search.
         out: the result folder; is made when it is not there.
-        facts: ``command``, and ``suite``: the suite as plain data with its experiments.
+        facts: ``command``, and ``suite`` as plain data.
         made: pages with their tables, where `rub.reports.pages.tabulated` made them already.
-        galleries: pictures of what models make, as for `rub.reports.galleries.draw_galleries`.
+        galleries: as for `rub.reports.galleries.draw_galleries`.
 
     Returns:
         The path of the leaderboard, ``report/index.html``.
@@ -84,8 +83,7 @@ def write_reports(
         folders: written by ``rub run --out``, by anyone.
         out: the site's folder; is made when it is not there.
         formats: of `FORMATS`.
-        workers: processes that draw figures. A script that asks for more than one needs Python's ``if __name__ ==
-            "__main__":`` around it.
+        workers: processes that draw figures; a script that asks for several needs ``if __name__ == "__main__":``.
 
     Returns:
         The leaderboard (without ``html``, the folder of the tables), and result folder -> why it is not shown.
@@ -98,11 +96,16 @@ def write_reports(
         raise RubError(f"--format {','.join(formats)}: should be some of {', '.join(FORMATS)}")
     places = [place for given in folders for place in _below(given)]
     outside(out, places)
-    read, refused = _read(places)
-    parts = merged(read)
+    read: list[ResultFolder] = []
+    refused: dict[str, str] = {}
+    for path in places:
+        try:
+            read.append(read_folder(path))
+        except RubError as error:
+            refused[str(path)] = str(error)
     try:
         _clear(out)
-        pages = _pages(parts, out, formats, workers, refused)
+        pages = _pages(merged(read), out, formats, workers, refused)
         if not pages:
             raise RubError(next(iter(refused.values()), "these folders hold no records of a known task"))
         if "html" not in formats:
@@ -117,19 +120,7 @@ def _clear(out: Path) -> None:
     for name in ("experiments", "methods", "figures", "tables"):
         if (out / name).is_symlink():
             (out / name).unlink()
-        for path in (out / name).rglob("*.*") if (out / name).is_dir() else ():
-            if path.is_symlink() or path.is_file():
-                path.unlink()
-
-
-def _read(places: Iterable[Path]) -> tuple[list[ResultFolder], dict[str, str]]:
-    read, refused = [], {}
-    for path in places:
-        try:
-            read.append(read_folder(path))
-        except RubError as error:
-            refused[str(path)] = str(error)
-    return read, refused
+        delete_files(out / name)
 
 
 def _below(path: Path) -> list[Path]:
