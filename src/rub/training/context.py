@@ -191,3 +191,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:
+    """Learning rate of a step: linear up over `warmup` steps, then half a cosine down to 0.
+
+    Example:
+        >>> [round(warmup_cosine(1.0, step, 4, 2), 2) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2

@@ -61,15 +61,3 @@ class UnlearnContext(TrainContext):
     @property
     def _half(self) -> int:
         return max(self.batch_size // 2, 1)
-
-
-def warmup_cosine(lr: float, step: int, total: int, warmup: int) -> float:
-    """Learning rate of a step: linear up over `warmup` steps, then half a cosine down to 0.
-
-    Example:
-        >>> [round(warmup_cosine(1.0, step, 4, 2), 2) for step in range(4)]
-        [0.5, 1.0, 1.0, 0.5]
-    """
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2

@@ -25,9 +25,9 @@ from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import AttackContext, Budget, Target
 from rub.tasks.inpainting.attacks.harness import make_target, run_attack, union
-from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
+from rub.tasks.inpainting.context import UnlearnContext
 from rub.training.batches import Augmentation, cuts
-from rub.training.context import set_rate
+from rub.training.context import set_rate, warmup_cosine
 from rub.training.device import compiled
 
 Inputs = Mapping[str, Artifact]

@@ -1,6 +1,5 @@
 """Training a miniature: the autoencoder first, then text encoder and UNet together on noise prediction."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
@@ -13,7 +12,7 @@ from rub.data.samples import Samples
 from rub.models.diffusion.model import Diffusion
 from rub.pipeline.checkpointing import Changing
 from rub.tasks.text_to_image.context import UnlearnContext
-from rub.training.context import set_rate
+from rub.training.context import set_rate, warmup_cosine
 from rub.training.device import compiled
 
 KL_WEIGHT = 1e-6  # of the autoencoder's loss (Rombach et al. 2022, appendix G)
@@ -23,17 +22,8 @@ Caption = Callable[[Tensor, torch.Generator], list[str]]
 """Labels (B,) and a generator -> a caption for each."""
 
 
-def rate(lr: float, step: int, total: int) -> float:
-    """Learning rate of a step: linear up over the first twentieth, then half a cosine to 0.
-
-    Example:
-        >>> [round(rate(1.0, step, 40), 3) for step in (0, 1, 2, 39)]
-        [0.5, 1.0, 1.0, 0.002]
-    """
-    warmup = max(total // 20, 1)
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+def _rate(lr: float, step: int, total: int) -> float:
+    return warmup_cosine(lr, step, total, max(total // 20, 1))
 
 
 def fit(
@@ -61,7 +51,7 @@ def fit(
     changing: Changing = {"learned": learned, "mean": mean, "optimizer": optimizer, "draws": generator}
     part = context.checkpointer.section("train", changing)
     for step in range(part.restore(), training["steps"]):
-        set_rate(optimizer, rate(training["lr"], step, training["steps"]))
+        set_rate(optimizer, _rate(training["lr"], step, training["steps"]))
         rows = torch.randint(0, len(samples), (context.batch_size,), generator=generator)
         side = torch.randint(0, len(latents), (context.batch_size,), generator=generator)
         x, t, noise = context.noised(model, latents[side, rows].to(context.device), generator)
@@ -109,7 +99,7 @@ def fit_autoencoder(
     generator = context.generator("autoencoder")
     part = context.checkpointer.section("autoencoder", {"vae": vae, "optimizer": optimizer, "draws": generator})
     for step in range(part.restore(), steps):
-        set_rate(optimizer, rate(training["autoencoder_lr"], step, steps))
+        set_rate(optimizer, _rate(training["autoencoder_lr"], step, steps))
         rows = torch.randint(0, len(samples), (training["autoencoder_batch"],), generator=generator)
         images = context.augmentation(samples.take(rows).to(context.device), generator)
         x = images.float() / 127.5 - 1

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rub.config.hyperparameters import Epochs, Fraction, Hyper, Positive, Rate, Weight
 from rub.data.samples import Samples
 from rub.pipeline.checkpointing import Changing, ParameterState
-from rub.tasks.inpainting.context import UnlearnContext, warmup_cosine
-from rub.training.context import set_rate
+from rub.tasks.inpainting.context import UnlearnContext
+from rub.training.context import set_rate, warmup_cosine
 
 RateAt = Callable[[int, int], float]
 
