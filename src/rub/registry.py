@@ -334,7 +334,7 @@ def source_hash(entry: Entry[Any]) -> str:
     return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
 
 
-_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric or @rub.judge"
+_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric, @rub.judge or rub.task"
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:
