@@ -60,6 +60,7 @@ ATTACKS_OF_OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS_OF_OTHERS)
 def test_an_attack_of_others_recovers_within_its_budget(name):
     attack = ATTACKS_OF_OTHERS[name]()
@@ -109,6 +110,7 @@ def test_what_is_no_attack_is_refused_in_one_line(attack, says):
     assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_plug_in_registers_an_adapted_attack(tmp_path, write_suite):
     path = tmp_path / "mine.py"
     path.write_text(

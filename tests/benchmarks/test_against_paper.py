@@ -92,6 +92,7 @@ def test_controls_say_at_every_budget_what_steering_explains(scripts):
     assert any("| +40.0 (+27.8 to +50.6) |" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "folder", "methods", "count"),
     [  # numbers, orders, controls; then the differences at two budgets, or the seeds one by one

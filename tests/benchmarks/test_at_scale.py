@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rub import read_records
 from rub.store.manifest import changed_files
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "at_scale.py"
 NAME = "table1-cifar10-resnet18"

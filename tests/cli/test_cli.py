@@ -57,6 +57,7 @@ def words(text):
 # What is refused before anything runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -90,6 +91,7 @@ def test_wrong_requests_are_refused_in_one_line(refused, arguments, says):
     refused(*arguments, says=says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -204,6 +206,7 @@ def test_a_damaged_npz_is_named(refused, tmp_path, write_suite):
         refused("run", path, "--device", "cpu", says=str(source))
 
 
+@pytest.mark.slow
 def test_offline_without_data_says_both_ways(tmp_path, write_suite):
     path = write_suite(tmp_path, dataset="cifar10")
     environment = {
@@ -254,6 +257,7 @@ def test_checkpoints_that_are_not_there(refused, checkpoints):
         refused(*arguments(**{option: folder}), says=f"checkpoint {folder}: no weights; should hold one of")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_checkpoints(refused, checkpoints, suffix, keep):
@@ -309,6 +313,7 @@ def test_wrong_audits_are_refused(refused, checkpoints, changes, says):
 # What works.
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_table_and_writes_its_files(rub, tiny, tmp_path):
     out = tmp_path / "out"
     said = rub("run", tiny.path, "--store", tiny.store, "--out", out, "--device", "cpu")
@@ -331,6 +336,7 @@ def test_the_suite_that_was_written_can_be_run_again(rub, tiny, tiny_out):
     assert f"0 stages run, {tiny.result.counts['done']} from the store" in said.out
 
 
+@pytest.mark.slow
 def test_failed_methods_are_shown_and_the_others_complete(rub, tiny, tmp_path):
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN, encoding="utf-8")
@@ -377,6 +383,7 @@ def test_an_interrupt_is_one_line_and_code_130(rub, tiny, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_there(rub, tiny, tmp_path):
     store = tmp_path / "store"
     command = [sys.executable, "-m", "rub.cli.main", "run", str(tiny.path), "--store", str(store), "--device", "cpu"]
@@ -418,6 +425,7 @@ def test_a_plan_counts_what_is_in_the_store(rub, tiny, tmp_path):
         assert set(counted) == {"data", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
 
 
+@pytest.mark.slow
 def test_a_killed_stage_is_partial_and_goes_on(rub, tiny, tmp_path):
     store = tmp_path / "store"
     command = [sys.executable, "-m", "rub.cli.main", "run", str(tiny.path), "--store", str(store), "--device", "cpu"]
@@ -437,6 +445,7 @@ def test_a_killed_stage_is_partial_and_goes_on(rub, tiny, tmp_path):
     assert not list(store.glob("partial/*"))
 
 
+@pytest.mark.slow
 def test_a_helper_leaves_when_the_first_process_is_killed(tiny, copied_store, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -476,6 +485,7 @@ LISTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LISTS)
 def test_lists_keep_every_word_whole_at_80_columns(rub, what):
     said = rub("list", what)
@@ -541,6 +551,7 @@ def test_show_tells_paper_equation_defaults_and_differences(rub):
     assert "allow_inf_nan" not in rub("show", "uma").out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -595,6 +606,7 @@ def test_without_a_command_the_help_is_shown(rub, command):
     assert "Usage:" in said.out
 
 
+@pytest.mark.slow
 def test_help_and_lists_load_nothing_heavy():
     code = f"""
 import io, sys

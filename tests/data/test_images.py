@@ -498,6 +498,7 @@ def test_statistics_agree_with_numpy():
     assert std == pytest.approx((images / 255).std(axis=(0, 2, 3)).tolist(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_importing_sources_imports_no_heavy_library():
     code = "import json, sys, rub.data.sources; print(json.dumps([m for m in sys.modules if '.' not in m]))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -671,6 +672,7 @@ print(path.stat().st_size / 1e9, resource.getrusage(resource.RUSAGE_SELF).ru_max
 """
 
 
+@pytest.mark.slow
 def test_data_larger_than_memory_is_trained_on(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path / "images.npy")],

@@ -4,11 +4,14 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from rub.tasks.classification import live
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

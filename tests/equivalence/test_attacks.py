@@ -142,6 +142,7 @@ def by_art(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [by_torchattacks, by_foolbox, by_art])
 def test_targeted_descent_equals_the_peers(peer, x, target):
     ours = own(x, target, "ce")
@@ -163,6 +164,7 @@ def test_kl_descent_equals_foolbox_with_that_loss(x, target):
     assert not torch.equal(theirs, own(x, target, "ce"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["ce", "kl"])
 def test_the_queue_visits_the_same_points(divergence, x, forgotten, target):
     """What `uma` runs is that search: the same iterates, also through refilled batches of 7 (to rounding there)."""

@@ -70,6 +70,7 @@ def close(mine, other):
     return (mine - other).abs().max() <= 1e-6 * max(1.0, float(other.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.85])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_transformers(name, ratio):
@@ -121,6 +122,7 @@ def test_patches_are_in_their_order(name):
     assert torch.allclose(pasted, (x * (1 - shown) + pixels * shown).clamp(0, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "dim"), [(14, 512), (8, 48), (3, 8)])
 def test_position_embeddings_are_the_published_ones(grid, dim):
     """By hand, one number at a time; and as transformers draws its decoder's, whose halves the original has swapped."""
@@ -267,6 +269,7 @@ def test_the_original_towards_its_own_output_starts_at_zero():
 # Saving
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "deep decoder", "grey"])
 def test_there_and_back_through_transformers(name, tmp_path):
     transformers = pytest.importorskip("transformers")

@@ -186,6 +186,7 @@ def test_shokri_calls_members_members():
     assert (again == called).all() and (other != called).any()
 
 
+@pytest.mark.slow
 def test_shokri_agrees_with_art():
     """ART's attack sees the raw probability vector and the one-hot label; boosted trees are its best model here."""
     inference = pytest.importorskip("art.attacks.inference.membership_inference")

@@ -112,6 +112,7 @@ def influence_by_hand(model, forget, retain):
     return from_forget - gradients_by_hand(model, retain).sum(0) * n_f / ((n_f + n_r) * n_r)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("damping", [1.0, 1e-3])
 def test_woodfisher_is_the_explicit_inverse(monkeypatch, rows, damping):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from rub.registry import load_plugin
 from rub.store.records import read_records
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(__file__).parent / "rub_tabular"
 MOST = 300  # lines, docstrings included and blank ones not
 SUITE = {

@@ -82,6 +82,7 @@ def test_every_stage_of_every_suite_is_what_it_was(files):
     compare("stages.json", found)
 
 
+@pytest.mark.slow
 def test_the_searches_of_quick_write_the_same_bytes(tmp_path):
     known = json.loads((HERE / "artifacts.json").read_text(encoding="utf-8"))
     threads = torch.get_num_threads()

@@ -64,6 +64,7 @@ def called(judge, images, labels=range(10)):
     return torch.stack([judge.hits(look, label) for label in labels]).any(0)
 
 
+@pytest.mark.slow
 def test_the_trained_judge_is_right_on_digits_and_says_how_often(digits):
     judge, facts, dataset = digits
     look, labels = judge(dataset.test.images), dataset.test.labels
@@ -79,6 +80,7 @@ def test_the_trained_judge_is_right_on_digits_and_says_how_often(digits):
     assert torch.allclose(total, torch.ones(len(labels)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_lenient_judge_learns_from_noise_alone(tmp_path):
     runtime, store, data = make_runtime(device="cpu"), Store(tmp_path), data_stage(T2I, DIGITS, None)
     given = {"name": "classifier", "width": 4, "training": TRAINING.model_copy(update={"epochs": 1})}
@@ -98,6 +100,7 @@ def test_noise_is_no_digit(digits):
     assert facts["taken"] < 0.1
 
 
+@pytest.mark.slow
 def test_what_an_untrained_network_draws_is_no_digit(digits):
     from rub.models.diffusion.mini import build_mini
     from rub.models.diffusion.sampling import Sampler, initial_latents, sample
@@ -209,6 +212,7 @@ def by_hand(folder, images):
         return model(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).logits, model.classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_imagenet_equals_transformers(folder, channels):
     images = random_images(5, channels, 16, 16)
@@ -222,6 +226,7 @@ def test_imagenet_equals_transformers(folder, channels):
     assert judge.description == "tiny, top-1 among 3 of 3 classes" and judge(images[:0]).scores.shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_imagenet_among_some_concepts(folder):
     judge = imagenet(folder, JudgeContext("tiny", measured="right on all"), among=("church", 0))
     images = random_images(8, 3, 16, 16)
@@ -240,6 +245,7 @@ def test_imagenet_refuses_what_is_no_classifier(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_foreign_judge_is_measured_on_real_images_and_on_nothing(folder, tmp_path):
     """Classes by their names, and one that the judge does not have; the hits are counted by hand."""
     images, labels = random_images(30, 3, 16, 16), torch.arange(30) % 3
@@ -257,6 +263,7 @@ def test_a_foreign_judge_is_measured_on_real_images_and_on_nothing(folder, tmp_p
     assert measured(judge, unknown, 0, own=False) == {}
 
 
+@pytest.mark.slow
 def test_a_foreign_judge_is_kept_whole_in_its_artifact(folder, tmp_path):
     """Its key holds the weights and settings, and not where they lie."""
     runtime, store = make_runtime(device="cpu"), Store(tmp_path / "store")
@@ -478,6 +485,7 @@ def test_a_judge_that_is_trained_in_its_own_way_is_measured_as_ours(tmp_path):
     assert set(made.manifest["files"]) == {FACTS, "centres.pt"}
 
 
+@pytest.mark.slow
 def test_the_classifier_of_inpainting_has_the_classes_of_the_data_and_says_how_often_it_is_right(tmp_path):
     runtime, store, data = make_runtime(device="cpu"), Store(tmp_path), data_stage("inpainting", DIGITS, None)
     inputs = {"data": stored(data, {}, store, runtime)}

@@ -133,6 +133,7 @@ def test_hostile_names_break_neither_yaml_nor_markdown(make_row, name):
     assert len(rows_of_table) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "method", "place", "begins", "title"),
     [

@@ -13,6 +13,8 @@ from rub.store.manifest import changed_files, seal_folder
 from rub.store.records import write_records
 from rub.witness.claims import Sources
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):

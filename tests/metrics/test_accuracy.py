@@ -37,6 +37,7 @@ def test_declared_ids_directions_and_ranges():
     assert all(metric.low < metric.high and metric.meaning and metric.title and metric.unit for metric in METRICS)
 
 
+@pytest.mark.slow
 def test_listing_the_metrics_loads_no_heavy_library():
     code = "import sys, rub.tasks.classification.metrics; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

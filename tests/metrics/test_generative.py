@@ -156,6 +156,7 @@ def test_inception_scores_of_perfect_predictions_by_hand():
     assert inception_score(np.zeros((20, 7)), splits=3) == pytest.approx((1, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "value"), [(5000, 90.4), (1000, 60.2)])
 def test_inception_scores_of_shuffled_perfect_predictions(count, value):
     """The values of the reference page are one shuffle each, of images in an order that it does not state."""
@@ -302,6 +303,7 @@ def test_inception_refuses_what_it_cannot_use(stand, monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_neither_module_imports_the_extra():
     code = "import sys, rub.judges.inception, rub.metrics.generative as f; f.frechet_distance([[0.], [1]], [[0.], [1]])"
     code += "; print({'torchvision', 'torch_fidelity', 'torchmetrics'} & set(sys.modules))"

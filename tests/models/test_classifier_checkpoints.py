@@ -53,6 +53,7 @@ def test_round_trip(tmp_path, arch):
         assert set(stored.keys()) == set(model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["state_dict", "model", "net", "model_state_dict", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_torch_files_in_their_wrappers(tmp_path, wrap, prefix):
@@ -125,6 +126,7 @@ def test_models_of_another_class_load_their_own_keys(tmp_path):
     assert same(model, other)
 
 
+@pytest.mark.slow
 def test_another_architecture_names_keys_and_counts(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(small("resnet18"), path)
@@ -139,6 +141,7 @@ def test_another_architecture_names_keys_and_counts(tmp_path):
     assert len(message) < 600
 
 
+@pytest.mark.slow
 def test_one_missing_key_is_enough(tmp_path):
     model, path = small(), tmp_path / "c.pt"
     state = model.state_dict()
@@ -147,6 +150,7 @@ def test_one_missing_key_is_enough(tmp_path):
     refused(path, model, "1 missing", "layer3.0.bn1.running_var")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "legacy.pth"])
 @pytest.mark.parametrize("keep", [0, 1, 8, 300, 3000, -100])
 def test_truncated_files(tmp_path, name, keep):

@@ -11,6 +11,8 @@ from rub.models.network import build_network
 from rub.tasks.classification.witnesses import _refuse_huge
 from rub.training.context import TrainContext
 
+pytestmark = pytest.mark.slow
+
 PROTOCOL = """
 task: classification
 name: tiny

@@ -99,6 +99,7 @@ def test_the_state_dict_is_that_of_the_network_inside(network):
     network.load_state_dict(network.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssd", "iu", "ct", "salun", "msg", "ft", "boundary-shrink", "scrub"])
 def test_methods_work_or_say_why_not(network, name, samples_of):
     entry = METHODS.get(name, "classification")
@@ -119,6 +120,7 @@ def test_convolution_methods_need_convolutions(samples_of):
             METHODS.get(name, "classification").load()(model, *parts(samples_of), context())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uma", "uma-apgd", "universal", "square", "noise"])
 def test_attacks_work(network, name, samples_of):
     samples = samples_of(6)

@@ -39,6 +39,7 @@ def shaken(model, seed=0):
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "blocks", "convolutions", "first", "count"),
     [
@@ -54,6 +55,7 @@ def test_keys_are_torchvisions(arch, blocks, convolutions, first, count):
     assert len(names) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "stem", "classes", "parameters"),
     [  # the sizes that torchvision and He et al. (table 6) print
@@ -167,6 +169,7 @@ def test_wrong_requests_are_one_line():
         build_network("resnet18", num_classes=3, mean=(0.1, 0.2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet20"])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_the_fused_copy_computes_the_same(arch, stem):

@@ -139,6 +139,7 @@ def trained(request, digits):
     return request.param, spec, model, predict(model, digits.test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_the_same_figures_for_the_same_weights(trained, wrapping, digits, tmp_path):
     arch, spec, model, logits = trained
@@ -151,6 +152,7 @@ def test_the_same_figures_for_the_same_weights(trained, wrapping, digits, tmp_pa
     assert {value.dtype for value in other.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_networks_are_recognised_by_their_keys(trained):
     arch, _, model, _ = trained
     for wrapping in ("plain", "MadryLab", "timm's running mean"):
@@ -160,6 +162,7 @@ def test_networks_are_recognised_by_their_keys(trained):
         assert known_network(state) == ({"arch": arch, **NETWORKS[arch]}, 10)
 
 
+@pytest.mark.slow
 def test_the_message_names_the_network_that_fits(trained, tmp_path):
     arch, spec, model, _ = trained
     torch.save(model.state_dict(), tmp_path / "checkpoint.pth")
@@ -172,6 +175,7 @@ def test_the_message_names_the_network_that_fits(trained, tmp_path):
     assert spec["num_classes"] == 10
 
 
+@pytest.mark.slow
 def test_public_depths_are_read_from_the_keys(tmp_path):
     for depth, name in ((32, "resnet32"), (44, "resnet44"), (110, "resnet110"), (26, "cifar-resnet")):
         state = build_network("cifar-resnet", num_classes=10, depth=depth).state_dict()
@@ -180,6 +184,7 @@ def test_public_depths_are_read_from_the_keys(tmp_path):
         assert found == ({"arch": name} if name != "cifar-resnet" else {"arch": name, "depth": depth}, 10)
 
 
+@pytest.mark.slow
 def test_files_of_every_version_of_transformers_are_read(tmp_path, digits):
     spec = {"num_classes": 10, "channels": 1, "size": 8}
     model = build_network("vit-mini", **spec, seed=1).eval()
@@ -205,6 +210,7 @@ def test_a_pickled_module_is_refused_with_the_way_to_save_it(tmp_path):
         load_weights(tmp_path / "whole.pth", model)
 
 
+@pytest.mark.slow
 def test_a_small_file_that_stands_for_much_is_refused(tmp_path):
     model = build_network("resnet10", num_classes=3, width=2)
     state = {**model.state_dict(), "fc.weight": torch.zeros(1, dtype=torch.float16).expand(1 << 20, 1 << 12)}

@@ -36,6 +36,7 @@ def weights(model):
     return [value.clone() for value in model.state_dict().values()]
 
 
+@pytest.mark.slow
 def test_a_classifier_in_training(ends_the_same, samples_of):
     samples = samples_of(70)
 
@@ -61,6 +62,7 @@ def test_an_autoencoder_in_training(ends_the_same, samples_of):
     ends_the_same(work, MaeContext(seed=1, batch_size=16), kills=(5, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "parameters"),
     [(uma, {"steps": 6, "restarts": 2}), (uma_apgd, {"steps": 8, "restarts": 2}), (square, {"steps": 9})],

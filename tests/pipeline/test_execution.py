@@ -59,6 +59,7 @@ def plugin(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_bad_methods_fail_alone_and_say_why(tiny, plugin, tmp_path):
     names = ["ft", "raises", "nan", "hangs"]
     suite = load_suite(str(tiny.path), methods=names, added=load_plugin(plugin), overrides=["resources.minutes=0.1"])
@@ -74,6 +75,7 @@ def test_bad_methods_fail_alone_and_say_why(tiny, plugin, tmp_path):
     assert {record.key for record in good} == {record.key for record in tiny.result.records}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
 def test_a_method_that_eats_all_memory_fails_alone(tiny, plugin, tmp_path):
     out = tmp_path / "out"
@@ -110,6 +112,7 @@ def picky_stage(monkeypatch):
     return lambda fits: Stage("t", "picky", 1, "picky", {"fits": fits})
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_batches_halve(picky_stage, tmp_path):
     runtime = replace(make_runtime(device="cpu"), batch_size=256)
     outcome = attempt(picky_stage(40), Picky(), {}, Store(tmp_path), runtime)
@@ -130,6 +133,7 @@ def test_what_counts_as_out_of_memory():
     assert not out_of_memory(RuntimeError("shapes differ"))
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_and_leaves_nothing_behind():
     with pytest.raises(TimedOut), time_limit(0.001):
         time.sleep(5)

@@ -191,6 +191,7 @@ def test_threads_on_one_store_compute_every_stage_once(tmp_path):
     assert len(done) == len(set(done)) == 7
 
 
+@pytest.mark.slow
 def test_waiting_for_another_process_is_said_once(tmp_path):
     held = stage(1)
     opened = Store(tmp_path)

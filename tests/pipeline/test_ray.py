@@ -12,6 +12,8 @@ from rub.pipeline.ray import cluster, pack, run_ray, unpack
 from rub.store.artifacts import Store
 from rub.store.records import identity
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'rub-bench[ray]'")
 
 

@@ -18,6 +18,8 @@ from rub.pipeline.progress import Display
 from rub.pipeline.ray import cluster, run_ray
 from rub.store.artifacts import Store
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'rub-bench[ray]'")
 
 STAGES = """

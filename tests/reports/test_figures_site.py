@@ -65,6 +65,7 @@ def out(records, curves, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_report_folder_is_whole(out):
     tables = {path.name for path in (out / "tables").iterdir()}
     assert {f"table1-cifar10.{suffix}" for suffix in ("md", "tex", "csv")} <= tables
@@ -218,6 +219,7 @@ def test_no_controls_no_figure_of_them(records):
     assert "controls" not in figures._figures(lost, [], REPORTING, "uma")
 
 
+@pytest.mark.slow
 def test_controls_of_a_search_that_failed_at_the_largest_budget(records):
     rows = [
         row.model_copy(update={"value": None, "status": "failed"})
@@ -243,6 +245,7 @@ def test_no_records_give_a_page_that_says_so(tmp_path):
     assert "There are no records" in page.read_text()
 
 
+@pytest.mark.slow
 def test_two_groups_with_one_data_set_do_not_overwrite_each_other(records, curves, tmp_path):
     other = [record.model_copy(update={"protocol": "rub-strict-1"}) for record in records]
     write_report([*records, *other], curves, tmp_path, {})
@@ -250,6 +253,7 @@ def test_two_groups_with_one_data_set_do_not_overwrite_each_other(records, curve
     assert (tmp_path / "figures" / "robustness-cifar10-2.svg").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [5e-324, 1e-200, 1e-30])
 def test_distances_of_many_decades_are_cut_off_before_the_axis_gets_endless(curves, tiny):
     wide = [{**curve, "loss_curve": [1.0, tiny]} for curve in curves]

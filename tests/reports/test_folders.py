@@ -47,6 +47,7 @@ def test_a_run_is_sealed(tiny_out):
     assert read_folder(tiny_out).command.startswith("rub run")
 
 
+@pytest.mark.slow
 def test_200_corruptions_of_single_bytes_are_all_found(copied):
     files = sorted(path for path in copied.rglob("*") if path.is_file())
     draw = random.Random(0)
@@ -67,6 +68,7 @@ def test_200_corruptions_of_single_bytes_are_all_found(copied):
     assert sealing.changed_files(copied) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["witnesses", "tables", "samples.parquet", "manifest.json"])
 def test_every_command_says_which_file_was_changed(copied, rub, refused, tiny, tmp_path, name):
     path = copied / name
@@ -132,6 +134,7 @@ def test_an_empty_selection_and_a_strange_format_are_refused(tmp_path, refused, 
     refused("report", tiny_out, "--out", tmp_path / "file", says="cannot be written")
 
 
+@pytest.mark.slow
 def test_one_refused_folder_is_a_row_beside_the_others(tiny_out, copied, rub, tmp_path):
     (copied / "suite.yaml").write_text("name: mine")
     said = rub("report", tiny_out, copied, "--out", tmp_path / "site")
@@ -145,6 +148,7 @@ def test_one_refused_folder_is_a_row_beside_the_others(tiny_out, copied, rub, tm
 # Merging.
 
 
+@pytest.mark.slow
 def test_parts_of_one_suite_become_one_page_and_other_runs_stay_apart(records, tmp_path):
     keyed = [record.model_copy(update={"key": f"{record.method}-{record.unlearn_seed}"}) for record in records]
     first = made(tmp_path / "first", [record for record in keyed if record.method != "ft"])
@@ -159,6 +163,7 @@ def test_parts_of_one_suite_become_one_page_and_other_runs_stay_apart(records, t
     assert page.read_text().count("classification-ft.html") == 2
 
 
+@pytest.mark.slow
 def test_two_protocols_never_share_a_table(records, tmp_path):
     made(tmp_path / "one", records)
     made(tmp_path / "two", [record.model_copy(update={"protocol": "rub-strict-1"}) for record in records])
@@ -193,6 +198,7 @@ def test_what_was_measured_takes_the_place_of_what_failed_in_any_order(records, 
         assert len(folder.places) == 2
 
 
+@pytest.mark.slow
 def test_numbers_that_cannot_be_reported_do_not_harm_the_others(records, tmp_path):
     wild = [r.model_copy(update={"value": 2.0, "unlearn_seed": 0, "suite": "wild"}) for r in records]
     page, refused = write_reports([made(tmp_path / "wild", wild), made(tmp_path / "good", records)], tmp_path / "site")
@@ -208,6 +214,7 @@ def test_a_report_inside_a_result_folder_is_refused(copied, refused):
     assert sealing.changed_files(copied) == []
 
 
+@pytest.mark.slow
 def test_pages_of_a_report_before_do_not_stay(records, tmp_path):
     one, two = made(tmp_path / "one", records), made(tmp_path / "two", [r for r in records if r.method != "salun"])
     write_reports([one], tmp_path / "site")
@@ -243,6 +250,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_inside_the_site_and_are_text(records, tmp_path):
     rows = []
     for number, name in enumerate(NAMES):
@@ -271,6 +279,7 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.slow
 def test_a_hostile_submission_does_nothing(copied, rub, tiny, tmp_path):
     """Pickles where tensors, galleries and parquet should be; a gallery and a witness that point elsewhere."""
     mark = tmp_path / "code-has-run"
@@ -292,6 +301,7 @@ def test_a_hostile_submission_does_nothing(copied, rub, tiny, tmp_path):
     assert not list((tmp_path / "site").rglob("gallery-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -338,6 +348,7 @@ def test_a_gallery_is_drawn_anew(tmp_path):
         copy_gallery(tmp_path / "link.png", target)
 
 
+@pytest.mark.slow
 def test_results_stay_until_there_are_better_ones(tiny, tmp_path, monkeypatch):
     from rub import api
 
@@ -354,6 +365,7 @@ def test_results_stay_until_there_are_better_ones(tiny, tmp_path, monkeypatch):
     assert len(read_records(out)) == len(tiny.result.records)
 
 
+@pytest.mark.slow
 def test_a_second_run_into_one_folder_leaves_nothing_of_the_first(tiny, tmp_path):
     from rub.reports.result_folder import prepare, write_result
 

@@ -223,6 +223,7 @@ def test_groups_are_never_mixed(records):
     assert [cell(table, "ft", "", "TA").value for table in tables] == pytest.approx([92, 0])
 
 
+@pytest.mark.slow
 def test_no_part_of_the_report_imports_torch():
     code = (
         "import sys, rub.reports.site, rub.reports.galleries; from rub.reports.task_report import report_of;"

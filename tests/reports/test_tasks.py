@@ -51,6 +51,7 @@ def test_lists_hold_every_task_or_the_one_that_is_asked_for():
         listing("metrics", "othr")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("other")
 def test_show_tells_what_each_task_has_under_a_name():
     for name, kind in (("rub-paper-1", "protocol"), ("ta", "metric"), ("original", "control")):

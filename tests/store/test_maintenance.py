@@ -24,6 +24,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_of_every_file_is_found_and_named(tiny, copied_store, damage):
     """Every file of every artifact of the run."""
@@ -41,6 +42,7 @@ def test_damage_of_every_file_is_found_and_named(tiny, copied_store, damage):
     assert len(files) > 60
 
 
+@pytest.mark.slow
 def test_what_was_damaged_is_computed_again(tiny, copied_store, rub):
     from rub import api, run
 
@@ -89,6 +91,7 @@ def test_links_and_strange_names_in_a_store_are_passed_over(copied_store, tmp_pa
     assert (elsewhere / "precious").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_states_of_a_running_stage_are_not_freed(copied_store, rub):
     store, key = Store(copied_store), "0" * 64
     store.partial(key).mkdir(parents=True)

@@ -241,6 +241,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_canonical_json_ignores_the_order_of_fields_and_nothing_else(value):
@@ -315,6 +316,7 @@ def test_threads_on_one_store_make_each_artifact_once(tmp_path):
     assert made(log) == sorted(sha256(str(index).encode()).hexdigest() for index in range(12))
 
 
+@pytest.mark.slow
 def test_processes_on_one_store_make_each_artifact_once(tmp_path):
     log = tmp_path / "log"
     code = (

@@ -59,6 +59,7 @@ def test_onecycle_and_cosine():
         learning_rate("cosin", 0.1, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "nesterov"), [("onecycle", True), ("steps", False), ("cosine", False)])
 def test_the_loop_is_sgd_written_by_hand(schedule, nesterov):
     samples, context = toy(33), UnlearnContext(seed=5, num_classes=2, batch_size=8, augmentation=STILL)
@@ -89,6 +90,7 @@ def test_training_learns_and_ends_in_eval_mode():
     assert (predict(model, fresh).argmax(1) == fresh.labels).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_identical_weights():
     one, same, other = trained(7).state_dict(), trained(7).state_dict(), trained(8).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -157,6 +159,7 @@ def test_predict_leaves_frozen_batch_norms_frozen():
     assert not model.bn1.training
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_digits():
     data, losses = load_images("digits", None), []
     context = UnlearnContext(seed=0, num_classes=10, batch_size=32, augmentation=STILL)

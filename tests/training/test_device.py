@@ -115,6 +115,7 @@ print(faults, held - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
 def test_memory_kept_is_not_cleared_again_and_goes_back_at_the_end():
     with retain_freed_memory() as possible:
@@ -130,6 +131,7 @@ def test_memory_kept_is_not_cleared_again_and_goes_back_at_the_end():
     assert released * 4096 > 2**25
 
 
+@pytest.mark.slow
 def test_a_compiled_training_gives_the_same_weights_to_rounding(eagerly):
     made = []
     for compile_ in (False, True):
@@ -141,6 +143,7 @@ def test_a_compiled_training_gives_the_same_weights_to_rounding(eagerly):
         assert torch.allclose(value.double(), made[1][name].double(), rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_compiled_guide_scores_and_slopes_as_the_network_does(eagerly):
     nets = [build_network("resnet10", seed=seed, **NETWORK).eval() for seed in (0, 1)]
     some = samples()
@@ -156,6 +159,7 @@ def test_a_compiled_guide_scores_and_slopes_as_the_network_does(eagerly):
     assert torch.equal(plain.exact(some.images, some.ids).loss, fast.exact(some.images, some.ids).loss)
 
 
+@pytest.mark.slow
 def test_a_compiled_guide_of_an_autoencoder(eagerly):
     config = MAEConfig(16, 4, 3, 16, 1, 2, 16, 1, 2, mean=(0.5,) * 3, std=(0.2,) * 3)
     model, ids = MaskedAutoencoder(config, 0).eval().requires_grad_(False), torch.arange(6)
@@ -173,6 +177,7 @@ def test_a_compiled_guide_of_an_autoencoder(eagerly):
         assert torch.allclose(one.gradient, other.gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [uma, p4d, concept_inversion])
 def test_compiled_searches_of_prompts_move_as_the_others_do(eagerly, search):
     tokenizer = make_tokenizer(*train_vocabulary(["a photo of a church", "a chapel"], 300), 16)
@@ -194,6 +199,7 @@ def test_compiled_searches_of_prompts_move_as_the_others_do(eagerly, search):
         assert torch.allclose(values, moved[1][name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_networks_of_one_shape_share_what_was_compiled():
     from torch._dynamo.utils import counters
 
@@ -208,6 +214,7 @@ def test_networks_of_one_shape_share_what_was_compiled():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_device_runs_at_a_size_for_a_cpu():
     script = Path(__file__).parents[2] / "benchmarks" / "device.py"
     words = [sys.executable, str(script), "--tiny", "--compile", "no", "--device", "cpu"]

@@ -99,6 +99,7 @@ ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "parameters"), ALL, ids=lambda value: getattr(value, "__name__", None))
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_an_attack_returns_holds(attack, parameters, fast, images, target):
@@ -134,6 +135,7 @@ def test_without_a_budget_the_clean_images_are_scored(attack, images, target):
     assert found.evaluations == COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "parameters"),
     [
@@ -208,6 +210,7 @@ def test_a_larger_budget_starts_from_the_smaller_one(images, target):
         assert (large.loss <= small.loss + 1e-6)[(small.step >= 0) == (large.step >= 0)].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [4, 16])
 def test_adaptive_steps_reach_what_fixed_steps_reach(levels, images, target):
     fixed = run_attack(uma, {"steps": 30}, target, images, Budget(levels), context())
@@ -236,6 +239,7 @@ def test_a_search_scores_8_bit_images(images, target):
         assert torch.allclose(found.loss, scored, atol=1e-5) == grid
 
 
+@pytest.mark.slow
 def test_the_fast_search_finds_what_the_exact_one_finds():
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (30, 3, 16, 16), generator=generator, dtype=torch.uint8)

@@ -20,6 +20,8 @@ from rub.tasks.classification.verdict import Figures, conclude
 from rub.training.batches import Augmentation
 from rub.training.classifier import train
 
+pytestmark = pytest.mark.slow
+
 
 def rate(hits, count=100):
     """A rate with the Wilson interval of so many hits."""

@@ -61,6 +61,7 @@ def sets():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "starts"), [(("original", "unlearned"), 1), (("original", "unlearned", "retrained"), 2)]
 )
@@ -108,6 +109,7 @@ class Plain(nn.Module):
         return self.head(hidden), self.auxiliary(hidden)
 
 
+@pytest.mark.slow
 def test_modules_of_others_and_of_several_kinds():
     smaller = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()
     report = rub.audit(original=Plain(0), unlearned=smaller, **sets(), protocol=PROTOCOL, samples=10)
@@ -118,6 +120,7 @@ def test_modules_of_others_and_of_several_kinds():
     assert "<b>cannot tell</b>" in report._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -157,6 +160,7 @@ class Twice(nn.Module):
         return self.second(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [pruned, Twice])
 def test_a_module_is_audited_as_what_it_computes(made):
     torch.manual_seed(3)
@@ -172,6 +176,7 @@ def test_a_module_is_audited_as_what_it_computes(made):
     assert reports[0].figures == reports[1].figures and not reports[0].failures
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_said_and_nothing_is_judged():
     class Broken(Plain):
         def forward(self, x):

@@ -69,6 +69,7 @@ def unlearn(name, seed=0, **context):
     return entry.load()(model, forget, retain, ctx, **resolve(entry, TABLE[name], "suite")).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_it_runs_repeats_itself_and_changes_the_model(name):
     original, outside = case()[0].state_dict(), torch.random.get_rng_state()

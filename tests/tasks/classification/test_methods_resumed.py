@@ -48,6 +48,7 @@ def test_batches_of_one_image_are_refused(samples_of):
         UnlearnContext(seed=0, batch_size=1, num_classes=4).endless(samples_of(3, 0), "any")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_method_ends_the_same(name, ends_the_same, samples_of):
     entry = METHODS.get(name, "classification")

@@ -97,6 +97,7 @@ def digits():
     return x, torch.from_numpy(labels), torch.from_numpy(test)
 
 
+@pytest.mark.slow
 def test_the_run_is_complete(tiny):
     assert tiny.result.failures == ()
     assert tiny.result.counts["failed"] == tiny.result.counts["blocked"] == 0
@@ -206,6 +207,7 @@ def test_running_again_computes_nothing_and_changes_no_record(tiny):
     assert again.samples == tiny.result.samples
 
 
+@pytest.mark.slow
 def test_another_store_and_more_workers_give_the_same_records(tiny, tmp_path):
     again = run(tiny.suite, store=tmp_path, workers=2, runtime=make_runtime(device="cpu"))
     assert again.counts["failed"] == again.counts["blocked"] == 0
@@ -214,6 +216,7 @@ def test_another_store_and_more_workers_give_the_same_records(tiny, tmp_path):
     assert [{**row} for row in again.samples] == [{**row} for row in tiny.result.samples]
 
 
+@pytest.mark.slow
 def test_the_evaluation_batch_size_does_not_change_results(tiny, tmp_path):
     small = run(tiny.suite, store=tmp_path, runtime=make_runtime(device="cpu", batch_size=7))
     assert [row.key for row in small.records] == [row.key for row in tiny.result.records]
@@ -226,6 +229,7 @@ def test_the_evaluation_batch_size_does_not_change_results(tiny, tmp_path):
             assert one_way.value == pytest.approx(other.value, abs=1e-6), one_way
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_computed_again_and_nothing_else(tiny, copied_store):
     label = "unlearn ft, seed 0"
     weights = copied_store / "unlearn" / artifact_of(tiny, label).key / "weights.safetensors"
@@ -247,6 +251,7 @@ def left_over(store):
     return [path for path in store.rglob(".*") if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_there(tiny, copied_store, monkeypatch):
     drop(copied_store, "attack", "measure-attack")
     real, calls = stage_functions.run_attack, []
@@ -270,6 +275,7 @@ def test_an_interrupted_run_goes_on_from_there(tiny, copied_store, monkeypatch):
     assert known(again) == known(tiny.result)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_finished(tiny, copied_store, monkeypatch):
     drop(copied_store, "unlearn", "attack", "measure-attack")
     before = sorted(path for path in copied_store.rglob("*") if path.is_file() and path.parent.name != "locks")
@@ -314,6 +320,7 @@ ATTACK = "attack ft, seed 0: uma 32/255 on forget"
 REST = ("measure ft, seed 0", ATTACK, "measure ft, seed 0: uma 32/255")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "changed", "same"),
     [
@@ -392,6 +399,7 @@ def test_an_edited_plugin_gets_other_keys(tiny, tmp_path):
     assert all("draws" in label for label in differing)
 
 
+@pytest.mark.slow
 def test_failing_methods_have_failed_cells_and_the_others_go_on(tiny, tmp_path):
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN, encoding="utf-8")
@@ -419,6 +427,7 @@ def known_of(result, methods):
     return [identity(record) for record in result.records if record.method in methods]
 
 
+@pytest.mark.slow
 def test_a_method_that_draws_from_the_global_generator_repeats(tiny, copied_store, tmp_path):
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN, encoding="utf-8")
@@ -436,6 +445,7 @@ def test_a_method_that_draws_from_the_global_generator_repeats(tiny, copied_stor
     assert torch.equal(state, torch.random.get_rng_state()), "and the caller's random numbers are left alone"
 
 
+@pytest.mark.slow
 def test_the_example_method_runs(tiny):
     added = load_plugin(EXAMPLE)
     overrides = ["methods.my-method.epochs=1"]
@@ -468,6 +478,7 @@ def without_classes(tiny, forget):
     return result
 
 
+@pytest.mark.slow
 def test_forgetting_a_random_fraction(tiny):
     result = without_classes(tiny, {"fraction": 0.05})
     count = len(sizes(tiny))
@@ -476,6 +487,7 @@ def test_forgetting_a_random_fraction(tiny):
     assert 0 <= one(result, method="ft", metric="mia_rmia").value <= 1
 
 
+@pytest.mark.slow
 def test_forgetting_listed_samples(tiny):
     trained = sizes(tiny)
     chosen = trained[[3, 50, 500, 700, 1000, 1200]].tolist()
@@ -516,6 +528,7 @@ def test_held_out_samples_cannot_be_forgotten(tiny):
         run(suite, store=tiny.store, **CPU)
 
 
+@pytest.mark.slow
 def test_warm_starts_never_lose_a_sample(tiny):
     attacks = {"uma": {"budgets": [8, 32], "warm_start": True, "splits": ["forget"]}}
     protocol = json.dumps({"name": "rub-paper-1", "shadows_per_seed": 2, "probe_per_class": 10, "attacks": {
@@ -530,6 +543,7 @@ def test_warm_starts_never_lose_a_sample(tiny):
     assert found[8] <= found[32]
 
 
+@pytest.mark.slow
 def test_protocols_name_attacks_and_parameters_that_exist():
     for name in protocols_of("classification"):
         suite = load_suite("quick", task="classification", overrides=[f"protocol={name}"])
@@ -544,6 +558,7 @@ def test_a_control_is_no_method(tiny):
             plan(suite, make_runtime(device="cpu"))
 
 
+@pytest.mark.slow
 def test_one_more_metric_runs_only_that_metric(tiny, copied_store):
     @rub.metric("again", task="classification", direction="down", attacked=True)
     def again(outputs):
@@ -590,6 +605,7 @@ def test_metrics_that_cannot_be_measured_are_refused(tiny, given, says):
         plan(load_suite(str(tiny.path), overrides=[f"metrics={given}"]), make_runtime(device="cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "says"), [(2.0, "should lie from 0.0 to 1.0"), (float("nan"), "is None"), ([1], "bool")]
 )

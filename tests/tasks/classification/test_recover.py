@@ -35,6 +35,7 @@ with torch.no_grad():
     LABELS = ORIGINAL(IMAGES / 255).argmax(1)
 
 
+@pytest.mark.slow
 def test_it_finds_what_the_attack_stage_finds(tiny):
     """The same probes of the same models and images, to the last bit, as a suite's artifact holds."""
     store = Store(tiny.store)
@@ -95,6 +96,7 @@ class Shown(nn.Module):
         return self.answer(self.model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shown",
     [

@@ -32,6 +32,7 @@ def forged(folder, tmp_path):
     return forge
 
 
+@pytest.mark.slow
 def test_witnesses_hold(tiny, tiny_out, rub):
     said = rub("verify", tiny_out, "--store", tiny.store, "--device", "cpu")
     assert said.code == 0, said.out

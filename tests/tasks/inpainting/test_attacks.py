@@ -105,6 +105,7 @@ def name_of(value: object) -> str | None:
     return getattr(value, "__name__", None) or (str(value) if isinstance(value, Budget) else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "budget", "parameters"), ALL, ids=name_of)
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_an_attack_returns_holds(attack, budget, parameters, fast, images, target, middle):
@@ -177,6 +178,7 @@ def test_the_reference_is_the_originals_output(images, target):
     assert torch.allclose(steered.reference, network(1).reconstruct(others / 255, target.mask), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(images, target, middle):
     for attack, budget, parameters in [
         (uma, BOUNDED, {"steps": 5, "restarts": 2}),
@@ -287,6 +289,7 @@ def test_noise_is_what_it_says(images, target):
     assert drawn[1].min() <= 2 and drawn[1].max() >= 253 and abs(drawn[1].float().mean() - 127.5) < 3
 
 
+@pytest.mark.slow
 def test_a_search_beats_noise_of_as_many_looks(images, target):
     for budget in (BOUNDED, UNBOUNDED):
         parameters = {"steps": 15, "adam_steps": 15, "lr": 0.05}
@@ -295,6 +298,7 @@ def test_a_search_beats_noise_of_as_many_looks(images, target):
         assert (found.loss < control.loss).all()
 
 
+@pytest.mark.slow
 def test_without_a_bound_a_trained_model_recovers_what_a_bounded_search_cannot():
     """The unlearned model maps the encoder's tokens elsewhere; visible patches can make up for it, 1/255 cannot."""
     generator = torch.Generator().manual_seed(0)

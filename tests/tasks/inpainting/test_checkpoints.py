@@ -267,6 +267,7 @@ def test_what_rub_saves_needs_no_arguments(tmp_path, config):
     refused(path, "heads is", "but the arguments say 7", heads=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "heads"), [(768, 12), (1024, 16), (1280, 16)])
 def test_heads_of_published_widths_are_known(tmp_path, dim, heads):
     path = tmp_path / "mae_visualize_vit.pth"
@@ -499,6 +500,7 @@ def trained(images, normalised):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalised", [True, False])
 def test_a_trained_model_shows_its_targets(normalised, tmp_path):
     images = scenes(96)

@@ -36,6 +36,7 @@ def sets():
     return {"forget": DIGITS.train.select(forgotten), "retain": DIGITS.train.select(~forgotten), "test": DIGITS.test}
 
 
+@pytest.mark.slow
 def test_the_same_as_of_files(tmp_path):
     models = {"original": mae(0), "unlearned": mae(1)}
     for name, model in models.items():

@@ -172,6 +172,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1e6, 0.5])
 @pytest.mark.parametrize("name", BY_HAND)
 def test_steps_are_those_of_the_equation(name, clip):
@@ -343,6 +344,7 @@ def test_swapped_loss_is_zero_on_itself_and_detached_from_its_target():
 # --- every method -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_repeats_itself_reports_and_leaves_the_rest_alone(name):
     done, runs = [], []
@@ -451,6 +453,7 @@ def reconstruction_error(model, samples):
     return model.loss(to_unit(samples.images), mask).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_it_forgets_more_on_forget_than_on_retain(run, digits):
     original, ctx, (forget, unseen), retain = digits

@@ -23,6 +23,7 @@ def test_every_method_is_here():
     assert {entry.name for entry in METHODS.entries("inpainting") if entry.origin == "rub"} == set(SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_method_ends_the_same(name, ends_the_same, samples_of):
     entry = METHODS.get(name, "inpainting")

@@ -22,6 +22,8 @@ from rub.models.mae.masks import gather, keyed_noise, make_mask
 from rub.store.artifacts import Store, file_sha256
 from rub.store.records import identity, read_records
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = {("none", "none"), ("uma", "8/255"), ("uma", "unbounded"), ("uma", "free"), ("noise", "8/255")}
 
 

@@ -329,6 +329,7 @@ def test_robustness_is_recovered_forget_images_and_utility_is_psnr(records):
     assert "dB" in axes.get_ylabel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "side", "scale"), [(1, 32, 4), (3, 32, 4), (3, 224, 1), (1, 8, 14)])
 def test_a_gallery_is_a_picture_of_whole_pixels(tmp_path, channels, side, scale):
     made = tiles(channels, side, count=2)
@@ -381,6 +382,7 @@ def test_what_is_no_gallery_is_refused_in_one_line(tmp_path, changed):
 # The page.
 
 
+@pytest.mark.slow
 def test_the_page_shows_tables_figures_and_galleries_and_escapes_names(records, curves, tmp_path):
     galleries = [gallery(tmp_path, "g", **tiles()), gallery(tmp_path, "h", HOSTILE, "retain", **tiles())]
     facts = {"suite": {"name": "demo", "experiments": [{"task": "inpainting", "name": "", "paper": "table2"}]}}
@@ -400,6 +402,7 @@ def test_the_page_shows_tables_figures_and_galleries_and_escapes_names(records, 
     assert "(110.29)" in (tmp_path / "tables" / "table2-fid-digits.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_tasks_in_one_result_keep_apart(records, curves, tmp_path):
     from rub.tasks.classification.metrics import cell as classified
 

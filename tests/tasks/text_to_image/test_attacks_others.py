@@ -173,6 +173,7 @@ def test_p4d_steps_as_its_equation(target):
     assert torch.allclose(state["x"][0], x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_p4d_descends_when_the_original_itself_is_attacked(target):
     """e_u = e_0: the error of the tokens found is below that of the random ones that it starts with."""
     target = replace(target, unlearned=target.original)
@@ -360,6 +361,7 @@ def test_concept_inversion_steps_as_its_equation(target):
     assert torch.equal(proposed[0, 0], table[tokens[0]]) and torch.equal(proposed[0, 2:], table[tokens[1:-1]])
 
 
+@pytest.mark.slow
 def test_concept_inversion_descends(target):
     search = start(concept_inversion, target, tokens=3, inner_steps=10, lr=0.05)
     state = begun(search, target, list(range(COUNT)))
@@ -393,6 +395,7 @@ def test_a_prompt_without_room_is_told(target):
 # --- all of them ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_neighbours_do_not_matter(target, name):
     """A prompt alone, and beside others that joined at another time and leave before it."""
@@ -415,6 +418,7 @@ def test_neighbours_do_not_matter(target, name):
         assert torch.equal(mine.ids[1], alone_.ids[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_seed_gives_the_same_search_and_another_one_another(target, name):
     function, parameters = SMALL[name]
@@ -431,6 +435,7 @@ def test_a_seed_gives_the_same_search_and_another_one_another(target, name):
     assert not torch.equal(one, found(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p4d", "p4d-k", "ring-a-bell"])
 def test_proposed_ids_are_prompts_of_allowed_tokens(target, name):
     function, parameters = SMALL[name]
@@ -474,6 +479,7 @@ def test_models_are_left_alone(target, name):
     assert not any(part.requires_grad for part in state.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_harness_runs_it(target, name):
     function, parameters = SMALL[name]

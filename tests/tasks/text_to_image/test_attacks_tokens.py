@@ -118,6 +118,7 @@ def test_special_tokens_and_rows_without_a_string_may_not_be_proposed(model):
     assert set((~allowed).nonzero().flatten().tolist()) == forbidden
 
 
+@pytest.mark.slow
 def test_decoded_prompts_have_no_special_tokens(model):
     assert spoken(model, model.tokenize([*TEXTS, ""])) == [*TEXTS, ""]
 
@@ -292,6 +293,7 @@ def loud(model, factor):
     model.unet.conv_out.bias.mul_(factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "factor"), [("original", 1), ("noise", 1), ("noise", 20)])
 def test_the_search_is_that_of_a_one_hot_matrix_with_a_clip_hook_and_torch_adam(target, loss, factor):
     loud(target.unlearned, factor)
@@ -319,6 +321,7 @@ def test_rows_stay_on_the_simplex_and_start_where_they_should(target, init):
     assert bool((first == 1 / first.shape[2]).all()) == (init == "uniform")
 
 
+@pytest.mark.slow
 def test_the_originals_own_prompt_has_no_loss_and_noise_is_another_goal(target):
     """Where only EOS is allowed, inserted before the first EOS it gives the clean prompt back."""
     eos = target.unlearned.tokenizer.eos_token_id
@@ -347,6 +350,7 @@ def test_the_two_attacks_differ_in_their_loss_alone(target):
     assert not torch.allclose(results[0], results[2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_searched_alike_alone_and_while_others_join_and_leave(target):
     search = uma(target, target.prompts, Budget(CAP), AttackContext(), inner_steps=3, fed="ids")
     together = moved(search, start(search, target, [0, 1, 2]))  # 0, 1, 2 at t = 1
@@ -361,6 +365,7 @@ def test_a_prompt_is_searched_alike_alone_and_while_others_join_and_leave(target
         assert torch.equal(search.propose(alone).ids[0], search.propose(together).ids[place])
 
 
+@pytest.mark.slow
 def test_the_search_finds_one_of_the_best_tokens(target):
     """Of every fourth token, tried one by one on fresh noise, at most a twentieth is better than the one found."""
     given = {"tokens": 1, "inner_steps": 60, "lr": 0.1, "weight_decay": 0.0, "fed": "ids"}
@@ -399,6 +404,7 @@ def test_numbers_that_are_not_finite_end_the_attack(target):
         search.move(start(search, broken, [0, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uma", "unlearndiffatk", "random-prefix", "seed-search"])
 def test_the_harness_runs_every_attack_with_its_defaults(target, name):
     entry = ATTACKS.get(name, "text-to-image")

@@ -61,6 +61,7 @@ def one_line(error):
 # Whole models.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sd-nano", "sd-latent"])
 @pytest.mark.parametrize("way", ["file", "folder"])
 def test_a_saved_model_comes_back_bit_for_bit(make_model, tmp_path, arch, way):
@@ -123,6 +124,7 @@ def small(make_model):
     return make_model(5, arch="sd-latent", channels=3, size=32)
 
 
+@pytest.mark.slow
 def test_diffusers_reads_the_folder_and_draws_the_same_picture(small, tmp_path):
     import numpy as np
     from diffusers import StableDiffusionPipeline
@@ -154,6 +156,7 @@ def test_the_folder_serves_both_versions_of_transformers(small, tmp_path):
         save_pipeline(small, tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_folders_as_others_publish_them_are_read(small, tmp_path):
     """PNDM, a safety checker, pickled or half-precision weights, vocab.json alone, old names of the VAE's attention."""
     from diffusers import AutoencoderKL
@@ -216,6 +219,7 @@ FAULTY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTY)
 def test_a_faulty_folder_is_named_in_one_line(model, tmp_path, fault):
     save_pipeline(model, tmp_path / "p")
@@ -227,6 +231,7 @@ def test_a_faulty_folder_is_named_in_one_line(model, tmp_path, fault):
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_tampered_file_is_named_in_one_line(model, tmp_path):
     path = tmp_path / "m.safetensors"
     save_model(model, path)
@@ -274,6 +279,7 @@ UNETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", UNETS)
 def test_a_unet_is_read_in_every_wrapping(model, tmp_path, form):
     made = moved(model, unet=[""])
@@ -340,6 +346,7 @@ def test_stable_diffusions_own_compvis_names_are_met():
     } <= names  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["prefixed", "bare", "ldm", "part", "wrapped"])
 def test_compvis_files_are_read(make_model, tmp_path, form):
     model = make_model(arch="sd-mini")
@@ -377,6 +384,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
 @pytest.mark.parametrize("form", ENCODERS)
 def test_a_text_encoder_is_read_under_the_names_of_every_version(model, tmp_path, form, ending):
@@ -424,6 +432,7 @@ def test_folders_of_one_part_are_read(model, tmp_path):
         load_unlearned(model, tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_whole_models_are_read(model, tmp_path):
     made = moved(model, unet=["attn1"], text=True)
     save_model(made, tmp_path / "m.safetensors")
@@ -507,6 +516,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_does_not_fit_is_refused_in_one_line(model, tmp_path, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)
@@ -528,6 +538,7 @@ def test_damaged_and_missing_files_are_refused(model, tmp_path):
             load_unlearned(model, tmp_path / f"x{name}")
 
 
+@pytest.mark.slow
 def test_other_architectures_and_vocabularies_are_refused(model, make_model, tmp_path):
     from rub.models.diffusion.tokenizer import make_tokenizer
 
@@ -559,6 +570,7 @@ KEPT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", KEPT)
 def test_what_changed_is_kept_in_the_smallest_format(model, tmp_path, case):
     changes, file, kind = KEPT[case]

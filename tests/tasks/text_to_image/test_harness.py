@@ -75,6 +75,7 @@ def attack(model, prompts, needed, cap=4, batch_size=3, function=Scripted, **par
     return found, judge
 
 
+@pytest.mark.slow
 def test_steps_and_evaluations_are_counted_per_prompt(model, prompts):
     needed = {10: 0, 11: 1, 12: 4, 13: 99, 14: 2}
     found, judge = attack(freeze(model), prompts, needed)
@@ -84,6 +85,7 @@ def test_steps_and_evaluations_are_counted_per_prompt(model, prompts):
     assert list(judge.looks.values()) == found.evaluations.tolist()
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_ends_in_the_same_bytes(model, prompts, ends_the_same):
     def work(context):
         def seen(images):  # depends on the picture alone
@@ -107,6 +109,7 @@ def test_what_was_fed_at_the_success_is_kept(model, prompts):
     assert torch.equal(found.ids[1:, 2:], clean[1:, 2:])
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_kept_tokens(model, prompts):
     found, _ = attack(freeze(model), prompts, {10: 0, 11: 1, 12: 4, 13: 99, 14: 2})
     drawing = Drawing(model, Sampler("ddim", 2), lambda images: None)
@@ -115,6 +118,7 @@ def test_pictures_are_those_of_the_kept_tokens(model, prompts):
         assert (alone[0].int() - found.images[row].int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_batches_do_not_change_the_result(model, prompts, batch_size):
     needed = {10: 0, 11: 1, 12: 4, 13: 99, 14: 2}
@@ -141,6 +145,7 @@ class Bad(Scripted):
         }[self.how]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

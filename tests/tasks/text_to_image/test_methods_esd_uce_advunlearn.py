@@ -235,6 +235,7 @@ def esd_by_hand(model, names, drawn, *, eta, lr):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "group"), [(esd_x, "esd-x"), (esd_x, "esd-x-strict"), (esd_u, "esd-u"),
                                             (esd_u, "noxattn")])  # fmt: skip
 def test_esd_follows_its_equation_on_its_group_alone(make_model, run, group):
@@ -268,6 +269,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", list(SMALL), ids=["esd-x", "esd-u", "advunlearn"])
 def test_results_depend_on_the_seed_and_on_nothing_else(make_model, run):
     first = unlearned(make_model, run, **SMALL[run])
@@ -276,6 +278,7 @@ def test_results_depend_on_the_seed_and_on_nothing_else(make_model, run):
     assert not same(first, unlearned(make_model, run, seed=1, **SMALL[run]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", list(SMALL), ids=["esd-x", "esd-u", "advunlearn"])
 def test_bfloat16_trains_the_same_weights(make_model, run):
     extra = {} if run is advunlearn else {"drawn_by": "model"}
@@ -293,6 +296,7 @@ def erasure(model, original):
         return float(esd_loss(model, original, x, t, encode(model, "a church"), concept, empty, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "given"),
     [
@@ -317,6 +321,7 @@ def test_a_few_steps_lower_the_loss(make_model, run, given):
     assert erasure(model, original) < 0.8 * erasure(original, original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", list(SMALL), ids=["esd-x", "esd-u", "advunlearn"])
 def test_a_loss_that_is_not_finite_is_reported(make_model, run):
     model = make_model()
@@ -391,6 +396,7 @@ def test_uce_edits_keys_and_values_alone_each_to_its_own_minimum(make_model, anc
         assert slope.abs().max() < 1e-4 * scale.abs().max()  # the rounding of W to float32
 
 
+@pytest.mark.slow
 def test_uce_is_not_random_and_limits_are_what_they_should_be(make_model):
     assert same(unlearned(make_model, uce, seed=0), unlearned(make_model, uce, seed=7))
     still = unlearned(make_model, uce, erase_scale=0.0, preserve_scale=3.0)
@@ -425,6 +431,7 @@ def test_random_tokens_are_rows_of_the_table_and_of_all_of_it(model):
     assert len(row.unique()) > 0.95 * len(model.token_embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["adam", "sign"])
 def test_the_attack_descends_from_fresh_gradients(model, make_model, rule):
     original = freeze(make_model(1))
@@ -485,6 +492,7 @@ def adv_by_hand(model, drawn, prefixes, prompts, *, eta, gamma, lr):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["latest", "random"])
 def test_advunlearn_follows_its_equations_on_the_text_encoder_alone(make_model, monkeypatch, init):
     made, inner = [], adv.strengthened
@@ -536,6 +544,7 @@ def test_advunlearn_follows_its_equations_on_the_text_encoder_alone(make_model, 
     assert detour(model, twin, before) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_attack_waits_for_the_warm_up_and_then_matters(make_model):
     one, two = ({**SMALL[advunlearn], "attack_steps": steps, "attack_lr": 0.1} for steps in (1, 4))
     waiting = [unlearned(make_model, advunlearn, **{**given, "warmup": 2}) for given in (one, two)]
@@ -545,6 +554,7 @@ def test_the_attack_waits_for_the_warm_up_and_then_matters(make_model):
     assert not same(attacked[0], unlearned(make_model, advunlearn, **one, attack="sign", k=2))
 
 
+@pytest.mark.slow
 def test_gamma_holds_the_retain_prompts(make_model):
     original, drift = freeze(make_model()), []
     x, t = draws(original)

@@ -179,6 +179,7 @@ def test_the_other_prompt_is_the_anchor_or_the_first_retain_prompt():
         other_prompt(context(), replace(RETAIN, prompts=()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_same_seed_same_result_and_only_the_unet_changes(name, make_model):
     one, two, three = make_model(), make_model(), make_model()
@@ -196,6 +197,7 @@ def test_same_seed_same_result_and_only_the_unet_changes(name, make_model):
     assert all(part.startswith("unet.") for part in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_step_is_told_and_the_global_generator_is_left_alone(name, model):
     told = []
@@ -206,6 +208,7 @@ def test_every_step_is_told_and_the_global_generator_is_left_alone(name, model):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_loss_that_is_not_finite_is_said(name, model):
     broken = replace(FORGET, latents=FORGET.latents * float("nan"))
@@ -213,6 +216,7 @@ def test_a_loss_that_is_not_finite_is_said(name, model):
         ALL[name](model, broken, RETAIN, context(), **SHORT[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_missing_pictures_are_said(name, model):
     with pytest.raises(RubError, match="pictures"):
@@ -254,6 +258,7 @@ def summed_by_hand(model, ctx, count, w, stream, each=lambda gradient: gradient)
     return total
 
 
+@pytest.mark.slow
 def test_the_mask_holds_the_largest_summed_gradients(model):
     ctx, parameters = context(), unet_parameters(model)
     found = saliency_mask(model, parameters, FORGET, ctx, batches=3, guidance=7.5, k=0.5)
@@ -264,6 +269,7 @@ def test_the_mask_holds_the_largest_summed_gradients(model):
     assert agree > 0.999  # rounding moves the few at the threshold
 
 
+@pytest.mark.slow
 def test_weights_outside_the_mask_stay_bit_for_bit(model):
     before, ctx = state(model), context(anchor="a chapel")
     mask = saliency_mask(model, unet_parameters(model), FORGET, ctx, batches=2, guidance=7.5, k=0.5)
@@ -274,6 +280,7 @@ def test_weights_outside_the_mask_stay_bit_for_bit(model):
     assert sum((moved[name] & mask[name]).sum() for name in mask) > 0.99 * flat(mask).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("anchor", "prompt"), [("a chapel in snow", "a chapel in snow"), ("", "chapel")])
 def test_the_first_step_of_salun_is_adam_on_its_loss(model, anchor, prompt):
     before, ctx = state(model), context(anchor=anchor)
@@ -289,6 +296,7 @@ def test_the_first_step_of_salun_is_adam_on_its_loss(model, anchor, prompt):
     assert torch.allclose(way[large], -1e-3 * slope[large].sign(), rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_live_target_moves_with_the_model_and_a_frozen_one_does_not(make_model):
     ends = {}
     for steps in (1, 2):
@@ -300,6 +308,7 @@ def test_a_live_target_moves_with_the_model_and_a_frozen_one_does_not(make_model
     assert not torch.equal(flat(ends[2, "live"]), flat(ends[2, "frozen"]))
 
 
+@pytest.mark.slow
 def test_the_mask_takes_one_pass_unless_told(make_model):
     ends = []
     for count in (None, 2, 1):
@@ -360,6 +369,7 @@ def erasediff_by_hand(model, ctx, prompt, *, lam, lr, inner, every, iterations):
         step(mse(e(model, y, s, names), noise) + lam * (forget_loss(x, t, captions) - mean))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [0, 2])
 def test_erasediff_takes_the_steps_of_its_algorithm(make_model, inner):
     given, twin = make_model(), make_model()
@@ -371,6 +381,7 @@ def test_erasediff_takes_the_steps_of_its_algorithm(make_model, inner):
     assert close(*ways, tolerance=0.05)  # Adam makes much of the sign of tiny gradients
 
 
+@pytest.mark.slow
 def test_the_steps_ahead_leave_moments_and_no_weights(make_model):
     ends = []
     for inner in (0, 2):
@@ -403,6 +414,7 @@ def test_erasediff_trains_its_group_only(model):
 # Scissorhands.
 
 
+@pytest.mark.slow
 def test_the_sensitivity_sums_absolute_gradients(model):
     ctx = context()
     for w in (7.5, 0.0):
@@ -411,6 +423,7 @@ def test_the_sensitivity_sums_absolute_gradients(model):
         assert close(found, {name: value.abs() * total[name] for name, value in unet_parameters(model).items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["trunc_normal", "kaiming_uniform"])
 def test_exactly_the_salient_attention_weights_are_drawn_anew(model, init):
     before, ctx = state(model), context()
@@ -490,6 +503,7 @@ def test_the_scissorhands_loss_is_its_equation(model, kind):
     assert close(gradient(found, model), gradient(by_hand, model))
 
 
+@pytest.mark.slow
 def test_the_anchor_matters_to_its_own_forget_loss_alone(make_model):
     for kind, same in (("ascent", True), ("anchor", False)):
         ends = []
@@ -589,6 +603,7 @@ def test_a_concept_that_is_not_in_the_caption_is_said(model):
         fmn(model, FORGET, RETAIN, context(), template="a photo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"real_pictures": False}, {"group": "xattn"}, {"use_pooler": False}])
 def test_fmn_takes_the_attention_off_the_concept(model, settings):
     before, ctx, caption = state(model), context(batch_size=4), "a photo of church"

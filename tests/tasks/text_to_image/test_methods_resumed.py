@@ -38,6 +38,7 @@ def test_every_method_that_takes_steps_is_here():
     assert known - closed_form == set(SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_method_ends_the_same(name, make_model, ends_the_same):
     entry = METHODS.get(name, "text-to-image")

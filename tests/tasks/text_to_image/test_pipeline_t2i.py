@@ -15,6 +15,8 @@ from rub import load_suite, run
 from rub.api import make_runtime, verify
 from rub.errors import RubError
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "name": "tiny-t2i",
     "summary": "a run of some seconds, for the tests",

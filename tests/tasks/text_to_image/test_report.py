@@ -349,6 +349,7 @@ def test_failed_cells_go_to_every_extractor_of_their_metric():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", [None, paper_numbers("table3")], ids=["alone", "with the paper"])
 def test_every_cell_is_whole_in_a_terminal_of_80_columns(one, five, paper):
     wide = [found.model_copy(update={"method": HOSTILE}) for found in rows_of("fmn")]
@@ -429,6 +430,7 @@ def test_a_share_of_one_model_is_over_its_samples():
 # All concepts together, figures and galleries.
 
 
+@pytest.mark.slow
 def test_all_experiments_share_one_table_and_the_papers_key(five):
     tables = REPORTING.tables_of(five, {"church": "", "nudity": "table3"})
     assert [table.name for table in tables] == list(by_name(five))
@@ -446,6 +448,7 @@ def curve(method, concept="church", cap=100):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_without_a_loss(one):
     made = figures._figures(one, [curve(method) for method in SHARES], REPORTING, "uma")
     assert list(made) == ["robustness", "utility", "success"]
@@ -482,6 +485,7 @@ def test_no_utility_no_figure_of_it(one):
     assert list(figures._figures(rows, [], REPORTING, "uma")) == ["robustness"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "channels", "across"), [(8, 1, 112), (32, 3, 128), (512, 3, 256)])
 def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, channels, across):
     monkeypatch.setattr("rub.reports.galleries.reports_of", lambda tasks: {"text-to-image": REPORTING})
@@ -501,6 +505,7 @@ def test_galleries_of_small_and_large_pictures(tmp_path, monkeypatch, side, chan
         assert shown == pytest.approx(tiles[1, 2].reshape(256, 2, 256, 2, 3).mean((1, 3)), abs=0.51)
 
 
+@pytest.mark.slow
 def test_the_page_shows_all_concepts_together(five, tmp_path):
     from rub.reports.writing import write_report
 

@@ -46,6 +46,7 @@ RETAIN = Side((), torch.empty(0, 1, 8, 8), ())
 # Adapters.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 3])
 def test_fresh_adapters_are_the_identity_and_trained_ones_equal_merged_weights(model, rank):
     x, t, target, _ = inputs(model)
@@ -152,6 +153,7 @@ def test_the_gradient_reaches_the_adapters_alone(model):
     assert all(value.grad is None for value in model.parameters())
 
 
+@pytest.mark.slow
 def test_anchors_follow_their_distribution():
     """In the plane the angle's density is min(1, 1 - cos) / (2 pi - 2); integrate cos and cos^2 over it."""
     target = torch.tensor([[[3.0, 4.0]]])
@@ -177,6 +179,7 @@ def test_the_rate_follows_diffusers_schedule():
         schedule.step()
 
 
+@pytest.mark.slow
 def test_the_concept_goes_and_the_models_own_weights_stay(model):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     few = context(anchor="", sampler=Sampler("ddim", 2))
@@ -192,6 +195,7 @@ def test_the_concept_goes_and_the_models_own_weights_stay(model):
     assert after < before / 2
 
 
+@pytest.mark.slow
 def test_a_run_is_reproducible_and_depends_on_its_seed(model):
     def made(seed):
         return spm(model, FORGET, RETAIN, context(seed=seed), iterations=3, lr=1e-2, warmup=0.0, rank=2).state

@@ -18,6 +18,7 @@ SETTINGS = {"steps": 30, "lr": 4e-3, "dropout": 0.1, "ema": 0.9, "autoencoder_st
             "autoencoder_batch": 8}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_the_same_in_every_process():
     """Hash maps are in another order in each process; the trainer's ties must not follow them."""
     code = (
@@ -77,6 +78,7 @@ def test_patch_components_are_those_of_scikit_learn(make_model):
     assert float(error) == pytest.approx(1 - wanted.explained_variance_ratio_.sum(), abs=0.01)
 
 
+@pytest.mark.slow
 def test_patch_components_survive_saving(make_model, tmp_path):
     from rub.models.diffusion.checkpoints import load_model, save_model, save_pipeline
 
@@ -91,6 +93,7 @@ def test_patch_components_survive_saving(make_model, tmp_path):
         assert torch.equal(again.to_images(again.to_latents(images)), model.to_images(model.to_latents(images)))
 
 
+@pytest.mark.slow
 def test_latents_of_an_autoencoder_have_unit_spread_after_training(make_model):
     model = make_model(arch="sd-latent", channels=3, size=32)
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +125,7 @@ def trained(make_model, seed):
     return fit(make_model(), samples, captions, context, SETTINGS), samples
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_its_seed_and_lowers_the_loss(make_model):
     (one, samples), (again, _), (other, _) = (trained(make_model, seed) for seed in (0, 0, 1))
     for a, b in zip(one.parameters(), again.parameters(), strict=True):
@@ -138,6 +142,7 @@ def test_training_is_a_function_of_its_seed_and_lowers_the_loss(make_model):
     assert loss(one) < 0.7 * loss(make_model())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "size", "kills"), [("sd-nano", 8, (5, 7)), ("sd-latent", 16, (5, 25, 9))])
 def test_training_that_is_killed_ends_in_the_same_bytes(arch, size, kills, make_model, ends_the_same):
     draw = torch.Generator().manual_seed(0)
@@ -165,6 +170,7 @@ def test_pictures_come_in_shuffled_passes(model):
     assert [caption for _, captions in seen for caption in captions] == ["abcde"[row] for row in rows]
 
 
+@pytest.mark.slow
 def test_partial_draws_stop_where_their_time_step_says(model):
     context = UnlearnContext(seed=0, batch_size=3, sampler=Sampler("ddim", 10))
     generator = context.generator("x")
