@@ -220,7 +220,7 @@ def readers(place: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], o
         return read_cifar10(folder)
 
     def image(path: Path) -> object:
-        from rub.data.base import Selection
+        from rub.data.selection import Selection
         from rub.data.sources import load_images
 
         for part in ("train/a", "train/b", "val/a", "val/b"):

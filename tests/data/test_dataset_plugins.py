@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import rub
-from rub.data.base import EVERYTHING, Read, Selection, source_of
+from rub.data.base import source_of
 from rub.data.folders import list_folder, read_listing
+from rub.data.selection import EVERYTHING, Read, Selection
 from rub.data.sources import check, fingerprint, load_images
 from rub.data.spec import DatasetSpec, data_stage
 from rub.errors import RubError

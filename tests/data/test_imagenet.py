@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rub.data import hub
-from rub.data.base import Selection
 from rub.data.imagenet import HUB_ID, i2i_classes, i2i_wnids
+from rub.data.selection import Selection
 from rub.data.sources import fingerprint, load_images
 from rub.data.spec import DatasetSpec, data_stage
 from rub.data.splits import load_dataset, read

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from rub.data import catalog, hub, sources
-from rub.data.base import Selection
 from rub.data.samples import Samples, concatenate
+from rub.data.selection import Selection
 from rub.data.sources import fingerprint, load_images
 from rub.errors import RubError
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rub.data.base import DatasetSource, Read
+from rub.data.base import DatasetSource
 from rub.data.memory import Images, samples_of
 from rub.data.samples import Samples, concatenate
+from rub.data.selection import Read
 from rub.errors import RubError
 from rub.registry import ANY, DATASETS, Entry
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from rub.data.base import EVERYTHING, Read, Selection
 from rub.data.decoding import Listed, decode
+from rub.data.selection import EVERYTHING, Read, Selection
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 

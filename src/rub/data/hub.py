@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 
-from rub.data.base import EVERYTHING, Read, Selection
 from rub.data.samples import Samples
+from rub.data.selection import EVERYTHING, Read, Selection
 from rub.errors import RubError
 
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 
 from rub.data import hub
-from rub.data.base import Read, Selection
 from rub.data.decoding import Unreadable, allocate, compact, read_image
 from rub.data.samples import Samples
+from rub.data.selection import Read, Selection
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rub.data.base import Read, Selection
 from rub.data.decoding import decode
 from rub.data.folders import TEST_SHARE, image_files
 from rub.data.memory import samples_of
 from rub.data.samples import Samples, concatenate
+from rub.data.selection import Read, Selection
 from rub.data.unpickle import load_arrays, text
 from rub.errors import RubError
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from rub.data.base import EVERYTHING, DatasetSource, Selection, source_of
+from rub.data.base import DatasetSource, source_of
 from rub.data.folders import digest, files_below
 from rub.data.samples import ImageDataset, Samples
+from rub.data.selection import EVERYTHING, Selection
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 from rub.registry import DATASETS

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rub.config.suite import Frozen, located
-from rub.data.base import Selection, source_of
+from rub.data.base import source_of
+from rub.data.selection import Selection
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
 from rub.registry import DATASETS, source_hash

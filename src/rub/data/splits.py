@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.base import Selection
 from rub.data.samples import ImageDataset, Samples
+from rub.data.selection import Selection
 from rub.data.sources import load_images
 from rub.data.spec import check_classes
 from rub.errors import RubError

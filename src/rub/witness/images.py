@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rub.config.hyperparameters import first_error
-from rub.data.base import Selection, source_of
+from rub.data.base import source_of
 from rub.data.samples import Samples
+from rub.data.selection import Selection
 from rub.data.sources import load_images
 from rub.data.spec import DatasetSpec
 from rub.data.splits import load_dataset
