@@ -16,7 +16,7 @@ from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
-from rub.registry import TASKS, load_target
+from rub.registry import load_target, task_of
 from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
@@ -93,7 +93,7 @@ def plan(suite: Suite, runtime: Runtime) -> list[tuple[Experiment, Graph]]:
         >>> graph.stages[0].label
         'measure original, seed 0'
     """
-    return [(item, TASKS.get(item.task, item.task).load().plan(item, runtime.data_root)) for item in suite.experiments]
+    return [(item, task_of(item.task).plan(item, runtime.data_root)) for item in suite.experiments]
 
 
 def run(
@@ -144,7 +144,7 @@ def run(
     plans = plan(suite, runtime)
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
-    tasks = {item.task: TASKS.get(item.task, item.task).load() for item in suite.experiments}
+    tasks = {item.task: task_of(item.task) for item in suite.experiments}
     asked = {stage.key: item.resources for item, graph in reversed(plans) for stage in in_order(graph.stages)}
     if engine == "ray":
         from rub.pipeline.ray import cluster, run_ray

@@ -169,6 +169,15 @@ KINDS: Mapping[str, Registry[Any]] = {
 }  # fmt: skip
 
 
+def task_of(name: str) -> Any:
+    """The `rub.pipeline.task.Task` of this name.
+
+    Raises:
+        RubError: no task has this name; the nearest are named.
+    """
+    return TASKS.get(name, name).load()
+
+
 @contextmanager
 def scoped() -> Iterator[None]:
     """Take away, at the end of the body, what was registered in it."""

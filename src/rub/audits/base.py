@@ -19,7 +19,7 @@ from rub.pipeline.inline import run_inline
 from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.pipeline.task import Task
-from rub.registry import DATASETS, TASKS, load_target
+from rub.registry import DATASETS, load_target, task_of
 from rub.reports.grouping import budgets_of
 from rub.reports.result_folder import collect, prepare, write_result
 from rub.store.artifacts import Store
@@ -147,7 +147,7 @@ def audit_of(task: str) -> Audit[Any]:
         >>> audit_of("classification").request.task
         'classification'
     """
-    target = TASKS.get(task, task).load().audit
+    target = task_of(task).audit
     if not target:
         raise RubError(f"task {task}: its models cannot be audited")
     audit: Audit[Any] = load_target(target)
@@ -170,7 +170,7 @@ def run_audit(
     """
     if out is not None:
         prepare(out)
-    task: Task = TASKS.get(experiment.task, experiment.task).load()
+    task: Task = task_of(experiment.task)
     graph = task.graph(experiment, runtime.data_root, models).graph()
     with display:
         outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)

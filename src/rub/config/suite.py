@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, load_target, read_protocol
+from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, load_target, read_protocol, task_of
 
 
 class Frozen(BaseModel):
@@ -162,7 +162,7 @@ def protocols_of(task: str) -> dict[str, Protocol]:
 
 def protocol_kind(task: str) -> type[Protocol]:
     """Class of a task's protocols, as its experiment declares it."""
-    return cast("type[Protocol]", TASKS.get(task, task).load().experiment.model_fields["protocol"].annotation)
+    return cast("type[Protocol]", task_of(task).experiment.model_fields["protocol"].annotation)
 
 
 class Seeds(Frozen):
@@ -365,7 +365,7 @@ def _experiment(item: Mapping[str, Any], where: str) -> Experiment:
         raise RubError(f"{where}: 'task' is missing; one of: {', '.join(tasks)}")
     if name not in tasks:
         raise RubError(f"{where}: {unknown('task', name, tasks)}")
-    kind: type[Experiment] = TASKS.get(name, name).load().experiment
+    kind: type[Experiment] = task_of(name).experiment
     try:
         return kind.model_validate(dict(item))
     except ValidationError as error:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
-from rub.registry import METRICS, TASKS, Entry
+from rub.registry import METRICS, Entry, task_of
 from rub.store.artifacts import Artifact
 from rub.store.records import number
 
@@ -48,6 +48,11 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def select(self, rows: NDArray[np.bool_]) -> "Outputs":
+        """Outputs of these samples alone, bool (N,)."""
+        names = ("ids", "labels", "logits", "features", *(("images",) if len(self.images) else ()))
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def metrics_of(task: str) -> tuple[Metric, ...]:
         >>> metrics_of("classification")[0].title
         'TA'
     """
-    shipped: tuple[Metric, ...] = TASKS.get(task, task).load().metrics
+    shipped: tuple[Metric, ...] = task_of(task).metrics
     own: list[Metric] = [entry.load() for entry in METRICS.entries(task)]
     for taken in {item.name for item in shipped} & {item.name for item in own}:
         raise RubError(f"metric '{taken}' ({task}) is already defined by rub: choose another name")

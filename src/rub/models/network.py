@@ -209,18 +209,21 @@ def with_float32_head(model: nn.Module) -> nn.Module:
         return model
     name = next(name for name, module in model.named_modules() if module is layer)
     if not name:
-        return _Float32(layer)
+        return InFloat32(layer)
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, _Float32(layer))
+    setattr(model.get_submodule(parent), leaf, InFloat32(layer))
     return model
 
 
-class _Float32(nn.Module):
+class InFloat32(nn.Module):
+    """A layer that computes in float32 also under autocast."""
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives for x, float32."""
         with torch.autocast(x.device.type, enabled=False):
             return cast(Tensor, self.layer(x.float()))
 

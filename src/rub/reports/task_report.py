@@ -7,7 +7,7 @@ from typing import Any
 from rub.errors import unknown
 from rub.metrics.base import Metric
 from rub.pipeline.task import Task
-from rub.registry import TASKS, load_target
+from rub.registry import TASKS, load_target, task_of
 from rub.reports.grouping import Mains, budgets_of, extracted, grouped, main_attack
 from rub.reports.table import Column, Table, fitting
 from rub.reports.tables import Columns, Source, further, paper_numbers
@@ -165,7 +165,7 @@ def report_of(task: str) -> TaskReport:
     """
     if task not in (names := [entry.name for entry in TASKS.entries()]):
         raise unknown("task", task, names)
-    declared = TASKS.get(task, task).load()
+    declared = task_of(task)
     found: TaskReport = load_target(declared.report) if declared.report else plain_report(declared)
     return found
 

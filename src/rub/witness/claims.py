@@ -219,7 +219,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
     With `sample`, only that many files are scored, drawn by the folder's own seal. A result folder is compared with its
     manifest first: its changed files come as one check of their own, and files of witnesses among them are not scored.
     """
-    from rub.registry import TASKS, load_target
+    from rub.registry import load_target, task_of
 
     paths = witness_files(folder)
     sealed = any((folder / name).is_file() for name in ("records.parquet", "records.json"))
@@ -234,7 +234,7 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
             witness, tensors = read_witness(path)
             if rows is not None and not rows & set(_row(witness)):
                 raise RubError("no record of this folder is about its method, seed, attack, budget and weights")
-            task = TASKS.get(witness.task, witness.task).load()
+            task = task_of(witness.task)
             if not task.verify:
                 raise RubError(f"task {witness.task}: its witnesses cannot be checked by this version")
             held, broken = load_target(task.verify)(witness, tensors, sources)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,10 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     made = {"test": view(parts.test), "retain": view(retain_part), "forget": view(parts.forget)}
     test, retain, forget = (outputs.logits for outputs in made.values())
     kept = ~np.isin(parts.test.labels.numpy(), parts.forget_classes)
-    for name in ("ta", "ta_all", "ra", "ua"):
+    made["forget_test"] = made["test"].select(~kept)
+    for name in ("ta", "ta_all", "ra", "ua", *(("ua_test", "logit_auc") if parts.forget_classes else ())):
         measured.compute(_METRICS[name], made[_METRICS[name].split])
     if parts.forget_classes:
-        measured.share("ua_test", correct(test, parts.test.labels)[~kept])
-        measured.compute(_METRICS["logit_auc"], made["test"])
         probe = _probe(view, made["test"].features, spec["probe_per_class"], spec["probe_total"])
         measured.add("probe_accuracy", probe, int((~kept).sum()))
     kept_test = (test[kept], parts.test.labels.numpy()[kept])
@@ -127,6 +127,10 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         place = {number: row for row, number in enumerate(own.ids.tolist())}
         own = own.select(torch.tensor([place[number] for number in listed["ids"].tolist()]))
 
+    @cache
+    def view(role: str) -> View:
+        return View(load_model(inputs[role], dataset).to(runtime.device), runtime, dataset, parts)
+
     def outputs(name: str) -> Outputs:
         samples = own if name == "original" else sets[name]
         if name == split_name:
@@ -134,8 +138,7 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
             if "attack" in inputs:
                 probes = torch.from_numpy(np.load(inputs["attack"].file("probes.npy"), allow_pickle=False))
                 samples = Samples(probes, torch.from_numpy(listed["labels"]), own.ids)
-        role = "original" if name == "original" else "unlearned"
-        return View(load_model(inputs[role], dataset).to(runtime.device), runtime, dataset, parts)(samples)
+        return view("original" if name == "original" else "unlearned")(samples)
 
     measure_metric(stage.task, stage.spec, outputs, facts, out)
 

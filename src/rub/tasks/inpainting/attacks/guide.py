@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rub.models.mae.masks import Mask
 from rub.models.mae.model import MaskedAutoencoder, PatchEmbed
 from rub.models.mae.transformer import Attention, Block
+from rub.models.network import InFloat32
 from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.inpainting.attacks.base import AttackContext, divergence
 from rub.training.device import compiled_batches
@@ -107,22 +108,9 @@ def halved(model: MaskedAutoencoder, device: torch.device) -> MaskedAutoencoder:
         for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
             layer.to(torch.bfloat16)
     guide.decoder_embed.to(torch.bfloat16)
-    guide.patch_embed = cast(PatchEmbed, _Float32(guide.patch_embed))
-    guide.decoder_pred = cast(nn.Linear, _Float32(guide.decoder_pred))
+    guide.patch_embed = cast(PatchEmbed, InFloat32(guide.patch_embed))
+    guide.decoder_pred = cast(nn.Linear, InFloat32(guide.decoder_pred))
     return guide
-
-
-class _Float32(nn.Module):
-    """A module that computes in float32 also under autocast."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.inner(x.float())
-        return out
 
 
 class _PlainAttention(nn.Module):
