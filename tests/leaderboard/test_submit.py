@@ -39,7 +39,7 @@ def changed(quick, tmp_path):
         out = Path(shutil.copytree(quick / "out", tmp_path / "changed"))
         rows = [row for record in read_folder(out).records if (row := edit(record)) is not None]
         (out / "samples.parquet").unlink()
-        write_records(rows, [], out)
+        write_records(rows, {}, out)
         seal_folder(out, {"command": "", "code_version": ""})
         return {rule.name: rule.problems for rule in check(out, Sources()) if rule.problems}
 

@@ -36,7 +36,7 @@ def site(records, curves, tiny_out, tmp_path_factory):
     from rub.tasks.classification.report import REPORTING
 
     captioned.setitem(REPORTING.captions, "gallery", "Made up.")
-    write_records(records, [], one)
+    write_records(records, {}, one)
     (one / "curves.json").write_text(json.dumps(curves))
     write_report(records, curves, one, {"command": "rub run demo"}, galleries=[gallery])
     captioned.undo()

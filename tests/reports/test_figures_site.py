@@ -59,7 +59,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def out(records, curves, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
-    write_records(records, [], folder)
+    write_records(records, {}, folder)
     (folder / "suite.yaml").write_text("name: demo\n")
     assert write_report(read_records(folder), curves, folder, FACTS) == folder / "report" / "index.html"
     return folder

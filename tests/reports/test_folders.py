@@ -30,7 +30,7 @@ def resealed(folder):
 
 def made(folder, records, suite=None, curves=()):
     """Write a result folder from records alone."""
-    write_records(records, [], folder)
+    write_records(records, {}, folder)
     (folder / "curves.json").write_text(json.dumps(list(curves)))
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite or {"name": "demo", "experiments": []}))
     return resealed(folder)

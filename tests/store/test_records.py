@@ -48,19 +48,19 @@ SAMPLES = [{"method": "ft", "sample_id": index, "recovered": bool(index % 2), "d
 
 @pytest.mark.parametrize("name", ["", "records.parquet", "records.json"])
 def test_records_come_back_exactly(tmp_path, name):
-    write_records(ROWS, SAMPLES, tmp_path)
+    write_records(ROWS, {"samples": SAMPLES}, tmp_path)
     assert read_records(tmp_path / name) == ROWS
 
 
 def test_without_parquet_the_json_is_read(tmp_path):
-    write_records(ROWS, (), tmp_path)
+    write_records(ROWS, {}, tmp_path)
     (tmp_path / "records.parquet").unlink()
     assert read_records(tmp_path) == ROWS
     assert not (tmp_path / "samples.parquet").exists()
 
 
 def test_json_is_plain_and_has_no_nan(tmp_path):
-    write_records(ROWS, (), tmp_path)
+    write_records(ROWS, {}, tmp_path)
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -72,9 +72,9 @@ def test_json_is_plain_and_has_no_nan(tmp_path):
 
 
 def test_columns_keep_their_types_whatever_the_rows(tmp_path):
-    write_records(ROWS, (), tmp_path / "all")
-    write_records([ROWS[2]], (), tmp_path / "failed")
-    write_records([], (), tmp_path / "empty")
+    write_records(ROWS, {}, tmp_path / "all")
+    write_records([ROWS[2]], {}, tmp_path / "failed")
+    write_records([], {}, tmp_path / "empty")
     schemas = [pyarrow.parquet.read_schema(tmp_path / name / "records.parquet") for name in ("all", "failed", "empty")]
     assert schemas[0] == schemas[1] == schemas[2]
     assert schemas[0].names == list(Record.model_fields)
@@ -84,8 +84,8 @@ def test_columns_keep_their_types_whatever_the_rows(tmp_path):
 
 
 def test_duckdb_sees_records_and_samples_of_several_folders(tmp_path):
-    write_records(ROWS, SAMPLES, tmp_path / "one")
-    write_records([record(method="ga", value=0.75)], (), tmp_path / "two")
+    write_records(ROWS, {"samples": SAMPLES}, tmp_path / "one")
+    write_records([record(method="ga", value=0.75)], {}, tmp_path / "two")
     connection = connect([tmp_path / "one", tmp_path / "two", tmp_path / "nowhere"])
     asked = "select method, avg(value), count(*) from records where metric = 'ua' group by method order by method"
     assert connection.sql(asked).fetchall() == [("ft", 0.25, 2), ("ga", 0.75, 1)]
@@ -110,7 +110,7 @@ def test_duckdb_sees_records_and_samples_of_several_folders(tmp_path):
 def test_invalid_rows_are_refused(tmp_path, change):
     with pytest.raises(ValidationError):
         record(**change)
-    write_records(ROWS, (), tmp_path)
+    write_records(ROWS, {}, tmp_path)
     path = tmp_path / "records.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows[1] |= change

@@ -10,7 +10,7 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -168,12 +168,16 @@ def protocol_kind(task: str) -> type[Protocol]:
 class Seeds(Frozen):
     """How often the random parts are repeated."""
 
+    originals: int = Field(1, ge=1, le=100)
+    """Original models, each trained with a seed of its own."""
     unlearn: int = Field(1, ge=1, le=1000)
-    """Unlearning seeds; intervals cluster by these."""
+    """Unlearning seeds of each original; the first original has the seeds from 0 up, the next those that follow."""
+    doses: int = Field(2, ge=1, le=100)
+    """Models trained for each dose."""
     mia: int = Field(1, ge=1, le=1000)
     """Membership-inference seeds for each unlearned model."""
     train: int = Field(0, ge=0, lt=1000)
-    """Seed of the original model; retrained and shadow models have seeds of their own from 1000 up."""
+    """Seed of the first original model, the next has the next one; other roles have seeds of their own from 1000 up."""
 
 
 class Resources(Frozen):
@@ -189,6 +193,9 @@ class Resources(Frozen):
     """A stage that takes longer is stopped and fails; no limit when left out."""
 
 
+Percent = Annotated[float, Field(gt=0, lt=100)]
+
+
 class Experiment(Frozen):
     """What every task's experiment has in common."""
 
@@ -201,6 +208,9 @@ class Experiment(Frozen):
     """Controls of plug-ins, written as methods are; those that ship with RUB always run."""
     metrics: tuple[str, ...] = Field((), exclude_if=lambda metrics: not metrics)
     """Metrics of plug-ins, measured for every row; those that ship with RUB always are."""
+    doses: tuple[Percent, ...] = Field((), exclude_if=lambda doses: not doses)
+    """Percent of the forget set that models are trained on besides the retain set, as a scale of known truth; 0 is the
+    retrained model, 100 the original."""
     seeds: Seeds = Seeds()
     paper: str = ""
     """Key into the paper's tables, such as ``table1/cifar10``, where the suite corresponds; else empty."""
@@ -213,6 +223,11 @@ class Experiment(Frozen):
     @classmethod
     def _names_to_mapping(cls, value: Any) -> Any:
         return _names(value)
+
+    @field_validator("doses")
+    @classmethod
+    def _ordered(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(value)))
 
     @field_validator("protocol", mode="before", check_fields=False)
     @classmethod

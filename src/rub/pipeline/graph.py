@@ -58,11 +58,13 @@ class Graph:
         stages: the stages wanted; what they need is found through their inputs.
         common: record fields shared by all rows: task, experiment, protocol, dataset, model.
         notes: choices made for this experiment that a reader should know, one line each.
+        originals: (method, unlearning seed) of a row -> number of the original that it belongs to; 0 where left out.
     """
 
     stages: tuple[Stage, ...]
     common: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    originals: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:

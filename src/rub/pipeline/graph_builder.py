@@ -11,6 +11,7 @@ from rub.config.hyperparameters import resolved
 from rub.config.suite import Experiment
 from rub.errors import RubError, unknown
 from rub.metrics.base import Cells, Metric, metrics_of
+from rub.metrics.dose import dose_of, dose_row
 from rub.pipeline.graph import Graph, Stage
 from rub.registry import ATTACKS, CONTROLS, METHODS, METRICS, Entry, source_hash
 
@@ -57,12 +58,16 @@ class GraphBuilder(ABC, Generic[E]):
     """Evaluation sets that metrics of plug-ins can be measured on; none where the task takes no such metrics."""
     dataset_name: str
     model_name: str
+    several_originals: ClassVar[bool] = False
+    """Whether the task measures more than one original model."""
     controls: tuple[str, ...] = ()
     """The task's own rows beside the original and the retrained models that are no methods."""
 
     def __init__(self, experiment: E, data_root: Path | None, given: FromFiles | None = None) -> None:
         experiment.check()
         self.experiment, self.data_root, self.given = experiment, data_root, given
+        if experiment.seeds.originals > 1 and not self.several_originals:
+            raise RubError(f"seeds.originals = {experiment.seeds.originals}: task {self.task} measures one original")
         self.retrains: int = getattr(experiment, "retrains", experiment.seeds.unlearn)
         self.methods = {
             name: resolved(METHODS.get(name, self.task), parameters, f"methods.{name}")
@@ -84,33 +89,53 @@ class GraphBuilder(ABC, Generic[E]):
         stages = [*self.first(), *(self.model(*row) for row in rows if self.given is not None)]
         for row in rows:
             stages += self.measurements(*row)
-        return Graph(tuple(stages), self.common(), self.notes())
+        originals = {row: number for row in rows if (number := self.original_of(*row))}
+        return Graph(tuple(stages), self.common(), self.notes(), originals)
 
     def rows(self) -> Iterator[tuple[str, int]]:
         """(method, unlearning seed) of every row: the controls first, each with the seeds that it has."""
-        yield "original", 0
         if self.given is not None:
+            yield "original", 0
             yield from ((name, 0) for name in self.given.weights if name != "original")
             return
+        seeds, doses = self.experiment.seeds, [dose_row(percent) for percent in self.experiment.doses]
+        yield from (("original", number) for number in range(seeds.originals))
         yield from (("retrain", seed) for seed in range(self.retrains))
-        yield from ((name, 0) for name in (*self.controls, *self.experiment.controls))
-        yield from ((name, seed) for name in self.experiment.methods for seed in range(self.experiment.seeds.unlearn))
+        yield from ((name, seed) for name in doses for seed in range(seeds.doses))
+        controls = (*self.controls, *self.experiment.controls)
+        yield from ((name, number) for name in controls for number in range(seeds.originals))
+        unlearned = range(seeds.originals * seeds.unlearn)
+        yield from ((name, seed) for name in self.experiment.methods for seed in unlearned)
+
+    def original_of(self, method: str, seed: int) -> int:
+        """Number of the original that a row belongs to: `Seeds.unlearn` seeds of a method belong to each."""
+        if method in self.experiment.methods:
+            return seed // self.experiment.seeds.unlearn
+        return seed % self.experiment.seeds.originals
 
     def model(self, method: str, seed: int) -> Stage:
         """Stage that makes the weights of a row."""
         if method == "original":
-            return self.original
+            return self.originals[seed]
         if self.given is not None:
             return self.imported(method, self.given)
         if method == "retrain":
             return self.retrain(seed)
+        if (percent := dose_of(method)) is not None:
+            return self.dose(percent, seed)
         return self.control(method, seed) if method in self.controls else self.unlearn(method, seed)
 
     @cached_property
+    def originals(self) -> Sequence[Stage]:
+        """Stages of the models before unlearning."""
+        if self.given is not None and "original" in self.given.weights:
+            return [self.imported("original", self.given)]
+        return [self.trained(number) for number in range(self.experiment.seeds.originals)]
+
+    @property
     def original(self) -> Stage:
-        """Stage of the model before unlearning."""
-        given = self.given
-        return self.imported("original", given) if given and "original" in given.weights else self.trained()
+        """Stage of the first model before unlearning."""
+        return self.originals[0]
 
     def retrained(self, seed: int) -> tuple[str, int] | None:
         """Row of the retrained model that the rows of an unlearning seed are compared with; None without one."""
@@ -215,12 +240,16 @@ class GraphBuilder(ABC, Generic[E]):
         return self.unlearn(name, seed)
 
     @abstractmethod
-    def trained(self) -> Stage:
-        """Stage of the original as the experiment asks for it."""
+    def trained(self, number: int) -> Stage:
+        """Stage of the original of this number, from 0, as the experiment asks for it."""
 
     @abstractmethod
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a model without the forget set."""
+
+    def dose(self, percent: float, seed: int) -> Stage:
+        """Stage that trains a model on the retain set and a share of the forget set."""
+        raise RubError(f"doses: task {self.task} trains no models on a share of the forget set")
 
     @abstractmethod
     def unlearn(self, method: str, seed: int) -> Stage:

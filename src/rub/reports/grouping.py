@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from rub.config.suite import main_among
+from rub.metrics.dose import dose_of
 from rub.metrics.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
 from rub.registry import CONTROLS, METHODS
 from rub.store.records import Record
@@ -99,21 +100,23 @@ def is_control(method: str, task: str) -> bool:
     """Whether a row of a task is no unlearning method.
 
     Example:
-        >>> is_control("sham", "classification"), is_control("ft", "classification")
-        (True, False)
+        >>> [is_control(row, "classification") for row in ("sham", "dose-10", "ft")]
+        [True, True, False]
     """
-    return method in controls_of(task)
+    return method in controls_of(task) or dose_of(method) is not None
 
 
 def row_order(methods: Iterable[str], task: str) -> list[str]:
-    """Controls first, then the methods that ship with RUB in its order, then others as they come.
+    """Controls first, doses from low to high after the original, then methods in RUB's order, then others as they come.
 
     Example:
         >>> row_order(["mine", "salun", "ft", "sham", "original"], "classification")
         ['original', 'sham', 'ft', 'salun', 'mine']
     """
-    known = (*controls_of(task), *(entry.name for entry in METHODS.entries(task)))
     unique = list(dict.fromkeys(methods))
+    doses = sorted((name for name in unique if dose_of(name) is not None), key=lambda name: dose_of(name) or 0.0)
+    first = ["original", *(name for name in doses if name != "original")]
+    known = list(dict.fromkeys((*first, *controls_of(task), *(entry.name for entry in METHODS.entries(task)))))
     return sorted(unique, key=lambda name: known.index(name) if name in known else len(known))
 
 

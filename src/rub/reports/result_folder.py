@@ -34,6 +34,7 @@ class Result:
     Attributes:
         records: one row per measured value, failed cells included.
         samples: per-sample outcomes of every attack, the rows of ``samples.parquet``.
+        values: what metrics that are means over samples give for each, the rows of ``values.parquet``.
         curves: success and loss against steps of every attack.
         failures: one line for each stage that failed.
         counts: how many stages were ``cached``, ``done``, ``failed`` and ``blocked``.
@@ -44,6 +45,7 @@ class Result:
 
     records: tuple[Record, ...]
     samples: tuple[Mapping[str, Any], ...] = ()
+    values: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Mapping[str, Any], ...] = ()
     failures: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -76,7 +78,7 @@ def _clear(out: Path) -> None:
     """Delete RUB's own files of a run before."""
     for name in ("tables", "figures", "witnesses", "report"):
         delete_files(out / name)
-    for name in ("samples.parquet", "galleries.json", MANIFEST_NAME):
+    for name in ("samples.parquet", "values.parquet", "galleries.json", MANIFEST_NAME):
         (out / name).unlink(missing_ok=True)
 
 
@@ -84,19 +86,21 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
     """Gather the rows of all measuring stages; a stage without an artifact gives its cells as failed rows."""
     records: list[Record] = []
     samples: list[Mapping[str, Any]] = []
+    values: list[Mapping[str, Any]] = []
     curves: list[Mapping[str, Any]] = []
     galleries: list[Mapping[str, Any]] = []
     witnesses: list[tuple[str, Path]] = []
     for _, graph in plans:
         common = {**graph.common, "suite": suite.name}
         for stage in graph.stages:
-            records += _records(stage, outcomes[stage.key], common)
+            records += _records(stage, outcomes[stage.key], graph, common)
             artifact = outcomes[stage.key].artifact
             if artifact is None:
                 continue
             files = artifact.manifest["files"]
-            for name, rows in (("samples.json", samples), ("curves.json", curves)):
-                rows.extend({**common, **row} for row in (artifact.json(name) if name in files else ()))
+            for name, rows in (("samples.json", samples), ("values.json", values), ("curves.json", curves)):
+                found = artifact.json(name) if name in files else ()
+                rows.extend({**common, **row, "original": _original(graph, row)} for row in found)
             if "gallery.json" in files:
                 made = artifact.json("gallery.json")
                 where = {**common, "method": made["method"], "unlearn_seed": made["unlearn_seed"]}
@@ -111,7 +115,15 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
     spec = suite.model_dump(mode="json", exclude={"experiments"})
     spec["experiments"] = [item.model_dump(mode="json") for item in suite.experiments]
     return Result(
-        tuple(records), tuple(samples), tuple(curves), failures, counts, tuple(galleries), tuple(witnesses), spec
+        tuple(records),
+        tuple(samples),
+        tuple(values),
+        tuple(curves),
+        failures,
+        counts,
+        tuple(galleries),
+        tuple(witnesses),
+        spec,
     )
 
 
@@ -121,7 +133,7 @@ def write_result(result: Result, out: Path, command: str) -> Path:
 
     try:
         _clear(out)
-        write_records(result.records, result.samples, out)
+        write_records(result.records, {"samples": result.samples, "values": result.values}, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
         (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
@@ -145,10 +157,15 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
 
 
-def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[Record]:
+def _original(graph: Graph, row: Mapping[str, Any]) -> int:
+    return graph.originals.get((row["method"], row["unlearn_seed"]), 0)
+
+
+def _records(stage: Stage, outcome: Outcome, graph: Graph, common: Mapping[str, str]) -> list[Record]:
     if outcome.artifact is None:
         failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
-        return [Record.model_validate({**common, **dict(cell), **failed}) for cell in stage.cells]
+        rows = [{**dict(cell), **failed} for cell in stage.cells]
+        return [Record.model_validate({**common, **row, "original": _original(graph, row)}) for row in rows]
     if not stage.cells:
         return []
     manifest = outcome.artifact.manifest
@@ -159,4 +176,5 @@ def _records(stage: Stage, outcome: Outcome, common: Mapping[str, str]) -> list[
         "library_versions": manifest["library_versions"],
         "created": manifest["created"],
     }
-    return [Record.model_validate({**common, **provenance, **row}) for row in outcome.artifact.json("rows.json")]
+    rows = [{**row, "original": _original(graph, row)} for row in outcome.artifact.json("rows.json")]
+    return [Record.model_validate({**common, **provenance, **row}) for row in rows]

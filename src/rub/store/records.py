@@ -41,6 +41,9 @@ class Record(Frozen):
     n: int = Field(ge=0)
     """Number of samples behind the value."""
     unlearn_seed: int | None
+    """None where the value is of all of a method's seeds together."""
+    original: int = Field(0, ge=0)
+    """Number of the original model that the row belongs to."""
     mia_seed: int | None
     direction: Literal["up", "down", "reference"]
     ci_low: FiniteFloat | None = None
@@ -73,8 +76,10 @@ def identity(record: Record) -> dict[str, Any]:
     return record.model_dump(exclude={"seconds", "created", "device"})
 
 
-def write_records(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write ``records.parquet``, ``records.json`` and, when there are any, ``samples.parquet``."""
+def write_records(
+    records: Sequence[Record], per_sample: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
+) -> None:
+    """Write ``records.parquet``, ``records.json`` and a parquet file for each list of rows that is not empty."""
     import pyarrow
     import pyarrow.parquet
 
@@ -83,9 +88,10 @@ def write_records(records: Sequence[Record], samples: Sequence[Mapping[str, Any]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema()), folder / "records.parquet")
     lines = ",\n".join(record.model_dump_json() for record in records)
     (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    if samples:
-        table = pyarrow.Table.from_pylist(list(samples))
-        pyarrow.parquet.write_table(table, folder / "samples.parquet", compression="zstd")
+    for name, found in per_sample.items():
+        if found:
+            table = pyarrow.Table.from_pylist(list(found))
+            pyarrow.parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -130,7 +136,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":
-    """In-memory duckdb connection with the views ``records`` and ``samples`` over result folders.
+    """In-memory duckdb connection with the views ``records``, ``samples`` and ``values`` over result folders.
 
     Example:
         >>> from pathlib import Path
@@ -141,7 +147,7 @@ def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":
 
     folders = list(folders)
     connection = duckdb.connect()
-    for view in ("records", "samples"):
+    for view in ("records", "samples", "values"):
         files = [str(folder / f"{view}.parquet") for folder in folders if (folder / f"{view}.parquet").is_file()]
         if files:
             connection.read_parquet(files, union_by_name=True).create_view(view)
@@ -165,7 +171,8 @@ def _schema() -> Any:
     import pyarrow as pa
 
     kinds = {
-        "schema_version": pa.int32(), "n": pa.int64(), "unlearn_seed": pa.int64(), "mia_seed": pa.int64(),
+        "schema_version": pa.int32(), "n": pa.int64(), "unlearn_seed": pa.int64(), "original": pa.int64(),
+        "mia_seed": pa.int64(),
         "evaluations": pa.int64(), "value": pa.float64(), "ci_low": pa.float64(), "ci_high": pa.float64(),
         "seconds": pa.float64(), "converged": pa.bool_(), "inputs": pa.list_(pa.string()),
         "library_versions": pa.list_(pa.string()),

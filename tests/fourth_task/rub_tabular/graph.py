@@ -46,7 +46,7 @@ class TabularGraph(GraphBuilder):
     dataset_name = property(lambda self: self.experiment.table.name)
     model_name = "mlp32"
 
-    def trained(self):
+    def trained(self, number):
         return self._made("train", "train original", seed=self.experiment.seeds.train, parts=["retain", "forget"])
 
     def retrain(self, seed):

@@ -15,6 +15,7 @@ from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
+DOSE_SEED = 3000
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
 
 
@@ -22,6 +23,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     """Stages of Table 1: data, original, retrained and shadow models, methods, attacks, measurements."""
 
     task = "classification"
+    several_originals = True
     versions: ClassVar[Mapping[str, int]] = {
         "train": 1,
         "import": 1,
@@ -54,17 +56,24 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         lacking = ("sham and bias-free metrics need forgotten classes; this forget set has none",)
         return super().notes() + (() if self.classwise else lacking)
 
-    def trained(self) -> Stage:
-        """Stage that trains the original."""
-        return self._train("train original", {"kind": "all"}, self.experiment.seeds.train)
+    def trained(self, number: int) -> Stage:
+        """Stage that trains an original."""
+        label = "train original" + (f" {number}" if number else "")
+        return self._train(label, {"kind": "all"}, self.experiment.seeds.train + number)
 
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a model on the retain set."""
         subset = {"kind": "retain", "forget": self.experiment.forget.model_dump()}
         return self._train(f"retrain, seed {seed}", subset, RETRAIN_SEED + seed)
 
+    def dose(self, percent: float, seed: int) -> Stage:
+        """Stage that trains a model on the retain set and a share of the forget set."""
+        forget = self.experiment.forget.model_dump()
+        subset = {"kind": "dose", "forget": forget, "percent": percent, "seed": seed}
+        return self._train(f"train dose {percent:g} %, seed {seed}", subset, DOSE_SEED + seed)
+
     def unlearn(self, method: str, seed: int) -> Stage:
-        """Stage that runs a method on the original."""
+        """Stage that runs a method on its original."""
         given = self.methods.get(method) or resolved(unlearner(method, self.task), {}, method)
         training = self.experiment.training
         spec = {
@@ -76,7 +85,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "precision": training.precision,
         }
         epochs = float(given["parameters"].get("epochs", 2))
-        inputs = {"data": self.data, "original": self.original}
+        inputs = {"data": self.data, "original": self.originals[self.original_of(method, seed)]}
         return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=3 * epochs * self.size)
 
     def imported(self, row: str, given: FromFiles) -> Stage:
@@ -101,7 +110,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             **self.parts,
             "seed": seed,
         }
-        inputs = {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
+        inputs = {"data": self.data, **self.pair(method, seed)}
         smaller = [budget for budget in plan.budgets if 0 < budget < level]
         if plan.warm_start and smaller:
             inputs["warm"] = self.searched(method, seed, label, smaller[-1], split)
@@ -173,7 +182,11 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """What decides the evaluation sets, and the models that look at them."""
         spec = {**self.parts, "retain_samples": self.experiment.evaluation.retain_samples}
-        return spec, {"data": self.data, "original": self.original, "unlearned": self.model(method, seed)}
+        return spec, {"data": self.data, **self.pair(method, seed)}
+
+    def pair(self, method: str, seed: int) -> dict[str, Stage]:
+        """The model of a row, and the original that it is compared with."""
+        return {"original": self.originals[self.original_of(method, seed)], "unlearned": self.model(method, seed)}
 
     def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
         experiment = self.experiment

@@ -35,14 +35,26 @@ WEIGHTS, NETWORK = "weights.safetensors", "network.json"
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Train a network from scratch on all training data, or on the retain set (the retrained reference)."""
+    """Train a network from scratch on all training data, on the retain set, or on that and a dose of the forget set."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
-    if spec["subset"]["kind"] == "retain":
-        samples = split(dataset, spec["subset"]["forget"], spec["validation"]).retain
-    else:
-        samples = trainable(dataset, spec["validation"])
-    model = _fit(spec, dataset, samples, spec["seed"], runtime)
+    model = _fit(spec, dataset, training_set(dataset, spec["subset"], spec["validation"]), spec["seed"], runtime)
     _save_model(model, spec["model"], dataset, out)
+
+
+def training_set(dataset: ImageDataset, which: Mapping[str, Any], validation: float) -> Samples:
+    """What a model is trained on: ``all`` of the training data, the ``retain`` set, or that and a ``dose``.
+
+    A dose of p percent holds at least one image, and all of any smaller dose of the same seed.
+    """
+    if which["kind"] == "all":
+        return trainable(dataset, validation)
+    parts = split(dataset, which["forget"], validation)
+    if which["kind"] == "retain":
+        return parts.retain
+    count = max(round(which["percent"] / 100 * len(parts.forget)), 1)
+    order = torch.randperm(len(parts.forget), generator=seeded(which["seed"], "dose"))
+    given = torch.isin(dataset.train.ids, torch.cat([parts.retain.ids, parts.forget.ids[order[:count]]]))
+    return dataset.train.select(given.nonzero()[:, 0])
 
 
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

@@ -57,11 +57,11 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         """The stage that chooses the images, and notices a forget set that cannot be."""
         return [self.chosen]
 
-    def trained(self) -> Stage:
+    def trained(self, number: int) -> Stage:
         """Stage that trains the original, or reads the checkpoint that the experiment names."""
         model = self.experiment.model
         if model.weights is None:
-            return self._train("train original", "all", self.experiment.seeds.train)
+            return self._train("train original", "all", self.experiment.seeds.train + number)
         return self._imported(located(model.weights, self.data_root), "import the original", {})
 
     def retrain(self, seed: int) -> Stage:

@@ -66,11 +66,11 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """The stage that notices prompts that cannot be before anything is unlearned."""
         return [self.prompts]
 
-    def trained(self) -> Stage:
+    def trained(self, number: int) -> Stage:
         """Stage that trains the original, or reads the weights that the experiment names."""
         model = self.experiment.model
         if model.weights is None:
-            return self._train("train original", "all", self.experiment.seeds.train)
+            return self._train("train original", "all", self.experiment.seeds.train + number)
         return self._imported(_found(model.weights, self.data_root), "import the original", {})
 
     def retrain(self, seed: int) -> Stage:

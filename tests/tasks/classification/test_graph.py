@@ -1,0 +1,77 @@
+"""Rows of the graph: several originals, dose models, and what each is trained on."""
+
+import pytest
+import torch
+
+from rub import api, load_suite
+from rub.data.sources import load_images
+from rub.data.splits import split
+from rub.errors import RubError
+from rub.pipeline.graph import in_order
+from rub.tasks.classification.stages import training_set
+
+FORGET = {"classes": (0,), "fraction": None, "ids": None, "seed": 0}
+
+
+def graph_of(*overrides):
+    suite = load_suite("quick", task="classification", methods=["ft"], overrides=list(overrides))
+    [(_, graph)] = api.plan(suite, api.make_runtime(device="cpu"))
+    return graph
+
+
+def rows(graph):
+    return {(cell["method"], cell["unlearn_seed"]) for stage in graph.stages for cell in stage.cells}
+
+
+def test_seeds_are_nested_in_originals():
+    graph = graph_of("seeds.originals=2", "seeds.unlearn=2", "doses=[]")
+    assert {seed for method, seed in rows(graph) if method == "ft"} == {0, 1, 2, 3}
+    assert {seed for method, seed in rows(graph) if method == "original"} == {0, 1}
+    assert graph.originals == {("original", 1): 1, ("retrain", 1): 1, ("sham", 1): 1, ("ft", 2): 1, ("ft", 3): 1}
+    made = {stage.label: stage for stage in in_order(graph.stages)}
+    for seed, original in (
+        (0, "train original"),
+        (1, "train original"),
+        (2, "train original 1"),
+        (3, "train original 1"),
+    ):
+        assert made[f"unlearn ft, seed {seed}"].inputs["original"] is made[original]
+    assert made["train original"].spec["seed"] == 0 and made["train original 1"].spec["seed"] == 1
+
+
+def test_doses_are_rows_between_retrain_and_original():
+    graph = graph_of("doses=[10,2]", "seeds.doses=3")
+    doses = {row for row in rows(graph) if row[0].startswith("dose-")}
+    assert doses == {(f"dose-{percent}", seed) for percent in (2, 10) for seed in range(3)}
+    subsets = [stage.spec["subset"] for stage in in_order(graph.stages) if stage.label == "train dose 2 %, seed 1"]
+    assert [(part["kind"], part["percent"], part["seed"]) for part in subsets] == [("dose", 2.0, 1)]
+
+
+def test_a_dose_is_the_retain_set_and_that_share_of_the_forget_set():
+    images = load_images("digits", None)
+    parts = split(images, FORGET, 0.1)
+
+    def forgotten(percent, seed=0):
+        which = {"kind": "dose", "forget": FORGET, "percent": percent, "seed": seed}
+        given = training_set(images, which, 0.1).ids
+        kept = torch.isin(given, parts.retain.ids)
+        assert set(given[kept].tolist()) == set(parts.retain.ids.tolist())
+        return set(given[~kept].tolist())
+
+    own = set(parts.forget.ids.tolist())
+    assert len(forgotten(10)) == round(0.1 * len(own)) and forgotten(10) <= forgotten(30) <= own
+    assert len(forgotten(0.01)) == 1 and forgotten(30, seed=1) != forgotten(30)
+    everything = training_set(images, {"kind": "all"}, 0.1).ids
+    assert set(everything.tolist()) == own | set(parts.retain.ids.tolist())
+
+
+@pytest.mark.parametrize("wrong", ["doses=[0]", "doses=[100]", "seeds.originals=0", "seeds.doses=0"])
+def test_what_is_no_dose_is_refused(wrong):
+    with pytest.raises(RubError, match=wrong.partition("=")[0].partition("[")[0]):
+        graph_of(wrong)
+
+
+def test_a_task_with_one_original_says_so():
+    suite = load_suite("quick", task="text-to-image", overrides=["seeds.originals=2"])
+    with pytest.raises(RubError, match=r"seeds\.originals = 2: task text-to-image measures one original"):
+        api.plan(suite, api.make_runtime(device="cpu"))
