@@ -41,7 +41,9 @@ ROWS = [
     ),
     record(metric="ra", split="retain", direction="up", value=1.0, weights_sha256="01" * 32, device="cpu x1"),
     record(value=None, n=0, status="failed", reason='diverged: "loss", at step 3\nagain; ünïcode'),
-    record(attack="uma", budget="8/255", converged=False, evaluations=10**12, mia_seed=3, metric="mia_shadow"),
+    record(
+        attack="uma", budget="8/255", converged=False, evaluations=10**12, mia_seed=3, original=2, metric="mia_shadow"
+    ),
 ]
 SAMPLES = [{"method": "ft", "sample_id": index, "recovered": bool(index % 2), "distance": 0.5} for index in range(4)]
 

@@ -126,7 +126,7 @@ def merged(folders: Iterable[ResultFolder]) -> list[tuple[Group, ResultFolder, l
 def _cell(record: Record) -> tuple[Any, ...]:
     """Which cell a record fills; a failed one names no extractor, and stands for all of its metric."""
     where = (record.experiment, record.method, record.metric, record.split, record.attack, record.budget)
-    return (*where, record.unlearn_seed, record.mia_seed)
+    return (*where, record.unlearn_seed, record.mia_seed, record.original)
 
 
 def _said(records: Iterable[Record]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
