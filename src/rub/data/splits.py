@@ -168,6 +168,22 @@ def split(dataset: ImageDataset, forget: Mapping[str, Any], validation: float) -
     )
 
 
+def training_set(dataset: ImageDataset, which: Mapping[str, Any], validation: float) -> Samples:
+    """What a model is trained on: ``all`` of the training data, the ``retain`` set, or that and a ``dose``.
+
+    A dose of p percent holds at least one image, and all of any smaller dose of the same seed.
+    """
+    if which["kind"] == "all":
+        return trainable(dataset, validation)
+    parts = split(dataset, which["forget"], validation)
+    if which["kind"] == "retain":
+        return parts.retain
+    count = max(round(which["percent"] / 100 * len(parts.forget)), 1)
+    order = torch.randperm(len(parts.forget), generator=seeded(which["seed"], "dose"))
+    given = torch.isin(dataset.train.ids, torch.cat([parts.retain.ids, parts.forget.ids[order[:count]]]))
+    return dataset.train.select(given.nonzero()[:, 0])
+
+
 def subset(samples: Samples, count: int | None, stream: str) -> Samples:
     """Fixed random subset of at most `count` samples, in order of their place; all when None."""
     if count is None or count >= len(samples):

@@ -5,10 +5,9 @@ import torch
 
 from rub import api, load_suite
 from rub.data.sources import load_images
-from rub.data.splits import split
+from rub.data.splits import split, training_set
 from rub.errors import RubError
 from rub.pipeline.graph import in_order
-from rub.tasks.classification.stages import training_set
 
 FORGET = {"classes": (0,), "fraction": None, "ids": None, "seed": 0}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import ImageDataset, Samples
-from rub.data.splits import Splits, input_dataset, split, subset, trainable
+from rub.data.splits import Splits, input_dataset, split, subset, trainable, training_set
 from rub.errors import Diverged
 from rub.models.formats.classifier import load_weights
 from rub.models.lookup import hyperparameters_in
@@ -39,22 +39,6 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     model = _fit(spec, dataset, training_set(dataset, spec["subset"], spec["validation"]), spec["seed"], runtime)
     _save_model(model, spec["model"], dataset, out)
-
-
-def training_set(dataset: ImageDataset, which: Mapping[str, Any], validation: float) -> Samples:
-    """What a model is trained on: ``all`` of the training data, the ``retain`` set, or that and a ``dose``.
-
-    A dose of p percent holds at least one image, and all of any smaller dose of the same seed.
-    """
-    if which["kind"] == "all":
-        return trainable(dataset, validation)
-    parts = split(dataset, which["forget"], validation)
-    if which["kind"] == "retain":
-        return parts.retain
-    count = max(round(which["percent"] / 100 * len(parts.forget)), 1)
-    order = torch.randperm(len(parts.forget), generator=seeded(which["seed"], "dose"))
-    given = torch.isin(dataset.train.ids, torch.cat([parts.retain.ids, parts.forget.ids[order[:count]]]))
-    return dataset.train.select(given.nonzero()[:, 0])
 
 
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rub.config.suite import DEFAULT_MAIN, located
@@ -16,6 +17,7 @@ from rub.tasks.inpainting.metrics import cell
 from rub.tasks.inpainting.spec import InpaintingExperiment, Level
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
+DOSE_SEED = 3000
 IMAGE_METRICS = ("is", "fid", "fid_original", "kid", "mse_original", "mse_input", "psnr", "ssim", "recovered")
 
 
@@ -67,6 +69,11 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a model on the retained classes."""
         return self._train(f"retrain, seed {seed}", "retain", RETRAIN_SEED + seed)
+
+    def dose(self, percent: float, seed: int) -> Stage:
+        """Stage that trains a model on the retained classes and a share of the forgotten ones."""
+        share = {"dose": {"percent": percent, "seed": seed}}
+        return self._train(f"train dose {percent:g} %, seed {seed}", "dose", DOSE_SEED + seed, share)
 
     def control(self, name: str, seed: int) -> Stage:
         """Stage that draws a model that was never trained."""
@@ -167,15 +174,16 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         }
         return self.stage("choose", "choose images and their masks", spec, {"data": self.data}, cost=100)
 
-    def _train(self, label: str, subset: str, seed: int) -> Stage:
+    def _train(self, label: str, subset: str, seed: int, further: Mapping[str, Any] = MappingProxyType({})) -> Stage:
         experiment = self.experiment
         spec = {
             "model": experiment.model.model_dump(exclude={"weights", "mask_seed"}),
             "training": experiment.training.model_dump(),
             "subset": subset,
-            "forget": experiment.forget.model_dump() if subset == "retain" else None,
+            "forget": None if subset == "all" else experiment.forget.model_dump(),
             "validation": experiment.dataset.validation,
             "seed": seed,
+            **further,
         }
         cost = 3.0 * experiment.training.epochs * self.size
         return self.stage("train", label, spec, {"data": self.data}, cost=cost)

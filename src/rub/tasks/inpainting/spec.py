@@ -51,7 +51,8 @@ class AttackSpec(Frozen):
     budgets: tuple[Level, ...] = Field(min_length=1)
     """eps in 1/255 steps, ``unbounded`` (any image), or ``free`` (any real numbers)."""
     splits: tuple[Split, ...] = ("forget", "retain")
-    """F, R, or the control ``steered``: forget images searched towards the original's output for an unrelated image."""
+    """F, R, or the paired null ``steered``: the same forget images, masks and search, towards the original's output for
+    an unrelated kept image."""
     warm_start: bool = False
     """Each budget but ``free`` starts from the probes of the one before it, so that recovery never falls along them."""
 
@@ -68,8 +69,9 @@ class InpaintingProtocol(Protocol):
     """The choices behind a number of this task."""
 
     attacks: dict[str, AttackSpec]
-    images: Literal["test", "train"] = "test"
-    """Which images stand for F and R: unseen ones of these classes (Li et al.: validation images), or training ones."""
+    images: Literal["test", "train", "validation"] = "test"
+    """Which images stand for F and R: unseen ones of these classes (Li et al.: validation images), training ones, or
+    those that are held out of all training, on which settings are chosen."""
     recovered_below: float = Field(0.0025, gt=0)
     """An image counts as recovered when the mean squared error to the original's output on masked patches, in [0, 1]
     pixel space, is at most this: 0.0025 is a root mean square of 0.05, or 26 dB."""
@@ -83,7 +85,7 @@ class Evaluation(Frozen):
     samples: int = Field(500, ge=2)
     """Images of F, and as many of R: they are reconstructed, attacked and scored in every column."""
     steered_samples: int = Field(100, ge=1)
-    """Forget images of the steering control."""
+    """Forget images of the paired null, the first of `samples`."""
     gallery: int = Field(6, ge=0, le=32)
     """Images of F and R in each gallery; 0 makes none."""
     witnesses: int | None = Field(None, ge=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rub.attacks.base import Probes
 from rub.data.samples import ImageDataset, Samples
-from rub.data.splits import input_dataset, split, subset, trainable
+from rub.data.splits import input_dataset, split, subset, training_set
 from rub.errors import Diverged, RubError
 from rub.models.mae.checkpoints import load_mae, refuse_normalised, save_mae
 from rub.models.mae.masks import Mask, keyed_noise, make_mask
@@ -61,15 +61,16 @@ def choose(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Choose the images of F and R, their mask noise, and the unrelated images of the steering control."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts = split(dataset, spec["forget"], spec["validation"])
-    test = spec["images"] == "test"
-    pools = {
-        "forget": parts.test_where(forgotten=True) if test else parts.forget,
-        "retain": parts.test_where(forgotten=False) if test else parts.retain,
-    }
+    pools = {"forget": parts.forget, "retain": parts.retain}
+    if spec["images"] != "train":
+        unseen = parts.test if spec["images"] == "test" else parts.validation
+        gone = torch.isin(unseen.labels, torch.tensor(parts.forget_classes))
+        pools = {"forget": unseen.select(gone), "retain": unseen.select(~gone)}
     chosen = {name: subset(pool, spec["samples"], f"evaluate-{name}") for name, pool in pools.items()}
     for name, samples in chosen.items():
         if len(samples) < 2:
-            raise RubError(f"forget: {len(samples)} {spec['images']} images of {name}: FID needs at least two")
+            hint = "; set dataset.validation" if spec["images"] == "validation" else ""
+            raise RubError(f"forget: {len(samples)} {spec['images']} images of {name}: FID needs at least two{hint}")
         np.save(out / f"{name}_ids.npy", samples.ids.numpy())
         np.save(out / f"{name}_noise.npy", keyed_noise(samples.ids, MOST_MASK_TOKENS, spec["mask_seed"]).numpy())
     count = min(spec["steered_samples"], len(chosen["forget"]))
@@ -92,12 +93,10 @@ def eval_set(name: str, inputs: Inputs, runtime: Runtime) -> EvalSet:
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Train an autoencoder from scratch on all training images, or on the retain set (the retrained reference)."""
+    """Train an autoencoder from scratch on all training images, on the retain set, or that and a dose of the rest."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
-    if spec["subset"] == "retain":
-        samples = split(dataset, spec["forget"], spec["validation"]).retain
-    else:
-        samples = trainable(dataset, spec["validation"])
+    which = {"kind": spec["subset"], "forget": spec["forget"], **spec.get("dose", {})}
+    samples = training_set(dataset, which, spec["validation"])
     training = spec["training"]
     model = _built(spec["model"], dataset, spec["seed"]).to(runtime.device)
     fit(model, samples, _context(spec["seed"], spec["model"]["mask_ratio"], training, dataset, runtime), training)

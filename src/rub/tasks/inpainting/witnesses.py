@@ -56,7 +56,7 @@ def save_witnesses(
         "claim": CLAIM,
         "at_most": spec["recovered_below"],
         "models": {role: model_reference(inputs[role], WEIGHTS) for role in ("original", "unlearned")},
-        "data": data_reference(inputs["data"], chosen["images"]),
+        "data": data_reference(inputs["data"], "test" if chosen["images"] == "test" else "train"),
         "settings": {"mask_seed": chosen["mask_seed"], "mask_ratio": chosen["mask_ratio"]},
         "samples": [
             {"id": int(identity), "sha256": image_sha256(image), "value": float(loss[place])}
