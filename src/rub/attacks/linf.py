@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 
-def project(x: Tensor, origin: Tensor, eps: float) -> Tensor:
+def project(x: Tensor, origin: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point with ||x - origin||_inf <= eps inside the pixel range [0, 1].
 
     Args:
         x: any point, shape (N, ...).
         origin: the centre of the ball, same shape, in [0, 1].
-        eps: radius >= 0 in pixel units.
+        eps: radius >= 0 in pixel units; a number, or a tensor that broadcasts against x.
 
     Example:
         >>> project(torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.0]), 0.25)
         tensor([0.7500, 0.1000])
     """
-    return (origin + (x - origin).clamp(-eps, eps)).clamp(0.0, 1.0)
+    delta = x - origin
+    near = torch.minimum(torch.maximum(delta, -eps), eps) if isinstance(eps, Tensor) else delta.clamp(-eps, eps)
+    return (origin + near).clamp(0.0, 1.0)
 
 
-def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | Tensor, eps: float) -> Tensor:
+def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | Tensor, eps: float | Tensor) -> Tensor:
     """P(x - step_size * sign(direction)), the projected step down a loss (Madry et al. 2018, section 2.1).
 
     Args:
@@ -32,7 +34,7 @@ def sign_step(x: Tensor, direction: Tensor, origin: Tensor, step_size: float | T
         direction: the gradient of the loss or its running average, same shape.
         origin: centres of the balls, same shape.
         step_size: in pixel units; a number, or a tensor that broadcasts against x.
-        eps: radius in pixel units.
+        eps: radius in pixel units, likewise.
     """
     return project(x - step_size * direction.sign(), origin, eps)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
-from rub.metrics.statistics import wilson
+from rub.metrics.statistics import clustered_mean, wilson
 from rub.registry import METRICS, Entry, task_of
 from rub.store.artifacts import Artifact
 from rub.store.records import number
@@ -242,6 +242,7 @@ class Measured:
     def __init__(self, cell: Callable[..., dict[str, Any]], method: str, seed: int, facts: Mapping[str, Any]) -> None:
         self.cell, self.method, self.seed, self.facts = cell, method, seed, facts
         self.rows: list[dict[str, Any]] = []
+        self.values: list[dict[str, Any]] = []
 
     def add(self, metric: str, value: float, n: int, **where: Any) -> None:
         """Add a row with a value and the number of samples behind it."""
@@ -253,6 +254,17 @@ class Measured:
         low, high = wilson(int(hits.sum()), len(hits))
         self.add(metric, float(hits.mean()), len(hits), **where)
         self.rows[-1] |= {"ci_low": low, "ci_high": high}
+
+    def mean(self, metric: str, values: NDArray[np.floating], ids: NDArray[np.int64], **where: Any) -> None:
+        """Add the mean of a value per sample, float (N,), with its t interval over samples, and keep the values."""
+        self.add(metric, float(values.mean()), len(values), **where)
+        if len(values) > 1:
+            interval = clustered_mean(values, np.arange(len(values)))
+            self.rows[-1] |= {"ci_low": interval.low, "ci_high": interval.high}
+        names = ("method", "unlearn_seed", "attack", "budget", "metric", "split")
+        cell = {name: self.rows[-1][name] for name in names}
+        for sample, value in zip(ids.tolist(), values.tolist(), strict=True):
+            self.values.append({**cell, "sample_id": sample, "value": round(value, 4)})
 
     def compute(self, metric: Metric, outputs: Outputs, **where: Any) -> None:
         """Add what a metric's function gives: a number, or the share of samples for which it is true.

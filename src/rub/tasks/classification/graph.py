@@ -1,6 +1,7 @@
 """From an experiment of the classification task to its graph of stages. Free of torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import log2
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import cell
-from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec
+from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 DOSE_SEED = 3000
@@ -30,6 +31,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "shadow": 1,
         "unlearn": 1,
         "attack": 1,
+        "radius": 1,
         "measure": 1,
         "measure-attack": 2,  # keeps witnesses
         "metric": 1,
@@ -109,6 +111,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "samples": samples,
             **self.parts,
             "seed": seed,
+            **({"eligible": True} if self.experiment.protocol.eligible else {}),
         }
         inputs = {"data": self.data, **self.pair(method, seed)}
         smaller = [budget for budget in plan.budgets if 0 < budget < level]
@@ -143,6 +146,27 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             cells += [cell(method, seed, "mia_lira")] if len(self.shadows) >= LIRA_SHADOWS else []
             cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=cells)
+
+    def further(self, method: str, seed: int) -> Iterator[Stage]:
+        """The paired contrast, where the protocol searches radii, and the metrics of plug-ins."""
+        if self.experiment.protocol.radius is not None:
+            yield self._radius(method, seed, self.experiment.protocol.radius)
+        yield from super().further(method, seed)
+
+    def _radius(self, method: str, seed: int, search: RadiusSpec) -> Stage:
+        evaluation = self.experiment.evaluation
+        samples = {"forget": evaluation.attack_samples, "forget_test": evaluation.control_samples}
+        spec = {"method": method, "seed": seed, **self.parts, "radius": search.model_dump(), "samples": samples}
+        cells = [
+            cell(method, seed, metric, split)
+            for split in samples
+            for metric in ("own_radius", "other_radius", "selectivity")
+        ]
+        count = sum(number or self.size // 10 for number in samples.values())
+        rungs = log2(search.largest / search.smallest) + 1
+        inputs = {"data": self.data, **self.pair(method, seed)}
+        text = f"search radii of {method}, seed {seed}"
+        return self.stage("radius", text, spec, inputs, cost=4.0 * search.steps * rungs * count, cells=cells)
 
     def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
         """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""

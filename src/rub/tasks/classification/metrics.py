@@ -23,7 +23,7 @@ def ranked(outputs: Outputs) -> float:
 
 
 _INF = float("inf")
-_PART, _AUC = ("fraction", 3), ("AUC", 3)  # units and decimals
+_PART, _AUC, _LOG = ("fraction", 3), ("AUC", 3), ("log2", 2)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
     Metric("ta", "TA", "accuracy on test images of the classes that were kept", "up",
@@ -35,6 +35,12 @@ METRICS: tuple[Metric, ...] = (
            function=right),
     Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", "down",
            split="forget_test", function=right),
+    Metric("own_radius", "own", "log2 of the smallest change in 1/255 at which an image is said to be of its own class",
+           "reference", *_LOG, low=-_INF, high=_INF),
+    Metric("other_radius", "other", "the same of the same images, towards another class", "reference", *_LOG,
+           low=-_INF, high=_INF),
+    Metric("selectivity", "selectivity", "log2(other / own) of an image: above 0, its own class is the nearer one",
+           "reference", *_LOG, low=-_INF, high=_INF),
     Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", "down", *_PART),
     Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", "down", *_PART),
     Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", "reference", *_AUC),

@@ -46,10 +46,27 @@ class AttackSpec(Frozen):
         return tuple(sorted(set(value)))
 
 
+class RadiusSpec(Frozen):
+    """The search for the smallest change at which an image is said to be of a class."""
+
+    smallest: float = Field(0.25, gt=0)
+    """The first budget, ||delta||_inf in 1/255; each further one is twice as large."""
+    largest: float = Field(32.0, gt=0)
+    """No budget is larger."""
+    steps: int = Field(16, ge=1)
+    """Signed gradient steps of a quarter of the budget, at each budget."""
+    precision: float = Field(0.25, gt=0, le=1)
+    """The radius is known to a factor of 2 to the power of this."""
+
+
 class ClassificationProtocol(Protocol):
     """The choices behind a classification number."""
 
     attacks: dict[str, AttackSpec]
+    eligible: bool = Field(False, exclude_if=lambda eligible: not eligible)
+    """Whether success is counted on images that the original gets right, and on no others."""
+    radius: RadiusSpec | None = Field(None, exclude_if=lambda radius: radius is None)
+    """The search for recovery radii; none where left out."""
     shadows_per_seed: int = Field(2, ge=2, multiple_of=2)
     """Shadow models of each MIA seed; they come in pairs trained on complementary random halves."""
     probe_per_class: int = Field(200, ge=10)

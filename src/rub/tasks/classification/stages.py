@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset, trainable, training_set
-from rub.errors import Diverged
+from rub.errors import Diverged, RubError
 from rub.models.formats.classifier import load_weights
 from rub.models.lookup import hyperparameters_in
 from rub.models.network import build_network
@@ -116,7 +116,10 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
     )
     unlearned = load_model(inputs["unlearned"], dataset).to(runtime.device)
     parts = split(dataset, spec["forget"], spec["validation"])
-    samples = choose(parts, spec["split"], spec["samples"])
+    if spec.get("eligible"):
+        samples = eligible(parts, spec["split"], spec["samples"], inputs["original"], dataset, runtime)
+    else:
+        samples = choose(parts, spec["split"], spec["samples"])
     source = samples
     if spec["split"] == "retain":
         pick = torch.randint(0, len(parts.forget), (len(samples),), generator=seeded(0, "steer"))
@@ -134,6 +137,40 @@ def choose(parts: Splits, name: str, count: int | None) -> Samples:
         pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
         return subset(pool, count, "attack-forget-test")
     return subset(parts.retain, count if count is not None else len(parts.forget), "attack-retain")
+
+
+def eligible(
+    parts: Splits, name: str, count: int | None, original: Artifact, dataset: ImageDataset, runtime: Runtime
+) -> Samples:
+    """Images that the original gets right, at most `count`: only what it knew can come back.
+
+    They are drawn in one order for all originals, so that two of them share most of their images.
+
+    Args:
+        parts: the splits.
+        name: ``forget``, or ``forget_test`` for unseen images of forgotten classes (any test images without such).
+        count: most images; all when None.
+        original: the model artifact.
+        dataset: what it classifies.
+        runtime: keeps what was found for this process.
+
+    Raises:
+        RubError: the original is right on none.
+    """
+    pool = parts.forget
+    if name == "forget_test":
+        pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
+
+    def right() -> Tensor:
+        model = load_model(original, dataset).to(runtime.device)
+        said = predict(model, pool, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
+        return said == pool.labels
+
+    known = runtime.cache.get(("eligible", original.key, pool.ids.numpy().tobytes()), right)
+    if not known.any():
+        raise RubError(f"the original is right on none of the {len(pool)} {name} images: nothing can be brought back")
+    order = torch.randperm(len(pool), generator=seeded(0, f"eligible-{name}"))
+    return pool.select(order[known[order]][:count].sort().values)
 
 
 def save_probes(probes: Probes, samples: Samples, labels: Tensor, out: Path) -> None:

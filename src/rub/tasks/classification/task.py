@@ -16,6 +16,7 @@ TASK = Task(
         "shadow": "rub.tasks.classification.stages:shadow",
         "unlearn": "rub.tasks.classification.stages:unlearn",
         "attack": "rub.tasks.classification.stages:attack",
+        "radius": "rub.tasks.classification.contrast:measure_radius",
         "measure": "rub.tasks.classification.measure:measure",
         "measure-attack": "rub.tasks.classification.measure:measure_attack",
         "metric": "rub.tasks.classification.measure:metric",

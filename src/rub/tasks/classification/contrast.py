@@ -1,0 +1,101 @@
+"""The paired contrast: how far an image lies from its own class, and how far the same image lies from another one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rub.attacks.base import AttackContext
+from rub.data.samples import Samples
+from rub.data.splits import input_dataset, split
+from rub.errors import RubError
+from rub.metrics.base import Measured, origin_of
+from rub.models.weights import freeze
+from rub.pipeline.graph import Stage
+from rub.pipeline.rng import keyed_uniform
+from rub.pipeline.runtime import Runtime
+from rub.store.artifacts import Artifact
+from rub.tasks.classification.attacks.radius import log2_radius, radii
+from rub.tasks.classification.metrics import cell
+from rub.tasks.classification.spec import RadiusSpec
+from rub.tasks.classification.stages import WEIGHTS, eligible, load_model
+from rub.training.classifier import predict
+
+
+def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
+    """Search the recovery radius of every image towards its own class and towards another one; see `Contrast`."""
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts, search = split(dataset, spec["forget"], spec["validation"]), RadiusSpec.model_validate(spec["radius"])
+    model = freeze(load_model(inputs["unlearned"], dataset)).to(runtime.device)
+    kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
+    measured = Measured(
+        cell, spec["method"], spec["seed"], origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
+    )
+    found: dict[str, NDArray[Any]] = {}
+    for name, count in spec["samples"].items():
+        samples = eligible(parts, name, count, inputs["original"], dataset, runtime)
+        said = predict(model, samples, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
+        context = AttackContext(ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
+        others = other_classes(samples, said, kept)
+        own, other = (radii(model, samples.images, labels, search, context) for labels in (samples.labels, others))
+        contrast = Contrast(*(log2_radius(part, search).double().numpy() for part in (own, other)))
+        for metric, values in contrast.metrics().items():
+            measured.mean(metric, values, samples.ids.numpy(), split=name)
+        found |= {f"{name}_ids": samples.ids.numpy(), f"{name}_other_class": others.numpy()}
+        found |= {f"{name}_own": own.numpy(), f"{name}_other": other.numpy()}
+    np.savez(out / "radii.npz", **found)  # type: ignore[arg-type]  # no array is named allow_pickle
+    measured.save(out, values=measured.values)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Binary logarithms of radii in 1/255 of N images, towards their own class and towards another one.
+
+    Selectivity is their difference, log2(other / own): above 0 the own class is nearer than an arbitrary one. The image
+    is held fixed and the class is changed, so what makes an image easy or hard to change cancels.
+
+    Example:
+        >>> near = Contrast(np.array([0.0, 1.0]), np.array([2.0, 2.0]))
+        >>> {name: values.tolist() for name, values in near.metrics().items()}
+        {'own_radius': [0.0, 1.0], 'other_radius': [2.0, 2.0], 'selectivity': [2.0, 1.0]}
+    """
+
+    own: NDArray[np.float64]
+    other: NDArray[np.float64]
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Metric id -> its value for each image."""
+        return {"own_radius": self.own, "other_radius": self.other, "selectivity": self.other - self.own}
+
+
+def other_classes(samples: Samples, said: Tensor, kept: list[int]) -> Tensor:
+    """Another class for each image, int64 (N,): of those kept, drawn by the image's id, and not what the model says.
+
+    It is the same for every model that does not say it already.
+
+    Args:
+        samples: N images.
+        said: int64 (N,), the class that the model says of each now.
+        kept: classes to draw from.
+
+    Raises:
+        RubError: an image is left without another class.
+
+    Example:
+        >>> three = Samples(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0]), torch.tensor([5, 9]))
+        >>> other_classes(three, torch.tensor([1, 2]), [1, 2]).tolist()
+        [2, 1]
+    """
+    choices = torch.tensor(kept)
+    taken = (choices[None] == said[:, None]) | (choices[None] == samples.labels[:, None])
+    if bool(taken.all(1).any()):
+        raise RubError(
+            f"contrast: {len(kept)} kept classes leave no other class than what the model says: three are enough"
+        )
+    order = keyed_uniform(0, "other class", samples.ids, 0, len(kept)).masked_fill(taken, torch.inf)
+    return choices[order.argmin(1)]
