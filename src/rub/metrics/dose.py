@@ -13,9 +13,9 @@ together have six degrees of freedom. Where no dose has two seeds the intervals 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 Side = Literal["", "<=", ">="]
 
 WHOLE = 100.0
+DOSES = "doses"  # the row of what is said of metrics themselves
+DOSE, SPEARMAN, SMALLEST = "_dose", "_spearman", "_smallest"  # behind a metric's name
 _ROW = re.compile(r"dose-(\d+(?:\.\d+)?)")
 _NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
 _DRAWS = 2000
@@ -131,6 +133,22 @@ def dose_of(method: str) -> float | None:
     """
     named = _ROW.fullmatch(method)
     return float(named[1]) if named else {"retrain": 0.0, "original": WHOLE}.get(method)
+
+
+def cells_on_scale(method: str, cells: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells of a method's dose-equivalents, or of `DOSES`, given the cells that it and the dose models are measured in.
+
+    What should be high of any model, such as the accuracy on what was kept, has none.
+    """
+    known = set()
+    for cell in cells:
+        place = tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
+        if cell["direction"] == "up" or place in known:
+            continue
+        known.add(place)
+        for suffix in (SPEARMAN, SMALLEST) if method == DOSES else (DOSE,):
+            shared = {"method": method, "unlearn_seed": None, "mia_seed": None, "direction": "reference"}
+            yield {**cell, **shared, "metric": cell["metric"] + suffix}
 
 
 def dose_equivalent(

@@ -11,7 +11,7 @@ from rub.config.hyperparameters import resolved
 from rub.config.suite import Experiment
 from rub.errors import RubError, unknown
 from rub.metrics.base import Cells, Metric, metrics_of
-from rub.metrics.dose import dose_of, dose_row
+from rub.metrics.dose import DOSES, cells_on_scale, dose_of, dose_row
 from rub.pipeline.graph import Graph, Stage
 from rub.registry import ATTACKS, CONTROLS, METHODS, METRICS, Entry, source_hash
 
@@ -87,8 +87,10 @@ class GraphBuilder(ABC, Generic[E]):
         """Stages of every row, after those that show at once whether the request can be met."""
         rows = list(self.rows())
         stages = [*self.first(), *(self.model(*row) for row in rows if self.given is not None)]
-        for row in rows:
-            stages += self.measurements(*row)
+        measured = {row: self.measurements(*row) for row in rows}
+        stages += [stage for made in measured.values() for stage in made]
+        if self.experiment.doses:
+            stages += self._scale(measured)
         originals = {row: number for row in rows if (number := self.original_of(*row))}
         return Graph(tuple(stages), self.common(), self.notes(), originals)
 
@@ -151,6 +153,19 @@ class GraphBuilder(ABC, Generic[E]):
             *self.further(method, seed),
             *self.gallery(method, seed),
         ]
+
+    def _scale(self, measured: Mapping[tuple[str, int], Sequence[Stage]]) -> Iterator[Stage]:
+        """Stages that say how each metric goes with the dose, and where each row stands on that scale."""
+        originals = {" ".join(map(str, row)): number for row in measured if (number := self.original_of(*row))}
+        measuring = {row: [stage for stage in made if stage.cells] for row, made in measured.items()}
+        doses = [stage for row, made in measuring.items() if dose_of(row[0]) is not None for stage in made]
+        methods = dict.fromkeys(method for method, _ in measured if dose_of(method) is None)
+        for method in (DOSES, *methods):
+            own = [stage for row, made in measuring.items() if row[0] == method for stage in made]
+            cells = cells_on_scale(method, (cell for stage in own or doses for cell in stage.cells))
+            text = "how metrics go with the dose" if method == DOSES else f"dose-equivalents of {method}"
+            inputs = {stage.label: stage for stage in (*doses, *own)}
+            yield self.stage("scale", text, {"method": method, "originals": originals}, inputs, cost=1000, cells=cells)
 
     def further(self, method: str, seed: int) -> Iterator[Stage]:
         """Stages of the metrics of plug-ins: one for each, and for each attack on their images if they ask for it."""

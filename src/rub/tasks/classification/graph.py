@@ -34,6 +34,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "radius": 1,
         "measure": 1,
         "measure-attack": 2,  # keeps witnesses
+        "scale": 1,
         "metric": 1,
     }
     sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "test", "forget_test")

@@ -28,7 +28,7 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
     versions = dict.fromkeys(
         (
             *("choose", "train", "import", "initialise", "unlearn", "reference"),
-            *("attack", "measure", "measure-attack", "gallery", "metric"),
+            *("attack", "measure", "measure-attack", "gallery", "scale", "metric"),
         ),
         1,
     )

@@ -22,6 +22,7 @@ TASK = Task(
         "measure": "rub.tasks.inpainting.measure:measure",
         "measure-attack": "rub.tasks.inpainting.measure:measure_attack",
         "gallery": "rub.tasks.inpainting.galleries:gallery",
+        "scale": "rub.pipeline.scale:place_on_scale",
         "metric": "rub.tasks.inpainting.measure:metric",
     },
     metrics=METRICS,
