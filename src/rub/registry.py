@@ -57,6 +57,10 @@ class Entry(Generic[T]):
     card: Card | None = None
     reference: bool = False
     """Of a control: whether it never knew what is forgotten, so that others can be compared with it."""
+    untrained: bool = False
+    """Of a control: whether it was never trained at all: what a search gets out of it, it makes up."""
+    exposed_by: str = ""
+    """Of a control that forgot nothing and hides it: the metric that tells it from the retrained model."""
     extra: Any = None
     """What the decorator of its kind says besides: of a judge, where it comes from."""
     always: bool = False
@@ -86,8 +90,8 @@ ANY = "any"  # the task of a component that every task can use
 
 
 @cache
-def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]:
-    """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary[, ``reference``])."""
+def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]]:
+    """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary[, what a control is])."""
     table: Mapping[str, Any] = yaml.safe_load(files("rub").joinpath("builtin.yaml").read_text(encoding="utf-8"))
     return table
 
@@ -98,7 +102,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[tuple[str, str], Entry[T]] = {
-            (task, name): Entry(name, task, summary, target, "rub", None, "reference" in more, always=True)
+            (task, name): Entry(name, task, summary, target, "rub", **{"always": True, **(more[0] if more else {})})
             for task, names in builtin().get(kind, {}).items()
             for name, (target, summary, *more) in names.items()
         }
@@ -199,11 +203,12 @@ def register(
     name: str,
     task: str,
     card: Card | None = None,
-    *,
-    reference: bool = False,
-    extra: Any = None,
+    **facts: Any,
 ) -> Callable[[F], F]:
-    """Decorator that registers a function under a name, with the first line of its docstring as summary."""
+    """Decorator that registers a function under a name, with the first line of its docstring as summary.
+
+    The facts are further fields of `Entry`; those of what ships with RUB stand in its table.
+    """
 
     def add(function: F) -> F:
         summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
@@ -211,9 +216,9 @@ def register(
         origin = "rub" if module.split(".")[0] == "rub" else module
         present = registry._entries.get((task, name))
         if origin == "rub" and present is not None:  # the lazy table named it first; only the card is new
-            registry._entries[task, name] = replace(present, target=function, card=card, extra=extra)
+            registry._entries[task, name] = replace(present, target=function, card=card, **facts)
         else:
-            registry.add(Entry(name, task, summary, function, origin, card, reference, extra))
+            registry.add(Entry(name, task, summary, function, origin, card, **facts))
         return function
 
     return add
@@ -231,13 +236,26 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     return register(METHODS, name, task, card)
 
 
-def control(name: str, *, task: str, card: Card | None = None, reference: bool = False) -> Callable[[F], F]:
+def control(
+    name: str, *, task: str, card: Card | None = None, reference: bool = False, untrained: bool = False,
+    exposed_by: str = "",
+) -> Callable[[F], F]:  # fmt: skip
     """Register a control: a row beside the methods that is no result of unlearning, and shows what a number means.
 
     It has the signature of `method`, and its model is made as a method's is, once, with unlearning seed 0. The first
-    line of its docstring says in reports what it is; `reference`: it never knew what is forgotten.
+    line of its docstring says in reports what it is.
+
+    Args:
+        name: its row.
+        task: whose models it changes.
+        card: what `rub show` says of it.
+        reference: it never knew what is forgotten.
+        untrained: it was never trained: what a search brings back from it, the search made up.
+        exposed_by: it forgot nothing and hides it, and this metric tells: by it, it is nearer to the original than to
+            the retrained model.
     """
-    return register(CONTROLS, name, task, card, reference=reference)
+    facts = {"reference": reference, "untrained": untrained, "exposed_by": exposed_by}
+    return register(CONTROLS, name, task, card, **{name: value for name, value in facts.items() if value})
 
 
 def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:
@@ -310,7 +328,7 @@ def task(value: T, *, summary: str) -> T:
     TASKS.add(Entry(made.name, made.name, summary, made, module))
     for name, meaning in {**_ROWS, **made.controls}.items():
         reference = name in ("retrain", "retrained")
-        CONTROLS.add(Entry(name, made.name, meaning, made.graph, module, None, reference, always=True))
+        CONTROLS.add(Entry(name, made.name, meaning, made.graph, module, reference=reference, always=True))
     return value
 
 

@@ -507,11 +507,13 @@ def test_lists_keep_every_word_whole_at_80_columns(rub, what):
 def test_lists_have_everything(rub):
     methods = {row["name"] for row in json.loads(rub("list", "methods", "--task", "classification", "--json").out)}
     assert methods == {
-        "ft", "rl", "iu", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd", "boundary-shrink",
-        "delete", "msg", "ct",
+        "ft", "rl", "iu", "iu-exact", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd",
+        "boundary-shrink", "delete", "msg", "ct",
     }  # fmt: skip
     controls = {row["name"] for row in json.loads(rub("list", "controls", "--task", "classification", "--json").out)}
-    assert controls == {"original", "retrain", "retrained", "sham"}
+    assert controls == {
+        "original", "retrain", "retrained", "sham", "zero-row", "gauge", "drift", "random_init", "other-seed",
+    }  # fmt: skip
     metrics = {row["name"]: row["direction"] for row in json.loads(rub("list", "metrics", "--json").out)}
     assert (metrics["ta"], metrics["ra"], metrics["ua"], metrics["mia_shadow"]) == ("up", "up", "down", "down")
     assert {row["name"] for row in json.loads(rub("list", "attacks", "--task", "classification", "--json").out)} == {

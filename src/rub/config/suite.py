@@ -205,7 +205,7 @@ class Experiment(Frozen):
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method id -> hyperparameters; a plain list in YAML means all defaults."""
     controls: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude_if=lambda controls: not controls)
-    """Controls of plug-ins, written as methods are; those that ship with RUB always run."""
+    """Controls beside those that every experiment of the task has, written as methods are."""
     metrics: tuple[str, ...] = Field((), exclude_if=lambda metrics: not metrics)
     """Metrics of plug-ins, measured for every row; those that ship with RUB always are."""
     doses: tuple[Percent, ...] = Field((), exclude_if=lambda doses: not doses)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rub.config.suite import protocols_of
 from rub.errors import RubError
-from rub.registry import CONTROLS, TASKS
+from rub.metrics.base import metrics_of
+from rub.registry import CONTROLS, TASKS, Entry
 from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.tables import label
@@ -150,25 +152,41 @@ def _sane(found: ResultFolder) -> Iterator[str]:
         if not budgets:
             yield f"{label(group)}: {printable(main) or 'no attack'} was not run"
             continue
-        original, blank = (_mean(records, row, wanted, budgets) for row in ("original", "random_init"))
+        original = _mean(records, "original", wanted, budgets)
         if not original >= RECOVERABLE:
             yield (
                 f"{label(group)}: the search brings back {100 * original:.0f} % of the original, which forgot nothing;"
                 f" at least {100 * RECOVERABLE:.0f} % show that it works"
             )
-        if blank >= RECOVERABLE:
-            yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
-        if reporting.exposes is not None:
-            shown = reporting.exposes
-            told = (shown.metric, shown.split, main if shown.attacked else "none")
-            whole, sham, never = (_mean(records, row, told, budgets) for row in ("original", "sham", "retrain"))
-            if math.isnan(sham + whole + never):
-                yield f"{label(group)}: {shown.metric} of original, sham and retrain are not all there"
-            elif abs(sham - whole) >= abs(sham - never):
-                yield (
-                    f"{label(group)}: the sham, which forgot nothing, is nearer to retrain than to the original by"
-                    f" {shown.metric} ({sham:.3f}; {never:.3f} and {whole:.3f})"
-                )
+        controls = list(CONTROLS.entries(group.task))
+        for name in (entry.name for entry in controls if entry.untrained):
+            if (blank := _mean(records, name, wanted, budgets)) >= RECOVERABLE:
+                yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
+        yield from _hidden(group, records, [entry for entry in controls if entry.exposed_by], main, budgets)
+
+
+def _hidden(
+    group: Group, records: Sequence[Record], shams: Sequence[Entry[Any]], main: str, budgets: Sequence[str]
+) -> Iterator[str]:
+    """What is wrong with the controls that forgot nothing and hide it: each has a metric that tells."""
+    rows = {record.method for record in records}
+    if shams and not any(entry.name in rows for entry in shams):
+        yield f"{label(group)}: none of {', '.join(entry.name for entry in shams)}, which forgot nothing and hide it"
+    known = {metric.name: metric for metric in metrics_of(group.task)}
+    for entry in (entry for entry in shams if entry.name in rows):
+        if (metric := known.get(entry.exposed_by)) is None:
+            yield f"{label(group)}: {entry.name} is exposed by '{entry.exposed_by}', which is no metric of {group.task}"
+            continue
+        clean = any(record.metric == metric.name and record.attack == "none" for record in records)
+        told = (metric.name, metric.split, "none" if clean else main)
+        whole, sham, never = (_mean(records, row, told, budgets) for row in ("original", entry.name, "retrain"))
+        if math.isnan(sham + whole + never):
+            yield f"{label(group)}: {metric.name} of original, {entry.name} and retrain are not all there"
+        elif abs(sham - whole) >= abs(sham - never):
+            yield (
+                f"{label(group)}: {entry.name}, which forgot nothing, is nearer to retrain than to the original by"
+                f" {metric.name} ({sham:.3f}; {never:.3f} and {whole:.3f})"
+            )
 
 
 def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], budgets: Sequence[str]) -> float:

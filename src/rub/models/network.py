@@ -152,6 +152,18 @@ def head(model: nn.Module) -> nn.Module | None:
         raise RubError(f"{type(model).__name__}: has no layer '{name}', which its head_name names") from None
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Batch normalisations of a model that keep running statistics: what train mode moves without a step.
+
+    Example:
+        >>> layers = nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2)
+        >>> batch_norms(nn.Sequential(*layers)) == [layers[0]]
+        True
+    """
+    kind = nn.modules.batchnorm._BatchNorm
+    return [module for module in model.modules() if isinstance(module, kind) and module.track_running_stats]
+
+
 def outputs(model: nn.Module, x: Tensor) -> Outputs:
     """Logits and penultimate features of images, in one pass; features at several positions are averaged over them.
 

@@ -104,7 +104,7 @@ class GraphBuilder(ABC, Generic[E]):
         yield from (("original", number) for number in range(seeds.originals))
         yield from (("retrain", seed) for seed in range(self.retrains))
         yield from ((name, seed) for name in doses for seed in range(seeds.doses))
-        controls = (*self.controls, *self.experiment.controls)
+        controls = dict.fromkeys((*self.controls, *self.experiment.controls))
         yield from ((name, number) for name in controls for number in range(seeds.originals))
         unlearned = range(seeds.originals * seeds.unlearn)
         yield from ((name, seed) for name in self.experiment.methods for seed in unlearned)

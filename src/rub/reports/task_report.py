@@ -58,15 +58,6 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Exposure:
-    """By which number the sham shows that it forgot nothing."""
-
-    metric: str
-    split: str
-    attacked: bool
-
-
-@dataclass(frozen=True)
 class TaskReport:
     """What differs between the reports of two tasks; all but the three functions stands in ``report.yaml``.
 
@@ -85,7 +76,6 @@ class TaskReport:
         beside: words for the legend -> a share of other images that the same search changes, two at most; the caption
             ``controls`` belongs to them.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
-        exposes: by which number the sham shows that it forgot nothing; None where a task has none.
         search: what a budget is, for the axis of the robustness figure.
         success: what the success figure shows the share of.
         forgotten: what is attacked, for the legend beside `beside`.
@@ -105,7 +95,6 @@ class TaskReport:
     captions: Mapping[str, str]
     beside: Mapping[str, Axis] = field(default_factory=dict)
     unlike: Sequence[str] = ()
-    exposes: Exposure | None = None
     search: str = r"size of the search, $\|\delta\|_\infty$"
     success: str = "share of forget images recovered"
     forgotten: str = "forget images"
@@ -149,7 +138,6 @@ def read_report(target: str, metrics: Iterable[Metric], **functions: Any) -> Tas
 
     said |= {name: axis(said[name]) for name in ("robustness", "utility")}
     said["beside"] = {name: axis(fields) for name, fields in said.get("beside", {}).items()}
-    said["exposes"] = Exposure(**said["exposes"]) if "exposes" in said else None
     return TaskReport(**functions, **said)
 
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from rub.config.hyperparameters import resolved
 from rub.data.spec import check_forget, data_stage, num_images
-from rub.models.lookup import network_spec, network_title
+from rub.errors import RubError
+from rub.models.lookup import hyperparameters_in, network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import unlearner
@@ -17,6 +18,7 @@ from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, R
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 DOSE_SEED = 3000
+OTHER_SEED = 5000
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
 
 
@@ -29,6 +31,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "train": 1,
         "import": 1,
         "shadow": 1,
+        "initialise": 1,
         "unlearn": 1,
         "attack": 1,
         "radius": 1,
@@ -46,7 +49,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.dataset_name, self.model_name = experiment.dataset.title, _title(experiment.model)
         self.network = network_spec(experiment.model.model_dump())
         self.classwise = experiment.forget.classes is not None
-        self.controls = ("sham",) if self.classwise else ()
+        modes = (self.methods[name]["parameters"].get("batch_norm") for name in experiment.methods)
+        self.drifts = _drifts(self.network, experiment.dataset.size) if "train" in modes else False
+        self.controls = tuple(self._controls())
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 10_000)
         check_forget(experiment.forget, experiment.dataset, data_root)
@@ -57,7 +62,26 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""
         lacking = ("sham and bias-free metrics need forgotten classes; this forget set has none",)
-        return super().notes() + (() if self.classwise else lacking)
+        unseen = ("the control drift is left out: this network cannot be looked at before its data are read",)
+        return super().notes() + (() if self.classwise else lacking) + (unseen if self.drifts is None else ())
+
+    def _controls(self) -> Iterator[str]:
+        if self.classwise:
+            yield from ("sham", "zero-row")
+        if self.drifts:
+            yield "drift"
+        yield from (name for name in ("random_init", "other-seed") if name in self.experiment.controls)
+
+    def control(self, name: str, seed: int) -> Stage:
+        """Stage that makes a control: from the original, or as a network of its own."""
+        if name == "random_init":
+            spec = {"model": self.network, "seed": OTHER_SEED + seed}
+            return self.stage("initialise", "initialise at random", spec, {"data": self.data}, cost=1)
+        if name == "other-seed":
+            return self._train(
+                f"train other-seed, seed {seed}", {"kind": "all"}, OTHER_SEED + self.experiment.seeds.train + seed
+            )
+        return super().control(name, seed)
 
     def trained(self, number: int) -> Stage:
         """Stage that trains an original."""
@@ -237,6 +261,17 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         }
         cost = 1.5 * experiment.training.epochs * self.size
         return self.stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)
+
+
+def _drifts(network: Mapping[str, Any], size: int | None) -> bool | None:
+    """Whether a network has batch normalisation; None if it cannot be built for images of 3 channels and this size."""
+    from rub.models.network import batch_norms, build_network
+
+    shape: Any = {"num_classes": 10, "channels": 3, "size": size or 32, "mean": (0.5,), "std": (0.5,)}
+    try:
+        return bool(batch_norms(build_network(network["arch"], **shape, **hyperparameters_in(network))))
+    except RubError:
+        return None
 
 
 def _title(model: ModelSpec) -> str:

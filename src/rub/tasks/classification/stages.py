@@ -41,6 +41,12 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     _save_model(model, spec["model"], dataset, out)
 
 
+def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Write a network that was never trained: the control that knows nothing."""
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    _save_model(_network(spec["model"], dataset, spec["seed"]), spec["model"], dataset, out)
+
+
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Read a checkpoint that someone else made into an artifact; its hash is in the spec."""
     dataset = input_dataset(inputs, runtime)

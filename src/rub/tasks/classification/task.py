@@ -13,6 +13,7 @@ TASK = Task(
         "data": "rub.data.splits:read",
         "train": "rub.tasks.classification.stages:train",
         "import": "rub.tasks.classification.stages:import_weights",
+        "initialise": "rub.tasks.classification.stages:initialise",
         "shadow": "rub.tasks.classification.stages:shadow",
         "unlearn": "rub.tasks.classification.stages:unlearn",
         "attack": "rub.tasks.classification.stages:attack",

@@ -1,14 +1,16 @@
 """Pieces that several methods share: rounds of batches, frozen copies, distillation, learning rates, finiteness."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rub.config.hyperparameters import Hyper
 from rub.data.samples import Samples
 from rub.errors import Diverged, RubError
+from rub.models.network import batch_norms
 from rub.pipeline.checkpointing import Changing
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Stream, cuts
@@ -23,6 +25,10 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+BatchNorm = Annotated[Literal["train", "eval"], Hyper(
+    "batch normalisation while the forget set alone is seen: `train`, its running statistics drift to that set (beside"
+    " such a row stands the control drift); `eval`, they stay the original's")]  # fmt: skip
+"""Hyperparameter of methods that train on the forget set alone."""
 Parts = Mapping[str, Samples]
 Maker = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -48,6 +54,20 @@ def rounds(context: UnlearnContext, parts: Callable[[], Iterable[Parts]], changi
     batches = Stream(draw, lambda item: Batch(item[0], item[1], *item[2](item[3])))
     for _ in context.counted(sum(sizes), {**changing, "own batches": batches}, epochs=len(sizes)):
         yield next(batches)
+
+
+def train_mode(model: nn.Module, batch_norm: Literal["train", "eval"]) -> None:
+    """Put the model in train mode, its batch normalisations in that mode; in eval mode they use what they have seen.
+
+    Example:
+        >>> layer = nn.BatchNorm2d(3)
+        >>> train_mode(nn.Sequential(layer), "eval")
+        >>> layer.training
+        False
+    """
+    model.train()
+    for layer in batch_norms(model):
+        layer.train(batch_norm == "train")
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

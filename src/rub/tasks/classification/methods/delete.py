@@ -10,7 +10,7 @@ from rub.data.samples import Samples
 from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import distillation
+from rub.tasks.classification.methods._steps import BatchNorm, distillation, train_mode
 
 CARD = Card(
     paper="Zhou et al., Decoupled Distillation to Erase: A General Unlearning Method for Any Class-centric Tasks,"
@@ -21,6 +21,7 @@ CARD = Card(
         "the KL is that of upstream's code, target first (its kl_div receives the student's log-probabilities)",
         "only the sample's own class is struck out, as upstream:"
         " jointly forgotten classes may receive each other's mass",
+        "batch normalisation in train mode, as upstream but for one class of Tiny-ImageNet, see `batch_norm`",
     ),
 )
 
@@ -41,16 +42,12 @@ def delete(
     lr: Annotated[Rate, Hyper("learning rate of SGD (momentum .9, no weight decay)",
         source="upstream on CIFAR-10 (CIFAR-100 and Tiny-ImageNet 5e-5)")] = 1e-4,
     epochs: Annotated[Epochs, Hyper("passes over the forget set", source="upstream")] = 20,
-    freeze_bn: Annotated[bool, Hyper("keep batch normalisation at its running statistics",
-        source="upstream, which freezes batch normalisation only for a single class of Tiny-ImageNet")] = False,
+    batch_norm: Annotated[BatchNorm, Hyper(
+        source="upstream; for a single class of Tiny-ImageNet it is `eval` there")] = "train",
 ) -> nn.Module:  # fmt: skip
     """Match the original's distribution over the other classes on the forget set. Retain is not used."""
     teacher = frozen(model)
-    model.train()
-    if freeze_bn:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+    train_mode(model, batch_norm)
     optimizer = context.sgd(model, lr, weight_decay=0.0)
     for x, y in context.epochs(forget, epochs, {"model": model, "optimizer": optimizer}):
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""IU: one influence-function step, with the inverse of the empirical Fisher matrix by Woodbury's identity."""
+"""IU: one influence-function step, as the published code takes it and with the exact inverse of the Fisher matrix."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,36 @@ from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.methods._steps import require_finite
 from rub.training.saliency import gradients
 
+PAPER = (
+    "Izzo et al., Approximate Data Deletion from Machine Learning Models, AISTATS 2021, arXiv 2002.10077;"
+    " Singh and Alistarh, WoodFisher, NeurIPS 2020, arXiv 2004.14340"
+)
+INFLUENCE = "v = 1/(n_f+n_r) sum_{D_u} grad CE - n_f/((n_f+n_r) n_r) sum_{D_r} grad CE"
+UPSTREAM = "OPTML-Group/Unlearn-Sparse 80ba55d, unlearn/Wfisher.py"
+ALWAYS = (
+    "samples in a seeded order and no augmentation; upstream takes file order with random augmentation",
+    "g_r comes from the retain set; the ImageNet branch of Unlearn-Saliency reads the forget set there",
+)
 CARD = Card(
-    paper="Izzo et al., Approximate Data Deletion from Machine Learning Models, AISTATS 2021, arXiv 2002.10077;"
-    " Singh and Alistarh, WoodFisher, NeurIPS 2020, arXiv 2004.14340",
-    equation="theta <- theta + alpha F^-1 v, F = damping I + (1/m) sum_i g_i g_i^T over m retain samples,"
-    " v = 1/(n_f+n_r) sum_{D_u} grad CE - n_f/((n_f+n_r) n_r) sum_{D_r} grad CE",
-    upstream="OPTML-Group/Unlearn-Sparse 80ba55d, unlearn/Wfisher.py",
+    paper=PAPER,
+    equation=f"theta <- theta + alpha k, {INFLUENCE}; k = v, o = g_1, and for i = 2, 3, ...: s = o.g_i,"
+    " k <- k - (k.g_i)/(N+s) o, o <- o - s/(N+s) o, with g_i the gradient of retain sample i",
+    upstream=UPSTREAM,
     differences=(
-        "F^-1 v is exact; upstream never re-derives o for a new sample, so its k - v stays parallel to one gradient",
+        "the formula is upstream's: o is never derived anew for a sample, so that k - v stays parallel to g_1, and k"
+        " is all but v; iu-exact has the inverse that it stands for",
+        *ALWAYS,
+    ),
+    version=2,
+)
+EXACT = Card(
+    paper=PAPER,
+    equation=f"theta <- theta + alpha F^-1 v, {INFLUENCE}, F = damping I + (1/m) sum_i g_i g_i^T over m retain samples",
+    upstream=UPSTREAM,
+    differences=(
+        "F^-1 v is exact; upstream's recurrence (iu) leaves v almost as it is",
         "m is min(samples, n_r) and divides the sum; upstream divides by 1000 whatever it read",
-        "samples in a fixed, seeded order and no augmentation; upstream takes file order with random augmentation",
-        "g_r comes from the retain set; the ImageNet branch of Unlearn-Saliency reads the forget set there",
+        *ALWAYS,
     ),
 )
 
@@ -101,19 +120,47 @@ def woodfisher(model: nn.Module, samples: Samples, context: UnlearnContext, v: T
     return (v - weighted_gradient(model, samples, context, coefficients)) / damping
 
 
-def upstream_recurrence(model: nn.Module, samples: Samples, context: UnlearnContext, v: Tensor) -> Tensor:
-    """Published code's k: o = g_1; for i >= 2: s = o.g_i, k -= (k.g_i)/(N+s) o, o -= s/(N+s) o, N = m."""
-    k, o, count = v.clone(), torch.zeros_like(v), len(samples)
+def recurrence(model: nn.Module, samples: Samples, context: UnlearnContext, v: Tensor, scale: int) -> Tensor:
+    """Published code's k: o = g_1; for i >= 2: s = o.g_i, k -= (k.g_i)/(N+s) o, o -= s/(N+s) o, N the scale."""
+    k, o = v.clone(), torch.zeros_like(v)
     for start, block in gradient_blocks(model, samples, context, block_rows(v)):
         for offset, g in enumerate(block):
             if start + offset == 0:
                 o = g.clone()
                 continue
             s = o @ g
-            k -= (k @ g) / (count + s) * o
-            o -= s / (count + s) * o
-        context.progress(start + len(block), count, "Fisher")
+            k -= (k @ g) / (scale + s) * o
+            o -= s / (scale + s) * o
+        context.progress(start + len(block), len(samples), "Fisher")
     return k
+
+
+def influence(model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext) -> Tensor:
+    """Direction v (P,) = 1/(n_f+n_r) sum_{D_u} grad CE - n_f/((n_f+n_r) n_r) sum_{D_r} grad CE, in eval mode."""
+    model.eval()
+    n_f, n_r = len(forget), len(retain)
+    v = weighted_gradient(model, forget, context, torch.full((n_f,), 1 / (n_f + n_r)))
+    return v - weighted_gradient(model, retain, context, torch.full((n_r,), n_f / ((n_f + n_r) * n_r)))
+
+
+def drawn(retain: Samples, context: UnlearnContext, count: int) -> Samples:
+    """At most so many retain samples, in a random order of their own."""
+    return retain.select(torch.randperm(len(retain), generator=context.generator("fisher"))[:count])
+
+
+@torch.no_grad()
+def moved(model: nn.Module, step: Tensor, method: str) -> nn.Module:
+    """Model after a step (P,) of all its parameters.
+
+    Raises:
+        Diverged: a weight is not finite after it.
+    """
+    parameters = list(model.parameters())
+    parts = torch.split(step, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.add_(part.view_as(parameter))
+    require_finite(model, method)
+    return model
 
 
 @method("iu", task="classification", card=CARD)
@@ -122,35 +169,37 @@ def influence_unlearning(
     alpha: Annotated[float, Hyper("step scale",
         source="JingWu321/Scissorhands 73ae065, class-wise (SVHN class 0); random samples of CIFAR-10: 10, of"
         " CIFAR-100: 20")] = 2.0,
-    damping: Annotated[Positive, Hyper("multiple of the identity in F; `upstream` fixes it to 1",
-        source="upstream's recurrence starts at k = v, that is F_0 = I; the WoodFisher paper takes 1e-5")] = 1.0,
-    samples: Annotated[PositiveInt, Hyper("most retain samples whose gradients make F",
-        source="upstream's N (it reads at most 1002 samples)")] = 1000,
-    recurrence: Annotated[Literal["woodfisher", "upstream"], Hyper(
-        "`woodfisher`: the exact inverse; `upstream`: the published code's formula",
-        source="ours: exact")] = "woodfisher",
+    samples: Annotated[PositiveInt, Hyper("N of the recurrence, which reads at most N + 2 retain samples",
+        source="upstream, fixed")] = 1000,
 ) -> nn.Module:  # fmt: skip
-    """Take one step theta + alpha F^-1 v that removes the forget set's influence; alpha = 0 changes nothing.
+    """Take one step theta + alpha k that removes the forget set's influence, k by upstream's recurrence.
 
-    All in float32 and eval mode: an inverse amplifies rounding, so that autocast is not used here.
+    All in float32 and eval mode: autocast is not used here. With alpha = 0 nothing changes.
 
     Raises:
         Diverged: a weight is not finite after the step.
     """
-    model.eval()
-    n_f, n_r = len(forget), len(retain)
-    v = weighted_gradient(model, forget, context, torch.full((n_f,), 1 / (n_f + n_r)))
-    v -= weighted_gradient(model, retain, context, torch.full((n_r,), n_f / ((n_f + n_r) * n_r)))
-    chosen = retain.select(torch.randperm(n_r, generator=context.generator("fisher"))[:samples])
-    if recurrence == "woodfisher":
-        k = woodfisher(model, chosen, context, v, damping)
-    else:
-        k = upstream_recurrence(model, chosen, context, v)
-    with torch.no_grad():
-        start = 0
-        for parameter in model.parameters():
-            end = start + parameter.numel()
-            parameter.add_(alpha * k[start:end].view_as(parameter))
-            start = end
-    require_finite(model, "iu")
-    return model
+    v = influence(model, forget, retain, context)
+    return moved(model, alpha * recurrence(model, drawn(retain, context, samples + 2), context, v, samples), "iu")
+
+
+@method("iu-exact", task="classification", card=EXACT)
+def exact_influence_unlearning(
+    model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
+    alpha: Annotated[float, Hyper("step scale", source="1 is the influence function's own step; iu's is made for"
+        " another direction")] = 1.0,
+    damping: Annotated[Positive, Hyper("multiple of the identity in F",
+        source="upstream's recurrence starts at k = v, that is F_0 = I; the WoodFisher paper takes 1e-5")] = 1.0,
+    samples: Annotated[PositiveInt, Hyper("most retain samples whose gradients make F",
+        source="upstream's N")] = 1000,
+) -> nn.Module:  # fmt: skip
+    """Take one step theta + alpha F^-1 v that removes the forget set's influence, with the exact inverse.
+
+    All in float32 and eval mode: an inverse amplifies rounding, so that autocast is not used here. With alpha = 0
+    nothing changes.
+
+    Raises:
+        Diverged: a weight is not finite after the step.
+    """
+    v = influence(model, forget, retain, context)
+    return moved(model, alpha * woodfisher(model, drawn(retain, context, samples), context, v, damping), "iu-exact")

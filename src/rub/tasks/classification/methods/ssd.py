@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rub.config.hyperparameters import Hyper, Weight
+from rub.config.hyperparameters import Hyper, PositiveInt, Weight
 from rub.data.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
@@ -20,25 +20,36 @@ CARD = Card(
     " F = mean over batches of (batch gradient)^2",
     upstream="if-loops/selective-synaptic-dampening cdfdc0e, ssd.py",
     differences=(
-        "importances over shuffled batches without augmentation, in eval mode; they depend on the"
-        " batch size, as upstream",
-        "F_D is taken over forget and retain set together, the training data of the original",
+        "batches of 64 images whatever the training's are, as upstream: F depends on their size, and alpha on F",
+        "where whole classes are forgotten, batches hold one class after another, as upstream; within a class, and for"
+        " other forget sets, their order is random and seeded",
+        "no augmentation, eval mode, as upstream; F_D is taken over forget and retain set together",
     ),
+    version=2,
 )
 
 
-def importance(model: nn.Module, samples: Samples, context: UnlearnContext, stream: str) -> dict[str, Tensor]:
+def ordered(samples: Samples, context: UnlearnContext, stream: str) -> Samples:
+    """Samples in random order; where whole classes are forgotten, one class after another."""
+    mixed = samples.select(torch.randperm(len(samples), generator=context.generator(stream)))
+    return mixed.select(mixed.labels.argsort(stable=True)) if context.forget_classes else mixed
+
+
+def importance(
+    model: nn.Module, samples: Samples, context: UnlearnContext, stream: str, batch_size: int
+) -> dict[str, Tensor]:
     """F by parameter name: the mean over batches of the squared gradient of the batch-mean cross-entropy."""
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    batches = context.batches(samples, context.generator(stream), augment=False)
+    own = ordered(samples, context, stream)
+    batches = context.batches(own, context.generator(""), batch_size=batch_size, shuffle=False, augment=False)
     losses = (F.cross_entropy(context.forward(model, x), y) for x, y in batches)
     count = 0
     for found in gradients(parameters, losses):
         count += 1
         for name, gradient in found.items():
             total[name] += gradient.square()
-        context.progress(count, -(-len(samples) // context.batch_size), f"importance of {stream}")
+        context.progress(count, -(-len(samples) // batch_size), f"importance of {stream}")
     return {name: value / max(count, 1) for name, value in total.items()}
 
 
@@ -57,10 +68,15 @@ def dampen(weight: Tensor, forget: Tensor, full: Tensor, alpha: float, lambda_: 
 @method("ssd", task="classification", card=CARD)
 def selective_synaptic_dampening(
     model: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext, *,
-    alpha: Annotated[Weight, Hyper("selection threshold; larger selects fewer weights",
-        source="upstream selection_weighting for ResNet18 (ViT 5; PinsFaceRecognition 50)")] = 10.0,
+    alpha: Annotated[Weight, Hyper(
+        "selection threshold; larger selects fewer weights. Whole classes: F_D is about the mean of the classes' F, so"
+        " that from alpha = C / (forgotten classes) on next to nothing is selected",
+        source="upstream selection_weighting for ResNet18 (ViT 5; PinsFaceRecognition 50), for 1 class of 20 or"
+        " 100")] = 10.0,
     lambda_: Annotated[Weight, Hyper("dampening constant; smaller dampens more",
         source="upstream dampening_constant (PinsFaceRecognition 0.1)")] = 1.0,
+    batch_size: Annotated[PositiveInt, Hyper("images of a batch whose gradient is squared",
+        source="upstream forget_full_class_main.py -b")] = 64,
 ) -> nn.Module:  # fmt: skip
     """Dampen weights whose importance to the forget set exceeds alpha times their importance to all data.
 
@@ -68,8 +84,8 @@ def selective_synaptic_dampening(
         Diverged: a weight is not finite after the edit.
     """
     model.eval()
-    of_forget = importance(model, forget, context, "forget set")
-    of_all = importance(model, concatenate([forget, retain]), context, "all data")
+    of_forget = importance(model, forget, context, "forget set", batch_size)
+    of_all = importance(model, concatenate([forget, retain]), context, "all data", batch_size)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(dampen(weight, of_forget[name], of_all[name], alpha, lambda_))
