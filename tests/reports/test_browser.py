@@ -138,7 +138,7 @@ def test_filters_and_a_link_to_the_view(visit):
     assert shown() == everything
     page.get_by_label("Data").select_option("digits")
     assert page.locator("section.boards:visible").count() == 1
-    assert set(shown()) == {"[original]", "[retrain]", "[sham]", "ft"}
+    assert set(shown()) == {"[original]", "[retrain]", "[sham]", "[zero-row]", "ft"}
 
 
 def test_a_number_leads_to_its_records(visit):

@@ -82,7 +82,7 @@ def test_the_page_names_the_tasks_that_it_leaves_out(make_row, tmp_path):
 def test_controls_come_first_then_the_methods_of_the_task():
     methods = ["ft", "salun", "random_init", "sham", "retrained", "retrain", "original", "i2i"]
     assert row_order(methods, "classification") == [
-        "original", "retrain", "retrained", "sham", "ft", "salun", "random_init", "i2i",
+        "original", "retrain", "retrained", "sham", "random_init", "ft", "salun", "i2i",
     ]  # fmt: skip
     assert row_order(methods, "inpainting")[:4] == ["original", "retrain", "retrained", "random_init"]
 

@@ -107,7 +107,8 @@ def build_network(
         except RubError:
             raise
         except Exception as error:  # the builder may be anybody's
-            raise RubError(f"network {arch}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+            said = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+            raise RubError(f"network {arch}: {said}") from error
     if not isinstance(made, nn.Module):
         raise RubError(f"network {arch}: its builder returned {type(made).__name__}; should be a torch.nn.Module")
     means, deviations = _per_channel("mean", mean, channels), _per_channel("std", std, channels)

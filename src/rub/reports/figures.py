@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rub.metrics.statistics import Interval
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+_DASHES: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)))
 _BUDGET_COLOURS = ("#0072B2", "#D55E00")  # of the two headline budgets
 _BESIDE: Sequence[Mapping[str, Any]] = (  # the forgotten images, then what stands beside them
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
@@ -137,8 +138,7 @@ def style(method: str, task: str) -> dict[str, Any]:
     known = [entry.name for entry in METHODS.entries(task)]
     index = known.index(method) if method in known else len(known) + sum(method.encode())
     turn, colour = divmod(index, len(_COLOURS))
-    dash = (0, (4, 1.5)) if turn % 2 else "-"
-    return {"color": _COLOURS[colour], "marker": _MARKERS[index % len(_MARKERS)], "linestyle": dash}
+    return {"color": _COLOURS[colour], "marker": _MARKERS[index % len(_MARKERS)], "linestyle": _DASHES[turn % 3]}
 
 
 def _robustness(records: Sequence[Record], budgets: Sequence[str], reporting: TaskReport, main: str) -> "Figure":

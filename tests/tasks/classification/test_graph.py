@@ -26,7 +26,9 @@ def test_seeds_are_nested_in_originals():
     graph = graph_of("seeds.originals=2", "seeds.unlearn=2", "doses=[]")
     assert {seed for method, seed in rows(graph) if method == "ft"} == {0, 1, 2, 3}
     assert {seed for method, seed in rows(graph) if method == "original"} == {0, 1}
-    assert graph.originals == {("original", 1): 1, ("retrain", 1): 1, ("sham", 1): 1, ("ft", 2): 1, ("ft", 3): 1}
+    assert graph.originals == {
+        ("original", 1): 1, ("retrain", 1): 1, ("sham", 1): 1, ("zero-row", 1): 1, ("ft", 2): 1, ("ft", 3): 1,
+    }  # fmt: skip
     made = {stage.label: stage for stage in in_order(graph.stages)}
     for seed, original in (
         (0, "train original"),

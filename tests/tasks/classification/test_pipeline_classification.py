@@ -101,7 +101,7 @@ def digits():
 def test_the_run_is_complete(tiny):
     assert tiny.result.failures == ()
     assert tiny.result.counts["failed"] == tiny.result.counts["blocked"] == 0
-    assert {row.method for row in tiny.result.records} == {"original", "retrain", "sham", "ft"}
+    assert {row.method for row in tiny.result.records} == {"original", "retrain", "sham", "zero-row", "ft"}
     assert {row.status for row in tiny.result.records} == {"ok"}
     clean = {row.metric for row in rows(tiny.result, method="ft", attack="none")}
     assert clean == {
@@ -405,7 +405,7 @@ def test_failing_methods_have_failed_cells_and_the_others_go_on(tiny, tmp_path):
     path.write_text(PLUGIN, encoding="utf-8")
     suite = load_suite(str(tiny.path), added=load_plugin(path))
     result = run(suite, store=tiny.store, **CPU)
-    assert known_of(result, {"original", "retrain", "sham", "ft"}) == known(tiny.result)
+    assert known_of(result, {"original", "retrain", "sham", "zero-row", "ft"}) == known(tiny.result)
     reasons = {
         "diverges": "unlearn diverges, seed 0: diverged: the loss became nan",
         "not-finite": "unlearn not-finite, seed 0: diverged: fc.bias holds values that are not finite",
