@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import kendalltau, ttest_rel
 
 from rub import read_records
-from rub.metrics.statistics import clustered_mean, paired_difference, wilson
+from rub.metrics.statistics import Run, difference, estimate, wilson
 from rub.reports.grouping import budgets_of
 from rub.store.records import Record
 
@@ -71,7 +71,7 @@ def printed(paper: dict[str, Any], method: str, metric: str, budget: str) -> flo
 
 
 def numbers(records: list[Record], paper: dict[str, Any]) -> list[str]:
-    """Return our means with half of the clustered 95 % interval beside the paper's; bold where it lies inside."""
+    """Return our means with half of the 95 % interval over seeds beside the paper's; bold where it lies inside."""
     heads = columns()
     lines = ["| method | " + " | ".join(head for head, *_ in heads) + " |", "|:---|" + "---:|" * len(heads)]
     for method in paper:
@@ -81,8 +81,9 @@ def numbers(records: list[Record], paper: dict[str, Any]) -> list[str]:
             if not found:
                 cells.append("")
                 continue
-            flat = [(value, seed) for seed, many in found.items() for value in many]
-            mean = clustered_mean([value for value, _ in flat], [seed for _, seed in flat])
+            mean = estimate(
+                [Run(value, seed=seed, mia=k) for seed, many in found.items() for k, value in enumerate(many)]
+            )
             digits = 3 if metric.startswith("mia") else 1
             ours = f"{mean.mean:.{digits}f}"
             inside = theirs is not None and len(found) > 1 and mean.low <= theirs <= mean.high
@@ -172,7 +173,9 @@ def beside(records: Sequence[Record], method: str, budget: str) -> Beside | None
         return None
     means = [float(np.mean([np.mean(many) for many in side.values()])) for side in sides]
     sizes = [count(records, method, metric, budget, split) for metric, split in cells]
-    gap = paired_difference(own, steered)
+    gap = difference(
+        *([Run(float(np.mean(many)), seed=seed) for seed, many in side.items()] for side in (own, steered))
+    )
     over_unseen = newcombe(means[0], sizes[0], means[1], sizes[1])
     over_steered = newcombe(means[0], sizes[0], means[2], sizes[2])
     return Beside(

@@ -2,9 +2,9 @@
 
     python benchmarks/agree.py results/on-cpu results/on-gpu
 
-Every cell (method, attack, budget, metric, split) that both have: the 95 % intervals clustered by unlearning seed where
-there are several, the record's own where there is one. Prints the cells whose intervals do not meet; exit 1 if these
-are more than one in twenty.
+Every cell (method, attack, budget, metric, split) that both have: the 95 % intervals over samples and unlearning seeds,
+as far as the records know them. Prints the cells whose intervals do not meet; exit 1 if these are more than one in
+twenty.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from rub import read_records
-from rub.metrics.statistics import Interval, clustered_mean
+from rub.metrics.statistics import Interval
+from rub.reports.grouping import estimate
 from rub.store.records import Record
 
 Cell = tuple[str, ...]
@@ -30,14 +31,11 @@ def intervals(folder: Path) -> tuple[dict[Cell, Interval], str]:
 
 
 def interval(rows: list[Record]) -> Interval:
-    """Return the mean of a cell with its interval; a single value without one is its own interval."""
-    seeds = [row.unlearn_seed for row in rows]
-    if len(set(seeds)) > 1:
-        return clustered_mean([row.value for row in rows], seeds)
-    value = sum(row.value for row in rows) / len(rows)
-    lows = [row.ci_low for row in rows if row.ci_low is not None]
-    highs = [row.ci_high for row in rows if row.ci_high is not None]
-    return Interval(value, min(lows, default=value), max(highs, default=value), 1)
+    """Return the mean of a cell with its interval; a value without one is its own interval."""
+    found = estimate(rows)
+    if found is None:
+        raise SystemExit(f"{rows[0].method}: {rows[0].metric} has no value")
+    return found if found.over else Interval(found.mean, found.mean, found.mean)
 
 
 def main() -> None:

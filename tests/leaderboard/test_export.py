@@ -32,7 +32,9 @@ def test_entry_holds_the_mean_of_the_raw_records(records):
     assert (entry.source_url, entry.source_name) == ("https://example.org/r", "RUB records")
     said = entry.notes.split("; ")
     assert said[:3] == ["ua of salun on forget after uma at 16/255", "fraction, lower is better", "N 100"]
-    assert "95 % interval 0.2203 to 0.3197 clustered by seed" in said[3]  # .27 +- 4.3027 * .02 / sqrt(3)
+    assert (
+        "mean over 3 models, 95 % interval 0.2203 to 0.3197 over unlearning seeds" in said[3]
+    )  # .27 +- 4.3027 * .02 / sqrt(3)
     assert "the attack was still improving at its last step" in said
     assert "controls: original 1, retrain 0, sham 0" in said
     assert said[-1] == "protocol rub-paper-1, data cifar10, model resnet10-w8, suite demo"
@@ -51,7 +53,7 @@ def test_failed_cells_are_left_out_and_counted(records):
 def test_a_failed_stage_that_names_no_judge_still_counts(make_row):
     judged = make_row("ft", "ua", 0.5, extractor="judge@1", ci_low=0.4, ci_high=0.6)
     alone = read(eval_results([judged], method="ft"))["ua/forget/none/none/rub-paper-1/cifar10/judge-1"]
-    assert "one unlearning seed, 95 % interval 0.4 to 0.6 over samples" in alone.notes
+    assert "one model, 95 % interval 0.4 to 0.6 over samples" in alone.notes
     failed = make_row("ft", "ua", None, seed=1, status="failed", reason="x")
     [entry] = read(eval_results([judged, failed], method="ft")).values()
     assert "1 of 2 results failed" in entry.notes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rub.errors import RubError, unknown
 from rub.metrics.base import metrics_of
-from rub.metrics.statistics import Interval
+from rub.metrics.statistics import OWN, SAMPLES, Interval
 from rub.registry import TASKS
 from rub.reports.folders import mains_of
 from rub.reports.grouping import Group, board_of, controls_of, estimate, extracted, grouped
@@ -170,12 +170,12 @@ def _notes(found: Sequence[Record], interval: Interval, controls: Mapping[str, I
 
 
 def _spread(measured: Sequence[Record], interval: Interval) -> str:
-    ends = f"95 % interval {interval.low:.4g} to {interval.high:.4g} clustered by seed"
-    if interval.clusters > 1:
-        return f"mean over {interval.clusters} unlearning seeds, {ends}"
-    if len(measured) == 1 and (one := measured[0]).ci_low is not None and one.ci_high is not None:
-        return f"one unlearning seed, 95 % interval {one.ci_low:.4g} to {one.ci_high:.4g} over samples"
-    return "one unlearning seed, no interval"
+    count = len({(record.original, record.unlearn_seed) for record in measured})
+    models = f"mean over {count} models" if count > 1 else "one model"
+    over = " x ".join(SAMPLES if name == OWN else name for name in interval.over)
+    if not over:
+        return f"{models}, no interval"
+    return f"{models}, 95 % interval {interval.low:.4g} to {interval.high:.4g} over {over}"
 
 
 def _date(records: Sequence[Record]) -> str | None:

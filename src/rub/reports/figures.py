@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rub.metrics.statistics import ORIGINALS, SEEDS
 from rub.registry import METHODS
 from rub.reports.figure_file import FigureFile, plain
 from rub.reports.grouping import (
@@ -25,7 +26,6 @@ from rub.reports.grouping import (
     main_attack,
     records_at,
     row_order,
-    share,
 )
 from rub.reports.tables import label
 from rub.reports.task_report import Axis, TaskReport, reports_of
@@ -290,8 +290,8 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
 def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **look: Any) -> None:
     x = [x for x, _ in points]
     axes.plot(x, [interval.mean for _, interval in points], **look)
-    if points and all(interval.clusters > 1 for _, interval in points):
-        # A t interval may leave the range that a share can have; the tables print it as it is.
+    if points and all({SEEDS, ORIGINALS} & {*interval.over} for _, interval in points):
+        # Single models have no band: a dozen that lie on each other would hide the lines.
         low, high = [max(i.low, 0) for _, i in points], [min(i.high, 100) for _, i in points]
         axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
@@ -304,7 +304,7 @@ def _value(board: Board, method: str, axis: Axis, budget: str, main: str) -> "In
     clean = budget == "none"
     metric = axis.clean if clean and axis.clean else axis.metric
     found = records_at(board, method, Place(metric, axis.split, "none" if clean else main, budget))
-    return (share if axis.sampled else estimate)(found, axis.scale)
+    return estimate(found, axis.scale)
 
 
 def _look(method: str, task: str) -> dict[str, Any]:

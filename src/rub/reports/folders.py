@@ -18,6 +18,7 @@ from rub.metrics.base import metrics_of
 from rub.registry import TASKS
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
+from rub.reports.samples import joined
 from rub.reports.text import printable
 from rub.store.manifest import changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
@@ -105,7 +106,7 @@ def read_folder(path: Path) -> ResultFolder:
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise RubError(f"{path}: {printable(changed[0])}{more}")
-    records = read_records(path)
+    records = joined(read_records(path), path)
     _check_ranges(path, records)
     return ResultFolder(
         (path,),

@@ -1,4 +1,4 @@
-"""How records are gathered for tables and figures: comparable groups, row order, budgets, and clustered estimates."""
+"""How records are gathered for tables and figures: comparable groups, row order, budgets, intervals and ties."""
 
 import math
 from collections import defaultdict
@@ -8,11 +8,14 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from rub.config.suite import main_among
+from rub.metrics import statistics
 from rub.metrics.dose import dose_of
-from rub.metrics.statistics import Interval, clustered_mean, letters, maximal_overlaps, wilson
+from rub.metrics.statistics import LEVEL, Interval, PerSample, Run, wilson
 from rub.registry import CONTROLS, METHODS
-from rub.store.records import Record
+from rub.store.records import Record, SampledRecord
 
+_NORMAL = 1.959963984540054  # half width of a 95 % interval in standard errors
+_ROUNDING = 1e-6  # of intervals that were stored
 _ENDLESS = ("unbounded", "free")  # budgets without a number, the smaller first
 
 
@@ -141,23 +144,58 @@ def budgets_of(records: Iterable[Record], attack: str | None = None) -> list[str
     return sorted(found - {"none"}, key=size)
 
 
-def estimate(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
-    """Mean over the measured records with its interval clustered by unlearning seed; None without any."""
-    found = [(record.value * scale, record.unlearn_seed or 0) for record in records if record.value is not None]
-    return clustered_mean([value for value, _ in found], [seed for _, seed in found]) if found else None
+def run_of(record: Record) -> Run:
+    """What statistics need to know of a measured record."""
+    value = record.value or 0.0
+    error = None
+    if record.ci_low is not None and record.ci_high is not None:
+        width = (record.ci_high - record.ci_low) / (2 * _NORMAL)
+        error = math.sqrt(value * (1 - value) / record.n) if is_share([record]) else width
+    samples = PerSample(record.ids, record.values) if isinstance(record, SampledRecord) else None
+    return Run(value, record.original, record.unlearn_seed or 0, record.mia_seed, record.n, error, samples)
 
 
-def share(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
-    """Mean of a share of samples with its interval: over unlearning seeds, or over the samples of one model.
-
-    The latter is Wilson's, and not symmetrical about the mean. None without a measured record.
-    """
+def is_share(records: Iterable[Record]) -> bool:
+    """Whether every measured record is a share of samples: its own interval is then Wilson's."""
     found = [record for record in records if record.value is not None]
-    interval = estimate(found, scale)
-    if interval is None or interval.clusters > 1 or not (n := max(record.n for record in found)):
-        return interval
-    low, high = wilson(round(interval.mean / scale * n), n)
-    return replace(interval, low=scale * low, high=scale * high)
+    return bool(found) and all(_wilsons(record) for record in found)
+
+
+def _wilsons(record: Record) -> bool:
+    if record.ci_low is None or record.ci_high is None or record.n < 1 or not 0 <= (record.value or 0.0) <= 1:
+        return False
+    ends = wilson((record.value or 0.0) * record.n, record.n)
+    return all(abs(end - own) < _ROUNDING for end, own in zip(ends, (record.ci_low, record.ci_high), strict=True))
+
+
+def estimate(records: Iterable[Record], scale: float = 1.0) -> Interval | None:
+    """Mean over the measured records with its interval (`rub.metrics.statistics.estimate`); None without any."""
+    found = [record for record in records if record.value is not None]
+    if not found:
+        return None
+    interval = statistics.estimate(list(map(run_of, found)), share=is_share(found))
+    return replace(interval, mean=interval.mean * scale, low=interval.low * scale, high=interval.high * scale)
+
+
+def told_apart(one: Iterable[Record], other: Iterable[Record]) -> bool:
+    """Whether a paired test tells two cells apart; not where one has no value, or they share no run."""
+    sides = [[record for record in side if record.value is not None] for side in (one, other)]
+    left, right = (list(map(run_of, side)) for side in sides)
+    try:
+        return statistics.difference(left, right, share=is_share([*sides[0], *sides[1]])).p <= LEVEL
+    except ValueError:
+        return False
+
+
+def tie_letters(rows: Mapping[str, Iterable[Record]]) -> dict[str, str]:
+    """Letters of the rows of one cell that paired tests do not tell apart, the lowest mean a.
+
+    Rows without a value have none, and nobody has where no pair can be tested: `rub.metrics.statistics.tie_letters`.
+    """
+    measured = {name: [record for record in found if record.value is not None] for name, found in rows.items()}
+    runs = {name: list(map(run_of, found)) for name, found in measured.items() if found}
+    share = is_share(record for found in measured.values() for record in found)
+    return statistics.tie_letters(runs, "down", share=share)
 
 
 def records_at(board: Board, method: str, place: Place) -> Sequence[Record]:
@@ -180,27 +218,3 @@ def extracted(records: Sequence[Record]) -> list[Record]:
         for record in records
         for name in (record.status == "failed" and not record.extractor and known[record.metric]) or ("",)
     ]
-
-
-def tie_letters(intervals: Mapping[str, Interval]) -> dict[str, str]:
-    """Letters of the tie groups of rows, as `rub.metrics.statistics.tie_groups` gives them; the lowest mean is best, a.
-
-    Example:
-        >>> tie_letters({"x": Interval(1, 0, 2, 1), "y": Interval(3, 1, 4, 1), "z": Interval(5, 3, 6, 1)})
-        {'x': 'a', 'y': 'ab', 'z': 'b'}
-    """
-    order = sorted(intervals, key=lambda name: (intervals[name].mean, name))
-    groups = maximal_overlaps([intervals[name] for name in order])
-    return {
-        name: "".join(letters(number) for number, group in enumerate(groups) if rank in group)
-        for rank, name in enumerate(order)
-    }
-
-
-def seed_means(records: Iterable[Record]) -> dict[int, float]:
-    """Mean value of each unlearning seed."""
-    values: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        if record.value is not None:
-            values[record.unlearn_seed or 0].append(record.value)
-    return {seed: sum(found) / len(found) for seed, found in values.items()}

@@ -58,7 +58,14 @@ class Result:
         """What a page shows, its records, and its tables; made once."""
         from rub.reports.pages import tabulated
 
-        return tabulated(self.records, self.suite)
+        return tabulated(self.measured, self.suite)
+
+    @cached_property
+    def measured(self) -> list[Record]:
+        """Records joined with what each sample gave, as reports take them."""
+        from rub.reports.samples import rows_of, sampled
+
+        return sampled(self.records, rows_of(self.samples), rows_of(self.values))
 
 
 def prepare(out: Path) -> None:
@@ -138,7 +145,7 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite}
-        page = write_report(result.records, result.curves, out, facts, result.pages, result.galleries)
+        page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
         seal_folder(out, {"command": command, "code_version": code_version()})
         return page
     except OSError as error:

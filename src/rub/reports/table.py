@@ -19,8 +19,9 @@ class Cell:
     Attributes:
         parts: what is printed: the value with its marks, then its interval and the paper's number where known.
         value: the mean in the column's unit; None when there is none.
-        low: lower end of the 95 % interval over unlearning seeds; of one model over samples, or None.
+        low: lower end of the 95 % interval, None where there is none.
         high: upper end.
+        over: what the interval is over, as `rub.metrics.statistics.Interval` says it.
         paper: the paper's own number in the column's unit.
         note: what a mark means in words, or why there is no value.
         anchor: names the records behind it on the page, see `rub.reports.grouping.anchor`; "" where there are none.
@@ -30,6 +31,7 @@ class Cell:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    over: tuple[str, ...] = ()
     paper: float | None = None
     note: str = ""
     anchor: str = ""
@@ -52,7 +54,6 @@ class Column:
         percent: whether fractions are shown in percent.
         decimals: digits after the point.
         unit: what the raw numbers count where they are no percentages.
-        sampled: whether it is a share of independent samples, so that a single model has an interval too (Wilson).
     """
 
     group: str
@@ -62,7 +63,6 @@ class Column:
     percent: bool = False
     decimals: int = 2
     unit: str = "fraction"
-    sampled: bool = False
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rub.errors import unknown
 from rub.metrics.base import Metric, metrics_of
+from rub.metrics.statistics import MIA_SEEDS, ORIGINALS, OWN, SAMPLES, SEEDS, Interval
 from rub.reports.grouping import (
     Board,
     Group,
@@ -21,14 +22,15 @@ from rub.reports.grouping import (
     budgets_of,
     estimate,
     is_control,
+    is_share,
     place_of,
     row_order,
-    share,
 )
 from rub.reports.table import Cell, Column, Row, Table, fitting
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 
+_NARROW = 4.0  # points
 _UNDIVIDED = ("table2", "table3")  # of the paper: one data set each, so that the name alone is the key
 
 
@@ -64,13 +66,11 @@ class Columns:
     Attributes:
         metrics: of the task.
         main: the main attack.
-        sampled: whether a share has an interval over samples where there is one model only.
         direction: metric and split -> the direction; the metric's own when left out.
     """
 
     metrics: Sequence[Metric]
     main: str
-    sampled: bool = False
     direction: Callable[[Metric, str], str] = lambda metric, split: metric.direction
 
     def __call__(
@@ -95,10 +95,7 @@ class Columns:
         place = Place(metric, split or said.split, searched, budget, extractor)
         digits = said.decimals if decimals is None else decimals
         direction = "" if controls else self.direction(said, place.split)
-        sampled = self.sampled and said.percent and said.low == 0  # a difference of shares has no Wilson interval
-        return Column(
-            printable(group), name or said.title, place, direction, said.percent, digits, said.stored_unit, sampled
-        )
+        return Column(printable(group), name or said.title, place, direction, said.percent, digits, said.stored_unit)
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class Source:
 def _cell(records: Sequence[Record], column: Column, paper: float | None) -> Cell:
     tail = () if paper is None else (f"({paper:.{column.decimals}f})",)
     reasons = sorted({printable(record.reason) for record in records if record.status == "failed"})
-    interval = (share if column.sampled else estimate)(records, 100 if column.percent else 1)
+    interval = estimate(records, 100 if column.percent else 1)
     if interval is None:
         text = "failed" if reasons else "n/a" if records else "-"
         return Cell((text, *tail), paper=paper, note="; ".join(reasons))
@@ -186,11 +183,15 @@ def _cell(records: Sequence[Record], column: Column, paper: float | None) -> Cel
     value = f"{interval.mean:z.{column.decimals}f}{marks}"
     if math.isnan(interval.low):
         return Cell((value, *tail), interval.mean, paper=paper, note="; ".join(words))
-    width = f"±{interval.high - interval.mean:.{column.decimals}f}"
-    if interval.clusters < 2:  # Wilson's interval has two different halves
-        digits = 0 if column.percent else column.decimals
-        width = f"{interval.low:.{digits}f}-{interval.high:.{digits}f}"
-    return Cell((value, width, *tail), interval.mean, interval.low, interval.high, paper, "; ".join(words))
+    width = _ends(interval, column) if is_share(records) else f"±{interval.high - interval.mean:.{column.decimals}f}"
+    ends = interval.low, interval.high, interval.over
+    return Cell((value, width, *tail), interval.mean, *ends, paper, "; ".join(words))
+
+
+def _ends(interval: Interval, column: Column) -> str:
+    """Both ends of a share's interval, whose halves differ; narrow ones have a digit more, not to look like points."""
+    digits = int(interval.high - interval.low < _NARROW) if column.percent else max(column.decimals - 1, 0)
+    return f"{interval.low:z.{digits}f}-{interval.high:.{digits}f}"
 
 
 def further(source: Source, shipped: Iterable[str]) -> list[Table]:
@@ -246,25 +247,41 @@ def failures(records: Iterable[Record]) -> Iterable[str]:
         yield f"failed cells of {', '.join(map(printable, methods))}: {printable(reason)}"
 
 
-def seeds_note(records: Sequence[Record], given: str, samples: str = "") -> str:
-    """How many seeds stand behind the means of a group, and what their intervals leave out.
+def seeds_note(records: Sequence[Record], table: Table, given: str, samples: str = "images") -> str:
+    """How many models stand behind the means of a group, what the intervals of a table are over, and what is given.
 
     Args:
         records: of one group.
-        given: what every seed shares, such as ``one original``.
-        samples: what the intervals of single models are over, where they have any, such as ``prompts``.
+        table: a table of that group.
+        given: what every model shares beside the original, such as ``one choice of images``.
+        samples: what the samples are.
     """
-    unlearn = {record.unlearn_seed for record in records if not is_control(record.method, record.task)}
+    own = [record for record in records if not is_control(record.method, record.task)]
+    seeds = {record.unlearn_seed for record in own}
+    originals = len({record.original for record in own})
     mia = {record.mia_seed for record in records if record.mia_seed is not None}
-    count = max(len(unlearn), 1)
-    base = f"means over {count} unlearning seed{'s' * (count > 1)}" + (f" (MIA: x {len(mia)})" if mia else "")
-    alone = f"the 95 % interval over {samples} (Wilson)"
-    if count < 2:
-        return f"{base}; {f'a-b: {alone}' if samples else 'one seed gives no interval'}"
-    return (
-        f"{base}; ± half of the 95 % interval clustered by unlearning seed (df = {count - 1}), given {given};"
-        f" single models have {f'a-b, {alone}' if samples else 'none'}"
-    )
+    count = max(len(seeds) // max(originals, 1), 1)
+    models = [f"{originals} originals"] * (originals > 1) + [f"{count} unlearning seed{'s' * (count > 1)}"]
+    base = f"means over {' x '.join(models)}" + (f" (MIA: x {len(mia)})" if mia else "")
+    overs: dict[tuple[str, ...], list[str]] = {}
+    for k, column in enumerate(table.columns):
+        widest = max((row.cells[k].over for row in table.rows), key=len)
+        if widest:
+            overs.setdefault(widest, []).append(" ".join(filter(None, (column.group, column.name))))
+    if not overs:
+        return f"{base}; one model gives no interval"
+    told = [
+        f"over {_over(over, samples)}" + f" for {', '.join(names)}" * (len(overs) > 1) for over, names in overs.items()
+    ]
+    single = ", of rows of one model without seeds" if any(SEEDS in over or ORIGINALS in over for over in overs) else ""
+    stays = given if any(ORIGINALS in over for over in overs) else f"one original, {given}"
+    return f"{base}; 95 % intervals (a-b, or ± half) {'; '.join(told)}{single}; given {stays}"
+
+
+def _over(over: Sequence[str], samples: str) -> str:
+    words = {SAMPLES: samples, OWN: f"{samples} (each model's own interval)", MIA_SEEDS: "MIA seeds"}
+    found = " x ".join(words.get(name, name) for name in over)
+    return f"{found} only" if len(over) == 1 else found
 
 
 def label(group: Group) -> str:

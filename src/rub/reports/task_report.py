@@ -26,7 +26,6 @@ class Axis:
         name: the name that the axis has for it.
         unit: ``%``, ``dB`` and the like; a share is drawn in percent, from 0 to 100.
         clean: the metric's id without an attack, where it differs.
-        sampled: whether it is a share of independent samples, so that a single model has an interval too.
     """
 
     metric: str
@@ -34,7 +33,6 @@ class Axis:
     name: str
     unit: str = "%"
     clean: str = ""
-    sampled: bool = False
 
     @property
     def percent(self) -> bool:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pydantic
-from pydantic import Field, FiniteFloat
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, FiniteFloat, SkipValidation
 
 from rub.config.suite import Frozen
 from rub.errors import RubError
@@ -69,6 +71,17 @@ class Record(Frozen):
     code_version: str = ""
     library_versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
+
+
+class SampledRecord(Record):
+    """A record with what each sample gave, of which its value is the mean; neither is written with it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    ids: SkipValidation[NDArray[Any]] = Field(exclude=True, repr=False)
+    """Samples, (n,), each once."""
+    values: SkipValidation[NDArray[np.float64]] = Field(exclude=True, repr=False)
+    """Float64 (n,)."""
 
 
 def identity(record: Record) -> dict[str, Any]:

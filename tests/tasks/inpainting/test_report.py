@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from rub.errors import RubError
+from rub.metrics.statistics import wilson
 from rub.reports import figures
 from rub.reports.galleries import draw_galleries, read_tiles
 from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
@@ -33,7 +34,10 @@ TILES = ("image", "masked", "original", "unlearned", "uma 8/255", "delta x 16", 
 
 def row(method, metric, split, value, *, seed=0, attack="none", budget="none", **more):
     fields = cell(method, seed, metric, split, attack=attack, budget=budget)
-    return Record.model_validate({**COMMON, **fields, "value": value, **more})
+    made = {**COMMON, **fields, "value": value, **more}
+    if metric == "recovered" and value is not None:
+        made |= dict(zip(("ci_low", "ci_high"), wilson(value * made["n"], made["n"]), strict=True))
+    return Record.model_validate(made)
 
 
 def rows_of(method, seed=0, judge=JUDGE):

@@ -7,14 +7,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
+from scipy.optimize import brentq
 
-from rub.metrics.statistics import Interval, wilson
+from rub.metrics.statistics import wilson
 from rub.reports import figures
 from rub.reports.galleries import draw_galleries
-from rub.reports.grouping import budgets_of, extracted, share, tie_letters
+from rub.reports.grouping import budgets_of, estimate, extracted, tie_letters
 from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
 from rub.reports.tables import paper_numbers
-from rub.store.records import Record
+from rub.store.records import Record, SampledRecord
 from rub.tasks.text_to_image.metrics import METRICS, cell
 from rub.tasks.text_to_image.report import REPORTING
 from rub.tasks.text_to_image.tables import headline, text_to_image_tables
@@ -26,6 +28,7 @@ COMMON = {
     "task": "text-to-image", "suite": "demo", "protocol": "rub-paper-1", "dataset": "digits", "model": "sd-mini",
     "key": "k", "code_version": "0.1.0+abc", "mia_seed": None,
 }  # fmt: skip
+SHARED = ("asr_pre", "asr_post", "utility_accuracy", "utility_seen")
 NAMES = ("task", "suite", "experiment", "protocol", "dataset", "model")
 # method: (pre, post, avg, med, random-prefix, accuracy of other concepts)
 SHARES = {
@@ -42,7 +45,10 @@ SHARES = {
 
 def row(method, metric, value, *, concept="church", seed=0, n=50, attack="none", budget="none", **more):
     fields = cell(method, seed, metric, attack=attack, budget=budget)
-    return Record.model_validate({**COMMON, "experiment": concept, "n": n, **fields, "value": value, **more})
+    made = {**COMMON, "experiment": concept, "n": n, **fields, "value": value, **more}
+    if metric in SHARED and value is not None:
+        made |= dict(zip(("ci_low", "ci_high"), wilson(value * n, n), strict=True))
+    return Record.model_validate(made)
 
 
 def rows_of(method, concept="church", seed=0, n=50, cap="100", judge=JUDGE, shares=None):
@@ -125,23 +131,29 @@ def test_one_seed_has_the_wilson_interval_over_prompts(one):
     assert post.parts == ("44.0", "31-58")  # Wilson (1927), by hand: .3119 to .5770
     assert found(by_name(one)["table3-church"], "random_init", "church", "post").parts == ("0.0", "0-7")
     assert found(by_name(one)["table3-church"], "esd-x", "church", "avg").parts == ("73.98",)
-    assert "a-b: the 95 % interval over prompts (Wilson)" in told(by_name(one)["table3-church"])
+    assert "over prompts (each model's own interval) only" in told(by_name(one)["table3-church"])
 
 
-def test_several_seeds_have_the_interval_clustered_by_seed(one):
+def test_several_seeds_have_an_interval_over_prompts_and_seeds(one):
     shifted = [
         found
         for seed, post in enumerate((0.40, 0.44, 0.48))
         for found in rows_of("esd-x", seed=seed, shares=(0.02, post, 70 + seed, 100.0, 0.04, 0.93))
     ]
     table = by_name([*(row for row in one if row.method != "esd-x"), *shifted])["table3-church"]
-    post, half = found(table, "esd-x", "church", "post"), T2 * 4 / math.sqrt(3)
-    assert (post.value, post.high - post.value) == pytest.approx((44, half))
-    assert post.parts == ("44.0", f"±{half:.1f}")
+    post = found(table, "esd-x", "church", "post")
+    # seeds: .04^2/3; prompts: the square of the mean of the three binomial errors; Wilson with p(1-p)/V trials
+    seeds, prompts = 0.04**2 / 3, np.mean([math.sqrt(p * (1 - p) / 50) for p in (0.40, 0.44, 0.48)]) ** 2
+    part, trials = seeds / (seeds + prompts), 0.44 * 0.56 / (seeds + prompts)
+    t = brentq(lambda t: 2 * (part * stats.t.sf(t, 2) + (1 - part) * stats.norm.sf(t)) - 0.05, 1.9, 4.4)
+    low, high = wilson(0.44 * trials, trials, t)
+    assert (post.value, post.low, post.high) == pytest.approx((44, 100 * low, 100 * high), rel=1e-5)
+    assert post.parts == ("44.0", "30-59")
     assert found(table, "esd-x", "church", "avg").parts == ("71.00", f"±{T2 / math.sqrt(3):.2f}")
     assert found(table, "retrain", "church", "post").parts == ("4.0", "1-13")
     assert "means over 3 unlearning seeds" in told(table)
-    assert "single models have a-b, the 95 % interval over prompts (Wilson)" in told(table)
+    assert "over prompts (each model's own interval) x unlearning seeds for church pre, church post" in told(table)
+    assert "of rows of one model without seeds; given one original, one choice of prompts" in told(table)
 
 
 def test_the_papers_numbers_stand_at_their_concept_and_esd_at_the_right_checkpoint(five):
@@ -185,7 +197,7 @@ def test_concepts_stand_side_by_side_and_are_never_parted(five):
     assert "asr_pre, asr_post, steps_mean, steps_median: top-1 of 13 classes (garbage-truck)" in shown[0].notes
 
 
-def test_overlapping_intervals_share_a_letter_and_controls_have_none(one, five):
+def test_methods_not_told_apart_share_a_letter_and_controls_have_none(one, five):
     table = by_name(one)["table3-church"]
     tie = {one.label: one.cells[-1].text for one in table.rows if one.cells[-1].text}
     # Wilson: scissorhands 3-19, esd-x 31-58, esd-u 63-86, fmn 87-99 percent of 50: nobody overlaps
@@ -203,11 +215,17 @@ def test_one_method_is_tied_with_nobody():
     assert "tie" not in [column.name for column in text_to_image_tables(list(rows_of("fmn")))[0].columns]
 
 
-def test_tie_letters_follow_the_intervals():
-    made = {name: Interval((low + high) / 2, low, high, 1) for name, (low, high) in {
-        "far": (8, 9), "low": (0, 2), "mid": (1, 5), "top": (4, 7),
-    }.items()}  # fmt: skip
-    assert tie_letters(made) == {"low": "a", "mid": "ab", "top": "b", "far": "c"}
+def test_prompts_that_are_known_one_by_one_are_paired():
+    hits = np.arange(50) < 20
+    made = {
+        name: [SampledRecord.model_construct(
+            **dict(row(name, "asr_post", float(its.mean()), attack="uma", budget="9")),
+            ids=np.arange(50), values=its.astype(float),
+        )] for name, its in (("few", hits), ("more", hits | (np.arange(50) > 41)))
+    }  # fmt: skip
+    assert tie_letters(made) == {"few": "a", "more": "b"}  # eight prompts of fifty changed, all one way
+    plain = {name: [Record(**one[0].model_dump())] for name, one in made.items()}
+    assert tie_letters(plain) == {"few": "a", "more": "a"}  # as if they were other prompts
 
 
 # What the controls say.
@@ -422,9 +440,9 @@ def test_every_metric_has_its_direction_and_its_pictures():
 
 
 def test_a_share_of_one_model_is_over_its_samples():
-    made = share([row("fmn", "asr_post", 0.5, n=10, attack="uma", budget="9")], 100)
+    made = estimate([row("fmn", "asr_post", 0.5, n=10, attack="uma", budget="9")], 100)
     assert (made.low, made.high) == pytest.approx([100 * end for end in wilson(5, 10)])
-    assert share([row("fmn", "asr_post", None, status="failed")]) is None
+    assert estimate([row("fmn", "asr_post", None, status="failed")]) is None
 
 
 # All concepts together, figures and galleries.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rub.metrics.statistics import tie_groups
 from rub.reports.grouping import (
     Mains,
     Place,
@@ -14,7 +13,7 @@ from rub.reports.grouping import (
     is_control,
     main_attack,
     row_order,
-    seed_means,
+    tie_letters,
 )
 from rub.reports.table import Cell, Column, Table, fitting
 from rub.reports.tables import Columns, Source, failures, seeds_note
@@ -26,7 +25,7 @@ _CLEAN = "no attack"  # a leaderboard's upper header
 _TELLING = "2/255"  # of a curve: unlearned networks are hardly steered there, and much comes back (docs/table1.md)
 _STEERED: Any = {"name": "steered", "controls": True}
 FALSE_MEMBERS = 0.05  # share of a retrained model's attacked images that may be called members without a note
-_GIVEN = "one original, one choice of images and one set of shadow models"
+_GIVEN = "one choice of images and one set of shadow models"
 
 
 def classification_tables(
@@ -36,7 +35,7 @@ def classification_tables(
 
     Table 1 in the paper's shape; what remains by bias-free metrics; attacks and controls, one table per budget; and,
     when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over seeds, intervals
-    are clustered by unlearning seed (`rub.metrics.statistics.clustered_mean`). Each table fits 80 columns; `paper` is
+    over images and models (`rub.metrics.statistics.estimate`). Each table fits 80 columns; `paper` is
     from `rub.reports.tables.paper_numbers`.
     """
     tables: list[Table] = []
@@ -94,7 +93,7 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
     for budget in ("none", *shown):
         columns += [made(budget, "ua", budget, decimals=2), made(budget, "mia_shadow", budget)]
     table = source.table("table1", "Table 1", columns, _published(paper))
-    notes = [seeds_note(records, _GIVEN), *table.notes]
+    notes = [seeds_note(records, table, _GIVEN), *table.notes]
     if any(cell.paper is not None for row in table.rows for cell in row.cells):
         notes.append(f"in parentheses: the paper's own number (its network: ResNet-50; here: {printable(group.model)})")
         if group.dataset == "tiny-imagenet":
@@ -102,9 +101,12 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
     notes += _beyond(table, source.main)
     tied = _ties(source, shown[-1]) if shown else {}
     if tied:
-        cells = [Cell(("".join(tied[row.label]),)) if row.label in tied else Cell(("",)) for row in table.rows]
+        cells = [Cell((tied.get(row.label, ""),)) for row in table.rows]
         rows = [replace(row, cells=(*row.cells, cell)) for row, cell in zip(table.rows, cells, strict=True)]
-        notes.append(f"tie: methods that share a letter have overlapping intervals of UA at {shown[-1]}; a is best")
+        notes.append(
+            f"tie: methods that share a letter are not told apart by paired tests of UA at {shown[-1]} over the same"
+            " images and seeds (Holm, 5 %); a is best"
+        )
         table = replace(table, columns=(*table.columns, Column("", "tie")), rows=tuple(rows))
     return replace(table, notes=(*notes, *failures(records)))
 
@@ -177,15 +179,11 @@ def _published(paper: Mapping[str, Any]) -> Callable[[str, Place], float | None]
     return number
 
 
-def _ties(source: Source, budget: str) -> dict[str, tuple[str, ...]]:
+def _ties(source: Source, budget: str) -> dict[str, str]:
     board, place = board_of(source.records), Place("ua", "forget", source.main, budget)
     order = row_order((record.method for record in source.records), source.group.task)
     rows = (method for method in order if not is_control(method, source.group.task))
-    found: dict[str, Mapping[Any, float]] = {name: seed_means(board.get((name, place), ())) for name in rows}
-    means = {name: seeds for name, seeds in found.items() if seeds}
-    if all(len(seeds) < 2 for seeds in means.values()):
-        return {}
-    return {printable(tied.name): tied.groups for tied in tie_groups(means, "down")}
+    return tie_letters({printable(name): board.get((name, place), ()) for name in rows})
 
 
 def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator[str]:

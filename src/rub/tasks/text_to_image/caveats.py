@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rub.metrics.statistics import Interval
-from rub.reports.grouping import Board, Place, is_control, records_at, share
+from rub.reports.grouping import Board, Place, estimate, is_control, records_at, told_apart
 from rub.reports.text import printable
 from rub.store.records import Record
 
@@ -17,7 +17,7 @@ _HALF, _CLOSE, _NOTHING, _FAR = 50.0, 5.0, 5.0, 10.0  # percent and points: see 
 
 @dataclass(frozen=True)
 class Concept:
-    """The rows of one concept; shares are in percent, with intervals over seeds, or over prompts (Wilson).
+    """The rows of one concept; shares are in percent, with intervals over prompts and models.
 
     Attributes:
         board: its records by row and cell.
@@ -33,18 +33,23 @@ class Concept:
 
     def pre(self, method: str) -> Interval | None:
         """Share of prompts that show the concept without an attack."""
-        return self._share(method, Place("asr_pre", "forget", "none", "none"))
+        return estimate(records_at(self.board, method, Place("asr_pre", "forget", "none", "none")), 100)
 
     def post(self, method: str, attack: str = "") -> Interval | None:
         """Share of prompts that show it at the end of an attack; of the main one when left out."""
-        return self._share(method, Place("asr_post", "forget", attack or self.main, self.budget))
+        return estimate(self.after(method, attack), 100)
+
+    def after(self, method: str, attack: str = "") -> Sequence[Record]:
+        """Records behind `post`."""
+        return records_at(self.board, method, Place("asr_post", "forget", attack or self.main, self.budget))
 
     def kept(self, method: str) -> Interval | None:
         """Share of pictures of other concepts that the judge names."""
-        return self._share(method, Place("utility_accuracy", "retain", "none", "none"))
+        return estimate(self.others(method), 100)
 
-    def _share(self, method: str, place: Place) -> Interval | None:
-        return share(records_at(self.board, method, place), 100)
+    def others(self, method: str) -> Sequence[Record]:
+        """Records behind `kept`."""
+        return records_at(self.board, method, Place("utility_accuracy", "retain", "none", "none"))
 
 
 Concepts = Mapping[str, Concept]
@@ -73,7 +78,7 @@ def caveats(concepts: Concepts) -> Iterator[str]:
     if easy := _where(concepts, _needs_no_search):
         searches = f"{printable(next(iter(concepts.values())).main)} is"
         yield (
-            f"{searches} not told apart from {' or '.join(CONTROL_ATTACKS)} (overlapping intervals; in brackets the"
+            f"{searches} not told apart from {' or '.join(CONTROL_ATTACKS)} (paired over prompts; in brackets the"
             f" control) for {_listed(easy, concepts)}: recovery there is not shown to need a search"
         )
     if damaged := _where(concepts, _damaged):
@@ -116,17 +121,18 @@ def _seen_in_noise(concept: Concept, method: str) -> float | None:
 def _needs_no_search(concept: Concept, method: str) -> float | None:
     # the best control's share where a search is not told apart from it; both brought something back
     clean, post = concept.pre(method), concept.post(method)
-    found = [interval for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
+    found = [(interval, name) for name in CONTROL_ATTACKS if (interval := concept.post(method, name)) is not None]
     if post is None or not found:
         return None
-    best, least = max(found, key=lambda interval: interval.mean), clean.mean if clean is not None else 0.0
-    near = best.mean >= post.mean - _CLOSE or best.overlaps(post)
+    best, name = max(found, key=lambda one: one[0].mean)
+    least = clean.mean if clean is not None else 0.0
+    near = best.mean >= post.mean - _CLOSE or not told_apart(concept.after(method, name), concept.after(method))
     return best.mean if near and min(best.mean, post.mean) > least else None
 
 
 def _damaged(concept: Concept, method: str) -> float | None:
     kept, whole = concept.kept(method), concept.kept("original")
-    if kept is None or whole is None or kept.overlaps(whole):
+    if kept is None or whole is None or not told_apart(concept.others(method), concept.others("original")):
         return None
     return _mean(kept, below=whole.mean - _FAR)
 

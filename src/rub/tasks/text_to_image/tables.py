@@ -26,7 +26,7 @@ from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, cave
 from rub.tasks.text_to_image.metrics import METRICS
 
 _METRICS = {metric.name: metric for metric in METRICS}
-_GIVEN = "one original and one choice of prompts"
+_GIVEN = "one choice of prompts"
 _BOUND = "a higher cap might bring more back"
 _FIRST = "Table 3"
 _PAPER_CAP = "100"
@@ -40,7 +40,7 @@ def text_to_image_tables(
 
     Table 3 in the paper's shape; which methods are tied; what each attack and each control without a search brings
     back; what is left of other concepts; steps and gradient steps of every attack. Means are over seeds; intervals are
-    clustered by unlearning seed, or over prompts (Wilson) where there is one model. An experiment is one concept, named
+    over prompts and models (`rub.metrics.statistics.estimate`). An experiment is one concept, named
     after it; `paper`, from `rub.reports.tables.paper_numbers`, has method -> concept -> metric -> number.
 
     Example:
@@ -71,7 +71,7 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
         []
     """
     main = main or main_attack(records)
-    made = Columns(METRICS, main, sampled=True)
+    made = Columns(METRICS, main)
     cap = next(iter(headline(budgets_of(records, main))), "none")
     wanted = [made("no attack", "asr_pre")]
     if cap != "none":
@@ -142,7 +142,7 @@ class _Suite:
         self, concept: str, metric: str, budget: str = "none", *, group: str = "", name: str = "", attack: str = ""
     ) -> list[Column]:
         """Columns of a metric for one concept, under its name: one for each extractor that has records."""
-        made = Columns(METRICS, self.main, sampled=True)
+        made = Columns(METRICS, self.main)
         column = made(group or concept, metric, budget, name=name, attack=attack)
         return _placed(column, self.sources[concept].records)
 
@@ -196,11 +196,14 @@ def _table3(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
     columns = [column for name in suite.sources for column in _of_concept(suite, name)]
     table = suite.table("table3", _FIRST, columns, _explained(suite, paper), paper)
     first, *others = table.notes
-    seeds = seeds_note(suite.records, _GIVEN, "prompts")
+    seeds = seeds_note(suite.records, table, _GIVEN, "prompts")
     notes = (first, seeds, *others, *caveats(suite.concepts), *failures(suite.records))
     table = replace(table, notes=notes)
     after = f"after {printable(suite.main)}"
-    tied = f"tie: methods that share a letter have overlapping 95 % intervals of post-ASR {after}; a is the most robust"
+    tied = (
+        f"tie: methods that share a letter are not told apart by paired tests of post-ASR {after} over the same prompts"
+        " and seeds (Holm, 5 %); a is the most robust"
+    )
     ties = [piece for name, concept in suite.concepts.items() for piece in _ties(name, concept, table.rows)]
     if ties and len(suite.sources) == 1:
         yield beside([table, *ties], suite.labels, table.name, table.title, (*table.notes, tied))
@@ -271,9 +274,8 @@ def _utility(suite: _Suite) -> Table:
 
 def _ties(name: str, concept: Concept, rows: Sequence[Row]) -> Iterator[Table]:
     methods = [method for method in concept.methods if not is_control(method, TASK)]
-    shares = {printable(method): post for method in methods if (post := concept.post(method)) is not None}
-    if len(shares) > 1:
-        letters = tie_letters(shares)
+    letters = tie_letters({printable(method): concept.after(method) for method in methods})
+    if len(letters) > 1:
         cells = tuple(Row(row.label, row.control, (Cell((letters.get(row.label, ""),)),)) for row in rows)
         yield Table("", "", (Column(name, "tie"),), cells, ())
 
