@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
-from rub.metrics.statistics import clustered_mean, wilson
+from rub.metrics.statistics import PerSample, Run, estimate, wilson
 from rub.registry import METRICS, Entry, task_of
 from rub.store.artifacts import Artifact
 from rub.store.records import number
@@ -259,7 +259,8 @@ class Measured:
         """Add the mean of a value per sample, float (N,), with its t interval over samples, and keep the values."""
         self.add(metric, float(values.mean()), len(values), **where)
         if len(values) > 1:
-            interval = clustered_mean(values, np.arange(len(values)))
+            own = PerSample(ids, values.astype(np.float64))
+            interval = estimate([Run(float(own.values.mean()), n=len(ids), samples=own)])
             self.rows[-1] |= {"ci_low": interval.low, "ci_high": interval.high}
         names = ("method", "unlearn_seed", "attack", "budget", "metric", "split")
         cell = {name: self.rows[-1][name] for name in names}

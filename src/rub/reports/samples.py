@@ -19,7 +19,7 @@ _CELL = (
     "task", "suite", "experiment", "dataset", "model", "protocol", "method", "unlearn_seed", "attack", "budget", "split"
 )  # fmt: skip
 _MOST = 50_000_000  # rows of one file
-_ROUNDING = 1e-6
+_ROUNDING = 1e-4  # values are kept with four digits
 
 Found = Mapping[tuple[Any, ...], tuple[NDArray[Any], NDArray[np.float64]]]
 """Cell -> its samples and their values."""
