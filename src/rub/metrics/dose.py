@@ -26,6 +26,7 @@ Side = Literal["", "<=", ">="]
 WHOLE = 100.0
 DOSES = "doses"  # the row of what is said of metrics themselves
 DOSE, SPEARMAN, SMALLEST = "_dose", "_spearman", "_smallest"  # behind a metric's name
+FLAT = "does not rise"  # said of a metric that does not go with the dose, up or down
 _ROW = re.compile(r"dose-(\d+(?:\.\d+)?)")
 _NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
 _DRAWS = 2000
@@ -79,17 +80,27 @@ class DoseEquivalent:
     side: Side = ""
 
     @property
-    def text(self) -> str:
-        """The dose as tables print it; an interval that a bound says already is left out.
+    def parts(self) -> tuple[str, ...]:
+        """The dose as tables print it, and its interval unless a bound says it already.
 
         Example:
-            >>> DoseEquivalent(4.04, 2, 9.3).text, DoseEquivalent(0.5, 0, 0.5, "<=").text
-            ('4 (2-9.3)', '<= 0.5')
+            >>> DoseEquivalent(4.04, 2, 9.3).parts, DoseEquivalent(0.5, 0, 0.5, "<=").parts
+            (('4', '2-9.3'), ('<= 0.5',))
         """
         said = f"{self.side} {_digits(self.percent)}".strip()
         ends = _digits(self.low), _digits(self.high)
         known = {"<=": ("0", _digits(self.percent)), ">=": (_digits(self.percent), "100")}.get(self.side)
-        return said if ends == known else f"{said} ({ends[0]}-{ends[1]})"
+        return (said,) if ends == known else (said, "-".join(ends))
+
+    @property
+    def text(self) -> str:
+        """Both on one line.
+
+        Example:
+            >>> DoseEquivalent(4.04, 2, 9.3).text
+            '4 (2-9.3)'
+        """
+        return " ".join((self.parts[0], *(f"({ends})" for ends in self.parts[1:])))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rub.metrics.dose import DOSES, SPEARMAN, Measurement, dose_equivalent, dose_of, validity
+from rub.metrics.dose import DOSES, FLAT, SPEARMAN, Measurement, dose_equivalent, dose_of, validity
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
@@ -71,7 +71,12 @@ def _rows(method: str, cells: Iterable[Mapping[str, Any]], found: Found) -> Iter
             continue
         said = validity(scale, seed=0)
         value = said.spearman if f"_{what}" == SPEARMAN else said.smallest
-        yield {**cell, "value": number(value), "n": said.models, "setting": f"p = {said.p:.2g}"}
+        yield {
+            **cell,
+            "value": number(value),
+            "n": said.models,
+            "setting": f"p = {said.p:.2g}" + f", {FLAT}" * (not said.rises),
+        }
 
 
 def _place(row: Mapping[str, Any]) -> Place:

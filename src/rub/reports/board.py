@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from rub.metrics.dose import DOSES
 from rub.registry import TASKS
 from rub.reports.grouping import Group, extracted, is_control, level
 from rub.reports.table import Cell, Column
@@ -74,7 +75,8 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
 
     N is that of the attacked metric and split which are `wanted`: controls may have more images.
     """
-    page, group, records, main = part
+    page, group, given, main = part
+    records = [record for record in given if record.method != DOSES]
     table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
     place = {column.place: k for k, column in enumerate(table.columns)}
     seeds: dict[str, set[int]] = {}

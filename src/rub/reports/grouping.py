@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rub.config.suite import main_among
 from rub.metrics import statistics
-from rub.metrics.dose import dose_of
+from rub.metrics.dose import DOSES, dose_of
 from rub.metrics.statistics import LEVEL, Interval, PerSample, Run, wilson
 from rub.registry import CONTROLS, METHODS
 from rub.store.records import Record, SampledRecord
@@ -106,7 +106,7 @@ def is_control(method: str, task: str) -> bool:
         >>> [is_control(row, "classification") for row in ("sham", "dose-10", "ft")]
         [True, True, False]
     """
-    return method in controls_of(task) or dose_of(method) is not None
+    return method in controls_of(task) or method == DOSES or dose_of(method) is not None
 
 
 def row_order(methods: Iterable[str], task: str) -> list[str]:

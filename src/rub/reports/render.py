@@ -35,7 +35,7 @@ def to_rich(table: Table) -> "RichGroup":
     from rich.text import Text
 
     made = RichTable(box=box.HORIZONTALS, show_edge=False, padding=0)
-    made.add_column("method", min_width=table.label_width, max_width=table.label_width, overflow="fold")
+    made.add_column(table.head, min_width=table.label_width, max_width=table.label_width, overflow="fold")
     for column, width in zip(table.columns, table.widths, strict=True):
         made.add_column(Text(column.title), min_width=width, no_wrap=True, justify="right")
     last_control = sum(row.control for row in table.rows) - 1
@@ -63,7 +63,7 @@ def to_markdown(table: Table) -> str:
         >>> to_markdown(Table("t", "a|b", (), (), ()))
         '### a\\|b\n\n| method |\n|:---|\n'
     """
-    heads = ["method", *(" ".join(part for part in (c.group, c.title) if part) for c in table.columns)]
+    heads = [table.head, *(" ".join(part for part in (c.group, c.title) if part) for c in table.columns)]
     lines = [f"### {_markdown(table.title)}", ""]
     lines += [_line(heads), "|:---|" + "---:|" * len(table.columns)]
     lines += [_line([row.title, *(cell.text for cell in row.cells)]) for row in table.rows]
@@ -83,7 +83,7 @@ def to_latex(table: Table) -> str:
     spans = list(column_groups(table.columns))
     upper = " & ".join(["", *(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, _, n in spans)])
     rules = "".join(rf"\cmidrule(lr){{{first + 2}-{first + n + 1}}}" for name, first, n in spans if name)
-    lower = " & ".join(["method", *(_latex(column.title) for column in table.columns)])
+    lower = " & ".join([table.head, *(_latex(column.title) for column in table.columns)])
     lines = [
         r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
@@ -109,7 +109,7 @@ def to_csv(table: Table) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("method", "control", "group", "column", "unit", "value", "low", "high", "paper", "text", "note"))
+    writer.writerow((table.head, "control", "group", "column", "unit", "value", "low", "high", "paper", "text", "note"))
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             unit = "text" if column.place is None else "percent" if column.percent else column.unit

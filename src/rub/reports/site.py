@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rub.config.suite import protocols_of
 from rub.metrics.base import metrics_of
+from rub.metrics.dose import DOSES
 from rub.registry import METHODS
 from rub.reports.board import Board, boards
 from rub.reports.cards import Described, described
@@ -89,7 +90,7 @@ def _beside_controls(board: Board, method: str) -> Board:
 def _method_files(pages: Iterable[Page]) -> dict[tuple[str, str], str]:
     names: dict[tuple[str, str], str] = {}
     for page in pages:
-        for method in dict.fromkeys(printable(record.method) for record in page.records):
+        for method in dict.fromkeys(printable(record.method) for record in page.records if record.method != DOSES):
             if (page.group.task, method) not in names:
                 name = f"{slug(page.group.task)}-{slug(method)}"
                 names[page.group.task, method] = free_name(name, names.values())

@@ -86,13 +86,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `name` is fit for a file name."""
+    """A table; `name` is fit for a file name, `head` says what its rows are."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    head: str = "method"
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ class Table:
     def label_width(self) -> int:
         """Characters of the label column; longer names are folded."""
         longest = max((len(row.title) for row in self.rows), default=0)
-        return min(LABEL_WIDTH, max(longest, len("method")))
+        return min(LABEL_WIDTH, max(longest, len(self.head)))
 
 
 def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ from rub.errors import unknown
 from rub.metrics.base import Metric
 from rub.pipeline.task import Task
 from rub.registry import TASKS, load_target, task_of
+from rub.reports.doses import dose_tables, on_scale
 from rub.reports.grouping import Mains, budgets_of, extracted, grouped, main_attack
 from rub.reports.table import Column, Table, fitting
 from rub.reports.tables import Columns, Source, further, paper_numbers
@@ -119,10 +120,10 @@ class TaskReport:
             key = next((keys[name] for name in part if keys.get(name)), "")
             found += self.tables(own, paper_numbers(key), mains or {})
         for group, all_ in grouped(records, records[0].task).items():
-            source = Source(
-                group, extracted(all_), lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains)
-            )
-            found += further(source, shipped)
+            own = extracted(all_)
+            source = Source(group, own, lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains))
+            found += [part for table in dose_tables(source, self.headline(source.budgets)) for part in fitting(table)]
+            found += further(replace(source, records=[record for record in own if not on_scale(record)]), shipped)
         return found
 
 

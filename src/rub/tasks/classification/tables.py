@@ -43,7 +43,8 @@ def classification_tables(
         source = Source(group, own, _explained, "UA is a lower bound", "Table 1", main_attack(own, mains))
         shown = headline(source.budgets)
         tables += [_table1(source, shown, paper or {}), _remains(source)]
-        others = {record.budget for record in own if record.attack in source.others}
+        beside = set(source.others)
+        others = {record.budget for record in own if record.attack in beside}
         budgets = budgets_of(own)
         tables += [_attacks(source, budget) for budget in budgets if budget in {*others, *headline(budgets)}]
         if len(source.budgets) > len(shown):

@@ -1,0 +1,129 @@
+"""Tables of the dose scale: at which dose of the forget set each method stands, and which metrics can say so."""
+
+import re
+from collections.abc import Sequence
+
+from rub.metrics.base import metrics_of
+from rub.metrics.dose import DOSE, DOSES, FLAT, SMALLEST, SPEARMAN, DoseEquivalent, Side
+from rub.reports.grouping import Board, Place, anchor, board_of, is_control, row_order
+from rub.reports.table import Cell, Column, Row, Table
+from rub.reports.tables import Source, label
+from rub.reports.text import printable, slug
+from rub.store.records import Record
+
+_P = re.compile(r"p = ([0-9.e+-]{1,20})")
+_SIDES: dict[str, Side] = {"<=": "<=", ">=": ">="}
+
+
+def on_scale(record: Record) -> bool:
+    """Whether a record is a dose-equivalent, or says of a metric how it goes with the dose."""
+    return record.unlearn_seed is None and record.metric.endswith((DOSE, SPEARMAN, SMALLEST))
+
+
+def dose_tables(source: Source, shown: Sequence[str]) -> list[Table]:
+    """The dose-equivalents of every row, and the validity of every metric; none where no record is on the scale.
+
+    Args:
+        source: a group with its records, those on the scale among them.
+        shown: budgets of the main attack that have columns; the others are in the records.
+    """
+    records = [record for record in source.records if on_scale(record)]
+    board = board_of(records)
+    wanted = [
+        place
+        for place in dict.fromkeys(place._replace(metric=_measured(place)) for _, place in board)
+        if place.attack == "none" or (place.attack == source.main and place.budget in shown)
+    ]
+    order = [metric.name for metric in metrics_of(source.group.task)]
+    wanted.sort(key=lambda place: order.index(place.metric) if place.metric in order else len(order))
+    if not wanted:
+        return []
+    return [_equivalents(source, board, wanted), _validity(source, board, wanted)]
+
+
+def _equivalents(source: Source, board: Board, places: Sequence[Place]) -> Table:
+    task = source.group.task
+    flat = {place for place in places if _flat(board, place)}
+    columns = [
+        Column(FLAT if place in flat else "", _name(task, place), place._replace(metric=place.metric + DOSE), unit="%")
+        for place in sorted(places, key=lambda place: place in flat)
+    ]
+    methods = row_order((method for method, place in board if place.metric.endswith(DOSE)), task)
+    rows = tuple(
+        Row(printable(method), is_control(method, task), tuple(_cell(source, board, method, c.place) for c in columns))
+        for method in methods
+    )
+    notes = (
+        "dose: share of the forget set (%) in the training of a model, from scratch, on which the metric has the same"
+        " value; below it the 95 % interval over images, dose models and the row's own models",
+        "<=, >=: at or beyond the lowest, highest dose that the metric tells apart; [ ] controls",
+        *([f"{FLAT}: the metric does not go with the dose, and its doses say nothing"] if flat else []),
+    )
+    return Table(_title(source, "dose"), f"Dose-equivalents ({label(source.group)})", tuple(columns), rows, notes)
+
+
+def _validity(source: Source, board: Board, places: Sequence[Place]) -> Table:
+    columns = (
+        Column("", "Spearman", unit="correlation"), Column("", "p", unit="p"), Column("", "told from", unit="%"),
+        Column("", "models", unit="models"),
+    )  # fmt: skip
+    rows = []
+    for place in places:
+        (spearman, p), (smallest, _) = (_said(source, board, place, what) for what in (SPEARMAN, SMALLEST))
+        models = [str(record.n) for record in board.get((DOSES, place._replace(metric=place.metric + SPEARMAN)), ())]
+        cells = (spearman, Cell((p,)), smallest, Cell((models[0] if models else "-",)))
+        rows.append(Row(_name(source.group.task, place) + f" ({FLAT})" * _flat(board, place), False, cells))
+    notes = (
+        "Spearman's correlation of a metric with the dose over all models of known dose, retrain and original among"
+        " them; p: of permuting them",
+        "told from: the smallest dose (%) that the metric tells from dose 0, and every larger one too (95 %); - none",
+    )
+    title = f"What the metrics say of models of known dose ({label(source.group)})"
+    return Table(_title(source, "validity"), title, columns, tuple(rows), notes, "metric")
+
+
+def _cell(source: Source, board: Board, method: str, place: Place | None) -> Cell:
+    found = board.get((method, place), ()) if place is not None else ()
+    if place is None or not found:
+        return Cell(("-",))
+    record, link = found[0], anchor(source.group, method, place)
+    if record.value is None:
+        return Cell(("failed" if record.status == "failed" else "n/a",), note=printable(record.reason), anchor=link)
+    low, high = (record.value if end is None else end for end in (record.ci_low, record.ci_high))
+    at = DoseEquivalent(record.value, low, high, _SIDES.get(record.setting, ""))
+    return Cell(at.parts, record.value, low, high, anchor=link)
+
+
+def _said(source: Source, board: Board, place: Place, what: str) -> tuple[Cell, str]:
+    """Cell of what is said of a metric, and its p."""
+    full = place._replace(metric=place.metric + what)
+    found = board.get((DOSES, full), ())
+    if not found or found[0].value is None:
+        failed = bool(found) and found[0].status == "failed"
+        return Cell(("failed" if failed else "-",), note=printable(found[0].reason) if failed else ""), "-"
+    p = _P.search(found[0].setting)
+    text = f"{found[0].value:.2f}" if what == SPEARMAN else f"{found[0].value:g}"
+    return Cell((text,), found[0].value, anchor=anchor(source.group, DOSES, full)), p[1] if p else "-"
+
+
+def _flat(board: Board, place: Place) -> bool:
+    found = board.get((DOSES, place._replace(metric=place.metric + SPEARMAN)), ())
+    return any(record.value is None or FLAT in record.setting for record in found)
+
+
+def _measured(place: Place) -> str:
+    ends = (DOSE, SPEARMAN, SMALLEST)
+    return next(place.metric.removesuffix(end) for end in ends if place.metric.endswith(end))
+
+
+def _name(task: str, place: Place) -> str:
+    """Column head of a metric: its title, the split where it is not its own, and the budget."""
+    known = {metric.name: metric for metric in metrics_of(task)}
+    said = known.get(place.metric)
+    split = "" if said is None or said.split == place.split else place.split.removeprefix("forget_")
+    budget = "" if place.budget == "none" else place.budget
+    return printable(" ".join(filter(None, (said.title if said else place.metric, split, budget))))
+
+
+def _title(source: Source, kind: str) -> str:
+    return slug(f"{kind}-{source.group.experiment or source.group.dataset}")
