@@ -27,7 +27,15 @@ from rub.store.records import Record
 
 F = TypeVar("F")
 E = TypeVar("E", bound=Experiment)
-VerdictName = Literal["recovered", "hidden", "no residual found at this budget", "cannot tell"]
+VerdictName = Literal[
+    "destroyed",
+    "recovered",
+    "ordinary",
+    "hidden",
+    "no residual found",
+    "no residual found at this budget",
+    "cannot tell",
+]
 MARGIN = 0.05  # a difference below five points is not called a recovery, however many samples stand behind it
 
 
@@ -46,14 +54,14 @@ class Rate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of four outcomes, with the sentences that say why."""
+    """An outcome, with the sentences that say why."""
 
     name: VerdictName
     why: tuple[str, ...]
 
 
 Rule = tuple[bool, VerdictName, tuple[str, ...]]
-MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-1)"
+MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-2)"
 ALONE = "no retrained model was given, so residuals are judged without a reference"
 
 
@@ -253,10 +261,30 @@ class Rows:
 
     def rate(self, method: str, metric: str, split: str, attack: str = "none") -> Rate:
         """Proportion in a cell."""
+        return rate_of(self.record(method, metric, split, attack))
+
+    def record(self, method: str, metric: str, split: str, attack: str = "none") -> Record:
+        """Row of a cell that has to be there."""
         row = self.find(method, metric, split, attack)
-        if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
+        if row is None or row.value is None:
             raise RubError(f"audit: no value of {metric} for {method}; the protocol has to attack {split} images too")
-        return Rate(row.value, row.ci_low, row.ci_high)
+        return row
+
+    def of(self, metric: str) -> list[Record]:
+        """Rows of a metric, of all models."""
+        return [row for row in self.records if row.metric == metric]
+
+
+def ends_of(record: Record) -> tuple[float, float, float]:
+    """Value and interval of a row; both ends are the value where it has none."""
+    assert record.value is not None
+    low, high = (record.value if end is None else end for end in (record.ci_low, record.ci_high))
+    return record.value, low, high
+
+
+def rate_of(record: Record) -> Rate:
+    """Proportion of a row."""
+    return Rate(*ends_of(record))
 
 
 def percent(rate: Rate) -> str:

@@ -7,17 +7,29 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, existing, percent, validated
+from rub.audits.base import (
+    MARGIN,
+    Audit,
+    AuditRequest,
+    Rows,
+    dataset_of,
+    ends_of,
+    existing,
+    percent,
+    rate_of,
+    validated,
+)
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
+from rub.tasks.classification.metrics import METRICS
 from rub.tasks.classification.spec import ClassificationExperiment
-from rub.tasks.classification.verdict import Figures, conclude
+from rub.tasks.classification.verdict import Contrast, Estimate, Figures, Layer, conclude
 
 CHANCE = 0.25  # a checkpoint that is right less often was hardly trained on such inputs
 
 
 class ClassificationAudit(AuditRequest):
-    """Measure an unlearned classifier against its original: recovered, hidden, no residual found, or cannot tell."""
+    """Measure an unlearned classifier against its original: is the knowledge gone, and from where?"""
 
     task = "classification"
     original: Path
@@ -46,7 +58,7 @@ class ClassificationAudit(AuditRequest):
     """Mean that inputs were normalised with, if not the data's."""
     std: tuple[float, ...] | None = None
     """Standard deviation, likewise, such as 0.247,0.243,0.262."""
-    protocol: str = "rub-audit-1"
+    protocol: str = "rub-audit-2"
     """A name from rub list protocols, or the path of a YAML file."""
     samples: Annotated[int, Field(ge=10)] = 256
     """Forget images to attack (half as many controls)."""
@@ -102,47 +114,96 @@ def experiment_of(
         "protocol": protocol,
         "evaluation": {"attack_samples": samples, "control_samples": max(samples // 2, 5), "retain_samples": 5000},
     }
-    return validated(ClassificationExperiment, fields)
+    experiment = validated(ClassificationExperiment, fields)
+    if experiment.protocol.radius is None:
+        raise RubError(
+            f"audit: protocol {experiment.protocol.name} searches no radii: give it a 'radius' (rub-audit-2)"
+        )
+    return experiment
+
+
+LAYERS = {  # metric -> how much it has to differ between original and retrained model to tell anything
+    "head_refit": MARGIN,
+    "probe_balanced": MARGIN,
+    "prototypes": MARGIN,
+    "relearn": 1.0,
+    "relearn_retain": 1.0,
+}
 
 
 def figures_of(rows: Rows) -> Figures:
     """The figures behind the verdict, from an audit's rows."""
-    attack = rows.attack
-    attacked = rows.find("unlearned", "ua", "forget", attack)
-    bias_free: dict[str, tuple[float, float, float | None]] = {}
-    for metric, split in (("logit_auc", "test"), ("probe_accuracy", "forget_test")):
-        values = [rows.find(method, metric, split) for method in ("original", "unlearned", "retrained")]
-        before, after, never = (None if record is None else record.value for record in values)
-        if before is not None and after is not None:
-            bias_free[metric] = (before, after, never)
+    measured = [record for record in rows.records if record.value is not None]
+    attacked = [
+        record for record in measured
+        if (record.method, record.metric, record.split, record.attack) == ("unlearned", "ua", "forget", rows.attack)
+    ]  # fmt: skip
+    layers = {metric: layer for metric in ("log_odds_auc", "transplant", *LAYERS) if (layer := _layer(rows, metric))}
     return Figures(
-        original=rows.rate("original", "ua", "forget"),
+        accuracy={record.method: float(record.value or 0) for record in measured if record.metric == "ta"},
+        chance=1 / int(rows.record("unlearned", "own_radius", "forget").setting.split()[0]),
+        known=rows.rate("original", "ua", "forget"),
         clean=rows.rate("unlearned", "ua", "forget"),
-        attacked=rows.rate("unlearned", "ua", "forget", attack),
-        converged=attacked is not None and attacked.converged is True,
-        steered=rows.rate("unlearned", "ua", "retain", attack),
-        retrained=rows.rate_or_none("retrained", "ua", "forget", attack),
-        bias_free=bias_free,
-        attack=attack,
-        accuracy=next((row.value for row in rows.records if (row.method, row.metric) == ("original", "ta_all")), None),
+        contrast=_contrast(rows),
+        attacked={record.budget: rate_of(record) for record in attacked},
+        converged=bool(attacked) and attacked[-1].converged is True,
+        said=rows.rate_or_none("retrained", "ua", "forget"),
+        log_odds=layers.pop("log_odds_auc", None),
+        transplant=layers.pop("transplant", None),
+        transplant_accuracy=next((r.value for r in rows.of("transplant_ta") if r.method == "unlearned"), None),
+        layers=tuple(layers.values()),
+        attack=rows.attack,
     )
+
+
+def _contrast(rows: Rows) -> Contrast:
+    def mean(metric: str) -> Estimate:
+        return Estimate(*ends_of(rows.record("unlearned", metric, "forget")))
+
+    return Contrast(
+        own=mean("own_radius"),
+        other=mean("other_radius"),
+        selectivity=mean("selectivity"),
+        reached=rows.rate("unlearned", "own_reached", "forget"),
+        other_reached=rows.rate("unlearned", "other_reached", "forget"),
+        count=rows.record("unlearned", "own_radius", "forget").n,
+    )
+
+
+def _layer(rows: Rows, metric: str) -> Layer | None:
+    values = {record.method: record.value for record in rows.of(metric) if record.value is not None}
+    if not {"original", "unlearned"} <= values.keys():
+        return None
+    title = next(declared.title for declared in METRICS if declared.name == metric)
+    margin = LAYERS.get(metric, MARGIN)
+    return Layer(title, values["original"], values["unlearned"], values.get("retrained"), margin)
 
 
 def told(figures: Figures, budget: str) -> Iterator[str]:
     """The figures as lines of text."""
-    attack = figures.attack.upper()
-    yield f"UA of the original model on clean forget images   {percent(figures.original)}"
-    yield f"UA of the unlearned model, clean                  {percent(figures.clean)}"
-    yield f"UA of the unlearned model, {attack} at {budget:<8}        {percent(figures.attacked)}"
-    yield f"retain images steered into the class (control)    {percent(figures.steered)}"
-    if figures.retrained is not None:
-        yield f"UA of the retrained model, {attack} at {budget:<8}        {percent(figures.retrained)}"
-    for name, (before, after, never) in figures.bias_free.items():
-        reference = "" if never is None else f", retrained {never:.3f}"
-        yield f"{name:<15} original {before:.3f}, unlearned {after:.3f}{reference}"
-    if figures.accuracy is not None and figures.accuracy < CHANCE:
-        yield f"The original is right on {100 * figures.accuracy:.1f} % of the test images, hardly more than by chance;"
+    contrast, attack = figures.contrast, figures.attack.upper()
+    yield _line("TA, kept classes", *(f"{role} {100 * value:.1f} %" for role, value in figures.accuracy.items()))
+    yield _line("UA, clean, original", percent(figures.known))
+    yield _line("UA, clean, unlearned", percent(figures.clean))
+    if figures.said is not None:
+        yield _line("UA, clean, retrained", percent(figures.said))
+    for at, rate in figures.attacked.items():
+        yield _line(f"UA, {attack} at {at}, unlearned", percent(rate))
+    own, other = (f"{2**mean.value:.2g}/255" for mean in (contrast.own, contrast.other))
+    yield _line("radius (geometric mean)", f"own class {own}", f"another class {other}")
+    chosen = contrast.selectivity
+    yield _line("selectivity, log2(other / own)", f"{chosen.value:+.2f} ({chosen.low:+.2f} to {chosen.high:+.2f})")
+    for layer in (figures.log_odds, figures.transplant, *figures.layers):
+        if layer is not None:
+            values = (("original", layer.original), ("unlearned", layer.unlearned), ("retrained", layer.retrained))
+            yield _line(layer.title, *(f"{role} {value:.3f}" for role, value in values if value is not None))
+    if (right := figures.accuracy["original"]) < CHANCE:
+        yield f"The original is right on {100 * right:.1f} % of the test images, hardly more than by chance;"
         yield "if it was trained on inputs normalised otherwise than by the data's mean and std, give --mean and --std."
+
+
+def _line(title: str, *values: str) -> str:
+    return f"{title:<31} {', '.join(values)}"
 
 
 AUDIT = Audit(

@@ -33,9 +33,8 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     parts, search = split(dataset, spec["forget"], spec["validation"]), RadiusSpec.model_validate(spec["radius"])
     model = freeze(load_model(inputs["unlearned"], dataset)).to(runtime.device)
     kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
-    measured = Measured(
-        cell, spec["method"], spec["seed"], origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
-    )
+    facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
+    measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": f"{len(kept)} kept classes"})
     found: dict[str, NDArray[Any]] = {}
     for name, count in spec["samples"].items():
         samples = eligible(parts, name, count, inputs["original"], dataset, runtime)
@@ -46,6 +45,8 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
         contrast = Contrast(*(log2_radius(part, search).double().numpy() for part in (own, other)))
         for metric, values in contrast.metrics().items():
             measured.mean(metric, values, samples.ids.numpy(), split=name)
+        for metric, hits in contrast.shares(search.largest).items():
+            measured.share(metric, hits, split=name)
         found |= {f"{name}_ids": samples.ids.numpy(), f"{name}_other_class": others.numpy()}
         found |= {f"{name}_own": own.numpy(), f"{name}_other": other.numpy()}
     np.savez(out / "radii.npz", **found)  # type: ignore[arg-type]  # no array is named allow_pickle
@@ -71,6 +72,20 @@ class Contrast:
     def metrics(self) -> dict[str, NDArray[np.float64]]:
         """Metric id -> its value for each image."""
         return {"own_radius": self.own, "other_radius": self.other, "selectivity": self.other - self.own}
+
+    def shares(self, largest: float) -> dict[str, NDArray[np.bool_]]:
+        """Metric id -> bool (N,): which images reach their own class, and which another one.
+
+        The own class counts where it is reached within the change that takes 9 of 10 images to another class, and no
+        more than `largest`, in 1/255.
+
+        Example:
+            >>> dead = Contrast(np.array([6.0, 6.0]), np.array([2.0, 3.0]))
+            >>> {name: hits.tolist() for name, hits in dead.shares(32).items()}
+            {'own_reached': [False, False], 'other_reached': [True, True]}
+        """
+        most = min(float(np.quantile(self.other, 0.9)), float(np.log2(largest)))
+        return {"own_reached": self.own <= most, "other_reached": self.other <= np.log2(largest)}
 
 
 def other_classes(samples: Samples, said: Tensor, kept: list[int]) -> Tensor:

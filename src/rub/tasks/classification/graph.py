@@ -185,7 +185,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         cells = [
             cell(method, seed, metric, split)
             for split in samples
-            for metric in ("own_radius", "other_radius", "selectivity")
+            for metric in ("own_radius", "other_radius", "selectivity", "own_reached", "other_reached")
         ]
         count = sum(number or self.size // 10 for number in samples.values())
         rungs = log2(search.largest / search.smallest) + 1
