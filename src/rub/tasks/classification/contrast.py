@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rub.attacks.base import AttackContext
-from rub.data.samples import Samples
 from rub.data.splits import input_dataset, split
-from rub.errors import RubError
 from rub.metrics.base import Measured, origin_of
 from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
-from rub.pipeline.rng import keyed_uniform
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
+from rub.tasks.classification.attacks.base import other_classes
 from rub.tasks.classification.attacks.radius import log2_radius, radii
 from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.spec import RadiusSpec
@@ -86,31 +82,3 @@ class Contrast:
         """
         most = min(float(np.quantile(self.other, 0.9)), float(np.log2(largest)))
         return {"own_reached": self.own <= most, "other_reached": self.other <= np.log2(largest)}
-
-
-def other_classes(samples: Samples, said: Tensor, kept: list[int]) -> Tensor:
-    """Another class for each image, int64 (N,): of those kept, drawn by the image's id, and not what the model says.
-
-    It is the same for every model that does not say it already.
-
-    Args:
-        samples: N images.
-        said: int64 (N,), the class that the model says of each now.
-        kept: classes to draw from.
-
-    Raises:
-        RubError: an image is left without another class.
-
-    Example:
-        >>> three = Samples(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0]), torch.tensor([5, 9]))
-        >>> other_classes(three, torch.tensor([1, 2]), [1, 2]).tolist()
-        [2, 1]
-    """
-    choices = torch.tensor(kept)
-    taken = (choices[None] == said[:, None]) | (choices[None] == samples.labels[:, None])
-    if bool(taken.all(1).any()):
-        raise RubError(
-            f"contrast: {len(kept)} kept classes leave no other class than what the model says: three are enough"
-        )
-    order = keyed_uniform(0, "other class", samples.ids, 0, len(kept)).masked_fill(taken, torch.inf)
-    return choices[order.argmin(1)]

@@ -128,7 +128,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def searched(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
         """Stage that searches probes for one row, attack, budget and set of images."""
         evaluation, plan = self.experiment.evaluation, self.attacks[label]
-        samples = evaluation.attack_samples if split == "forget" else evaluation.control_samples
+        samples = evaluation.attack_samples if split in ("forget", "other") else evaluation.control_samples
         spec = {
             "runs": self.runs[label],
             "levels": level,

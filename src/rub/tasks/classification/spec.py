@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator
 from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec, ForgetSpec, TrainingSpec
 
-Split = Literal["forget", "forget_test", "retain"]
+Split = Literal["forget", "forget_test", "other", "retain"]
 
 
 class ModelSpec(Frozen):
@@ -34,7 +34,8 @@ class AttackSpec(Frozen):
     budgets: tuple[int, ...] = Field(min_length=1)
     """||delta||_inf in 1/255 steps; each budget starts from the probes of the next smaller one when `warm_start`."""
     splits: tuple[Split, ...] = ("forget",)
-    """Which images: D_u (``forget``), same-class test images, retain images steered to a forgotten class."""
+    """Which images: D_u (``forget``), same-class test images, D_u towards another class, retain images steered to a
+    forgotten class."""
     warm_start: bool = False
 
     @field_validator("budgets")
@@ -79,9 +80,9 @@ class Evaluation(Frozen):
     """How many images the measurements use; N stands in every record."""
 
     attack_samples: int | None = Field(None, ge=1)
-    """Forget images that are attacked, a fixed random subset; all of them when left out."""
+    """Forget images that are attacked, towards either class, a fixed random subset; all of them when left out."""
     control_samples: int | None = Field(None, ge=1)
-    """Same for the controls: same-class test images and steered retain images."""
+    """Same for same-class test images and steered retain images."""
     retain_samples: int | None = Field(None, ge=1)
     """Retain images that RA is measured on."""
     witnesses: int | None = Field(None, ge=0)

@@ -23,7 +23,7 @@ from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.attacks.base import Budget, Target
+from rub.tasks.classification.attacks.base import Budget, Target, other_classes
 from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
@@ -113,7 +113,8 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime: Runtime) -> tuple[Samples, Target]:
     """Images of a split and the target that the search maps them to.
 
-    ``forget`` and ``forget_test`` images aim at what the original model says of themselves (paper eq. 2). ``retain``
+    ``forget`` and ``forget_test`` images aim at what the original model says of themselves (paper eq. 2). ``other`` is
+    the paired control: the ``forget`` images aim at another class, with the original's answer to match. ``retain``
     images are the negative control: each is steered towards what the original says of a random *forget* image. If they
     arrive as often, a recovery is ordinary adversarial vulnerability and no evidence of knowledge about that image.
     """
@@ -132,12 +133,16 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
         source = parts.forget.select(pick)
     device = torch.device(runtime.device)
     target = make_target(original, unlearned, source.images, source.labels, runtime.batch_size, device)
+    if spec["split"] == "other":
+        said = predict(unlearned, samples, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
+        kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
+        target = target.towards(other_classes(samples, said, kept))
     return samples, target
 
 
 def choose(parts: Splits, name: str, count: int | None) -> Samples:
     """Images that an attack on this split works on."""
-    if name == "forget":
+    if name in ("forget", "other"):
         return subset(parts.forget, count, "attack-forget")
     if name == "forget_test":
         pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
@@ -154,7 +159,8 @@ def eligible(
 
     Args:
         parts: the splits.
-        name: ``forget``, or ``forget_test`` for unseen images of forgotten classes (any test images without such).
+        name: ``forget`` or ``other``, which are the same images, or ``forget_test`` for unseen images of forgotten
+            classes (any test images without such).
         count: most images; all when None.
         original: the model artifact.
         dataset: what it classifies.
@@ -163,9 +169,9 @@ def eligible(
     Raises:
         RubError: the original is right on none.
     """
-    pool = parts.forget
+    pool, stream = parts.forget, "eligible-forget"
     if name == "forget_test":
-        pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
+        pool, stream = parts.test_where(forgotten=True) if parts.forget_classes else parts.test, "eligible-unseen"
 
     def right() -> Tensor:
         model = load_model(original, dataset).to(runtime.device)
@@ -175,7 +181,7 @@ def eligible(
     known = runtime.cache.get(("eligible", original.key, pool.ids.numpy().tobytes()), right)
     if not known.any():
         raise RubError(f"the original is right on none of the {len(pool)} {name} images: nothing can be brought back")
-    order = torch.randperm(len(pool), generator=seeded(0, f"eligible-{name}"))
+    order = torch.randperm(len(pool), generator=seeded(0, stream))
     return pool.select(order[known[order]][:count].sort().values)
 
 

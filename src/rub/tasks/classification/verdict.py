@@ -130,9 +130,7 @@ def conclude(figures: Figures, budget: str) -> Verdict:
     facts = (_said(contrast), *([reference] if reference else ()))
     left, before = figures.accuracy["unlearned"], figures.accuracy["original"]
     unknown = f"the original model itself recognises only {percent(figures.known)} of the forget images"
-    ruined = (
-        f"its accuracy on kept classes is {left:.1%}, the original's {before:.1%}: nothing else is said"
-    )
+    ruined = f"its accuracy on kept classes is {left:.1%}, the original's {before:.1%}: nothing else is said"
     few = f"N = {contrast.count} images are too few to say whether that is more easily than another class (--samples)"
     selective = selectivity.value >= SELECTIVE and selectivity.low > 0
     unsure = selectivity.low <= 0 and selectivity.high >= SELECTIVE
