@@ -46,7 +46,7 @@ def test_the_example_of_a_command_has_options_that_it_has(task):
         (("--forget-classes", ""), "--forget-classes : should be whole numbers"),
         (("--forget-classes", "0", "--width", "0"), "audit: model.width = 0"),
         (("--forget-classes", "0", "--stem", "wide"), "audit: model.stem = 'wide'"),
-        (("--forget-classes", "0", "--protocol", "rub-audit-2"), "did you mean 'rub-audit-1'"),
+        (("--forget-classes", "0", "--protocol", "rub-audit-3"), "did you mean 'rub-audit-2'"),
         (("--forget-classes", "0"), "--original a: no such file; give a checkpoint"),
     ],
 )

@@ -24,11 +24,13 @@ DIGITS = load_images("digits", None)
 PROTOCOL = {
     "name": "small",
     "summary": "a search of a moment, on every set of images",
+    "eligible": True,
+    "radius": {"smallest": 1, "largest": 64, "steps": 4},
     "attacks": {
         "uma": {
             "runs": [{"name": "uma", "steps": 3}],
             "budgets": [16, 48],
-            "splits": ["forget", "forget_test", "retain"],
+            "splits": ["forget", "forget_test", "other"],
             "warm_start": True,
         }
     },
@@ -67,11 +69,10 @@ def sets():
 )
 def test_the_same_as_of_checkpoints(models, names, starts, tmp_path):
     given = {name: models[name].train() for name in names}
-    protocol, images = copy.deepcopy(PROTOCOL), sets()
-    if starts > 1:  # random starts belong to the ids of the images
-        protocol["attacks"]["uma"]["runs"][0]["restarts"] = starts
-        kept = DIGITS.train.labels != 0
-        images = {"forget": DIGITS.train.select(~kept), "retain": DIGITS.train.select(kept), "test": DIGITS.test}
+    protocol, kept = copy.deepcopy(PROTOCOL), DIGITS.train.labels != 0
+    protocol["attacks"]["uma"]["runs"][0]["restarts"] = starts
+    # random starts and other classes belong to the ids of the images
+    images = {"forget": DIGITS.train.select(~kept), "retain": DIGITS.train.select(kept), "test": DIGITS.test}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({"task": "classification", **protocol}), encoding="utf-8")
     files = {name: tmp_path / f"{name}.safetensors" for name in names}
     for name, path in files.items():
@@ -114,7 +115,7 @@ def test_modules_of_others_and_of_several_kinds():
     smaller = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()
     report = rub.audit(original=Plain(0), unlearned=smaller, **sets(), protocol=PROTOCOL, samples=10)
     assert report.verdict.name == "cannot tell"  # nobody trained these
-    assert "the original model itself classifies only" in report.verdict.why[0]
+    assert "the original model itself recognises only" in report.verdict.why[0]
     shown = repr(report)
     assert "Verdict: cannot tell" in shown and all(len(line) <= 80 for line in shown.split("\n"))
     assert "<b>cannot tell</b>" in report._repr_html_()

@@ -32,7 +32,7 @@ def audit(
     forget: Images,
     retain: Images,
     test: Images,
-    protocol: str | Mapping[str, Any] = "rub-audit-1",
+    protocol: str | Mapping[str, Any] = "rub-audit-2",
     samples: int = 256,
     batch_size: int = 256,
     device: str | torch.device | None = None,

@@ -213,7 +213,7 @@ def recover(
         device: where to compute; None: where `unlearned` is.
         seed: seed of the attack.
         ids: integers (N,), which decide each image's random numbers; None: 0 to N - 1.
-        warm_start: whether each budget starts from the probes of the next smaller one, as in ``rub-audit-1``.
+        warm_start: whether each budget starts from the probes of the next smaller one, as in ``rub-audit-2``.
         progress: called as ``progress(done, total, note)``.
         hyperparameters: of the attack, such as ``divergence="kl"`` and ``steps=100`` of ``uma`` (``rub show uma``).
 
