@@ -160,16 +160,15 @@ def test_many_budgets_give_a_curve_and_many_attacks_a_continued_table(make_row, 
         assert max(map(len, terminal(table).splitlines())) <= 80
 
 
-def test_a_leaderboard_of_a_curve_shows_the_budget_where_steering_fails(make_row, records):
+def test_a_leaderboard_shows_the_curve_where_there_is_one_and_the_paired_contrast(make_row, records):
     def heads(rows):
         return [(column.group, column.name) for column in leaders(rows)]
 
-    at = {"attack": "uma", "budget": "2/255"}
     assert ("2/255", "UA") not in heads(records) and ("16/255", "excess") in heads(records)
-    found = heads([*records, make_row("ft", "ua", 0.7, **at), make_row("ft", "ua", 0.05, split="retain", **at)])
-    assert found[1:7] == [
-        ("no attack", "UA"), ("2/255", "UA"), ("2/255", "steered"), ("8/255", "UA"), ("16/255", "UA"),
-        ("16/255", "excess"),
+    found = heads([*records, make_row("ft", "ua", 0.7, attack="uma", budget="2/255")])
+    assert found[1:8] == [
+        ("no attack", "UA"), ("2/255", "UA"), ("8/255", "UA"), ("16/255", "UA"), ("16/255", "excess"),
+        ("no attack", "own"), ("no attack", "selectivity"),
     ]  # fmt: skip
 
 

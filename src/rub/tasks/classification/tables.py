@@ -22,8 +22,8 @@ from rub.store.records import Record
 from rub.tasks.classification.metrics import METRICS
 
 _CLEAN = "no attack"  # a leaderboard's upper header
-_TELLING = "2/255"  # of a curve: unlearned networks are hardly steered there, and much comes back (docs/table1.md)
-_STEERED: Any = {"name": "steered", "controls": True}
+_TELLING = "2/255"  # of a curve: networks differ most there
+_RADII = (("own_radius", "own"), ("other_radius", "other"), ("selectivity", "selectivity"), ("own_reached", "reached"))
 FALSE_MEMBERS = 0.05  # share of a retrained model's attacked images that may be called members without a note
 _GIVEN = "one choice of images and one set of shadow models"
 
@@ -33,16 +33,16 @@ def classification_tables(
 ) -> list[Table]:
     """Tables of every (suite, experiment, dataset, model, protocol) among the records.
 
-    Table 1 in the paper's shape; what remains by bias-free metrics; attacks and controls, one table per budget; and,
-    when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over seeds, intervals
-    over images and models (`rub.metrics.statistics.estimate`). Each table fits 80 columns; `paper` is
+    Table 1 in the paper's shape; the paired contrast; what remains, without an attack; attacks and controls, one table
+    per budget; and, when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over
+    seeds, intervals over images and models (`rub.metrics.statistics.estimate`). Each table fits 80 columns; `paper` is
     from `rub.reports.tables.paper_numbers`.
     """
     tables: list[Table] = []
     for group, own in grouped(records, "classification").items():
         source = Source(group, own, _explained, "UA is a lower bound", "Table 1", main_attack(own, mains))
         shown = headline(source.budgets)
-        tables += [_table1(source, shown, paper or {}), _remains(source)]
+        tables += [_table1(source, shown, paper or {}), _contrast(source), _remains(source)]
         beside = set(source.others)
         others = {record.budget for record in own if record.attack in beside}
         budgets = budgets_of(own)
@@ -66,11 +66,9 @@ def headline(budgets: Sequence[str]) -> list[str]:
 def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
     """Columns of a leaderboard over these records, of any group; those without records are left out there.
 
-    Steering is shown at 2/255 where a curve was run, else at the largest budget.
-
     Example:
         >>> [column.title for column in leaders([])]
-        ['TA ↑', 'UA ↓', 'MIA ↓', 'logit AUC ≈']
+        ['TA ↑', 'UA ↓', 'own ≈', 'selectivity ≈', 'MIA ↓', 'logit AUC ≈']
     """
     main = main or main_attack(records)
     made, budgets = Columns(METRICS, main), budgets_of(records, main)
@@ -78,12 +76,11 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
     columns = [made("", "ta"), made(_CLEAN, "ua")]
     curve = _TELLING in budgets
     if curve:
-        columns += [made(_TELLING, "ua", _TELLING), made(_TELLING, "ua", _TELLING, "retain", **_STEERED)]
+        columns.append(made(_TELLING, "ua", _TELLING))
     columns += [made(budget, "ua", budget) for budget in shown]
     for budget in shown[-1:]:
         columns.append(made(budget, "residual_knowledge", budget))
-        if not curve:  # else the page gets too wide, and steering at the small budget says more
-            columns.append(made(budget, "ua", budget, "retain", **_STEERED))
+    columns += [made(_CLEAN, "own_radius"), made(_CLEAN, "selectivity")]
     return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "logit_auc")]
 
 
@@ -127,6 +124,16 @@ def _beyond(table: Table, main: str) -> list[str]:
         f"MIA of attacked images calls retrain's members ({', '.join(found)}), which never saw them: where a search "
         "ends, outputs are unlike those that the MIA learned from; values up to that are no evidence"
     ]
+
+
+def _contrast(source: Source) -> Table:
+    made = Columns(METRICS, source.main)
+    columns = [
+        made(images, metric, split=split, name=name)
+        for images, split in (("forgotten images", "forget"), ("unseen images", "forget_test"))
+        for metric, name in _RADII
+    ]
+    return source.table("contrast", "Paired contrast: log2 radius in 1/255", columns)
 
 
 def _remains(source: Source) -> Table:
@@ -191,5 +198,9 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
     if any(column.name == "excess" for column in columns):
         yield "excess: UA minus the retrained model's under the same attack, in points (residual knowledge)"
         yield "ratio: recovered images per recovered image of the retrained model, (1 + sum u) / (1 + sum r)"
+    if any(column.name == "selectivity" for column in columns):
+        yield "own, other: log2 of the smallest change, in 1/255, that makes an image its own or another class"
+        yield "selectivity: other - own of an image, above 0 where its own class is the nearer one"
+        yield "reached: images that reach their class within the change that takes 9 of 10 to another one"
     if any("steer" in (column.name, column.group.removesuffix(" at")) for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"
