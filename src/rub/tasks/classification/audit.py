@@ -139,9 +139,10 @@ def figures_of(rows: Rows) -> Figures:
         if (record.method, record.metric, record.split, record.attack) == ("unlearned", "ua", "forget", rows.attack)
     ]  # fmt: skip
     layers = {metric: layer for metric in ("log_odds_auc", "transplant", *LAYERS) if (layer := _layer(rows, metric))}
+    kept, _, normalisation = rows.record("unlearned", "own_radius", "forget").setting.partition(" kept classes, ")
     return Figures(
         accuracy={record.method: float(record.value or 0) for record in measured if record.metric == "ta"},
-        chance=1 / int(rows.record("unlearned", "own_radius", "forget").setting.split()[0]),
+        chance=1 / int(kept),
         known=rows.rate("original", "ua", "forget"),
         clean=rows.rate("unlearned", "ua", "forget"),
         contrast=_contrast(rows),
@@ -153,6 +154,7 @@ def figures_of(rows: Rows) -> Figures:
         transplant_accuracy=next((r.value for r in rows.of("transplant_ta") if r.method == "unlearned"), None),
         layers=tuple(layers.values()),
         attack=rows.attack,
+        normalisation=normalisation,
     )
 
 
@@ -197,6 +199,8 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
         if layer is not None:
             values = (("original", layer.original), ("unlearned", layer.unlearned), ("retrained", layer.retrained))
             yield _line(layer.title, *(f"{role} {value:.3f}" for role, value in values if value is not None))
+    if figures.normalisation:
+        yield figures.normalisation
     if (right := figures.accuracy["original"]) < CHANCE:
         yield f"The original is right on {100 * right:.1f} % of the test images, hardly more than by chance;"
         yield "if it was trained on inputs normalised otherwise than by the data's mean and std, give --mean and --std."

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from rub.attacks.base import AttackContext
 from rub.data.splits import input_dataset, split
@@ -30,7 +31,8 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     model = freeze(load_model(inputs["unlearned"], dataset)).to(runtime.device)
     kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
-    measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": f"{len(kept)} kept classes"})
+    setting = f"{len(kept)} kept classes, {normalisation(model)}"
+    measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": setting})
     found: dict[str, NDArray[Any]] = {}
     for name, count in spec["samples"].items():
         samples = eligible(parts, name, count, inputs["original"], dataset, runtime)
@@ -47,6 +49,13 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
         found |= {f"{name}_own": own.numpy(), f"{name}_other": other.numpy()}
     np.savez(out / "radii.npz", **found)  # type: ignore[arg-type]  # no array is named allow_pickle
     measured.save(out, values=measured.values)
+
+
+def normalisation(model: nn.Module) -> str:
+    """What a network's inputs are normalised by, in words."""
+    values = (getattr(model, name).flatten().tolist() for name in ("mean", "std"))
+    mean, std = (", ".join(f"{value:.3g}" for value in part) for part in values)
+    return f"inputs normalised by mean {mean} and std {std}"
 
 
 @dataclass(frozen=True)

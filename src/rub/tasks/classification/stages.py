@@ -48,10 +48,16 @@ def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> Non
 
 
 def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Read a checkpoint that someone else made into an artifact; its hash is in the spec."""
-    dataset = input_dataset(inputs, runtime)
-    model = _network(stage.spec["model"], dataset, seed=0)
+    """Read a checkpoint that someone else made into an artifact; its hash is in the spec.
+
+    A mean and std that the spec gives hold, whatever the checkpoint's layout says.
+    """
+    dataset, given = input_dataset(inputs, runtime), stage.spec["model"]
+    model = _network(given, dataset, seed=0)
     load_weights(stage.files["weights"], model)
+    for name in ("mean", "std"):
+        if given[name]:
+            getattr(model, name).copy_(torch.tensor(given[name]).reshape(1, -1, 1, 1))
     _save_model(model, stage.spec["model"], dataset, out)
 
 

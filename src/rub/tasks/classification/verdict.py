@@ -84,6 +84,7 @@ class Figures:
         log_odds: the gauge-free score of the head.
         transplant: UA on unseen images with the original's last layer on the model's features.
         transplant_accuracy: TA with that layer, of the unlearned model: whether it fits the features at all.
+        normalisation: what inputs are normalised by, as far as it is known.
         layers: what needs a retrained model to be read: refitted head, probe, prototypes, relearning.
     """
 
@@ -100,6 +101,7 @@ class Figures:
     transplant_accuracy: float | None = None
     layers: tuple[Layer, ...] = field(default_factory=tuple)
     attack: str = "uma"
+    normalisation: str = ""
 
     def kept(self, accuracy: float) -> float:
         """What an accuracy on kept classes lies above chance, as a share of the original's."""
