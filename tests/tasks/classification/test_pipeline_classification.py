@@ -141,6 +141,25 @@ def test_accuracies_agree_with_a_count_by_hand(tiny, method, label):
         assert row.weights_sha256 == artifact.sha256("weights.safetensors")
 
 
+@pytest.mark.slow
+def test_the_controls_that_a_suite_asks_for_are_what_they_say(tiny, copied_store):
+    asked = ["controls=[gauge, drift, random_init, other-seed]", "methods={}", "training.epochs=2"]
+    result = run(load_suite(str(tiny.path), overrides=asked), store=copied_store, **CPU)
+    assert result.failures == ()
+
+    def value(method, metric):
+        return one(result, method=method, metric=metric, attack="none", mia_seed=None).value
+
+    for metric in ("ta", "ta_all", "ra", "ua", "ua_test", "probe_accuracy", "mia_svc"):
+        assert value("gauge", metric) == pytest.approx(value("original", metric), abs=1e-6), "the same function"
+    weights = {row.method: row.weights_sha256 for row in result.records if row.attack == "none"}
+    assert len(set(weights.values())) == len(weights), "no two controls are one model"
+    assert value("random_init", "ta") < 0.3
+    assert value("other-seed", "ta") > value("random_init", "ta")
+    assert value("zero-row", "ua") == value("zero-row", "ua_test") == 0
+    assert value("zero-row", "probe_accuracy") == value("original", "probe_accuracy")
+
+
 def test_sham_is_the_original_with_one_bias_lowered(tiny):
     before, _ = network(tiny, "train original")
     after, _ = network(tiny, "unlearn sham, seed 0")
