@@ -248,7 +248,7 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
     command = given.pop("command", "")
     asked = audit_of(request).request(**given) if isinstance(request, str) else request
     return run_audit(
-        asked.experiment(),
+        asked.experiment().model_copy(update={"metrics": asked.metrics}),
         asked.models(),
         store=how["store"] or default_store(),
         runtime=how["runtime"] or make_runtime(),

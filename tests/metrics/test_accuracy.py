@@ -23,9 +23,9 @@ def digits():
 
 def test_declared_ids_directions_and_ranges():
     directions = {metric.name: metric.direction for metric in METRICS}
-    accuracies, attacks = ["ta", "ta_all", "ra", "ua", "ua_test"], ["mia_shadow", "mia_svc", "mia_rmia", "mia_lira"]
-    residuals = ["residual_knowledge", "residual_ratio"]
-    assert list(directions) == [*accuracies, *attacks, "logit_auc", "probe_accuracy", *residuals]
+    accuracies, attacks = ["ta", "ta_all", "ra", "ua", "ua_test"], ["mia_svc", "mia_shadow", "mia_rmia", "mia_lira"]
+    residuals, contrast = ["residual_knowledge", "residual_ratio"], ["own_radius", "other_radius", "selectivity"]
+    assert list(directions) == [*accuracies, *contrast, *residuals, "logit_auc", "probe_accuracy", *attacks]
     assert {name for name, way in directions.items() if way == "up"} == {"ta", "ra"}
     assert {name for name, way in directions.items() if way == "down"} == {
         "ua",

@@ -1,5 +1,7 @@
 """Checkpoints as people save them: the same figures for the same weights, whatever they are wrapped in."""
 
+import copy
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -11,6 +13,7 @@ from rub.data.sources import load_images
 from rub.errors import RubError
 from rub.models.formats.classifier import known_network, load_weights
 from rub.models.network import build_network, set_normalisation
+from rub.pipeline.rng import seeded
 from rub.training.classifier import predict, train
 from rub.training.context import Augmentation, TrainContext
 
@@ -65,14 +68,12 @@ def rob_model(model):
 
 def pruned(model):
     """Weights that are 0 already are pruned, so that the network stays what it was."""
-    from copy import deepcopy
-
-    copy = deepcopy(inner(model))
-    for module in copy.modules():
+    copied = copy.deepcopy(inner(model))
+    for module in copied.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             prune.custom_from_mask(module, "weight", module.weight != 0)
             module.weight_orig.data[module.weight_mask == 0] = 7.0
-    return {"state_dict": copy.state_dict(), "best_sa": 90.0}
+    return {"state_dict": copied.state_dict(), "best_sa": 90.0}
 
 
 def averaged(model):
@@ -150,6 +151,53 @@ def test_the_same_figures_for_the_same_weights(trained, wrapping, digits, tmp_pa
     load_weights(tmp_path / "checkpoint.pth", other)
     assert torch.equal(predict(other, digits.test), logits)
     assert {value.dtype for value in other.parameters()} == {torch.float32}
+
+
+PROTOCOL = """
+task: classification
+name: tiny
+attacks: {uma: {runs: [{name: uma, steps: 3}], budgets: [64], splits: [forget, retain]}}
+probe_per_class: 10
+"""
+
+
+@pytest.fixture(scope="module")
+def audited(trained, tmp_path_factory):
+    """What ``rub audit classification`` says of two plain checkpoints, and how it is asked of others."""
+    arch, _, model, _ = trained
+    folder = tmp_path_factory.mktemp("audited")
+    (folder / "tiny.yaml").write_text(PROTOCOL)
+    normal = ["--mean", MEAN[0], "--std", STD[0], "--protocol", folder / "tiny.yaml", "--samples", 10]
+    own = ",".join(f"{name}={value}" for name, value in NETWORKS[arch].items())
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for value in other.parameters():  # every weight is still one of bfloat16 and of half
+            if value.ndim > 1:
+                value.mul_(torch.where(torch.rand(value.shape, generator=seeded(1, "other")) < 0.1, -1.0, 1.0))
+
+    told = {}
+
+    def ask(rub, wrapping):
+        if wrapping not in told:
+            told[wrapping] = asked(rub, WRAPPINGS[wrapping])
+        return told[wrapping]
+
+    def asked(rub, wrap):
+        for name, network in (("before", model), ("after", other)):
+            torch.save(wrap(network), folder / f"{name}.pth")
+        files = ["--original", folder / "before.pth", "--unlearned", folder / "after.pth", "--store", folder / "store"]
+        which = ["--data", "digits", "--forget-classes", 0, "--arch", arch, "--parameters", own, "--device", "cpu"]
+        said = rub("audit", "classification", *files, *which, *normal)
+        assert said.code == 0, said.err
+        return said.out[said.out.index("UA of the original model") :]
+
+    return ask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapping", [name for name in WRAPPINGS if name != "plain"])
+def test_the_same_audit_for_the_same_weights(audited, wrapping, rub):
+    assert audited(rub, wrapping) == audited(rub, "plain")
 
 
 @pytest.mark.slow

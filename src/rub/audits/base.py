@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape as escape_html
 from pathlib import Path
 from textwrap import wrap
@@ -108,6 +108,8 @@ class AuditRequest(Frozen):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
     task: ClassVar[str]
+    metrics: tuple[str, ...] = ()
+    """Metrics of plug-ins to measure besides; those of a file given as --plugin always are."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -192,7 +194,18 @@ def run_audit(
         return Report(Verdict("cannot tell", result.failures), None, (), last, result.records, result.failures)
     if not budgets:
         raise RubError(f"audit: protocol {experiment.protocol.name} attacks nothing")
-    return conclude(result.records, main, budgets, audit_of(task.name))
+    report = conclude(result.records, main, budgets, audit_of(task.name))
+    own = (line for name in experiment.metrics for line in _besides(name, Rows(report.records, report.budget, main)))
+    return replace(report, told=(*report.told, *own))
+
+
+def _besides(metric: str, rows: "Rows") -> Iterator[str]:
+    own = [row for row in rows.records if row.metric == metric]
+    for attack, budget in (("none", "none"), (rows.attack, rows.budget)):
+        found = [row for row in own if (row.attack, row.budget) == (attack, budget) and row.value is not None]
+        name = metric if attack == "none" else f"{metric}, {attack} at {budget}"
+        if found:
+            yield f"{name:<15} {', '.join(f'{row.method} {row.value:.3f}' for row in found)}"
 
 
 def conclude(records: Sequence[Record], attack: str, budgets: Sequence[str], audit: Audit[Any]) -> Report:

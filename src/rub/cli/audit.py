@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins, say
 from rub.errors import RubError
-from rub.registry import TASKS
+from rub.registry import METRICS, TASKS
 
 if TYPE_CHECKING:
     from rub.audits.base import AuditRequest
@@ -70,8 +70,9 @@ def _function(request: "type[AuditRequest]") -> Any:
         from rub.audits.base import lines
         from rub.pipeline.progress import Display
 
-        load_plugins(plugin)
+        added = [entry.name for entry in load_plugins(plugin) if METRICS.owns(entry, request.task)]
         fields = {name: _value(name, request.model_fields[name], value) for name, value in given.items()}
+        fields["metrics"] = (*(fields["metrics"] or ()), *added)
         report = api.audit(
             request(**{name: value for name, value in fields.items() if value is not None}),
             store=store,

@@ -1,10 +1,10 @@
 """How any task declares its metrics, names the cells of its tables, and collects the rows that fill them."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,10 @@ from rub.metrics.statistics import PerSample, Run, estimate, wilson
 from rub.registry import METRICS, Entry, task_of
 from rub.store.artifacts import Artifact
 from rub.store.records import number
+
+if TYPE_CHECKING:
+    from rub.metrics.membership import Shadows
+    from rub.pipeline.runtime import Runtime
 
 Direction = Literal["up", "down", "reference"]
 
@@ -28,19 +32,31 @@ class Outputs:
         logits: float32 (N, C), the classifier's; where a model makes images, what the task's judge says of them.
         features: float32 (N, D), penultimate features of the same network.
         images: uint8 (N, channels, height, width), what a model made; empty for a classifier.
+        texts: the prompts that images were drawn for.
+        scores: further numbers of the same pass, or of the search that made the inputs -> an array (N, ...).
         num_classes: C of the data set.
         forget_classes: the classes to be forgotten; empty where single samples are.
         others: what `Metric.needs` asks for -> the outputs there.
+        shadows: shadow models, where `Metric.shadows` asks for them.
+        spec: what the measuring stage was asked: its seed, and the protocol's choices.
+        facts: how they were made, such as ``extractor``, or of an attack ``converged``.
+        runtime: device, folders and caches, for a metric that runs a network of its own.
     """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     images: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8))
+    texts: tuple[str, ...] = ()
+    scores: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     num_classes: int = 0
     forget_classes: tuple[int, ...] = ()
     others: "Mapping[str, Outputs]" = field(default_factory=dict)
+    shadows: "Shadows | None" = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    runtime: "Runtime | None" = None
 
     def __getitem__(self, name: str) -> "Outputs":
         """Outputs that the metric needs beside its own, such as ``outputs["original"]``."""
@@ -51,8 +67,30 @@ class Outputs:
 
     def select(self, rows: NDArray[np.bool_]) -> "Outputs":
         """Outputs of these samples alone, bool (N,)."""
-        names = ("ids", "labels", "logits", "features", *(("images",) if len(self.images) else ()))
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        arrays = {name: getattr(self, name) for name in ("ids", "labels", "logits", "features", "images")}
+        chosen = {name: values[rows] for name, values in arrays.items() if len(values)}
+        texts = tuple(text for text, row in zip(self.texts, rows, strict=True) if row) if self.texts else ()
+        scores = {name: values[rows] for name, values in self.scores.items()}
+        return replace(self, **chosen, texts=texts, scores=scores)
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Outputs of one model for several groups of samples, one after the other."""
+    names = ("ids", "labels", "logits", "features")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **arrays)
+
+
+class Counted(NamedTuple):
+    """A number, and how many samples stand behind it where they are not those of the set."""
+
+    value: float
+    n: int
+
+
+Found = ArrayLike | Counted | None
+"""What a metric's function gives: a number; or bool (N,), of which the share is meant; or float (N,), a value of each
+sample, of which the mean is; or None where this machine, or this data set, does not have what it takes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,7 @@ class Metric:
         name: the id used in records.
         title: what tables call it.
         meaning: one plain line.
+        function: outputs on `split` -> the value; one of a module, so that workers can be sent it.
         direction: ``"up"`` higher is better, ``"down"`` lower is better, ``"reference"`` closest to the retrained model
             is best.
         unit: what the number counts; ``%``: a share, stored as 0..1 and shown in percent.
@@ -70,24 +109,34 @@ class Metric:
         split: the evaluation set that it is measured on, unless a row says otherwise.
         low: smallest value it can take.
         high: largest value it can take.
-        function: outputs on `split` -> the value, or bool (N,), whose mean it is, with Wilson's interval; None for
-            those that a task's own measuring stages compute together.
         needs: other evaluation sets of the same model, or ``original``, the original model on `split`.
-        attacked: whether it is also measured on what every attack of the protocol found for `split`.
+        shadows: how many shadow models it takes, at least.
+        seeded: whether it has a value for each membership seed, with the shadow models of that seed.
+        classwise: whether it takes whole classes that are forgotten.
+        stage: kind of the stage that measures it without an attack; "" where none does.
+        attacked: whether it is measured on what every attack of the protocol found for `split`.
+        optional: whether it may be left out, so that no row of it is missed.
+        facts: outputs -> further record fields, such as ``extractor`` and ``setting``: what the value depends on.
     """
 
     name: str
     title: str
     meaning: str
+    function: Callable[[Outputs], Found]
     direction: Direction
     unit: str = "%"
     decimals: int = 1
     split: str = "forget"
     low: float = 0.0
     high: float = 1.0
-    function: Callable[[Outputs], ArrayLike] | None = None
     needs: tuple[str, ...] = ()
+    shadows: int = 0
+    seeded: bool = False
+    classwise: bool = False
+    stage: str = "measure"
     attacked: bool = False
+    optional: bool = False
+    facts: Callable[[Outputs], Mapping[str, Any]] | None = None
 
     @property
     def percent(self) -> bool:
@@ -99,10 +148,14 @@ class Metric:
         """What the stored number counts.
 
         Example:
-            >>> Metric("ua", "UA", "accuracy on forgotten images", "down").stored_unit
+            >>> Metric("ua", "UA", "accuracy on forgotten images", len, "down").stored_unit
             'fraction'
         """
         return "fraction" if self.percent else self.unit
+
+    def asked(self, outputs: Callable[[str], Outputs], split: str = "") -> Outputs:
+        """Outputs that its function takes, on its own set or another, with the others that it needs."""
+        return replace(outputs(split or self.split), others={needed: outputs(needed) for needed in self.needs})
 
 
 def metric(
@@ -117,8 +170,10 @@ def metric(
     low: float | None = None,
     high: float | None = None,
     needs: Iterable[str] = (),
+    shadows: int = 0,
+    seeded: bool = False,
     attacked: bool = False,
-) -> Callable[[Callable[[Outputs], ArrayLike]], Metric]:
+) -> Callable[[Callable[[Outputs], Found]], Metric]:
     """Register a metric: ``def f(outputs: Outputs) -> float``, or bool (N,) for a share of samples.
 
     The first line of its docstring is its meaning. It is measured for every row of an experiment, each by a stage of
@@ -136,6 +191,8 @@ def metric(
         low: smallest value; 0 for a share, else none.
         high: largest value; 1 for a share, else none.
         needs: as `Metric.needs`.
+        shadows: as `Metric.shadows`.
+        seeded: as `Metric.seeded`.
         attacked: as `Metric.attacked`.
 
     Example:
@@ -151,11 +208,12 @@ def metric(
     """
     ends = (0.0, 1.0) if unit == "%" else (-np.inf, np.inf)
 
-    def register_metric(function: Callable[[Outputs], ArrayLike]) -> Metric:
+    def register_metric(function: Callable[[Outputs], Found]) -> Metric:
         meaning = (function.__doc__ or "").strip().partition("\n")[0]
         made = Metric(
-            name, title or name, meaning, direction, unit, decimals, split,
-            ends[0] if low is None else low, ends[1] if high is None else high, function, tuple(needs), attacked,
+            name, title or name, meaning, function, direction, unit, decimals, split,
+            ends[0] if low is None else low, ends[1] if high is None else high,
+            needs=tuple(needs), shadows=shadows, seeded=seeded, attacked=attacked,
         )  # fmt: skip
         METRICS.add(Entry(name, task, meaning, made, function.__module__))
         return made
@@ -181,22 +239,36 @@ def metrics_of(task: str) -> tuple[Metric, ...]:
 
 
 def measure_metric(
-    task: str, spec: Mapping[str, Any], outputs: Callable[[str], Outputs], facts: Mapping[str, Any], out: Path
+    task: str,
+    spec: Mapping[str, Any],
+    outputs: Callable[[str], Outputs],
+    facts: Mapping[str, Any],
+    out: Path,
+    shadows: "Iterable[tuple[dict[str, Any], Shadows | None]]" = (({}, None),),
 ) -> None:
     """Compute a metric of a plug-in for the row that a spec names, and write its ``rows.json`` into a folder.
+
+    Args:
+        task: the metric's.
+        spec: of the stage: metric, method, seed, attack, budget.
+        outputs: name of an evaluation set, or ``original`` -> outputs.
+        facts: record fields of the row.
+        out: the folder.
+        shadows: record fields of each value, such as its membership seed, and the shadow models that it is to have.
 
     Raises:
         ValueError: its function gives neither a number nor bool (N,), or one outside its range.
     """
     metric: Metric = METRICS.get(spec["metric"], task).load()
-    own = replace(outputs(metric.split), others={needed: outputs(needed) for needed in metric.needs})
+    own = metric.asked(outputs)
     measured = Measured(Cells([metric]), spec["method"], spec["seed"], facts)
-    measured.compute(metric, own, attack=spec["attack"], budget=spec["budget"])
-    found = measured.rows[-1]["value"]
-    if found is None or not metric.low - 1e-6 <= found <= metric.high + 1e-6:
-        raise ValueError(
-            f"metric '{metric.name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
-        )
+    for where, models in shadows:
+        measured.compute(metric, replace(own, shadows=models), attack=spec["attack"], budget=spec["budget"], **where)
+    for found in [row["value"] for row in measured.rows] or [None]:
+        if found is None or not metric.low - 1e-6 <= found <= metric.high + 1e-6:
+            raise ValueError(
+                f"metric '{metric.name}' is {found} for {spec['method']}: should lie from {metric.low} to {metric.high}"
+            )
     measured.save(out)
 
 
@@ -204,7 +276,7 @@ class Cells:
     """The record fields that name one cell; a graph declares them, a measuring stage fills them.
 
     Example:
-        >>> cell = Cells([Metric("ua", "UA", "accuracy on forgotten images", "down")])
+        >>> cell = Cells([Metric("ua", "UA", "accuracy on forgotten images", len, "down")])
         >>> cell("ft", 0, "ua")["split"], cell("ft", 0, "ua")["direction"]
         ('forget', 'down')
     """
@@ -268,23 +340,32 @@ class Measured:
             self.values.append({**cell, "sample_id": sample, "value": round(value, 4)})
 
     def compute(self, metric: Metric, outputs: Outputs, **where: Any) -> None:
-        """Add what a metric's function gives: a number, or the share of samples for which it is true.
+        """Add what a metric's function gives: a number, a share of samples, or the mean of their values; or nothing.
 
         Raises:
             ValueError: it gives something else.
         """
-        value = np.asarray(metric.function(outputs)) if metric.function is not None else np.empty(0)
+        found = metric.function(outputs)
+        if found is None:
+            return
+        given, n = found if isinstance(found, Counted) else (found, len(outputs))
+        value = np.asarray(given)
         if value.dtype == np.bool_ and value.ndim == 1 and len(value):
             self.share(metric.name, value.astype(np.bool_), **where)
+        elif value.shape == (len(outputs),) and len(value) and np.issubdtype(value.dtype, np.floating):
+            self.mean(metric.name, value, outputs.ids, **where)
         elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
-            self.add(metric.name, float(value), len(outputs), **where)
+            self.add(metric.name, float(value), n, **where)
         else:
-            given = f"{value.dtype} {value.shape}"
-            raise ValueError(f"metric '{metric.name}' gave {given}: should be a number, or bool (N,) for a share")
+            told = f"{value.dtype} {value.shape}"
+            raise ValueError(f"metric '{metric.name}' gave {told}: should be a number, bool (N,) or float (N,)")
+        if metric.facts is not None:
+            self.rows[-1] |= metric.facts(outputs)
 
     def save(self, out: Path, **further: Any) -> None:
-        """Write ``rows.json``, and further lists of rows under their names, such as ``samples``."""
-        for name, rows in {"rows": self.rows, **further}.items():
+        """Write ``rows.json``, ``values.json`` if samples have some, and further lists of rows under their names."""
+        values = {"values": self.values} if self.values else {}
+        for name, rows in {"rows": self.rows, **values, **further}.items():
             (out / f"{name}.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
 

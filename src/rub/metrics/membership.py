@@ -12,6 +12,7 @@ Functions accept NumPy arrays or CPU tensors and compute in float64. All randomn
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
 from rub.metrics.signals import Feature, Floats, logit_confidence, shokri_features, svc_features, true_log_probability
+from rub.store.artifacts import Artifact
 
 Bools = NDArray[np.bool_]
 Outputs = tuple[ArrayLike, ArrayLike]
@@ -78,6 +80,73 @@ class ShadowOutputs:
     def each(self, signal: Callable[[ArrayLike, ArrayLike], Floats]) -> Floats:
         """Signal of every shadow for every sample, float (K, N)."""
         return np.stack([signal(logits, self.labels) for logits in self.logits])
+
+
+def joined(first: ShadowOutputs, second: ShadowOutputs) -> ShadowOutputs:
+    """Outputs of the same shadows for two groups of points."""
+    return ShadowOutputs(
+        np.concatenate([first.logits, second.logits], axis=1),
+        np.concatenate([first.member, second.member], axis=1),
+        np.concatenate([first.labels, second.labels]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Shadows:
+    """Shadow models of a data set, in pairs trained on complementary halves; what they say is read when asked for.
+
+    Attributes:
+        models: their artifacts, an even number.
+        ids: int64 (N,), of the training samples, those held out included.
+        labels: integer (N,), of the same.
+        test_labels: integer (M,), of the test samples.
+        seed: membership seed.
+    """
+
+    models: tuple[Artifact, ...]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def train(self) -> ShadowOutputs:
+        """Outputs for all training samples."""
+        member = np.stack([np.load(item.file("member.npy"), allow_pickle=False) for item in self.models])
+        return ShadowOutputs(self._logits("train"), member, self.labels)
+
+    @property
+    def test(self) -> ShadowOutputs:
+        """Outputs for all test samples, of each of which half of the shadows are set aside as if trained on it.
+
+        So members and non-members are judged by equally many: a mean of more shadows is another quantity.
+        """
+        logits = self._logits("test")
+        aside = np.random.default_rng(1).random((len(logits) // 2, logits.shape[1])) < 0.5
+        member = np.stack([aside, ~aside], axis=1).reshape(logits.shape[:2])
+        return ShadowOutputs(logits, member, self.test_labels)
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Places of the training samples that were not held out: those in one half of a pair or the other."""
+        first, second = (np.load(item.file("member.npy"), allow_pickle=False) for item in self.models[:2])
+        return np.flatnonzero(first | second)
+
+    @cached_property
+    def attack(self) -> MembershipAttack:
+        """Shokri's attack that was fitted to them."""
+        return shokri_fit(self.train.points(self.used), seed=self.seed)
+
+    def places(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of these training samples, in the order of the data set."""
+        return np.flatnonzero(np.isin(self.ids, ids))
+
+    def _logits(self, part: str) -> NDArray[np.float32]:
+        files = (item.file(f"{part}_logits.npy") for item in self.models)
+        return np.stack([np.load(file, mmap_mode="r", allow_pickle=False) for file in files])
 
 
 def shokri_fit(shadows: ShadowOutputs, *, seed: int, cap: int = 10_000) -> MembershipAttack:

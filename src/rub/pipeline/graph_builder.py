@@ -190,13 +190,13 @@ class GraphBuilder(ABC, Generic[E]):
     def _metric(self, entry: Entry[Any], method: str, seed: int, label: str = "", budget: Any = None) -> Stage:
         metric: Metric = entry.load()
         at = {"attack": label or "none", "budget": self.budget_name(budget) if label else "none"}
-        own, inputs = self.outputs(method, seed)
+        own, inputs = self.outputs(metric, method, seed)
         spec = own | {"metric": entry.name, "source": source_hash(entry), "method": method, "seed": seed, **at}
         if label:
             inputs = {**inputs, "attack": self.searched(method, seed, label, budget, metric.split)}
-        cell = Cells([metric])(method, seed, metric.name, attack=at["attack"], budget=at["budget"])
+        cells = self.cells(metric, method, seed, **at)
         text = f"measure {metric.name} of {method}, seed {seed}" + (f": {label} {at['budget']}" if label else "")
-        return self.stage("metric", text, spec, inputs, cost=1000, cells=[cell])
+        return self.stage("metric", text, spec, inputs, cost=1000, cells=cells)
 
     def common(self) -> dict[str, str]:
         """Record fields that all rows share."""
@@ -242,8 +242,12 @@ class GraphBuilder(ABC, Generic[E]):
         """Stage of an attack on one row and one of these sets."""
         raise NotImplementedError(f"{self.task} attacks no evaluation sets")
 
-    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
-        """Spec and inputs of a stage that reads what a row's model makes of the evaluation sets."""
+    def cells(self, metric: Metric, method: str, seed: int, **where: Any) -> list[dict[str, Any]]:
+        """Cells that a metric fills for a row."""
+        return [Cells([metric])(method, seed, metric.name, **where)]
+
+    def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """Spec and inputs of a stage that reads what a row's model makes of the evaluation sets, for a metric."""
         raise NotImplementedError(f"{self.task} has no evaluation sets")
 
     def gallery(self, method: str, seed: int) -> list[Stage]:

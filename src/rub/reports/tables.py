@@ -201,12 +201,13 @@ def further(source: Source, shipped: Iterable[str]) -> list[Table]:
     places = {place_of(record): record for record in source.records if record.metric not in own}
     columns = []
     for place, record in places.items():
-        said = known.get(place.metric) or Metric(place.metric, place.metric, "", record.direction, "", 4)
-        group = "no attack" if place.attack == "none" else f"{place.attack} {place.budget}"
-        direction, digits = said.direction, said.decimals
-        columns.append(
-            Column(printable(group), printable(said.title), place, direction, said.percent, digits, said.stored_unit)
-        )
+        said = known.get(place.metric)
+        group = printable("no attack" if place.attack == "none" else f"{place.attack} {place.budget}")
+        if said is None:  # of a plug-in that is not at hand, or of an older RUB
+            columns.append(Column(group, printable(place.metric), place, record.direction, False, 4, ""))
+        else:
+            shown = said.percent, said.decimals, said.stored_unit
+            columns.append(Column(group, printable(said.title), place, said.direction, *shown))
     columns.sort(key=lambda column: column.group != "no attack")
     return fitting(source.table("metrics", "Metrics of plug-ins", columns)) if columns else []
 

@@ -12,34 +12,24 @@ from .graph import METRICS, TabularExperiment
 
 
 def columns(records, main=""):
-    made, main = Columns(METRICS, main or main_attack(records)), main or main_attack(records)
-    attacked = [made(at, name, at) for at in budgets_of(records, main) for name in ("recovered", "residual_knowledge")]
-    return [made("", "ta"), made("none", "recovered"), *attacked]
+    main = main or main_attack(records)
+    made, budgets, names = Columns(METRICS, main), budgets_of(records, main), ("recovered", "residual_knowledge")
+    return [made("", "ta"), made("none", "recovered"), *(made(at, name, at) for at in budgets for name in names)]
 
 
 def tables(records, paper, mains):
-    made = []
-    for group, own in grouped(records, "tabular").items():
-        source = Source(group, own, lambda *_: (), "more may come back", "Table", main_attack(own, mains))
-        made.append(source.table("tabular", "Table", columns(own, source.main)))
-    return made
+    parts, told = grouped(records, "tabular").items(), (lambda *_: (), "more may come back", "Table")
+    sources = [Source(group, own, *told, main_attack(own, mains)) for group, own in parts]
+    return [source.table("tabular", "Table", columns(source.records, source.main)) for source in sources]
 
 
+WORDS = {"recovered": "Forgotten rows that get the original's answer, changed by at most the budget."}
+CAPTIONS = {"robustness": "Rows recovered against the budget.", "utility": "Accuracy against robustness."}
+ROBUSTNESS, UTILITY = Axis("recovered", "forget", "recovered"), Axis("ta", "test", "TA")
 REPORT = TaskReport(
-    title="rows of a table",
-    first="Table",
-    prefix="tabular",
-    tables=tables,
-    headline=lambda budgets: list(budgets[-2:]),
-    leaders=columns,
-    robustness=Axis("recovered", "forget", "recovered"),
-    utility=Axis("ta", "test", "TA"),
-    metrics=METRICS,
-    success="share of forgotten rows recovered",
-    forgotten="forgotten rows",
-    words={"recovered": "Forgotten rows that get the original's answer, changed by at most the budget."},
-    captions={"robustness": "Rows recovered against the budget.", "utility": "Accuracy against robustness."},
-)
+    tables, lambda budgets: list(budgets[-2:]), columns, "rows of a table", "Table", "tabular", ROBUSTNESS, UTILITY,
+    METRICS, WORDS, CAPTIONS, success="share of forgotten rows recovered", forgotten="forgotten rows",
+)  # fmt: skip
 
 
 class TabularAudit(AuditRequest):
@@ -47,33 +37,24 @@ class TabularAudit(AuditRequest):
 
     task = "tabular"
     original: Path
-    """Weights before unlearning."""
     unlearned: Path
-    """Weights after unlearning."""
     table: str
-    """blobs or moons."""
-    protocol: str = "tabular-1"
-    """A name from rub list protocols."""
 
     def experiment(self):
-        return validated(TabularExperiment, {"task": "tabular", "table": self.table, "protocol": self.protocol})
+        return validated(TabularExperiment, {"task": "tabular", "table": self.table, "protocol": "tabular-1"})
 
     def models(self):
         return FromFiles(existing({"original": self.original, "unlearned": self.unlearned}, "a .safetensors file"))
 
 
-def figures(rows):
-    return {attack: rows.rate("unlearned", "recovered", "forget", attack) for attack in ("none", rows.attack)}
-
-
 def conclude(rates, budget):
-    clean, attacked = rates.values()
-    name = "recovered" if attacked.exceeds(clean) else "no residual found at this budget"
-    return Verdict(name, (f"{percent(attacked)} at {budget}, {percent(clean)} without an attack",))
+    (clean, attacked), none = rates.values(), "no residual found at this budget"
+    why = f"{percent(attacked)} at {budget}, {percent(clean)} without an attack"
+    return Verdict("recovered" if attacked.exceeds(clean) else none, (why,))
 
 
-def told(rates, budget):
-    return [f"{attack:<10} {percent(rate)}" for attack, rate in rates.items()]
-
-
-AUDIT = Audit(TabularAudit, "--original a.safetensors --unlearned b.safetensors --table moons", figures, conclude, told)
+AUDIT = Audit(
+    TabularAudit, "--original a.safetensors --unlearned b.safetensors --table moons",
+    lambda rows: {name: rows.rate("unlearned", "recovered", "forget", name) for name in ("none", rows.attack)},
+    conclude, lambda rates, budget: [f"{attack:<10} {percent(rate)}" for attack, rate in rates.items()],
+)  # fmt: skip

@@ -171,6 +171,27 @@ def test_the_command_ends_in_the_verdict(rub, trained, ask):
     assert "selectivity, log2(other / own)" in said.out
 
 
+def test_metrics_of_a_plugin_join_an_audit(rub, trained, ask, tmp_path):
+    """They are measured on every model and printed; without a plug-in file they are asked for by name."""
+    (tmp_path / "plugin.py").write_text(
+        "import rub\n@rub.metric('again', task='classification', attacked=True)\n"
+        "def again(outputs):\n    'UA again.'\n    return outputs.logits.argmax(1) == outputs.labels\n"
+    )
+    said = rub(
+        "audit", "classification", "--original", trained / "original.pth", "--unlearned", trained / "sham.pt",
+        "--arch", "resnet10", "--width", 4, "--data", "digits", "--forget-classes", "0", "--samples", 10, "--device",
+        "cpu", "--plugin", tmp_path / "plugin.py",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    report = ask("sham.pt", metrics=("again",))
+    own = [line for line in report.told if line.startswith("again")]
+    assert own[0].split() == ["again", "original", f"{report.figures.original.value:.3f},", "unlearned", "0.000"]
+    assert own[1].startswith(f"again, uma at {report.budget}") and len(own) == 2
+    assert own[0] in said.out
+    with pytest.raises(RubError, match="unknown classification metric 'agian': did you mean 'again'"):
+        ask("sham.pt", metrics=("agian",))
+
+
 def test_a_protocol_of_ones_own_says_which_attack_decides(ask, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "{name: mine, radius: {largest: 8, steps: 4}, attacks: {noise: {runs: [noise], budgets: [1]}, "

@@ -610,6 +610,40 @@ def test_one_more_metric_runs_only_that_metric(tiny, copied_store):
     assert "metrics" not in tiny.suite.experiments[0].model_dump()
 
 
+@pytest.mark.slow
+def test_a_metric_of_a_plugin_may_ask_shadow_models(tiny, copied_store):
+    @rub.metric("members", task="classification", direction="down", shadows=2, seeded=True, attacked=True)
+    def members(outputs):
+        """The membership attack of every seed, again."""
+        return outputs.shadows.attack.members(outputs.logits, outputs.labels)
+
+    @rub.metric("inside", task="classification", shadows=2)
+    def inside(outputs):
+        """Forgotten images that were trained on by each shadow model, mean."""
+        return outputs.shadows.train.points(outputs.shadows.places(outputs.ids)).member.mean()
+
+    suite = load_suite(str(tiny.path), overrides=["metrics=[members, inside]"])
+    result = run(suite, store=copied_store, runtime=make_runtime(device="cpu"))
+    assert result.counts["failed"] == 0
+    found = {
+        metric: {(r.method, r.attack, r.mia_seed): (r.value, r.ci_low, r.n) for r in result.records
+                 if r.metric == metric and r.attack != "noise"}
+        for metric in ("mia_shadow", "members")
+    }  # fmt: skip
+    assert found["mia_shadow"] == found["members"] and {seed for _, _, seed in found["members"]} == {0}
+    assert {r.value for r in result.records if r.metric == "inside"} == {0.5}, "two complementary halves"
+
+
+def test_a_metric_that_asks_more_shadow_models_than_there_are_is_refused(tiny):
+    @rub.metric("members", task="classification", shadows=4)
+    def members(outputs):
+        """Nothing."""
+        return 0.0
+
+    with pytest.raises(RubError, match="metric 'members' needs 4 shadow models, this experiment has 2"):
+        plan(load_suite(str(tiny.path), overrides=["metrics=[members]"]), make_runtime(device="cpu"))
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [("[ua]", "is always measured"), ("[agian]", "did you mean 'again'"), ("[again]", "needs steered")],

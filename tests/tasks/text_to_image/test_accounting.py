@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rub.reports.tables import paper_numbers
-from rub.tasks.text_to_image.measure import counted_steps
+from rub.tasks.text_to_image.metrics import counted_steps
 
 CONCEPTS = {"church": 50, "garbage_truck": 50, "nudity": 118, "parachute": 50, "tench": 50}
 # (pre, post, failures, sum of steps) of each concept, worked out from the printed averages and rates.

@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 from rub.config.hyperparameters import resolved
 from rub.data.spec import check_forget, data_stage, num_images
 from rub.errors import RubError
+from rub.metrics.base import Cells, Metric
 from rub.models.lookup import hyperparameters_in, network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import unlearner
 from rub.store.artifacts import file_sha256
-from rub.tasks.classification.metrics import cell
+from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 DOSE_SEED = 3000
 OTHER_SEED = 5000
-LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
 
 
 class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
@@ -162,14 +162,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "mia_seeds": experiment.seeds.mia,
         }
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
-        metrics = ["ta", "ta_all", "ra", "ua", "mia_svc"]
-        if self.classwise:
-            metrics += ["ua_test", "logit_auc", "probe_accuracy"]
-        cells = [cell(method, seed, metric) for metric in metrics]
-        if self.shadows:
-            cells += [cell(method, seed, "mia_rmia")]
-            cells += [cell(method, seed, "mia_lira")] if len(self.shadows) >= LIRA_SHADOWS else []
-            cells += [cell(method, seed, "mia_shadow", mia_seed=index) for index in range(experiment.seeds.mia)]
+        measured = clean_metrics(self.classwise, shadows=len(self.shadows))
+        cells = [each for metric in measured for each in self.cells(metric, method, seed)]
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=cells)
 
     def further(self, method: str, seed: int) -> Iterator[Stage]:
@@ -183,9 +177,10 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         samples = {"forget": evaluation.attack_samples, "forget_test": evaluation.control_samples}
         spec = {"method": method, "seed": seed, **self.parts, "radius": search.model_dump(), "samples": samples}
         cells = [
-            cell(method, seed, metric, split)
+            each
             for split in samples
-            for metric in ("own_radius", "other_radius", "selectivity", "own_reached", "other_reached")
+            for metric in metrics_of_stage("radius")
+            for each in self.cells(metric, method, seed, split=split)
         ]
         count = sum(number or self.size // 10 for number in samples.values())
         rungs = log2(search.largest / search.smallest) + 1
@@ -212,11 +207,12 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "mia_seeds": experiment.seeds.mia,
         }
         at: dict[str, Any] = {"attack": label, "budget": f"{budget}/255"}
-        cells = [cell(method, seed, "ua_test" if split == "forget_test" else "ua", split, **at) for split in splits]
-        if "attack_retrained" in inputs:
-            cells += [cell(method, seed, metric, **at) for metric in ("residual_knowledge", "residual_ratio")]
-        if "forget" in splits and self.shadows:
-            cells += [cell(method, seed, "mia_shadow", mia_seed=index, **at) for index in range(experiment.seeds.mia)]
+        cells = [
+            each
+            for split in splits
+            for metric in attacked_metrics(split, shadows=len(self.shadows), retrained="attack_retrained" in inputs)
+            for each in self.cells(metric, method, seed, split=split, **at)
+        ]
         text = f"measure {method}, seed {seed}: {label} {budget}/255"
         return self.stage("measure-attack", text, spec, inputs, cost=1000, cells=cells)
 
@@ -228,10 +224,24 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """Images that an attack works on."""
         return [split for split in self.attacks[label].splits if split != "retain" or self.classwise]
 
-    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
-        """What decides the evaluation sets, and the models that look at them."""
-        spec = {**self.parts, "retain_samples": self.experiment.evaluation.retain_samples}
-        return spec, {"data": self.data, **self.pair(method, seed)}
+    def cells(self, metric: Metric, method: str, seed: int, **where: Any) -> list[dict[str, Any]]:
+        """Its cells: one for each membership seed, where it has several."""
+        seeds = range(self.experiment.seeds.mia) if metric.seeded else [None]
+        return [Cells([metric])(method, seed, metric.name, mia_seed=index, **where) for index in seeds]
+
+    def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """What decides the evaluation sets, and the models that look at them, with shadow models if it takes them."""
+        experiment = self.experiment
+        spec = {**self.parts, "retain_samples": experiment.evaluation.retain_samples}
+        inputs = {"data": self.data, **self.pair(method, seed)}
+        if not metric.shadows:
+            return spec, inputs
+        if len(self.shadows) < metric.shadows:
+            raise RubError(
+                f"metric '{metric.name}' needs {metric.shadows} shadow models, this experiment has {len(self.shadows)}"
+            )
+        seeds = {"shadows_per_seed": experiment.protocol.shadows_per_seed, "mia_seeds": experiment.seeds.mia}
+        return spec | seeds, inputs | self.shadows
 
     def pair(self, method: str, seed: int) -> dict[str, Stage]:
         """The model of a row, and the original that it is compared with."""

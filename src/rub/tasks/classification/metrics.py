@@ -1,20 +1,33 @@
-"""Every metric of the classification task, with the function that computes it where its outputs alone decide it."""
+"""Every metric of the classification task, with the function that computes it."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rub.metrics.accuracy import correct, logit_auc
-from rub.metrics.base import Cells, Metric, Outputs
+from rub.metrics.accuracy import correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
+from rub.metrics.base import Cells, Counted, Metric, Outputs
+
+if TYPE_CHECKING:
+    from rub.metrics.membership import ShadowOutputs, Shadows
+
+POPULATION = 2000  # held-out images that RMIA compares with
+TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
+OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
+LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Audited = tuple[NDArray[np.float32], "ShadowOutputs"]  # what the model and the shadows say of the same points
 
 
-def right(outputs: Outputs) -> NDArray[np.bool_]:
+def right(outputs: Outputs) -> Bools:
     """Which samples the largest logit classifies right."""
     return correct(outputs.logits, outputs.labels)
 
 
-def right_of_kept(outputs: Outputs) -> NDArray[np.bool_]:
+def right_of_kept(outputs: Outputs) -> Bools:
     """The same, of the classes that were kept."""
-    return right(outputs)[~np.isin(outputs.labels, outputs.forget_classes)]
+    return right(outputs.select(_kept(outputs)))
 
 
 def ranked(outputs: Outputs) -> float:
@@ -22,39 +35,183 @@ def ranked(outputs: Outputs) -> float:
     return logit_auc(outputs.logits, outputs.labels, outputs.forget_classes)
 
 
+def probed(outputs: Outputs) -> float:
+    """Recall of the forgotten classes by a linear probe, trained on the images of ``probe``."""
+    train, most = outputs["probe"], {name: outputs.spec[f"probe_{name}"] for name in ("per_class", "total")}
+    return probe_accuracy(
+        train.features, train.labels, outputs.features, outputs.labels, outputs.forget_classes, seed=0, **most
+    )
+
+
+def called_by_shadows(outputs: Outputs) -> Bools:
+    """Which samples the attack that was fitted to the shadow models calls members."""
+    return _shadows(outputs).attack.members(outputs.logits, outputs.labels)
+
+
+def called_by_svc(outputs: Outputs) -> Bools:
+    """Which samples SalUn's attack calls members, fitted to kept training images and unseen images of kept classes."""
+    from rub.metrics.membership import svc_fit
+
+    retain, test = outputs["retain"], outputs["test"].select(_kept(outputs["test"]))
+    attack = svc_fit((retain.logits, retain.labels), (test.logits, test.labels), seed=outputs.spec["seed"])
+    return attack.members(outputs.logits, outputs.labels)
+
+
+def rmia(outputs: Outputs) -> Counted:
+    """AUC of offline RMIA, forgotten training images against unseen images of the same classes."""
+    from rub.metrics.membership import audit_auc, rmia_scores, tune_offline_a
+
+    shadows, (audited, (seen, population), member) = _shadows(outputs), _audited(outputs)
+    a = OFFLINE_A
+    if len(shadows) >= LIRA_SHADOWS:
+        pool = np.random.default_rng(0).permutation(shadows.used)[:TUNING_POINTS]
+        a = tune_offline_a(shadows.train.points(pool), population)
+    return Counted(audit_auc(rmia_scores(*audited, seen, population, offline_a=a), member), len(member))
+
+
+def lira(outputs: Outputs) -> Counted:
+    """AUC of offline LiRA on the same images."""
+    from rub.metrics.membership import audit_auc, lira_scores
+
+    audited, _, member = _audited(outputs)
+    return Counted(audit_auc(lira_scores(*audited), member), len(member))
+
+
+def own_radius(outputs: Outputs) -> Floats:
+    """Binary logarithm of the radius of each image towards its own class."""
+    return outputs.scores["own"]
+
+
+def other_radius(outputs: Outputs) -> Floats:
+    """The same of the same images towards another class."""
+    return outputs.scores["other"]
+
+
+def selectivity(outputs: Outputs) -> Floats:
+    """Their difference: the image is held fixed, so what makes it easy or hard to change cancels."""
+    return other_radius(outputs) - own_radius(outputs)
+
+
+def own_reached(outputs: Outputs) -> Bools:
+    """Which images reach their own class within the change that takes 9 of 10 to another class, or the largest."""
+    most = min(float(np.quantile(other_radius(outputs), 0.9)), _largest(outputs))
+    return np.asarray(own_radius(outputs) <= most)
+
+
+def other_reached(outputs: Outputs) -> Bools:
+    """Which images reach another class within the largest change."""
+    return np.asarray(other_radius(outputs) <= _largest(outputs))
+
+
+def excess(outputs: Outputs) -> float:
+    """Share recovered minus that of the retrained model."""
+    return residual_knowledge(right(outputs), _given_up(outputs))
+
+
+def ratio(outputs: Outputs) -> float:
+    """Recovered images per image that the retrained model gives up too."""
+    return residual_ratio(right(outputs), _given_up(outputs))
+
+
+def both_converged(outputs: Outputs) -> dict[str, bool]:
+    """Whether the search had ended, and that on the retrained model too."""
+    return {"converged": outputs.facts["converged"] and outputs["retrained"].facts["converged"]}
+
+
+def _largest(outputs: Outputs) -> float:
+    return float(np.log2(outputs.spec["radius"]["largest"]))
+
+
+def _given_up(outputs: Outputs) -> Bools:
+    reference = outputs["retrained"]
+    if not np.array_equal(reference.ids, outputs.ids):
+        raise ValueError("the retrained model was attacked on other images")
+    return np.asarray(reference.scores["step"] >= 0)
+
+
+def _kept(outputs: Outputs) -> Bools:
+    return ~np.isin(outputs.labels, outputs.forget_classes)
+
+
+def _shadows(outputs: Outputs) -> "Shadows":
+    assert outputs.shadows is not None  # the metrics that come here declare them
+    return outputs.shadows
+
+
+# Members and non-members that are audited, a population that nobody trained on, and which of the former are members.
+def _audited(outputs: Outputs) -> tuple[Audited, Audited, Bools]:
+    from rub.metrics.membership import joined
+
+    shadows, test, population = _shadows(outputs), outputs["test"], outputs["population"]
+    train, unseen = shadows.train, shadows.test
+    same = np.isin(test.labels, outputs.forget_classes) if outputs.forget_classes else np.ones(len(test), np.bool_)
+    others = np.random.default_rng(0).permutation(np.flatnonzero(same))
+    if len(population):
+        outside = population.logits, train.points(shadows.places(population.ids))
+    else:  # nothing was held out: half of the unseen images are the population, the other half the non-members
+        others, rest = others[::2], others[1::2]
+        outside = test.logits[rest], unseen.points(rest)
+    said = joined(train.points(shadows.places(outputs.ids)), unseen.points(others))
+    member = np.arange(len(outputs) + len(others)) < len(outputs)
+    return (np.concatenate([outputs.logits, test.logits[others]]), said), outside, member
+
+
 _INF = float("inf")
 _PART, _AUC, _LOG = ("fraction", 3), ("AUC", 3), ("log2", 2)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
-    Metric("ta", "TA", "accuracy on test images of the classes that were kept", "up",
-           split="test", function=right_of_kept),
-    Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", "reference",
-           split="test", function=right),
-    Metric("ra", "RA", "accuracy on the training images that were kept", "up", split="retain", function=right),
-    Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", "down",
-           function=right),
-    Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", "down",
-           split="forget_test", function=right),
+    Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test"),
+    Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", right,
+           "reference", split="test"),
+    Metric("ra", "RA", "accuracy on the training images that were kept", right, "up", split="retain"),
+    Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", right, "down",
+           attacked=True),
+    Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", right, "down",
+           split="forget_test", classwise=True, attacked=True),
     Metric("own_radius", "own", "log2 of the smallest change in 1/255 at which an image is said to be of its own class",
-           "reference", *_LOG, low=-_INF, high=_INF),
-    Metric("other_radius", "other", "the same of the same images, towards another class", "reference", *_LOG,
-           low=-_INF, high=_INF),
+           own_radius, "reference", *_LOG, low=-_INF, high=_INF, stage="radius"),
+    Metric("other_radius", "other", "the same of the same images, towards another class", other_radius, "reference",
+           *_LOG, low=-_INF, high=_INF, stage="radius"),
     Metric("selectivity", "selectivity", "log2(other / own) of an image: above 0, its own class is the nearer one",
-           "reference", *_LOG, low=-_INF, high=_INF),
+           selectivity, "reference", *_LOG, low=-_INF, high=_INF, stage="radius"),
     Metric("own_reached", "own reached", "images that reach their class within what takes 9 of 10 to another one",
-           "reference"),
-    Metric("other_reached", "other reached", "images that reach another class within the largest budget", "reference"),
-    Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", "down", *_PART),
-    Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", "down", *_PART),
-    Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", "reference", *_AUC),
-    Metric("mia_lira", "LiRA", "how well offline LiRA tells forgotten from unseen images", "reference", *_AUC),
-    Metric("logit_auc", "logit AUC", "how well a forgotten class's logit finds its test images", "reference", *_AUC,
-           split="test", function=ranked),
-    Metric("probe_accuracy", "linear probe", "recall of forgotten classes by a linear probe on features", "reference",
-           *_PART, split="forget_test"),
-    Metric("residual_knowledge", "excess", "UA after the attack minus the retrained model's", "down", low=-1),
-    Metric("residual_ratio", "ratio", "recovered images per image that retrain gives up too", "down", "ratio",
-           high=_INF),
+           own_reached, "reference", stage="radius"),
+    Metric("other_reached", "other reached", "images that reach another class within the largest budget",
+           other_reached, "reference", stage="radius"),
+    Metric("residual_knowledge", "excess", "UA after the attack minus the retrained model's", excess, "down", low=-1,
+           needs=("retrained",), stage="", attacked=True, facts=both_converged),
+    Metric("residual_ratio", "ratio", "recovered images per image that retrain gives up too", ratio, "down", "ratio",
+           high=_INF, needs=("retrained",), stage="", attacked=True, facts=both_converged),
+    Metric("logit_auc", "logit AUC", "how well a forgotten class's logit finds its test images", ranked, "reference",
+           *_AUC, split="test", classwise=True),
+    Metric("probe_accuracy", "linear probe", "recall of forgotten classes by a linear probe on features", probed,
+           "reference", *_PART, split="forget_test", needs=("probe",), classwise=True),
+    Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", called_by_svc,
+           "down", *_PART, needs=("retain", "test")),
+    Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", called_by_shadows,
+           "down", *_PART, shadows=2, seeded=True, attacked=True),
+    Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", rmia, "reference", *_AUC,
+           needs=("test", "population"), shadows=2),
+    Metric("mia_lira", "LiRA", "how well offline LiRA tells forgotten from unseen images", lira, "reference", *_AUC,
+           needs=("test", "population"), shadows=LIRA_SHADOWS),
 )  # fmt: skip
 """Every metric of the classification task, in the order of its tables. Shares are stored as 0..1, not percent."""
 cell = Cells(METRICS)
+
+
+def metrics_of_stage(kind: str) -> list[Metric]:
+    """Metrics that the stages of a kind measure."""
+    return [item for item in METRICS if item.stage == kind]
+
+
+def clean_metrics(classwise: bool, *, shadows: int) -> list[Metric]:
+    """Metrics of ``measure``, where whole classes are forgotten or not, with so many shadow models."""
+    own = metrics_of_stage("measure")
+    return [item for item in own if item.shadows <= shadows and (classwise or not item.classwise)]
+
+
+def attacked_metrics(split: str, *, shadows: int, retrained: bool) -> list[Metric]:
+    """Metrics of what an attack found for a set; images that were steered to a class that is not theirs count by UA."""
+    own = [item for item in METRICS if item.attacked and item.split == split]
+    shown = own or [item for item in METRICS if item.name == "ua"]
+    return [item for item in shown if item.shadows <= shadows and (retrained or "retrained" not in item.needs)]

@@ -9,16 +9,16 @@ from rub.config.suite import DEFAULT_MAIN, located
 from rub.data.spec import data_stage, num_images
 from rub.errors import RubError
 from rub.judges.spec import judge_stage
+from rub.metrics.base import Metric
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.inpainting.metrics import cell
+from rub.tasks.inpainting.metrics import cell, metrics_for
 from rub.tasks.inpainting.spec import InpaintingExperiment, Level
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
 DOSE_SEED = 3000
-IMAGE_METRICS = ("is", "fid", "fid_original", "kid", "mse_original", "mse_input", "psnr", "ssim", "recovered")
 
 
 class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
@@ -153,7 +153,7 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         """Images that an attack works on."""
         return list(self.attacks[label].splits)
 
-    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+    def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The images, the models that complete them, and the judge of what they make."""
         return {}, self._seen(method, seed) | {"judge": self.judge}
 
@@ -192,7 +192,8 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         """Stage that measures a row on clean images."""
         spec = {"method": method, "seed": seed, **self._scoring()}
         inputs = self._seen(method, seed) | {"reference": self.reference, "judge": self.judge}
-        cells = tuple(cell(method, seed, metric, split) for split in self.sets for metric in IMAGE_METRICS)
+        measured = [(metric, split) for split in self.sets for metric in metrics_for(split) if not metric.optional]
+        cells = tuple(cell(method, seed, metric.name, split) for metric, split in measured)
         cost = 4.0 * self.experiment.evaluation.samples
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
@@ -212,13 +213,13 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         inputs |= {f"attack_{split}": self.searched(method, seed, label, budget, split) for split in plan.splits}
         if "forget" in plan.splits and (reference := self.retrained(seed)) is not None:
             inputs["attack_retrained"] = self.searched(*reference, label, budget, "forget")
+        has = "attack_retrained" in inputs
+        measured = [(metric, split) for split in plan.splits for metric in metrics_for(split, retrained=has)]
         cells = [
-            cell(method, seed, metric, split, attack=label, budget=named(budget))
-            for split in plan.splits
-            for metric in (("mse_original", "recovered") if split == "steered" else IMAGE_METRICS)
+            cell(method, seed, metric.name, split, attack=label, budget=named(budget))
+            for metric, split in measured
+            if not metric.optional
         ]
-        if "attack_retrained" in inputs:
-            cells.append(cell(method, seed, "residual_knowledge", "forget", attack=label, budget=named(budget)))
         text, cost = f"measure {method}, seed {seed}: {label} {named(budget)}", 4.0 * self.experiment.evaluation.samples
         return self.stage("measure-attack", text, spec, inputs, cost=cost, cells=cells)
 

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rub.data.samples import to_unit
@@ -15,7 +14,6 @@ from rub.data.splits import input_dataset
 from rub.judges.base import Judge, Judgement, identity
 from rub.judges.stage import load_judge
 from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
-from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
 from rub.metrics.lpips import lpips_or_none
 from rub.models.mae.masks import Mask, gather
 from rub.models.mae.model import MaskedAutoencoder, paste
@@ -25,12 +23,11 @@ from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import apply_delta, divergence
 from rub.tasks.inpainting.attacks.harness import score
-from rub.tasks.inpainting.metrics import cell, psnr, ssim
+from rub.tasks.inpainting.metrics import cell, metrics_for, psnr, recovered, ssim
 from rub.tasks.inpainting.stages import SIDES, WEIGHTS, EvalSet, eval_set, model_of, target_of
 from rub.tasks.inpainting.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
-KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 
 
 @torch.no_grad()
@@ -102,14 +99,12 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
 
 def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on the clean images of F and R."""
-    spec = stage.spec
-    measured = Measured(
-        cell, spec["method"], spec["seed"], origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
-    )
+    facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
+    measured = Measured(cell, stage.spec["method"], stage.spec["seed"], facts)
     for name in SIDES:
-        side = eval_set(name, inputs, runtime)
-        loss = _score(measured, name, side, None, inputs, spec, runtime)
-        _recovered(measured, loss, spec, split=name)
+        outputs = _seen(name, None, stage, inputs, runtime)
+        for metric in metrics_for(name):
+            measured.compute(metric, outputs, split=name)
     measured.save(out)
 
 
@@ -127,12 +122,13 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         delta = torch.from_numpy(np.load(artifact.file("delta.npy"), allow_pickle=False))
         listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
         if name == "steered":
-            side, target = target_of(name, inputs, runtime)
-            loss = score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
-            measured.add("mse_original", float(loss.double().mean()), len(loss), split=name, **where)
+            outputs = _steered(delta, stage, inputs, runtime)
         else:
-            loss = _score(measured, name, eval_set(name, inputs, runtime), delta, inputs, spec, runtime, **where)
-        recovered, shared = _recovered(measured, loss, spec, split=name, **where), row_of(spec, name)
+            outputs = _seen(name, delta, stage, inputs, runtime)
+        outputs = replace(outputs, facts={**outputs.facts, **facts})
+        for metric in metrics_for(name, retrained="attack_retrained" in inputs):
+            measured.compute(metric, outputs, split=name, **where)
+        back, loss, shared = recovered(outputs), outputs.scores["mse_original"], row_of(spec, name)
         curves.append({**shared, **facts})
         samples += [
             {
@@ -140,18 +136,16 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
                 "sample_id": int(listed["ids"][index]),
                 "label": int(listed["labels"][index]),
                 "clean": bool(listed["start"][index] <= spec["recovered_below"]),
-                "recovered": bool(recovered[index]),
+                "recovered": bool(back[index]),
                 "distance": round(float(loss[index]), 8),
                 "step": int(listed["step"][index]),
                 "linf": round(float(listed["linf"][index]), 6),
                 "probe": f"{artifact.key}:{index}",
             }
-            for index in range(len(recovered))
+            for index in range(len(back))
         ]
         if name == "forget":
-            if "attack_retrained" in inputs:
-                _residual(measured, inputs["attack_retrained"], listed["ids"], recovered, where)
-            save_witnesses(stage, inputs, delta, loss, recovered, out, runtime)
+            save_witnesses(stage, inputs, delta, torch.from_numpy(loss), back, out, runtime)
     measured.save(out, samples=samples, curves=curves)
 
 
@@ -186,65 +180,41 @@ def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     measure_metric(stage.task, stage.spec, outputs, facts, out)
 
 
-def _score(
-    measured: Measured,
-    name: str,
-    side: EvalSet,
-    delta: Tensor | None,
-    inputs: Inputs,
-    spec: Mapping[str, Any],
-    runtime: Runtime,
-    **where: str,
-) -> Tensor:
-    judge, count = load_judge(inputs["judge"], inputs, runtime), len(side.samples)
+# What the unlearned model makes of a side's images, or probes, beside the real ones, the original's and the retrained
+# model's search.
+def _seen(name: str, delta: Tensor | None, stage: Stage, inputs: Inputs, runtime: Runtime) -> Outputs:
+    judge, side, known = (
+        load_judge(inputs["judge"], inputs, runtime),
+        eval_set(name, inputs, runtime),
+        inputs["reference"],
+    )
     model, original = model_of(inputs, "unlearned", runtime), model_of(inputs, "original", runtime)
     scored, seen = look(model, original, side, delta, judge, runtime)
-    known = inputs["reference"]
-    facts = known.json("reference.json")
-    dimension = seen.features.shape[1]
-    few = f"; {count} images for {dimension} features: FID is biased up"
-    few = few if singular_covariance(count, dimension) else ""
-    real = np.load(known.file(f"{name}_real.npy"), allow_pickle=False)
-    before = np.load(known.file(f"{name}_original.npy"), allow_pickle=False)
-    splits = spec["is_splits"]
-    values = {
-        "is": (inception_score(seen.scores, splits=splits)[0], f"{splits} splits, shuffled, seed 2020"),
-        "fid": (frechet_distance(seen.features, real), f"to the same {count} real images{few}"),
-        "fid_original": (frechet_distance(seen.features, before), f"to the original's reconstructions{few}"),
-        "kid": (
-            kernel_distance(seen.features, real, subsets=KID_SUBSETS, subset_size=min(KID_SIZE, count), seed=2020)[0],
-            f"to the same {count} real images",
-        ),
+    ids, labels = side.samples.ids.numpy(), side.samples.labels.numpy()
+    others = {
+        other: Outputs(ids, labels, features=np.load(known.file(f"{name}_{other}.npy"), allow_pickle=False))
+        for other in ("real", "original")
     }
-    for metric, (value, setting) in values.items():
-        measured.add(metric, value, count, split=name, **where)
-        told = "; ".join(part for part in (setting, facts["judge"]) if part)
-        measured.rows[-1] |= {"extractor": facts["extractor"], "setting": told}
-    for metric, scores in scored.items():
-        measured.add(metric, float(scores.double().mean()), count, split=name, **where)
-    return scored["mse_original"]  # the distance of each image to the original's output
+    if name == "forget" and "attack_retrained" in inputs:
+        retrained = inputs["attack_retrained"]
+        listed = np.load(retrained.file("samples.npz"), allow_pickle=False)
+        steps, facts = {"step": listed["step"]}, retrained.json("attack.json")
+        others["retrained"] = Outputs(listed["ids"], listed["labels"], scores=steps, facts=facts)
+    return Outputs(
+        ids=ids,
+        labels=labels,
+        logits=seen.scores.numpy(),
+        features=seen.features.numpy(),
+        scores={score: values.numpy() for score, values in scored.items()},
+        others=others,
+        spec=stage.spec,
+        facts=known.json("reference.json"),
+    )
 
 
-def _recovered(measured: Measured, loss: Tensor, spec: Mapping[str, Any], **where: str) -> NDArray[np.bool_]:
-    recovered: NDArray[np.bool_] = (loss <= spec["recovered_below"]).numpy()
-    measured.share("recovered", recovered, **where)
-    measured.rows[-1]["setting"] = f"mse_original <= {spec['recovered_below']:g}"
-    return recovered
-
-
-# what the retrained model's own search on the same images does not explain; both searches must have ended
-def _residual(
-    measured: Measured,
-    retrained: Artifact,
-    ids: NDArray[np.int64],
-    recovered: NDArray[np.bool_],
-    where: Mapping[str, str],
-) -> None:
-    reference = np.load(retrained.file("samples.npz"), allow_pickle=False)
-    if not np.array_equal(reference["ids"], ids):
-        raise ValueError("the retrained model was attacked on other images")
-    own = measured.facts
-    measured.facts = {**own, "converged": own["converged"] and retrained.json("attack.json")["converged"]}
-    value = float(recovered.mean() - (reference["step"] >= 0).mean())
-    measured.add("residual_knowledge", value, len(ids), split="forget", **where)
-    measured.facts = own
+# How far unrelated images are from the output that they were steered to.
+def _steered(delta: Tensor, stage: Stage, inputs: Inputs, runtime: Runtime) -> Outputs:
+    side, target = target_of("steered", inputs, runtime)
+    loss = score(target, side.samples.images, delta, runtime.batch_size, torch.device(runtime.device))
+    samples, distances = side.samples, {"mse_original": loss.numpy()}
+    return Outputs(samples.ids.numpy(), samples.labels.numpy(), scores=distances, spec=stage.spec)

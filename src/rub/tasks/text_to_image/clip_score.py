@@ -6,12 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from rub.pipeline.runtime import Runtime
-
-MODEL = "openai/clip-vit-base-patch16"
+from rub.tasks.text_to_image.metrics import CLIP
 
 
 def clip_score_or_none(images: Tensor, texts: Sequence[str], runtime: Runtime) -> float | None:
-    """CLIP score of uint8 images (N, C, H, W) and N prompts, or None where `MODEL` is not on this machine.
+    """CLIP score of uint8 images (N, C, H, W) and N prompts, or None where `CLIP` is not on this machine.
 
     The mean of max(100 cos, 0) over pictures (Hessel et al. 2021, without its factor 2.5); grey images are repeated.
     """
@@ -30,9 +29,9 @@ def _load(runtime: Runtime) -> Any:
     from huggingface_hub import try_to_load_from_cache
     from torchmetrics.multimodal import CLIPScore
 
-    folder = None if runtime.data_root is None else runtime.data_root / MODEL.rpartition("/")[2]
+    folder = None if runtime.data_root is None else runtime.data_root / CLIP.rpartition("/")[2]
     if folder is not None and folder.is_dir():
         return CLIPScore(model_name_or_path=str(folder)).to(runtime.device)
-    if isinstance(try_to_load_from_cache(MODEL, "config.json"), str):
-        return CLIPScore(model_name_or_path=MODEL).to(runtime.device)
+    if isinstance(try_to_load_from_cache(CLIP, "config.json"), str):
+        return CLIPScore(model_name_or_path=CLIP).to(runtime.device)
     return None

@@ -7,18 +7,17 @@ from typing import Any
 from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
 from rub.judges.spec import judge_stage
+from rub.metrics.base import Metric
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.text_to_image.metrics import cell
+from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics
 from rub.tasks.text_to_image.spec import TextToImageExperiment
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
 RETAIN_GUIDANCE = 7.5
 REAL = 2000  # most real pictures that FID and KID compare with
-_CLEAN = ("asr_pre", "utility_accuracy", "fid", "kid")
-_ATTACKED = ("asr_post", "steps_mean", "steps_median", "gradient_steps_mean")
 _DRAWN = 2.0  # classifier-free guidance draws with two passes per step
 
 
@@ -139,7 +138,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """Stage of an attack on them."""
         return self.attack(method, seed, label)
 
-    def outputs(self, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
+    def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """Pictures that were drawn already, and the models that draw those of other concepts."""
         return self._scoring(), self._compared(method, seed) | {"clean": self.measure(method, seed)}
 
@@ -205,12 +204,10 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     def measure(self, method: str, seed: int) -> Stage:
         """Stage that measures a row without an attack."""
         spec = {"method": method, "seed": seed, **self._scoring()}
-        metrics = list(_CLEAN)
         if without := self.experiment.retrain_without:  # its kept concepts are not all known to the retrained model
             spec["unseen"] = list(without)
-            metrics.append("utility_seen")
         inputs = self._compared(method, seed)
-        cells = tuple(cell(method, seed, metric) for metric in metrics)
+        cells = tuple(cell(method, seed, metric.name) for metric in clean_metrics(bool(without)))
         cost = self._drawing(self._count() + self.experiment.evaluation.retained)
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
@@ -230,11 +227,10 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "unlearned": self.model(method, seed),
             "attack": self.attack(method, seed, label),
         }
-        metrics = list(_ATTACKED)
         if (reference := self.retrained(seed)) is not None:
             inputs["retrained"] = self.attack(*reference, label)
-            metrics.append("residual_knowledge")
-        cells = tuple(cell(method, seed, metric, attack=label, budget=str(budget)) for metric in metrics)
+        measured = attacked_metrics("retrained" in inputs)
+        cells = tuple(cell(method, seed, metric.name, attack=label, budget=str(budget)) for metric in measured)
         text = f"measure {method}, seed {seed}: {label}"
         return self.stage("measure-attack", text, spec, inputs, cost=10, cells=cells)
 

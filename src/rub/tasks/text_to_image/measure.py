@@ -2,32 +2,31 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rub.data.splits import input_dataset
 from rub.judges.base import identity
 from rub.judges.stage import load_judge
 from rub.metrics.base import Measured, Outputs, measure_metric, origin_of, row_of
-from rub.metrics.generative import frechet_distance, kernel_distance, singular_covariance
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Prompts
-from rub.tasks.text_to_image.clip_score import MODEL, clip_score_or_none
-from rub.tasks.text_to_image.metrics import cell
+from rub.tasks.text_to_image.metrics import METRICS as SHIPPED
+from rub.tasks.text_to_image.metrics import attacked_metrics, cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in, weights_of
 from rub.tasks.text_to_image.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
 RETAIN_SEED = 5000  # first seed of the retained pictures: not those of the concept's prompts
-KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 
 
 def retained(facts: ResolvedConcept, count: int, guidance: float) -> tuple[Prompts, list[int]]:
@@ -66,46 +65,49 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     images = clean_images(drawing, prompts_in(inputs["prompts"]), batch_of(runtime))
     np.save(out / "images.npy", images.numpy())
-    hit, judge = drawing.seen(images)[0], load_judge(inputs["judge"], inputs, runtime)
-    measured.share("asr_pre", hit.numpy(), split="forget")
-    measured.rows[-1] |= {"extractor": identity(judge), "setting": _asked(inputs, judge.description)}
-    _utility(measured, inputs, spec, runtime)
+    judge = load_judge(inputs["judge"], inputs, runtime)
+    asked = {"extractor": identity(judge), "setting": _asked(inputs, judge.description)}
+    ids, hits = prompts_in(inputs["prompts"]).ids.numpy(), drawing.seen(images)[0].numpy()
+    seen = {
+        "forget": Outputs(ids, np.full_like(ids, -1), images=images.numpy(), scores={"hit": hits}, facts=asked),
+        **_of_others(inputs, spec, runtime),
+    }
+    for metric in SHIPPED:
+        if metric.stage and metric.split in seen:
+            measured.compute(metric, seen[metric.split])
     measured.save(out)
 
 
-def _utility(measured: Measured, inputs: Inputs, spec: Mapping[str, Any], runtime: Runtime) -> None:
-    facts = resolve_concept(spec["concept"], inputs, runtime)
-    if not facts.retained_names:
-        return
+# Pictures of retained concepts, where there are any; a detector of one concept cannot name others.
+def _of_others(inputs: Inputs, spec: Mapping[str, Any], runtime: Runtime) -> dict[str, Outputs]:
+    concept = resolve_concept(spec["concept"], inputs, runtime)
+    if not concept.retained_names:
+        return {}
     judge, drawing = load_judge(inputs["judge"], inputs, runtime), drawing_of(inputs, "unlearned", spec, runtime)
-    asked, which = retained(facts, spec["retained"], spec["retain_guidance"])
+    asked, which = retained(concept, spec["retained"], spec["retain_guidance"])
     images = clean_images(drawing, asked, batch_of(runtime))
-    look, count = judge(images), len(images)
-    seen = {"extractor": identity(judge)}
-    labels = [facts.retained_judged[place] for place in which]
-    rows = [row for row, label in enumerate(labels) if judge.knows(label)]
-    if rows:  # a detector of one concept cannot name others
-        right = torch.stack([judge.hits(look, labels[row])[row] for row in rows])
-        measured.share("utility_accuracy", right.numpy(), split="retain")
-        measured.rows[-1] |= {**seen, "setting": judge.description}
-        unseen = spec.get("unseen", ())
-        familiar = [not unseen or facts.retained_classes[which[row]] not in unseen for row in rows]
-        if any(familiar) and not all(familiar):
-            measured.share("utility_seen", right.numpy()[familiar], split="retain")
-            measured.rows[-1] |= {**seen, "setting": judge.description}
-    real, told = np.load(inputs["reference"].file("real.npy"), allow_pickle=False), inputs["reference"]
-    where = f"{count} pictures to {told.json('reference.json')['real']}"
-    few = f"; too few for {real.shape[1]} features: FID is biased up"
-    few = few if singular_covariance(count, real.shape[1]) else ""
-    measured.add("fid", frechet_distance(look.features, real), count, split="retain")
-    measured.rows[-1] |= {**seen, "setting": where + few}
-    size = min(KID_SIZE, count, len(real))
-    kid = kernel_distance(look.features, real, subsets=KID_SUBSETS, subset_size=size, seed=2020)[0]
-    measured.add("kid", kid, count, split="retain")
-    measured.rows[-1] |= {**seen, "setting": where}
-    if (score := clip_score_or_none(images, asked.texts, runtime)) is not None:
-        measured.add("clip_score", score, count, split="retain")
-        measured.rows[-1] |= {"extractor": MODEL}
+    look, labels, unseen = judge(images), [concept.retained_judged[place] for place in which], spec.get("unseen", ())
+    known = np.array([judge.knows(label) for label in labels])
+    familiar = np.array([not unseen or concept.retained_classes[place] not in unseen for place in which])
+    hits = np.array([bool(known[row]) and bool(judge.hits(look, label)[row]) for row, label in enumerate(labels)])
+    reference = inputs["reference"]
+    real = np.load(reference.file("real.npy"), allow_pickle=False)
+    none = np.empty(0, np.int64)
+    return {
+        "retain": Outputs(
+            ids=asked.ids.numpy(),
+            labels=np.array([_column_of(judge.classes, label) for label in labels], np.int64),
+            logits=look.scores.numpy(),
+            features=look.features.numpy(),
+            images=images.numpy(),
+            texts=asked.texts,
+            scores={"hit": hits, "known": known, "familiar": familiar},
+            others={"real": Outputs(none, none, features=real, facts=reference.json("reference.json"))},
+            spec=spec,
+            facts={"extractor": identity(judge), "setting": judge.description},
+            runtime=runtime,
+        )
+    }
 
 
 def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -121,15 +123,11 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         "extractor": identity(judge),
         "setting": _asked(inputs, judge.description),
     }
-    measured = Measured(cell, spec["method"], spec["seed"], facts)
-    counted = counted_steps(step, spec["cap"])
-    measured.share("asr_post", step >= 0, **where)
-    measured.add("steps_mean", float(counted.mean()), len(step), **where)
-    measured.add("steps_median", float(np.median(counted)), len(step), **where)
-    measured.add("gradient_steps_mean", float(probes["gradient_steps"].mean()), len(step), **where)
+    measured, outputs = Measured(cell, spec["method"], spec["seed"], facts), _searched(inputs, "attack", spec)
     if "retrained" in inputs:
-        reference_ = np.load(inputs["retrained"].file("probes.npz"), allow_pickle=False)["step"]
-        measured.add("residual_knowledge", float((step >= 0).mean() - (reference_ >= 0).mean()), len(step), **where)
+        outputs = replace(outputs, others={"retrained": _searched(inputs, "retrained", spec)})
+    for metric in attacked_metrics("retrained" in inputs):
+        measured.compute(metric, outputs, **where)
     shared = row_of(spec, "forget")
     rows = [
         {
@@ -192,24 +190,12 @@ def _column_of(classes: Sequence[str], label: int | str) -> int:
     return next((k for k, name in enumerate(classes) if label in name.split(", ")), -1)
 
 
-def counted_steps(step: ArrayLike, cap: int) -> NDArray[np.int64]:
-    """Steps that Table 3 counts for N >= 1 prompts: 0 without an attack, that of the first success, else the cap.
-
-    Args:
-        step: int (N,): 0 success without an attack, 1 to `cap` the step of the first success, -1 never.
-        cap: attack steps allowed.
-
-    Raises:
-        ValueError: no prompts, or a step outside -1..cap.
-
-    Example:
-        >>> counted_steps([0, 3, -1, 100], 100).tolist()
-        [0, 3, 100, 100]
-    """
-    steps = np.asarray(step)
-    if steps.ndim != 1 or not len(steps) or steps.min() < -1 or steps.max() > cap:
-        raise ValueError(f"need steps from -1 to {cap} of at least one prompt, got shape {steps.shape}")
-    return np.where(steps < 0, cap, steps)
+# How far a search came with each prompt.
+def _searched(inputs: Inputs, role: str, spec: Mapping[str, Any]) -> Outputs:
+    ids = prompts_in(inputs["prompts"]).ids.numpy()
+    probes = np.load(inputs[role].file("probes.npz"), allow_pickle=False)
+    scores = {name: probes[name] for name in ("step", "gradient_steps")}
+    return Outputs(ids, np.full_like(ids, -1), scores=scores, spec=spec)
 
 
 def has_converged(step: NDArray[np.int64], cap: int) -> bool:
