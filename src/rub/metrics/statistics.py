@@ -20,7 +20,7 @@ In simulations with 2, 3 and 5 models and any part of the variance between model
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Tails = Sequence[tuple[float, float]]  # parts that sum to one, each with its degrees of freedom
 SAMPLES, OWN, ORIGINALS, SEEDS, MIA_SEEDS = "samples", "own samples", "originals", "unlearning seeds", "MIA seeds"
 LEVEL = 0.05
 _STEP = 1e-6  # how near a quantile is found
@@ -96,15 +95,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A paired difference.
-
-    Attributes:
-        p: of the test that it is 0, over all that the interval is over; 1 where nothing is known.
-        given: of the same test over samples alone, for these very models; None where nothing is known of samples.
-    """
+    """A paired difference; `p` is that of the test that it is 0, and 1 where nothing is known."""
 
     p: float = 1.0
-    given: float | None = None
 
 
 def wilson(successes: float, n: float, quantile: float = _NORMAL) -> tuple[float, float]:
@@ -155,16 +148,16 @@ def estimate(runs: Sequence[Run], *, share: bool = False) -> Interval:
         >>> round(found.mean, 3), round(found.low, 3), found.over
         (0.3, 0.052, ('unlearning seeds',))
     """
-    mean, variance, tails, over, trials = _spread(runs)
+    spread = _spread(runs)
+    mean, variance, over = spread.mean, spread.variance, spread.over
     if not over:
         return Interval(mean, math.nan, math.nan)
-    quantile = _quantile(tails)
     if share and 0 <= mean <= 1:
-        count = min(mean * (1 - mean) / variance, trials[1]) if variance and 0 < mean < 1 else trials[0]
+        count = min(mean * (1 - mean) / variance, spread.trials) if variance and 0 < mean < 1 else spread.samples
         if math.isfinite(count) and count > 0:
-            low, high = wilson(min(mean * count, count), count, quantile)
+            low, high = wilson(min(mean * count, count), count, spread.quantile)
             return Interval(mean, min(low, mean), max(high, mean), over)
-    half = quantile * math.sqrt(variance)
+    half = spread.quantile * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, over)
 
 
@@ -192,12 +185,7 @@ def difference(one: Sequence[Run], other: Sequence[Run], *, share: bool = False)
     pairs = _pairs(one, other)
     if not pairs:
         raise ValueError(f"difference needs a run that both have, got {[r.key for r in one]}, {[r.key for r in other]}")
-    runs = [_paired(*pair) for pair in pairs]
-    mean, half, p, over = _tested(runs, share=share)
-    if not over:
-        return Difference(mean, math.nan, math.nan)
-    _, _, given, samples = _tested(runs, share=share, models=False)
-    return Difference(mean, mean - half, mean + half, over, p, given if samples else None)
+    return _tested(_spread([_paired(*pair) for pair in pairs]), share=share)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -219,11 +207,13 @@ def tie_letters(
 ) -> dict[str, str]:
     """Letters of the groups of rows that the data do not tell apart, a for the best; none where no pair can be tested.
 
-    Two rows are told apart when two tests of their paired difference say so: over samples, for these very models, with
-    Holm's correction for all pairs of rows; and over samples and models, at .05 a pair, since three models could not
-    carry a correction for a hundred pairs. Where nothing is known of samples, the test over models is the corrected
-    one. **Two rows share a letter exactly when they are not told apart** (compact letter display: the letters are the
-    maximal sets in which no two are).
+    Two rows are told apart when the p of their paired difference, corrected by Holm for all pairs of rows, is at most
+    .05; **two rows share a letter exactly when they are not** (compact letter display: the letters are the maximal sets
+    in which no two are told apart).
+
+    Three models of a row cannot carry a correction for a hundred pairs, but those of all rows can: the variance of a
+    pair between models is at least the mean of all pairs', and its degrees of freedom are those of all, (rows - 1)
+    (models - 1), as in an analysis of variance with models for blocks.
 
     Args:
         rows: name -> its runs, at least one each.
@@ -240,14 +230,15 @@ def tie_letters(
     sign = -1 if direction == "up" else 1
     order = sorted(rows, key=lambda name: (sign * float(np.mean([run.value for run in rows[name]])), name))
     pairs = list(combinations(order, 2))
-    sides = [(rows[one], rows[other]) for one, other in pairs]
-    tests = [difference(*both, share=share) if _pairs(*both) else Difference(math.nan, 0, 0) for both in sides]
-    if not any(test.over for test in tests):
+    joint = {pair: _pairs(*(rows[name] for name in pair)) for pair in pairs}
+    spreads = {pair: _spread([_paired(*each) for each in found]) for pair, found in joint.items() if found}
+    tests = {pair: _tested(one, share=share) for pair, one in _pooled(spreads, len(order)).items()}
+    if not any(test.over for test in tests.values()):
         return {}
-    corrected = holm([test.p if test.given is None else test.given for test in tests])
+    corrected = holm([tests[pair].p if pair in tests else 1.0 for pair in pairs])
     tied: dict[str, set[str]] = {name: set() for name in order}
-    for (one, other), test, p in zip(pairs, tests, corrected, strict=True):
-        if max(test.p, p) > LEVEL:
+    for (one, other), p in zip(pairs, corrected, strict=True):
+        if p > LEVEL:
             tied[one].add(other)
             tied[other].add(one)
     groups = sorted(_cliques(tied), key=lambda group: sorted(order.index(name) for name in group))
@@ -260,13 +251,75 @@ def letters(index: int) -> str:
     return (letters(head - 1) if head else "") + chr(ord("a") + last)
 
 
-def _tested(runs: Sequence[Run], *, share: bool, models: bool = True) -> tuple[float, float, float, tuple[str, ...]]:
-    """Mean, half of its interval, p of its being 0, and what they are over."""
-    mean, variance, tails, over, trials = _spread(runs, models=models)
-    if share and math.isfinite(trials[0]):
-        variance = max(variance, 1 / trials[0] ** 2)
-    p = _outside(abs(mean) / math.sqrt(variance), tails) if variance else float(mean == 0)
-    return mean, _quantile(tails) * math.sqrt(variance), p, over
+@dataclass(frozen=True)
+class _Spread:
+    """How a mean over runs would vary.
+
+    Attributes:
+        mean: over runs.
+        variance: of the mean.
+        parts: (what, its part of the variance, its degrees of freedom); the parts may sum to more.
+        over: as `Interval` has it.
+        samples: how many there are.
+        trials: how many there are in all runs.
+    """
+
+    mean: float
+    variance: float
+    parts: tuple[tuple[str, float, float], ...]
+    over: tuple[str, ...]
+    samples: float
+    trials: float
+
+    @property
+    def quantile(self) -> float:
+        """Of the tails, for an interval of 95 %."""
+        from scipy.optimize import brentq
+        from scipy.special import stdtrit
+
+        ends = [
+            _NORMAL if math.isinf(freedom) else float(stdtrit(freedom, 1 - LEVEL / 2)) for *_, freedom in self.parts
+        ]
+        if len(set(ends)) < 2:
+            return ends[0] if ends else _NORMAL
+        return float(brentq(lambda t: self.outside(t) - LEVEL, min(ends) - _STEP, max(ends) + _STEP, xtol=_STEP))
+
+    def outside(self, t: float) -> float:
+        """Probability of more than t standard errors, either way."""
+        from scipy.special import ndtr, stdtr
+
+        whole = sum(part for _, part, _ in self.parts)
+        tails = (ndtr(-t) if math.isinf(freedom) else stdtr(freedom, -t) for *_, freedom in self.parts)
+        return sum(2 * part / whole * float(tail) for (_, part, _), tail in zip(self.parts, tails, strict=True))
+
+
+def _pooled(spreads: Mapping[tuple[str, str], _Spread], rows: int) -> dict[tuple[str, str], _Spread]:
+    """Spreads of pairs whose parts between models are at least the mean over pairs, with the freedom of all rows."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for spread in spreads.values():
+        for name, part, freedom in spread.parts:
+            if name in (ORIGINALS, SEEDS, MIA_SEEDS):
+                found.setdefault(name, []).append((part, freedom))
+    pool = {
+        name: (float(np.mean([part for part, _ in parts])), (rows - 1) * min(freedom for _, freedom in parts))
+        for name, parts in found.items()
+    }
+    made = {}
+    for pair, spread in spreads.items():
+        parts = [(n, max(part, pool[n][0]), pool[n][1]) if n in pool else (n, part, f) for n, part, f in spread.parts]
+        more = sum(new - old for (_, new, _), (_, old, _) in zip(parts, spread.parts, strict=True))
+        made[pair] = replace(spread, variance=spread.variance + more, parts=tuple(parts))
+    return made
+
+
+def _tested(spread: _Spread, *, share: bool) -> Difference:
+    if not spread.over:
+        return Difference(spread.mean, math.nan, math.nan)
+    least = spread.samples**-2 if share and math.isfinite(spread.samples) else 0.0
+    error = math.sqrt(max(spread.variance, least))
+    half = spread.quantile * error
+    p = min(spread.outside(abs(spread.mean) / error), 1.0) if error and spread.parts else float(spread.mean == 0)
+    return Difference(spread.mean, spread.mean - half, spread.mean + half, spread.over, p)
 
 
 def _pairs(one: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run, Run]]:
@@ -315,20 +368,14 @@ def _error(run: Run) -> float | None:
     return float(np.std(run.samples.values, ddof=1)) / math.sqrt(count) if count > 1 else None
 
 
-def _spread(
-    runs: Sequence[Run], *, models: bool = True
-) -> tuple[float, float, Tails, tuple[str, ...], tuple[float, float]]:
-    """Mean, variance and tails, what they are over; numbers of samples, and of samples in all runs.
-
-    Without `models` the models and membership seeds are given, and samples alone vary.
-    """
+def _spread(runs: Sequence[Run]) -> _Spread:
     values = np.array([run.value for run in runs], np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"needs at least one run, and finite values, got {values.tolist()}")
     mean = float(values.mean())
     originals = [run.original for run in runs]
     nested = {ORIGINALS: originals} if len(set(originals)) > 1 else {SEEDS: [run.seed for run in runs]}
-    named = {**nested, MIA_SEEDS: [-1 if run.mia is None else run.mia for run in runs]} if models else {}
+    named = {**nested, MIA_SEEDS: [-1 if run.mia is None else run.mia for run in runs]}
     labels = {name: _codes(found) for name, found in named.items() if len(set(found)) > 1}
     known = [run.samples for run in runs if run.samples is not None]
     ids = _codes(np.concatenate([one.ids for one in known])) if len(known) == len(runs) else None
@@ -344,15 +391,17 @@ def _spread(
         extra = None if None in errors else float(np.mean([error or 0.0 for error in errors])) ** 2
     over = (*(() if extra is None else (OWN,)), *labels)
     most = max(run.n for run in runs)
-    trials = (float(most), float(sum(run.n for run in runs))) if most else (math.inf, math.inf)
-    return mean, *_crossed(influence, labels, extra or 0.0), over, trials
+    samples, trials = (most, sum(run.n for run in runs)) if most else (math.inf, math.inf)
+    return _Spread(mean, *_crossed(influence, labels, extra or 0.0), over, samples, trials)
 
 
-def _crossed(influence: Floats, labels: Mapping[str, NDArray[np.intp]], extra: float) -> tuple[float, Tails]:
-    """Variance of a sum by inclusion and exclusion over crossed clusters, and its tails.
+def _crossed(
+    influence: Floats, labels: Mapping[str, NDArray[np.intp]], extra: float
+) -> tuple[float, tuple[tuple[str, float, float], ...]]:
+    """Variance of a sum by inclusion and exclusion over crossed clusters, and its parts.
 
-    `extra` is known from elsewhere, with the normal's tails. The variance is at least that of every dimension alone;
-    what several dimensions share has the tails of the models, of which there are fewer.
+    `extra` is known from elsewhere, with no end of freedom. The variance is at least that of every dimension alone;
+    what several dimensions share is counted to the models, of which there are fewer.
     """
     total, alone = 0.0, {}
     for size in range(1, len(labels) + 1):
@@ -366,27 +415,11 @@ def _crossed(influence: Floats, labels: Mapping[str, NDArray[np.intp]], extra: f
             if size == 1:
                 alone[chosen[0]] = (part, len(sums) - 1)
     total = max([total, *(part for part, _ in alone.values())], default=0.0)
-    few = [found for name, found in alone.items() if name != SAMPLES]
-    rest = max(total - sum(part for part, _ in few), 0.0)
-    parts = [*few, (rest, alone[SAMPLES][1] if SAMPLES in alone else math.inf), (extra, math.inf)]
-    whole = sum(part for part, _ in parts)
-    return total + extra, [(part / whole, freedom) for part, freedom in parts if part > 0] if whole else [(1, math.inf)]
+    few = [(name, part, freedom) for name, (part, freedom) in alone.items() if name != SAMPLES]
+    rest = max(total - sum(part for _, part, _ in few), 0.0)
+    many = (SAMPLES, rest, alone[SAMPLES][1] if SAMPLES in alone else math.inf)
+    return total + extra, tuple(one for one in (*few, many, (OWN, extra, math.inf)) if one[1] > 0)
 
 
 def _codes(labels: Iterable[Any]) -> NDArray[np.intp]:
     return np.unique(np.asarray(labels), return_inverse=True)[1]
-
-
-def _outside(t: float, tails: Tails) -> float:
-    from scipy.special import ndtr, stdtr
-
-    return sum(2 * part * float(ndtr(-t) if math.isinf(freedom) else stdtr(freedom, -t)) for part, freedom in tails)
-
-
-def _quantile(tails: Tails) -> float:
-    from scipy.optimize import brentq
-    from scipy.special import stdtrit
-
-    ends = [_NORMAL if math.isinf(freedom) else float(stdtrit(freedom, 1 - LEVEL / 2)) for _, freedom in tails]
-    low, high = min(ends) - _STEP, max(ends) + _STEP
-    return ends[0] if len(ends) == 1 else float(brentq(lambda t: _outside(t, tails) - LEVEL, low, high, xtol=_STEP))

@@ -30,7 +30,7 @@ from rub.reports.table import Cell, Column, Row, Table, fitting
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 
-_NARROW = 4.0  # points
+_NARROW = 2.0  # points
 _UNDIVIDED = ("table2", "table3")  # of the paper: one data set each, so that the name alone is the key
 
 
@@ -189,9 +189,10 @@ def _cell(records: Sequence[Record], column: Column, paper: float | None) -> Cel
 
 
 def _ends(interval: Interval, column: Column) -> str:
-    """Both ends of a share's interval, whose halves differ; narrow ones have a digit more, not to look like points."""
+    """Both ends of a share's interval, whose halves differ: whole percent unless it is narrow, fractions as .25."""
     digits = int(interval.high - interval.low < _NARROW) if column.percent else max(column.decimals - 1, 0)
-    return f"{interval.low:z.{digits}f}-{interval.high:.{digits}f}"
+    ends = (f"{end:z.{digits}f}" for end in (interval.low, interval.high))
+    return "-".join(ends if column.percent else (end.removeprefix("0") or "0" for end in ends))
 
 
 def further(source: Source, shipped: Iterable[str]) -> list[Table]:
