@@ -9,6 +9,7 @@ DESTROYED = 0.5  # of the original's accuracy above chance: less than this is no
 TRUSTED = 0.9  # of the same: what a retrained model has to keep to be a reference
 SELECTIVE = 0.5  # log2: the own class within 71 % of the change that another one takes
 REACHED = 0.05  # a class that this share of images or more reaches is not out of reach
+STRONG = 0.9  # share of images on which a search reaches another class: it would reach this one too
 STANDS = 0.02  # a gauge-free AUC this near the original's stands where it stood
 
 
@@ -121,7 +122,8 @@ def conclude(figures: Figures, budget: str) -> Verdict:
     7. *hidden*: the class is out of reach, but the head (gauge-free AUC within `STANDS` of the original's) or the
        features (the original's last layer reads at least half as much from them) have it still, or the refitted head,
        the probe, prototypes or relearning are nearer to the original's than to a retrained model's.
-    8. The search had not converged: nothing can be said.
+    8. The attack was still improving, and the search reaches another class on fewer than `STRONG` of the images, so that
+       nothing shows that it is strong enough: nothing can be said.
     9. *no residual found*.
 
     A retrained model is asked first whether it classifies what it kept and does not know the class; else it is left
@@ -146,7 +148,7 @@ def conclude(figures: Figures, budget: str) -> Verdict:
         (reached and unsure, "cannot tell", (*facts, few)),
         (reached, "ordinary", (*facts, _ORDINARY)),
         (bool(lying), "hidden", (*facts, *lying, _HIDDEN)),
-        (not figures.converged, "cannot tell", (*facts, MOVING)),
+        (not figures.converged and contrast.other_reached.value < STRONG, "cannot tell", (*facts, MOVING)),
         (True, "no residual found", (*facts, *_power(figures))),
     )
     return first_of(rules)
