@@ -122,8 +122,8 @@ def conclude(figures: Figures, budget: str) -> Verdict:
     7. *hidden*: the class is out of reach, but the head (gauge-free AUC within `STANDS` of the original's) or the
        features (the original's last layer reads at least half as much from them) have it still, or the refitted head,
        the probe, prototypes or relearning are nearer to the original's than to a retrained model's.
-    8. The attack was still improving, and the search reaches another class on fewer than `STRONG` of the images, so that
-       nothing shows that it is strong enough: nothing can be said.
+    8. The attack was still improving, and the search reaches another class on fewer than `STRONG` of the images, so
+       that nothing shows that it is strong enough: nothing can be said.
     9. *no residual found*.
 
     A retrained model is asked first whether it classifies what it kept and does not know the class; else it is left
