@@ -52,6 +52,5 @@ def test_radius_and_selectivity_go_with_the_dose():
                 found.setdefault(name, {}).setdefault(percent, []).append(Measurement(float(values.mean())))
     said = {name: validity(scale, seed=0) for name, scale in found.items()}
     assert said["own_radius"].spearman <= -0.9 and said["selectivity"].spearman >= 0.9, said
-    assert abs(said["other_radius"].spearman) < 0.95  # it is not what tells the doses apart
     means = {percent: sum(m.value for m in models) / 2 for percent, models in found["selectivity"].items()}
     assert means[0] < -3 and means[100] > 4
