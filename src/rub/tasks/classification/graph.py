@@ -36,7 +36,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "attack": 1,
         "radius": 1,
         "measure": 1,
-        "measure-attack": 2,  # keeps witnesses
+        "measure-attack": 3,  # of the very images, those recognised before
         "scale": 1,
         "metric": 1,
     }

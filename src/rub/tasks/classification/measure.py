@@ -49,18 +49,20 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     for name in spec["splits"]:
         artifact, facts = inputs[f"attack_{name}"], inputs[f"attack_{name}"].json("attack.json")
         probes, listed = view.searched(artifact)
-        outputs = replace(view.look("unlearned", probes), facts=facts, others=_retrained(inputs, listed["ids"]))
+        images = replace(view.clean(probes, name), labels=probes.labels)
+        others = {"clean": view.look("unlearned", images), **_retrained(inputs)}
+        outputs = replace(view.look("unlearned", probes), facts=facts, others=others)
         made = {fact: artifact.manifest[fact] for fact in ("seconds", "device")}
         searched = {fact: facts[fact] for fact in ("converged", "evaluations")}
         measured.facts = {"weights_sha256": inputs["unlearned"].sha256(WEIGHTS), **searched, **made}
         for metric in attacked_metrics(name, shadows=view.shadows, retrained="attack_retrained" in inputs):
             for where, shadows in view.shadowed(metric):
                 measured.compute(metric, replace(outputs, shadows=shadows), split=name, **where, **cells)
-        samples += _sample_rows(spec, name, artifact, listed, right(outputs))
+        samples += _sample_rows(spec, name, artifact, listed, right(outputs), right(outputs["clean"]))
         curves.append({**row_of(spec, name), **facts})
         if name == "forget":
-            images, logits = view.clean(probes, name), torch.from_numpy(outputs.logits)
-            save_witnesses(stage, inputs, images, probes.images, logits, listed["step"] == 0, out)
+            logits = torch.from_numpy(outputs.logits)
+            save_witnesses(stage, inputs, images, probes.images, logits, right(outputs["clean"]), out)
     measured.save(out, samples=samples, curves=curves)
 
 
@@ -189,7 +191,7 @@ class View:
         return self.runtime.cache.get(("shadows", seed, *(model.key for model in models)), lambda: made)
 
 
-def _retrained(inputs: Inputs, ids: NDArray[np.int64]) -> dict[str, Outputs]:
+def _retrained(inputs: Inputs) -> dict[str, Outputs]:
     if "attack_retrained" not in inputs:
         return {}
     artifact = inputs["attack_retrained"]
@@ -206,6 +208,7 @@ def _sample_rows(
     artifact: Artifact,
     listed: Mapping[str, NDArray[Any]],
     recovered: NDArray[np.bool_],
+    clean: NDArray[np.bool_],
 ) -> Rows:
     shared = row_of(spec, name)
     return [
@@ -213,7 +216,7 @@ def _sample_rows(
             **shared,
             "sample_id": int(listed["ids"][index]),
             "label": int(listed["labels"][index]),
-            "clean": bool(listed["step"][index] == 0),
+            "clean": bool(clean[index]),
             "recovered": bool(recovered[index]),
             "distance": round(float(listed["loss"][index]), 6),
             "step": int(listed["step"][index]),

@@ -25,6 +25,11 @@ def right(outputs: Outputs) -> Bools:
     return correct(outputs.logits, outputs.labels)
 
 
+def right_before(outputs: Outputs) -> Bools:
+    """Which of the attacked images were recognised before the attack."""
+    return right(outputs["clean"])
+
+
 def right_of_kept(outputs: Outputs) -> Bools:
     """The same, of the classes that were kept."""
     return right(outputs.select(_kept(outputs)))
@@ -168,6 +173,8 @@ METRICS: tuple[Metric, ...] = (
            attacked=True),
     Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", right, "down",
            split="forget_test", classwise=True, attacked=True),
+    Metric("ua_before", "before", "attacked images that are recognised without the attack", right_before,
+           "down", needs=("clean",), stage="", attacked=True),
     Metric("own_radius", "own", "log2 of the smallest change in 1/255 at which an image is said to be of its own class",
            own_radius, "reference", *_LOG, low=-_INF, high=_INF, stage="radius"),
     Metric("other_radius", "other", "the same of the same images, towards another class", other_radius, "reference",

@@ -155,7 +155,9 @@ def _remains(source: Source) -> Table:
 def _attacks(source: Source, budget: str) -> Table:
     made = Columns(METRICS, source.main)
     columns = [
+        made(source.main, "ua_before", budget),
         made(source.main, "ua", budget),
+        made(source.main, "ua", budget, "other", name="other", controls=True),
         made(source.main, "residual_knowledge", budget),
         made(source.main, "residual_ratio", budget),
         made(source.main, "ua_test", budget, name="test"),
@@ -202,5 +204,9 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
         yield "own, other: log2 of the smallest change, in 1/255, that makes an image its own or another class"
         yield "selectivity: other - own of an image, above 0 where its own class is the nearer one"
         yield "reached: images that reach their class within the change that takes 9 of 10 to another one"
+    if any(column.name == "before" for column in columns):
+        yield "before: UA of the attacked images themselves, without the attack"
+    if any(column.name == "other" and column.place and column.place.split == "other" for column in columns):
+        yield "other: the same images searched towards another class each; where that works as often, UA is no evidence"
     if any("steer" in (column.name, column.group.removesuffix(" at")) for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"
