@@ -2,12 +2,17 @@
 
 Rule: on a held-out unlearning seed, each method runs with every setting of its grid; the setting with the smallest mean
 gap to the retrained model is chosen, the first of equals. The gap is the mean absolute difference over UA, RA and TA
-(classification, as SalUn's average gap), over ASR before the attack and judged accuracy of kept concepts
+(classification, as SalUn's average gap; TA, here, on images of the kept classes that are held out of all training, so
+that no test image takes part), over ASR before the attack and judged accuracy of kept concepts
 (text-to-image; those that the retrained model knows), or of the logarithms of the error to the true image on forgotten
 and kept images (inpainting); of a suite with several experiments of the task, the mean over these.
 
     python benchmarks/choose_hyperparameters.py table1-cifar10-small --data-root data --grid GRID.yaml --out CHOICE.json
     python benchmarks/choose_hyperparameters.py SUITE --task text-to-image --grid GRID.yaml --out CHOICE.json
+    python benchmarks/choose_hyperparameters.py SUITE --grid GRID.yaml --out CHOICE.json --tuned tuned.yaml
+
+What a suite says of a method and the grid does not stays as it is. The last form writes the suite with the chosen
+settings, for `rub run`.
 """
 
 import argparse
@@ -36,9 +41,7 @@ HELD_OUT_SEED = 999
 Rows = dict[str, float]
 # task -> its (metric, split) without an attack, what they are compared on, and what else is written down
 RULES: Mapping[str, tuple[tuple[tuple[str, str], ...], Callable[[float], float], tuple[str, ...]]] = {
-    "classification": (
-        (("ua", "forget"), ("ra", "retain"), ("ta", "test")), lambda value: value, ("logit_auc", "probe_accuracy"),
-    ),
+    "classification": ((("ua", "forget"), ("ra", "retain"), ("va", "validation")), lambda value: value, ()),
     "text-to-image": ((("asr_pre", "forget"), ("utility_accuracy", "retain")), lambda value: value, ("utility_seen",)),
     "inpainting": ((("mse_input", "forget"), ("mse_input", "retain")), math.log, ("fid",)),
 }  # fmt: skip
@@ -51,16 +54,33 @@ def settings(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
+def tries(experiments: list[Experiment], method: str, grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return every setting of a method: what the suite says of it, and over that what the grid does."""
+    own = experiments[0].methods.get(method, {})
+    return [{**own, **one} for one in settings(grid)]
+
+
+def held_out(experiment: Experiment, methods: dict[str, dict[str, Any]]) -> Experiment:
+    """Return the experiment with these methods and room for the held-out seed among those of its first original."""
+    seeds = experiment.seeds.model_copy(update={"originals": 1, "unlearn": HELD_OUT_SEED + 1})
+    return experiment.model_copy(update={"methods": methods, "seeds": seeds})
+
+
 def measurement(experiment: Experiment, method: str, parameters: dict[str, Any], runtime: Runtime) -> Stage:
-    """Return the stage that measures a method without an attack on the held-out seed."""
-    methods = {} if method == "retrain" else {method: parameters}
-    changed = experiment.model_copy(update={"methods": methods})
+    """Return the stage that measures a method without an attack on the held-out seed.
+
+    Raises:
+        RubError: of classification, nothing is held out to choose on.
+    """
+    if experiment.task == "classification" and not experiment.dataset.validation:
+        raise RubError("dataset.validation = 0: settings are chosen on images that are held out; give it 0.1, say")
+    changed = held_out(experiment, {} if method == "retrain" else {method: parameters})
     graph = TASKS.get(experiment.task, experiment.task).load().graph(changed, runtime.data_root, None)
     if experiment.task == "classification":
         graph.shadows = {}
     # A miniature is retrained for few seeds only: the first stands for all.
     seed = 0 if method == "retrain" and experiment.task != "classification" else HELD_OUT_SEED
-    return cast(Stage, graph.measurements(method, seed)[0])
+    return cast(Stage, graph.measure(method, seed))
 
 
 def measured(task: str, outcome: Outcome) -> Rows | str:
@@ -114,11 +134,12 @@ def choose(
         method: before["methods"][method]
         for method, values in grid.items()
         if same
-        and [row["parameters"] for row in before["methods"].get(method, {}).get("tried", [])] == settings(values)
+        and [row["parameters"] for row in before["methods"].get(method, {}).get("tried", [])]
+        == tries(experiments, method, values)
     }
     runs = [
         ("retrain", {}),
-        *((method, one) for method in grid if method not in known for one in settings(grid[method])),
+        *((method, one) for method in grid if method not in known for one in tries(experiments, method, grid[method])),
     ]
     stages = [[measurement(experiment, *run, runtime) for experiment in experiments] for run in runs]
     wanted = [stage for row in stages for stage in row]
@@ -153,6 +174,7 @@ def main() -> None:
     parser.add_argument("--task", default="classification", choices=RULES)
     parser.add_argument("--grid", type=Path, required=True, help="YAML: method -> hyperparameter -> list of values")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tuned", type=Path, help="write the suite with the chosen settings to this YAML file")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--store", type=Path, default=default_store())
     parser.add_argument("--methods", help="only these, comma-separated")
@@ -162,10 +184,16 @@ def main() -> None:
     grid = yaml.safe_load(arguments.grid.read_text())
     if arguments.methods:
         grid = {method: grid[method] for method in arguments.methods.split(",")}
-    experiments = list(load_suite(arguments.suite, task=arguments.task, overrides=arguments.set).experiments)
+    suite = load_suite(arguments.suite, task=arguments.task, overrides=arguments.set)
+    experiments = list(suite.experiments)
     runtime = make_runtime(data_root=arguments.data_root)
     store = Store(arguments.store)
     chosen = choose(experiments, grid, store, runtime, arguments.out, workers=arguments.workers)
+    if arguments.tuned:
+        made = [one.model_copy(update={"methods": {**one.methods, **chosen}}) for one in experiments]
+        tuned = {"name": f"{suite.name}-tuned", **suite.model_dump(mode="json", exclude={"name", "experiments"})}
+        tuned["experiments"] = [one.model_dump(mode="json") for one in made]
+        arguments.tuned.write_text(yaml.safe_dump(tuned, sort_keys=False))
     print(yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None), end="")
 
 

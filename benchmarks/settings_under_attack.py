@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from choose_hyperparameters import HELD_OUT_SEED
+from choose_hyperparameters import HELD_OUT_SEED, held_out
 from rich.console import Console
 
 from rub import load_suite
@@ -32,10 +32,10 @@ def attacked(experiment: ClassificationExperiment, method: str, given: dict[str,
     """Return the stages that measure a setting under UMA on the forgotten images, one for each budget."""
     plan = experiment.protocol.attacks["uma"].model_copy(update={"splits": ("forget",)})
     protocol = experiment.protocol.model_copy(update={"attacks": {"uma": plan}})
-    changed = {"methods": {method: given}, "protocol": protocol}
-    graph = ClassificationGraph(experiment.model_copy(update=changed), runtime.data_root)
+    alone = held_out(experiment, {method: given}).model_copy(update={"protocol": protocol})
+    graph = ClassificationGraph(alone, runtime.data_root)
     graph.shadows = {}
-    return graph.measurements(method, HELD_OUT_SEED)[1:]
+    return [graph.measure_attack(method, HELD_OUT_SEED, "uma", budget) for budget in graph.budgets("uma")]
 
 
 def recovered(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:

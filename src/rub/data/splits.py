@@ -127,13 +127,19 @@ def trainable(dataset: ImageDataset, validation: float) -> Samples:
 
 
 def held_out(labels: Tensor, fraction: float) -> Tensor:
-    """Mask, bool (N,), of a stratified share of each class, the same for every experiment."""
+    """Mask, bool (N,), of a stratified share of each class, the same for every experiment.
+
+    Raises:
+        RubError: a share above 0 that is less than half an image of every class.
+    """
     mask = torch.zeros(len(labels), dtype=torch.bool)
     generator = seeded(VALIDATION_SEED, "validation")
     for label in sorted(set(labels.tolist())):
         places = (labels == label).nonzero()[:, 0]
         order = torch.randperm(len(places), generator=generator)
         mask[places[order[: round(fraction * len(places))]]] = True
+    if fraction and not mask.any():
+        raise RubError(f"dataset.validation = {fraction:g}: holds out no image of any class; give more, or 0")
     return mask
 
 

@@ -14,6 +14,7 @@ import rub
 from rub import load_suite, run
 from rub.api import make_runtime, plan
 from rub.config.suite import protocols_of
+from rub.data.splits import held_out
 from rub.errors import RubError
 from rub.models.formats.classifier import load_weights
 from rub.models.network import build_network
@@ -105,7 +106,7 @@ def test_the_run_is_complete(tiny):
     assert {row.status for row in tiny.result.records} == {"ok"}
     clean = {row.metric for row in rows(tiny.result, method="ft", attack="none")}
     assert clean == {
-        "ta", "ta_all", "ra", "ua", "ua_test", "logit_auc", "probe_accuracy", "mia_svc", "mia_shadow", "mia_rmia",
+        "ta", "ta_all", "va", "ra", "ua", "ua_test", "logit_auc", "probe_accuracy", "mia_svc", "mia_shadow", "mia_rmia",
     }  # fmt: skip
     attacked = {(row.metric, row.split) for row in rows(tiny.result, method="ft", attack="uma")}
     assert attacked == {
@@ -217,6 +218,13 @@ def test_training_never_sees_the_held_out_and_shadows_share_the_rest(tiny):
     for label in range(10):
         share = 1 - trained[train == label].mean()
         assert share == pytest.approx(0.1, abs=0.005)
+    model, _ = network(tiny, "unlearn ft, seed 0")
+    x, _, _ = digits()
+    with torch.no_grad():
+        right = model(x[~test]).argmax(1).numpy() == train
+    row = one(tiny.result, method="ft", metric="va")
+    assert (row.split, row.n) == ("validation", int((~trained & (train != 0)).sum()))
+    assert row.value == pytest.approx(right[~trained & (train != 0)].mean())
 
 
 def test_running_again_computes_nothing_and_changes_no_record(tiny):
@@ -537,6 +545,14 @@ def test_forget_sets_that_cannot_be_are_refused(tiny, forget, says):
     suite = load_suite(str(tiny.path), overrides=[f"forget={json.dumps(forget)}"])
     with pytest.raises(RubError, match=says):
         run(suite, store=tiny.store, **CPU)
+
+
+def test_a_share_that_holds_out_no_image_is_refused():
+    labels = torch.arange(40) % 4
+    assert held_out(labels, 0.1).sum() == 4
+    assert not held_out(labels, 0.0).any()
+    with pytest.raises(RubError, match=r"dataset.validation = 0.01: holds out no image of any class; give more, or 0"):
+        held_out(labels, 0.01)
 
 
 def test_held_out_samples_cannot_be_forgotten(tiny):

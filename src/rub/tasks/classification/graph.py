@@ -35,12 +35,12 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "unlearn": 1,
         "attack": 1,
         "radius": 1,
-        "measure": 1,
+        "measure": 2,  # VA
         "measure-attack": 3,  # of the very images, those recognised before
         "scale": 1,
         "metric": 1,
     }
-    sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "test", "forget_test")
+    sets: ClassVar[tuple[str, ...]] = ("forget", "retain", "test", "forget_test", "validation")
 
     def __init__(
         self, experiment: ClassificationExperiment, data_root: Path | None, given: FromFiles | None = None
@@ -162,7 +162,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "mia_seeds": experiment.seeds.mia,
         }
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
-        measured = clean_metrics(self.classwise, shadows=len(self.shadows))
+        held_out = self.experiment.dataset.validation > 0
+        measured = clean_metrics(self.classwise, shadows=len(self.shadows), held_out=held_out)
         cells = [each for metric in measured for each in self.cells(metric, method, seed)]
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=cells)
 

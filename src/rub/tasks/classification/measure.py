@@ -32,7 +32,8 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on clean images."""
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
     measured, view = Measured(cell, stage.spec["method"], stage.spec["seed"], facts), View(stage, inputs, runtime)
-    for metric in clean_metrics(bool(view.parts.forget_classes), shadows=view.shadows):
+    classwise, held_out = bool(view.parts.forget_classes), stage.spec["validation"] > 0
+    for metric in clean_metrics(classwise, shadows=view.shadows, held_out=held_out):
         outputs = metric.asked(view)
         for where, shadows in view.shadowed(metric):
             measured.compute(metric, replace(outputs, shadows=shadows), **where)
@@ -89,7 +90,7 @@ class View:
     """What the models of a measuring stage make of its evaluation sets, in float32 and eval mode.
 
     `view(name)` are the outputs of the unlearned model for a set, which is looked at once: ``forget``, ``retain``,
-    ``test``, ``forget_test``, and what single metrics need: ``probe``, ``population``.
+    ``test``, ``forget_test``, ``validation``, and what single metrics need: ``probe``, ``population``.
     """
 
     stage: Stage
@@ -125,6 +126,8 @@ class View:
             return subset(self.parts.retain, self.stage.spec["retain_samples"], "measure-retain")
         if name == "population":
             return subset(self.parts.validation, POPULATION, "rmia-population")
+        if name == "validation":
+            return self.parts.validation
         if name == "forget_test" and self.parts.forget_classes:
             return self.parts.test_where(forgotten=True)
         return self.parts.forget if name == "forget" else self.parts.test

@@ -168,6 +168,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test"),
     Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", right,
            "reference", split="test"),
+    Metric("va", "VA", "accuracy on held-out images of the classes that were kept, by which settings are chosen",
+           right_of_kept, "up", split="validation"),
     Metric("ra", "RA", "accuracy on the training images that were kept", right, "up", split="retain"),
     Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", right, "down",
            attacked=True),
@@ -211,9 +213,9 @@ def metrics_of_stage(kind: str) -> list[Metric]:
     return [item for item in METRICS if item.stage == kind]
 
 
-def clean_metrics(classwise: bool, *, shadows: int) -> list[Metric]:
-    """Metrics of ``measure``, where whole classes are forgotten or not, with so many shadow models."""
-    own = metrics_of_stage("measure")
+def clean_metrics(classwise: bool, *, shadows: int, held_out: bool) -> list[Metric]:
+    """Metrics of ``measure``: where whole classes are forgotten or not, with so many shadow models, images held out."""
+    own = [item for item in metrics_of_stage("measure") if held_out or item.split != "validation"]
     return [item for item in own if item.shadows <= shadows and (classwise or not item.classwise)]
 
 
