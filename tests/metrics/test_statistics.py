@@ -284,6 +284,14 @@ def test_equal_methods_are_rarely_told_apart(model):
     assert wrong <= 8  # of .05 x 60 = 3 expected; 9 or more has probability .003
 
 
+def test_a_pair_that_did_not_vary_has_the_other_pairs_variance():
+    steady, same = runs(0.50, 0.52, 0.48), runs(0.51, 0.53, 0.49)  # exactly .01 apart in every seed
+    assert difference(steady, same).p < 1e-6
+    wild = runs(0.2, 0.9, 0.4)
+    found = tie_letters({"steady": steady, "same": same, "wild": wild}, "down")
+    assert set(found["steady"]) & set(found["same"])
+
+
 def test_letters_start_with_the_best():
     rows = {"low": runs(0.1, 0.11, 0.1), "high": runs(0.9, 0.9, 0.91)}
     assert tie_letters(rows, "down") == {"low": "a", "high": "b"}

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rub.metrics.statistics import NORMAL
+
 Floats = NDArray[np.float64]
 Side = Literal["", "<=", ">="]
 
@@ -28,7 +30,6 @@ DOSES = "doses"  # the row of what is said of metrics themselves
 DOSE, SPEARMAN, SMALLEST = "_dose", "_spearman", "_smallest"  # behind a metric's name
 FLAT = "does not rise"  # said of a metric that does not go with the dose, up or down
 _ROW = re.compile(r"dose-(\d+(?:\.\d+)?)")
-_NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
 _DRAWS = 2000
 _CLOSE = 1e-9  # of the fit's range: values this near are equal
 
@@ -307,7 +308,7 @@ def _over_images(models: Sequence[Measurement], rng: np.random.Generator, draws:
             values = np.array([model.images[name] for name in ids if name in model.images])
             found[1:, k] = np.where(total > 0, weights @ values / np.maximum(total, 1), model.value)
         elif model.low is not None and model.high is not None:
-            found[1:, k] += rng.standard_normal(draws) * (model.high - model.low) / (2 * _NORMAL)
+            found[1:, k] += rng.standard_normal(draws) * (model.high - model.low) / (2 * NORMAL)
     return found
 
 

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 SAMPLES, OWN, ORIGINALS, SEEDS, MIA_SEEDS = "samples", "own samples", "originals", "unlearning seeds", "MIA seeds"
 LEVEL = 0.05
 _STEP = 1e-6  # how near a quantile is found
-_NORMAL = 1.959963984540054  # half width of a 95 % interval in standard errors
+NORMAL = 1.959963984540054  # half width of a 95 % interval in standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Difference(Interval):
     p: float = 1.0
 
 
-def wilson(successes: float, n: float, quantile: float = _NORMAL) -> tuple[float, float]:
+def wilson(successes: float, n: float, quantile: float = NORMAL) -> tuple[float, float]:
     """Wilson score interval (low, high), within [0, 1], of a proportion of independent trials.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = successes/n (Wilson, JASA 1927).
@@ -272,25 +272,27 @@ class _Spread:
     trials: float
 
     @property
+    def tails(self) -> list[tuple[float, float]]:
+        """Parts that sum to one with their degrees of freedom; the normal's where nothing varies."""
+        whole = sum(part for _, part, _ in self.parts)
+        return [(part / whole, freedom) for _, part, freedom in self.parts if part > 0] or [(1.0, math.inf)]
+
+    @property
     def quantile(self) -> float:
-        """Of the tails, for an interval of 95 %."""
+        """Standard errors that 5 % lie outside of."""
         from scipy.optimize import brentq
         from scipy.special import stdtrit
 
-        ends = [
-            _NORMAL if math.isinf(freedom) else float(stdtrit(freedom, 1 - LEVEL / 2)) for *_, freedom in self.parts
-        ]
-        if len(set(ends)) < 2:
-            return ends[0] if ends else _NORMAL
+        ends = [NORMAL if math.isinf(freedom) else float(stdtrit(freedom, 1 - LEVEL / 2)) for _, freedom in self.tails]
+        if len(ends) == 1:
+            return ends[0]
         return float(brentq(lambda t: self.outside(t) - LEVEL, min(ends) - _STEP, max(ends) + _STEP, xtol=_STEP))
 
     def outside(self, t: float) -> float:
         """Probability of more than t standard errors, either way."""
         from scipy.special import ndtr, stdtr
 
-        whole = sum(part for _, part, _ in self.parts)
-        tails = (ndtr(-t) if math.isinf(freedom) else stdtr(freedom, -t) for *_, freedom in self.parts)
-        return sum(2 * part / whole * float(tail) for (_, part, _), tail in zip(self.parts, tails, strict=True))
+        return sum(2 * part * float(ndtr(-t) if math.isinf(free) else stdtr(free, -t)) for part, free in self.tails)
 
 
 def _pooled(spreads: Mapping[tuple[str, str], _Spread], rows: int) -> dict[tuple[str, str], _Spread]:
@@ -318,7 +320,7 @@ def _tested(spread: _Spread, *, share: bool) -> Difference:
     least = spread.samples**-2 if share and math.isfinite(spread.samples) else 0.0
     error = math.sqrt(max(spread.variance, least))
     half = spread.quantile * error
-    p = min(spread.outside(abs(spread.mean) / error), 1.0) if error and spread.parts else float(spread.mean == 0)
+    p = min(spread.outside(abs(spread.mean) / error), 1.0) if error else float(spread.mean == 0)
     return Difference(spread.mean, spread.mean - half, spread.mean + half, spread.over, p)
 
 
@@ -418,7 +420,7 @@ def _crossed(
     few = [(name, part, freedom) for name, (part, freedom) in alone.items() if name != SAMPLES]
     rest = max(total - sum(part for _, part, _ in few), 0.0)
     many = (SAMPLES, rest, alone[SAMPLES][1] if SAMPLES in alone else math.inf)
-    return total + extra, tuple(one for one in (*few, many, (OWN, extra, math.inf)) if one[1] > 0)
+    return total + extra, (*few, many, (OWN, extra, math.inf))
 
 
 def _codes(labels: Iterable[Any]) -> NDArray[np.intp]:

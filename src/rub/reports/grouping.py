@@ -10,11 +10,10 @@ from typing import NamedTuple
 from rub.config.suite import main_among
 from rub.metrics import statistics
 from rub.metrics.dose import DOSES, dose_of
-from rub.metrics.statistics import LEVEL, Interval, PerSample, Run, wilson
+from rub.metrics.statistics import LEVEL, NORMAL, Interval, PerSample, Run, wilson
 from rub.registry import CONTROLS, METHODS
 from rub.store.records import Record, SampledRecord
 
-_NORMAL = 1.959963984540054  # half width of a 95 % interval in standard errors
 _ROUNDING = 1e-6  # of intervals that were stored
 _ENDLESS = ("unbounded", "free")  # budgets without a number, the smaller first
 
@@ -149,7 +148,7 @@ def run_of(record: Record) -> Run:
     value = record.value or 0.0
     error = None
     if record.ci_low is not None and record.ci_high is not None:
-        width = (record.ci_high - record.ci_low) / (2 * _NORMAL)
+        width = (record.ci_high - record.ci_low) / (2 * NORMAL)
         error = math.sqrt(value * (1 - value) / record.n) if is_share([record]) else width
     samples = PerSample(record.ids, record.values) if isinstance(record, SampledRecord) else None
     return Run(value, record.original, record.unlearn_seed or 0, record.mia_seed, record.n, error, samples)
