@@ -147,17 +147,22 @@ def dose_of(method: str) -> float | None:
     return float(named[1]) if named else {"retrain": 0.0, "original": WHOLE}.get(method)
 
 
-def cells_on_scale(method: str, cells: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def cells_on_scale(
+    method: str, cells: Iterable[Mapping[str, Any]], scale: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Cells of a method's dose-equivalents, or of `DOSES`, given the cells that it and the dose models are measured in.
 
     What should be high of any model, such as the accuracy on what was kept, has none.
     """
-    known = set()
+
+    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
+
+    left = {place(cell) for cell in scale if cell["direction"] != "up"}
     for cell in cells:
-        place = tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
-        if cell["direction"] == "up" or place in known:
+        if place(cell) not in left:
             continue
-        known.add(place)
+        left.remove(place(cell))
         for suffix in (SPEARMAN, SMALLEST) if method == DOSES else (DOSE,):
             shared = {"method": method, "unlearn_seed": None, "mia_seed": None, "direction": "reference"}
             yield {**cell, **shared, "metric": cell["metric"] + suffix}

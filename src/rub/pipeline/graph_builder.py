@@ -41,6 +41,7 @@ class GraphBuilder(ABC, Generic[E]):
 
     Attributes:
         given: models from files; None where the experiment makes its own.
+        doses: rows of models that were trained on a share of the forget set.
         methods: method or control of a plug-in -> what a stage's spec says of it.
         metrics: metrics of plug-ins.
         retrains: number of models that are retrained without the forget set: as the experiment says, else one for each
@@ -68,6 +69,7 @@ class GraphBuilder(ABC, Generic[E]):
         self.experiment, self.data_root, self.given = experiment, data_root, given
         if experiment.seeds.originals > 1 and not self.several_originals:
             raise RubError(f"seeds.originals = {experiment.seeds.originals}: task {self.task} measures one original")
+        self.doses = [dose_row(percent) for percent in experiment.doses]
         self.retrains: int = getattr(experiment, "retrains", experiment.seeds.unlearn)
         self.methods = {
             name: resolved(METHODS.get(name, self.task), parameters, f"methods.{name}")
@@ -100,10 +102,10 @@ class GraphBuilder(ABC, Generic[E]):
             yield "original", 0
             yield from ((name, 0) for name in self.given.weights if name != "original")
             return
-        seeds, doses = self.experiment.seeds, [dose_row(percent) for percent in self.experiment.doses]
+        seeds = self.experiment.seeds
         yield from (("original", number) for number in range(seeds.originals))
         yield from (("retrain", seed) for seed in range(self.retrains))
-        yield from ((name, seed) for name in doses for seed in range(seeds.doses))
+        yield from ((name, seed) for name in self.doses for seed in range(seeds.doses))
         controls = dict.fromkeys((*self.controls, *self.experiment.controls))
         yield from ((name, number) for name in controls for number in range(seeds.originals))
         unlearned = range(seeds.originals * seeds.unlearn)
@@ -146,10 +148,14 @@ class GraphBuilder(ABC, Generic[E]):
         return ("retrain", seed % self.retrains) if self.retrains else None
 
     def measurements(self, method: str, seed: int) -> list[Stage]:
-        """Measuring stages of one row: clean, one for each attack and budget, and its gallery."""
+        """Measuring stages of one row: clean, one for each attack and budget, and its gallery.
+
+        Models of a dose are a scale: of the attacks, the main one is enough.
+        """
+        attacks = [self.experiment.protocol.main_attack] if method in self.doses else self.attacks
         return [
             self.measure(method, seed),
-            *(self.measure_attack(method, seed, name, at) for name in self.attacks for at in self.budgets(name)),
+            *(self.measure_attack(method, seed, name, at) for name in attacks for at in self.budgets(name)),
             *self.further(method, seed),
             *self.gallery(method, seed),
         ]
@@ -159,10 +165,13 @@ class GraphBuilder(ABC, Generic[E]):
         originals = {" ".join(map(str, row)): number for row in measured if (number := self.original_of(*row))}
         measuring = {row: [stage for stage in made if stage.cells] for row, made in measured.items()}
         doses = [stage for row, made in measuring.items() if dose_of(row[0]) is not None for stage in made]
+        scale = [
+            cell for row, made in measuring.items() if row[0] in self.doses for stage in made for cell in stage.cells
+        ]
         methods = dict.fromkeys(method for method, _ in measured if dose_of(method) is None)
         for method in (DOSES, *methods):
             own = [stage for row, made in measuring.items() if row[0] == method for stage in made]
-            cells = cells_on_scale(method, (cell for stage in own or doses for cell in stage.cells))
+            cells = cells_on_scale(method, [cell for stage in own for cell in stage.cells] or scale, scale)
             text = "how metrics go with the dose" if method == DOSES else f"dose-equivalents of {method}"
             inputs = {stage.label: stage for stage in (*doses, *own)}
             yield self.stage("scale", text, {"method": method, "originals": originals}, inputs, cost=1000, cells=cells)

@@ -110,7 +110,8 @@ def test_the_run_is_complete(tiny):
     }  # fmt: skip
     attacked = {(row.metric, row.split) for row in rows(tiny.result, method="ft", attack="uma")}
     assert attacked == {
-        ("ua", "forget"), ("ua", "retain"), ("residual_knowledge", "forget"), ("residual_ratio", "forget"),
+        ("ua_before", "forget"), ("ua", "forget"), ("ua", "retain"), ("residual_knowledge", "forget"),
+        ("residual_ratio", "forget"),
         ("mia_shadow", "forget"),
     }  # fmt: skip
     assert {row.protocol for row in tiny.result.records} == {tiny.suite.experiments[0].protocol.name}
