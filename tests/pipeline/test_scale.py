@@ -66,9 +66,9 @@ def test_the_graph_places_every_row_that_is_no_dose():
     suite = load_suite("quick", task="classification", methods=["ft"], overrides=["doses=[2,10]", "seeds.unlearn=2"])
     [(_, graph)] = api.plan(suite, api.make_runtime(device="cpu"))
     stages = [stage for stage in graph.stages if stage.kind == "scale"]
-    assert [stage.spec["method"] for stage in stages] == ["doses", "sham", "ft"]
-    metrics = {cell["metric"] for cell in stages[2].cells}
+    assert [stage.spec["method"] for stage in stages] == ["doses", "sham", "zero-row", "ft"]
+    metrics = {cell["metric"] for cell in stages[3].cells}
     assert {"ua_dose", "mia_shadow_dose"} <= metrics and "ta_dose" not in metrics
     assert {cell["unlearn_seed"] for stage in stages for cell in stage.cells} == {None}
-    assert {role.split(",")[0] for role in stages[2].inputs} >= {"measure ft", "measure retrain", "measure dose-2"}
+    assert {role.split(",")[0] for role in stages[3].inputs} >= {"measure ft", "measure retrain", "measure dose-2"}
     assert {cell["metric"].rpartition("_")[2] for cell in stages[0].cells} == {"spearman", "smallest"}
