@@ -80,7 +80,9 @@ def test_dose_equivalents_and_their_intervals(tables):
 
 def test_a_metric_that_does_not_rise_says_so_in_its_head(tables):
     heads = [(column.group, column.name) for column in tables["dose-cifar10"].columns]
-    assert heads == [("", "UA"), ("", "logit AUC"), (FLAT, "UA test 16/255"), (FLAT, "linear probe")]
+    assert heads == [
+        ("no attack", "UA"), ("no attack", "logit AUC"), (FLAT, "UA test 16/255"), (FLAT, "linear probe"),
+    ]  # fmt: skip
     assert any(FLAT in note for note in tables["dose-cifar10"].notes)
 
 
@@ -131,12 +133,16 @@ def test_other_tables_boards_and_pages_are_as_without_them(records, scale, tmp_p
 
 
 def test_budgets_of_the_headline_have_columns(scale, make_row):
-    more = make_row("ft", "ua", 7.0, attack="uma", budget="2/255").model_copy(
-        update={"metric": "ua_dose", "unlearn_seed": None}
-    )
+    at = make_row("ft", "ua", 7.0, attack="uma", budget="2/255", setting="")
+    more = [
+        at.model_copy(update={"metric": "ua_dose", "unlearn_seed": None}),
+        at.model_copy(update={"method": "doses", "metric": "ua_spearman", "unlearn_seed": None, "value": 0.9}),
+    ]
     report = report_of("classification")
-    [table] = [t for t in report.tables_of([*scale, more], {}) if t.name.startswith("dose")]
-    assert "UA 2/255" in [column.name for column in table.columns]  # the two largest where the paper's are not there
+    [table] = [t for t in report.tables_of([*scale, *more], {}) if t.name.startswith("dose")]
+    assert ("2/255", "UA") in [
+        (c.group, c.name) for c in table.columns
+    ]  # the two largest where the paper's are not there
     far = [make_row("ft", "ua", 0.5, attack="uma", budget=f"{k}/255") for k in (8, 16)]
-    [table] = [t for t in report.tables_of([*scale, more, *far], {}) if t.name.startswith("dose")]
-    assert "UA 2/255" not in [column.name for column in table.columns]
+    [table] = [t for t in report.tables_of([*scale, *more, *far], {}) if t.name.startswith("dose")]
+    assert "2/255" not in [column.group for column in table.columns]

@@ -122,8 +122,8 @@ class Validity:
 
     @property
     def rises(self) -> bool:
-        """Whether the metric goes with the dose, in its direction where one was given, at p <= .05."""
-        return self.p <= 0.05
+        """Whether the metric goes with the dose, at p <= .05, and tells any dose from none."""
+        return self.p <= 0.05 and self.smallest is not None
 
 
 def dose_row(percent: float) -> str:
@@ -152,13 +152,18 @@ def cells_on_scale(
 ) -> Iterator[dict[str, Any]]:
     """Cells of a method's dose-equivalents, or of `DOSES`, given the cells that it and the dose models are measured in.
 
-    What should be high of any model, such as the accuracy on what was kept, has none.
+    What should be high of any model, such as the accuracy on what was kept, has none; nor has another metric less that
+    of the retrained model, or what a search does to images that were kept.
     """
 
     def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
 
-    left = {place(cell) for cell in scale if cell["direction"] != "up"}
+    def useful(cell: Mapping[str, Any]) -> bool:
+        of_kept = cell["attack"] != "none" and cell["split"] in ("retain", "steered")
+        return cell["direction"] != "up" and not of_kept and not cell["metric"].startswith("residual_")
+
+    left = {place(cell) for cell in scale if useful(cell)}
     for cell in cells:
         if place(cell) not in left:
             continue

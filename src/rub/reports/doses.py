@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rub.metrics.base import metrics_of
 from rub.metrics.dose import DOSE, DOSES, FLAT, SMALLEST, SPEARMAN, DoseEquivalent, Side
-from rub.reports.grouping import Board, Place, anchor, board_of, is_control, row_order
+from rub.reports.grouping import Board, Place, anchor, board_of, is_control, level, row_order
 from rub.reports.table import Cell, Column, Row, Table
 from rub.reports.tables import Source, label
 from rub.reports.text import printable, slug
@@ -45,8 +45,13 @@ def _equivalents(source: Source, board: Board, places: Sequence[Place]) -> Table
     task = source.group.task
     flat = {place for place in places if _flat(board, place)}
     columns = [
-        Column(FLAT if place in flat else "", _name(task, place), place._replace(metric=place.metric + DOSE), unit="%")
-        for place in sorted(places, key=lambda place: place in flat)
+        Column(_head(place), _name(task, place), place._replace(metric=place.metric + DOSE), unit="%")
+        for place in sorted(set(places) - flat, key=lambda place: (level(place.budget), places.index(place)))
+    ]
+    columns += [
+        Column(FLAT, _named(task, place), place._replace(metric=place.metric + DOSE), unit="%")
+        for place in places
+        if place in flat
     ]
     methods = row_order((method for method, place in board if place.metric.endswith(DOSE)), task)
     rows = tuple(
@@ -72,7 +77,7 @@ def _validity(source: Source, board: Board, places: Sequence[Place]) -> Table:
         (spearman, p), (smallest, _) = (_said(source, board, place, what) for what in (SPEARMAN, SMALLEST))
         models = [str(record.n) for record in board.get((DOSES, place._replace(metric=place.metric + SPEARMAN)), ())]
         cells = (spearman, Cell((p,)), smallest, Cell((models[0] if models else "-",)))
-        rows.append(Row(_name(source.group.task, place) + f" ({FLAT})" * _flat(board, place), False, cells))
+        rows.append(Row(_named(source.group.task, place) + f" ({FLAT})" * _flat(board, place), False, cells))
     notes = (
         "Spearman's correlation of a metric with the dose over all models of known dose, retrain and original among"
         " them; p: of permuting them",
@@ -116,13 +121,20 @@ def _measured(place: Place) -> str:
     return next(place.metric.removesuffix(end) for end in ends if place.metric.endswith(end))
 
 
+def _head(place: Place) -> str:
+    return "no attack" if place.budget == "none" else printable(place.budget)
+
+
 def _name(task: str, place: Place) -> str:
-    """Column head of a metric: its title, the split where it is not its own, and the budget."""
-    known = {metric.name: metric for metric in metrics_of(task)}
-    said = known.get(place.metric)
+    """A metric's title, and the split where it is not its own."""
+    said = next((metric for metric in metrics_of(task) if metric.name == place.metric), None)
     split = "" if said is None or said.split == place.split else place.split.removeprefix("forget_")
-    budget = "" if place.budget == "none" else place.budget
-    return printable(" ".join(filter(None, (said.title if said else place.metric, split, budget))))
+    return printable(" ".join(filter(None, (said.title if said else place.metric, split))))
+
+
+def _named(task: str, place: Place) -> str:
+    """The same with the budget."""
+    return _name(task, place) + ("" if place.budget == "none" else f" {_head(place)}")
 
 
 def _title(source: Source, kind: str) -> str:

@@ -275,7 +275,9 @@ def seeds_note(records: Sequence[Record], table: Table, given: str, samples: str
     told = [
         f"over {_over(over, samples)}" + f" for {', '.join(names)}" * (len(overs) > 1) for over, names in overs.items()
     ]
-    single = ", of rows of one model without seeds" if any(SEEDS in over or ORIGINALS in over for over in overs) else ""
+    shown = [{*cell.over} for row in table.rows for cell in row.cells if cell.over]
+    several = [bool(over & {SEEDS, ORIGINALS}) for over in shown]
+    single = "; of one model without seeds" if any(several) and not all(several) else ""
     stays = given if any(ORIGINALS in over for over in overs) else f"one original, {given}"
     return f"{base}; 95 % intervals (a-b, or ± half) {'; '.join(told)}{single}; given {stays}"
 

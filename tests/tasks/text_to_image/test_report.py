@@ -153,7 +153,7 @@ def test_several_seeds_have_an_interval_over_prompts_and_seeds(one):
     assert found(table, "retrain", "church", "post").parts == ("4.0", "1-13")
     assert "means over 3 unlearning seeds" in told(table)
     assert "over prompts (each model's own interval) x unlearning seeds for church pre, church post" in told(table)
-    assert "of rows of one model without seeds; given one original, one choice of prompts" in told(table)
+    assert "of one model without seeds; given one original, one choice of prompts" in told(table)
 
 
 def test_the_papers_numbers_stand_at_their_concept_and_esd_at_the_right_checkpoint(five):
