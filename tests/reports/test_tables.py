@@ -172,6 +172,19 @@ def test_a_leaderboard_shows_the_curve_where_there_is_one_and_the_paired_contras
     ]  # fmt: skip
 
 
+def test_a_control_that_failed_is_said_under_table_1(make_row, records):
+    def said(*more):
+        rows = [row for row in records if row.method != "original"]
+        return [note for note in classification_tables([*rows, *more])[0].notes if note.startswith("CONTROL FAILED")]
+
+    at = {"attack": "uma", "budget": "8/255"}
+    assert not said() and not said(make_row("original", "ua", 0.98, **at))
+    [weak] = said(make_row("original", "ua", 0.31, **at))
+    assert "at 8/255 the search brings back 31 %" in weak and "from the original itself" in weak
+    [blind] = said(make_row("ft", "other_reached", 0.2), make_row("salun", "other_reached", 0.97))
+    assert blind.startswith("CONTROL FAILED: of ft, most images reach no other class")
+
+
 def test_every_cell_is_whole_in_a_terminal_of_80_columns(tables):
     for table in tables.values():
         printed = terminal(table)

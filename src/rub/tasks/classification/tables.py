@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from rub.reports.grouping import (
@@ -24,6 +25,8 @@ from rub.tasks.classification.metrics import METRICS
 _CLEAN = "no attack"  # a leaderboard's upper header
 _TELLING = "2/255"  # of a curve: networks differ most there
 _RADII = (("own_radius", "own"), ("other_radius", "other"), ("selectivity", "selectivity"), ("own_reached", "reached"))
+FOUND_AGAIN = 0.9  # share of its own images that a search has to bring back from the original
+REACHES = 0.5  # share of images on which it has to reach another class
 FALSE_MEMBERS = 0.05  # share of a retrained model's attacked images that may be called members without a note
 _GIVEN = "one choice of images and one set of shadow models"
 
@@ -96,7 +99,7 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
         notes.append(f"in parentheses: the paper's own number (its network: ResNet-50; here: {printable(group.model)})")
         if group.dataset == "tiny-imagenet":
             notes.append("the paper's TA here seems to count the forgotten classes: compare it with TA all")
-    notes += _beyond(table, source.main)
+    notes += [*_failed_controls(records, source.main), *_beyond(table, source.main)]
     tied = _ties(source, shown[-1]) if shown else {}
     if tied:
         cells = [Cell((tied.get(row.label, ""),)) for row in table.rows]
@@ -107,6 +110,29 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
         )
         table = replace(table, columns=(*table.columns, Column("", "tie")), rows=tuple(rows))
     return replace(table, notes=(*notes, *failures(records)))
+
+
+def _failed_controls(records: Sequence[Record], main: str) -> Iterator[str]:
+    """What shows that a search is too weak to lean on: it does not bring back what is there, or reaches no class."""
+    measured = [record for record in records if record.value is not None]
+    known = [
+        record for record in measured
+        if (record.method, record.metric, record.split, record.attack) == ("original", "ua", "forget", main)
+    ]  # fmt: skip
+    for budget in budgets_of(known):
+        share = fmean(record.value or 0.0 for record in known if record.budget == budget)
+        if share < FOUND_AGAIN:
+            yield (
+                f"CONTROL FAILED: at {budget} the search brings back {100 * share:.0f} % of the images from the"
+                " original itself, which forgot nothing: what it does not bring back is no evidence of forgetting"
+            )
+    reach = [record for record in measured if (record.metric, record.split) == ("other_reached", "forget")]
+    blind = dict.fromkeys(record.method for record in reach if (record.value or 0.0) < REACHES)
+    if blind:
+        yield (
+            f"CONTROL FAILED: of {', '.join(map(printable, blind))}, most images reach no other class either, so that"
+            " the search says nothing about their own"
+        )
 
 
 def _beyond(table: Table, main: str) -> list[str]:
