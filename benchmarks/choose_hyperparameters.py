@@ -1,11 +1,14 @@
 """Choose the hyperparameters of a suite by one declared rule; the attack takes no part.
 
 Rule: on a held-out unlearning seed, each method runs with every setting of its grid; the setting with the smallest mean
-gap to the retrained model is chosen, the first of equals. The gap is the mean absolute difference over UA, RA and TA
-(classification, as SalUn's average gap; TA, here, on images of the kept classes that are held out of all training, so
-that no test image takes part), over ASR before the attack and judged accuracy of kept concepts
-(text-to-image; those that the retrained model knows), or of the logarithms of the error to the true image on forgotten
-and kept images (inpainting); of a suite with several experiments of the task, the mean over these.
+gap is chosen, the first of equals. The gap is that to the retrained model: the mean absolute difference over UA, RA and
+TA (classification, as SalUn's average gap; TA, here, on images of the kept classes that are held out of all training,
+so that no test image takes part), or over ASR before the attack and judged accuracy of kept concepts (text-to-image;
+those that the retrained model knows). Of inpainting, where a model that never saw a class may complete it as well, it
+is minus the contrast on images that are held out of all training: how much more skill is lost on forgotten images than
+on kept ones; settings that keep less than 95 % of the original's skill on kept images are out, and so are those whose
+contrast is not above 0 (95 % interval over images). Of a suite with several experiments of the task, the mean over
+these.
 
     python benchmarks/choose_hyperparameters.py table1-cifar10-small --data-root data --grid GRID.yaml --out CHOICE.json
     python benchmarks/choose_hyperparameters.py SUITE --task text-to-image --grid GRID.yaml --out CHOICE.json
@@ -17,8 +20,7 @@ settings, for `rub run`.
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -36,14 +38,19 @@ from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.registry import TASKS
 from rub.store.artifacts import Store
+from rub.tasks.inpainting.metrics import KEEPS
 
 HELD_OUT_SEED = 999
 Rows = dict[str, float]
-# task -> its (metric, split) without an attack, what they are compared on, and what else is written down
-RULES: Mapping[str, tuple[tuple[tuple[str, str], ...], Callable[[float], float], tuple[str, ...]]] = {
-    "classification": ((("ua", "forget"), ("ra", "retain"), ("va", "validation")), lambda value: value, ()),
-    "text-to-image": ((("asr_pre", "forget"), ("utility_accuracy", "retain")), lambda value: value, ("utility_seen",)),
-    "inpainting": ((("mse_input", "forget"), ("mse_input", "retain")), math.log, ("fid",)),
+Cells = tuple[tuple[str, str], ...]
+# task -> the row that settings are compared with, the (metric, split) of rows without an attack that are compared, and
+# metrics that are written down beside them
+RULES: Mapping[str, tuple[str, Cells, tuple[str, ...]]] = {
+    "classification": ("retrain", (("ua", "forget"), ("ra", "retain"), ("va", "validation")), ()),
+    "text-to-image": ("retrain", (("asr_pre", "forget"), ("utility_accuracy", "retain")), ("utility_seen",)),
+    "inpainting": (
+        "original", (("skill", "forget"), ("skill", "retain"), ("skill_contrast", "forget")), ("fid", "recovered"),
+    ),
 }  # fmt: skip
 
 NEARER = {"utility_accuracy/retain": "utility_seen/retain"}  # where the retrained model stands for several concepts
@@ -70,39 +77,49 @@ def measurement(experiment: Experiment, method: str, parameters: dict[str, Any],
     """Return the stage that measures a method without an attack on the held-out seed.
 
     Raises:
-        RubError: of classification, nothing is held out to choose on.
+        RubError: nothing is held out to choose on.
     """
-    if experiment.task == "classification" and not experiment.dataset.validation:
+    if experiment.task in ("classification", "inpainting") and not experiment.dataset.validation:
         raise RubError("dataset.validation = 0: settings are chosen on images that are held out; give it 0.1, say")
-    changed = held_out(experiment, {} if method == "retrain" else {method: parameters})
+    control = method in ("original", "retrain")
+    changed = held_out(experiment, {} if control else {method: parameters})
+    if experiment.task == "inpainting":
+        protocol = experiment.protocol.model_copy(update={"images": "validation"})
+        changed = changed.model_copy(update={"protocol": protocol})
     graph = TASKS.get(experiment.task, experiment.task).load().graph(changed, runtime.data_root, None)
     if experiment.task == "classification":
         graph.shadows = {}
-    # A miniature is retrained for few seeds only: the first stands for all.
-    seed = 0 if method == "retrain" and experiment.task != "classification" else HELD_OUT_SEED
+    # A miniature is trained for few seeds only: the first stands for all.
+    seed = 0 if control and experiment.task != "classification" else HELD_OUT_SEED
     return cast(Stage, graph.measure(method, seed))
 
 
 def measured(task: str, outcome: Outcome) -> Rows | str:
-    """Return ``metric/split`` -> value of a measurement that has ended, or why it failed."""
+    """Return ``metric/split`` -> value of a measurement that has ended, or why it failed.
+
+    ``metric/split low`` is the lower end of its interval, where it has one.
+    """
     if outcome.artifact is None:
         return outcome.reason
-    compared, _, others = RULES[task]
-    wanted = {f"{metric}/{split}" for metric, split in compared}
-    rows = outcome.artifact.json("rows.json")
-    return {
-        f"{row['metric']}/{row['split']}": row["value"]
-        for row in rows
-        if f"{row['metric']}/{row['split']}" in wanted or row["metric"] in others
-    }
+    _, compared, others = RULES[task]
+    found = {}
+    for row in outcome.artifact.json("rows.json"):
+        if (row["metric"], row["split"]) in compared or row["metric"] in others:
+            name = f"{row['metric']}/{row['split']}"
+            found[name] = row["value"]
+            if row.get("ci_low") is not None:
+                found[f"{name} low"] = row["ci_low"]
+    return found
 
 
-def gap(task: str, values: Rows, reference: Rows) -> float:
-    """Return the mean distance to the retrained model."""
-    compared, scale, _ = RULES[task]
-    names = [f"{metric}/{split}" for metric, split in compared]
+def gap(task: str, values: Rows, reference: Rows) -> float | None:
+    """What is to be small: the mean distance to the retrained model, or minus the contrast; None where that is out."""
+    if task == "inpainting":
+        kept = values["skill/retain"] >= KEEPS * reference["skill/retain"]
+        return -values["skill_contrast/forget"] if kept and values["skill_contrast/forget low"] > 0 else None
+    names = [f"{metric}/{split}" for metric, split in RULES[task][1]]
     names = [NEARER[name] if NEARER.get(name) in reference else name for name in names]
-    return sum(abs(scale(values[name]) - scale(reference[name])) for name in names) / len(names)
+    return sum(abs(values[name] - reference[name]) for name in names) / len(names)
 
 
 def choose(
@@ -117,14 +134,15 @@ def choose(
 ) -> dict[str, dict[str, Any]]:
     """Try every setting, write all of it down, and return method -> chosen hyperparameters.
 
-    What `out` holds of the same experiments, seed and grid is taken over. A method whose every setting fails is left
-    out, with the reasons in `out`.
+    What `out` holds of the same experiments, seed and grid is taken over. A method whose every setting fails or is out
+    by the rule is left out, with the reasons or values in `out`.
 
     Raises:
-        RubError: the retrained model failed.
+        RubError: the model that settings are compared with failed.
     """
     name = experiments[0].task
     tasks = {name: TASKS.get(name, name).load()}
+    compared_with = RULES[name][0]
     rule = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
     asked = [experiment.model_dump(mode="json", exclude={"methods", "resources"}) for experiment in experiments]
     results: dict[str, Any] = {"rule": rule, "seed": HELD_OUT_SEED, "experiments": asked}
@@ -138,7 +156,7 @@ def choose(
         == tries(experiments, method, values)
     }
     runs = [
-        ("retrain", {}),
+        (compared_with, {}),
         *((method, one) for method in grid if method not in known for one in tries(experiments, method, grid[method])),
     ]
     stages = [[measurement(experiment, *run, runtime) for experiment in experiments] for run in runs]
@@ -148,13 +166,14 @@ def choose(
     values = [[measured(name, outcomes[stage.key]) for stage in row] for row in stages]
     references = values[0]
     if failed := [row for row in references if isinstance(row, str)]:
-        raise RubError(f"retrain failed: {failed[0]}")
+        raise RubError(f"{compared_with} failed: {failed[0]}")
     tried: dict[str, list[dict[str, Any]]] = {method: [] for method in grid}
     for (method, parameters), rows in zip(runs[1:], values[1:], strict=True):
         gaps = [gap(name, row, other) for row, other in zip(rows, references, strict=True) if isinstance(row, dict)]
-        mean = sum(gaps) / len(gaps) if len(gaps) == len(experiments) else None
+        fine = [one for one in gaps if one is not None]
+        mean = sum(fine) / len(fine) if len(fine) == len(experiments) else None
         tried[method].append({"parameters": parameters, "gap": mean, "values": rows})
-    results |= {"retrain": references, "methods": {m: known.get(m) or _best(rows) for m, rows in tried.items()}}
+    results |= {compared_with: references, "methods": {m: known.get(m) or _best(rows) for m, rows in tried.items()}}
     out.write_text(json.dumps(results, indent=1))
     chosen = {method: results["methods"][method]["chosen"] for method in grid}
     return {method: parameters for method, parameters in chosen.items() if parameters is not None}

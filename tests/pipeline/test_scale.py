@@ -53,6 +53,17 @@ def test_a_method_stands_where_the_scale_has_its_value(inputs, tmp_path):
     assert (spearman["value"], smallest["value"], spearman["n"]) == (said.spearman, said.smallest, 7)
 
 
+def test_a_metric_without_a_value_has_no_dose(inputs, tmp_path):
+    """A model of which nothing had gone, say, has no share that is back."""
+    empty = inputs | {"ft 0": scalar("ft", 0, 0.5), "ft 1": scalar("ft", 1, 0.52)}
+    for seed in (0, 1):
+        empty[f"ft {seed}"] = artifact("ft", seed, [{"metric": "auc", "value": None}])
+    [row] = run(empty, "ft", ["auc_dose"], tmp_path)
+    assert (row["value"], row["n"]) == (None, 0)
+    [row] = run({"ft 0": scalar("ft", 0, 0.5)}, "doses", ["auc_spearman"], tmp_path)
+    assert (row["value"], row["n"]) == (None, 0)
+
+
 def test_images_decide_where_they_are_known_and_mia_seeds_are_one_model():
     values = [("radius", 7, 1.0), ("radius", 9, 2.0)]
     rows = [{"metric": "radius", "value": 1.50004}, {"metric": "mia", "value": 0.2}, {"metric": "mia", "value": 0.4}]

@@ -174,7 +174,7 @@ def run_audit(
     out: Path | None = None,
     command: str = "",
 ) -> Report:
-    """Measure models under an experiment's protocol and conclude: *recovered* at the smallest budget where it holds.
+    """Measure models under an experiment's protocol and conclude, see `conclude`.
 
     A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
     """
@@ -209,13 +209,16 @@ def _besides(metric: str, rows: "Rows") -> Iterator[str]:
 
 
 def conclude(records: Sequence[Record], attack: str, budgets: Sequence[str], audit: Audit[Any]) -> Report:
-    """Report at the smallest budget where the verdict is *recovered*, else at the largest."""
-    for budget in budgets:
-        figures = audit.figures(Rows(records, budget, attack))
-        verdict = audit.conclude(figures, budget)
-        if verdict.name == "recovered":
-            break
-    return Report(verdict, figures, tuple(audit.told(figures, budget)), budget, tuple(records), ())
+    """Report at the smallest budget where the verdict is *recovered*, else at the largest where one can tell.
+
+    The largest of all where one can tell at none.
+    """
+    figures = {budget: audit.figures(Rows(records, budget, attack)) for budget in budgets}
+    verdicts = {budget: audit.conclude(found, budget) for budget, found in figures.items()}
+    recovered = [budget for budget in budgets if verdicts[budget].name == "recovered"]
+    told = [budget for budget in budgets if verdicts[budget].name != "cannot tell"]
+    at = recovered[0] if recovered else (told or budgets)[-1]
+    return Report(verdicts[at], figures[at], tuple(audit.told(figures[at], at)), at, tuple(records), ())
 
 
 def validated(kind: type[E], fields: Mapping[str, Any]) -> E:

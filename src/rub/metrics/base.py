@@ -82,10 +82,12 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 
 
 class Counted(NamedTuple):
-    """A number, and how many samples stand behind it where they are not those of the set."""
+    """A number, and how many samples stand behind it where they are not those of the set, with its 95 % interval."""
 
     value: float
     n: int
+    low: float | None = None
+    high: float | None = None
 
 
 Found = ArrayLike | Counted | None
@@ -348,14 +350,16 @@ class Measured:
         found = metric.function(outputs)
         if found is None:
             return
-        given, n = found if isinstance(found, Counted) else (found, len(outputs))
-        value = np.asarray(given)
+        counted = found if isinstance(found, Counted) else None
+        value = np.asarray(counted.value if counted else found)
         if value.dtype == np.bool_ and value.ndim == 1 and len(value):
             self.share(metric.name, value.astype(np.bool_), **where)
         elif value.shape == (len(outputs),) and len(value) and np.issubdtype(value.dtype, np.floating):
             self.mean(metric.name, value, outputs.ids, **where)
         elif value.ndim == 0 and np.issubdtype(value.dtype, np.number):
-            self.add(metric.name, float(value), n, **where)
+            self.add(metric.name, float(value), counted.n if counted else len(outputs), **where)
+            if counted and counted.low is not None:
+                self.rows[-1] |= {"ci_low": counted.low, "ci_high": counted.high}
         else:
             told = f"{value.dtype} {value.shape}"
             raise ValueError(f"metric '{metric.name}' gave {told}: should be a number, bool (N,) or float (N,)")

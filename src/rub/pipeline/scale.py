@@ -64,6 +64,9 @@ def _rows(method: str, cells: Iterable[Mapping[str, Any]], found: Found) -> Iter
         metric, _, what = cell["metric"].rpartition("_")
         models = found[_place({**cell, "metric": metric})]
         scale = {dose: measured for row, measured in models.items() if (dose := dose_of(row)) is not None}
+        if len(scale) < 2 or (method != DOSES and method not in models):  # a metric may have no value of a model
+            yield {**cell, "value": None, "n": 0}
+            continue
         if method != DOSES:
             at = dose_equivalent(scale, models[method], seed=0)
             ends = {"ci_low": at.low, "ci_high": at.high}

@@ -20,21 +20,23 @@ TINY = {
                 "training": {"epochs": 1, "lr": 0.1, "schedule": "onecycle", "batch_size": 64, "padding": 0},
             },
             "forget": {"classes": [0, 1, 2]},
+            "doses": [30],
+            "seeds": {"doses": 1},
             "evaluation": {"samples": 12, "steered_samples": 6, "gallery": 2},
             "protocol": {
-                "name": "rub-paper-1",
+                "name": "rub-paper-2",
                 "is_splits": 2,
-                "recovered_below": 0.02,
+                "recovered_below": 0.0014,
                 "attacks": {
                     "uma": {
-                        "runs": [{"name": "uma", "steps": 3, "adam_steps": 4}],
+                        "runs": [{"name": "uma", "steps": 3, "adam_steps": 4, "lr": 0.1}],
                         "budgets": [8, "unbounded", "free"],
                         "splits": ["forget", "retain", "steered"],
                     },
-                    "noise": {"runs": [{"name": "noise", "steps": 2}], "budgets": [8], "splits": ["forget"]},
+                    "noise": {"runs": [{"name": "noise", "steps": 2}], "budgets": [8], "splits": ["forget", "retain"]},
                 },
             },
-            "methods": {"i2i": {"epochs": 1}, "salun": {"epochs": 1}},
+            "methods": {"i2i": {"epochs": 1}, "salun": {"epochs": 1, "lr": 0.004}},
         }
     ],
 }  # fmt: skip

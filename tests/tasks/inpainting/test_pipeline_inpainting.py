@@ -1,6 +1,7 @@
 """The image-to-image task from a suite to tables, pictures, witnesses and audits."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 
@@ -19,8 +20,10 @@ from rub.data.samples import to_unit
 from rub.metrics.generative import frechet_distance, inception_score
 from rub.models.mae.checkpoints import load_mae, to_original, to_transformers
 from rub.models.mae.masks import gather, keyed_noise, make_mask
+from rub.pipeline.graph import in_order
 from rub.store.artifacts import Store, file_sha256
 from rub.store.records import identity, read_records
+from rub.tasks.inpainting.stages import target_of
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +33,8 @@ BUDGETS = {("none", "none"), ("uma", "8/255"), ("uma", "unbounded"), ("uma", "fr
 def values(ran):
     found = {}
     for row in ran.result.records:
+        if row.unlearn_seed is None:  # of the dose scale
+            continue
         found[row.method, row.attack, row.budget, row.metric, row.split] = row
     return found
 
@@ -37,9 +42,21 @@ def values(ran):
 def test_every_cell_is_there(tiny_i2i):
     rows = tiny_i2i.result.records
     assert not tiny_i2i.result.failures
-    assert {row.method for row in rows} == {"original", "retrain", "random_init", "i2i", "salun"}
+    assert {row.method for row in rows} == {
+        "original", "retrain", "dose-30", "random_init", "i2i", "salun", "doses"
+    }  # fmt: skip
+    scale = [row for row in rows if row.unlearn_seed is None]
+    assert {"skill_contrast_dose", "selectivity_dose", "recovered_spearman"} <= {row.metric for row in scale}
+    rows = [row for row in rows if row.unlearn_seed is not None]
     assert {(row.attack, row.budget) for row in rows} == BUDGETS
-    assert all(row.status == "ok" and row.value is not None and row.n > 0 for row in rows)
+    assert all(row.status == "ok" for row in rows)
+    empty = {(row.metric, row.n) for row in rows if row.value is None}
+    assert empty == {("back", 0)}  # of the original, nothing had gone
+    both = {"is", "fid", "kid", "mse_original", "mse_input", "psnr", "ssim", "skill", "recovered"}
+    for attack, budget in BUDGETS:
+        sides = {(row.metric, row.split) for row in rows if (row.attack, row.budget) == (attack, budget)}
+        assert {(metric, split) for metric in both for split in ("forget", "retain")} <= sides
+        assert {(f"{metric}_contrast", "forget") for metric in ("skill", "fid", "kid", "is")} <= sides
     assert {row.split for row in rows} == {"forget", "retain", "steered"}
     judged = {row.extractor for row in rows if row.metric in ("is", "fid", "fid_original", "kid")}
     assert len(judged) == 1
@@ -72,11 +89,11 @@ def test_searches_never_leave_a_sample_worse_than_it_was(tiny_i2i):
             assert cells[method, attack, budget, "mse_original", "forget"].value <= before * 1.0001
 
 
-def test_numbers_by_hand(tiny_i2i):
-    """MSE, PSNR and FID of one clean row, computed again from the stored weights and images."""
-    store = Store(tiny_i2i.store)
-    [(experiment, graph)] = plan(load_suite(str(tiny_i2i.path)), make_runtime(device="cpu"))
-    stage = next(stage for stage in graph.stages if stage.label == "measure salun, seed 0")
+def opened(ran, label):
+    """Inputs of a clean measuring stage: images of F, the original, the other model, ids, and all artifacts."""
+    store = Store(ran.store)
+    [(_, graph)] = plan(load_suite(str(ran.path)), make_runtime(device="cpu"))
+    stage = next(stage for stage in graph.stages if stage.label == label)
     inputs = {role: store.find(need.kind, need.key) for role, need in stage.inputs.items()}
     original, unlearned = (
         load_mae(inputs[role].file("weights.safetensors")).eval() for role in ("original", "unlearned")
@@ -84,8 +101,13 @@ def test_numbers_by_hand(tiny_i2i):
     ids = torch.from_numpy(np.load(inputs["chosen"].file("forget_ids.npy")))
     images = torch.from_numpy(np.load(inputs["data"].file("test_images.npy")))
     known = np.load(inputs["data"].file("test_ids.npy")).tolist()
-    x = to_unit(images[[known.index(i) for i in ids.tolist()]])
-    mask = make_mask(keyed_noise(ids, 16, experiment.model.mask_seed), 0.5)
+    return images[[known.index(i) for i in ids.tolist()]], original, unlearned, ids, inputs
+
+
+def test_numbers_by_hand(tiny_i2i):
+    """MSE, PSNR and FID of one clean row, computed again from the stored weights and images."""
+    images, original, unlearned, ids, inputs = opened(tiny_i2i, "measure salun, seed 0")
+    x, mask = to_unit(images), make_mask(keyed_noise(ids, 16, 0), 0.5)
     with torch.no_grad():
         made, wanted = (gather(m.denormalise(m(x, mask)), mask.hidden) for m in (unlearned, original))
     error = (made - wanted).square().mean((1, 2))
@@ -101,6 +123,95 @@ def test_numbers_by_hand(tiny_i2i):
     real, before = (np.load(inputs["reference"].file(f"forget_{name}.npy")) for name in ("real", "original"))
     row = cells["original", "none", "none", "fid", "forget"]
     assert row.value == pytest.approx(frechet_distance(before, real), rel=1e-6)
+
+
+def test_what_had_gone_and_is_back_by_hand(tiny_i2i):
+    """Counted again from the single images: an image that was never gone cannot come back."""
+    cells, seen = values(tiny_i2i), defaultdict(list)
+    for row in tiny_i2i.result.samples:
+        seen[row["method"], row["attack"], row["budget"], row["split"]].append((row["clean"], row["recovered"]))
+    counted = {key: rows for key, rows in seen.items() if key[3] != "steered"}
+    assert len(counted) == 6 * (len(BUDGETS) - 1) * 2
+    in_part = 0
+    for (method, attack, budget, split), rows in counted.items():
+        back = cells[method, attack, budget, "back", split]
+        gone = [recovered for clean, recovered in rows if not clean]
+        assert back.n == len(gone) and (back.value is None) == (not gone)
+        if gone:
+            assert back.value == pytest.approx(sum(gone) / len(gone))
+            assert back.ci_low <= back.value <= back.ci_high
+            in_part += len(gone) < len(rows) and back.value > 0
+        still = cells[method, "none", "none", "recovered", split]
+        assert still.value == pytest.approx(sum(clean for clean, _ in rows) / len(rows))
+        everything = cells[method, attack, budget, "recovered", split].value
+        assert everything == pytest.approx((sum(gone) + len(rows) - len(gone)) / len(rows))
+    assert in_part > 3  # some had gone, some not, and some of those that had gone are back
+
+
+def test_contrasts_are_changes_of_f_minus_changes_of_r(tiny_i2i):
+    cells = values(tiny_i2i)
+    signs = {"skill": -1, "is": -1, "fid": 1, "kid": 1}  # what gets worse counts as more
+    for attack, budget in BUDGETS:
+        for method in ("original", "retrain", "random_init", "dose-30", "i2i", "salun"):
+            for metric, sign in signs.items():
+                now, before = (
+                    {split: cells[name, at, size, metric, split].value for split in ("forget", "retain")}
+                    for name, at, size in ((method, attack, budget), ("original", "none", "none"))
+                )
+                wanted = sign * ((now["forget"] - before["forget"]) - (now["retain"] - before["retain"]))
+                found = cells[method, attack, budget, f"{metric}_contrast", "forget"]
+                assert found.value == pytest.approx(wanted, abs=1e-5) and found.n == 24
+                if metric == "skill":
+                    assert found.ci_low <= found.value <= found.ci_high
+
+
+def test_skill_and_selectivity_image_by_image(tiny_i2i):
+    """From the stored weights and images; the baseline paints the mean of the visible pixels."""
+    images, _, model, ids, _ = opened(tiny_i2i, "measure salun, seed 0")
+    x, mask = to_unit(images), make_mask(keyed_noise(ids, 16, 0), 0.5)
+    hidden = torch.zeros(len(x), 16, dtype=torch.bool).scatter(1, mask.hidden, value=True)
+    painted = hidden.reshape(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    means = [x[row][~painted[row]].mean() for row in range(len(x))]
+    flat = torch.stack([(x[row][painted[row]] - means[row]).square().mean() for row in range(len(x))])
+    with torch.no_grad():
+        made = model.unpatchify(model.denormalise(model(x, mask)))
+    error = torch.stack([(x[row] - made[row])[painted[row]].square().mean() for row in range(len(x))])
+    rows = [row for row in tiny_i2i.result.values if row["method"] == "salun"]
+    clean = {
+        row["sample_id"]: row["value"]
+        for row in rows
+        if (row["metric"], row["split"], row["attack"]) == ("skill", "forget", "none")
+    }
+    assert clean == pytest.approx(dict(zip(ids.tolist(), (1 - error / flat.mean()).tolist(), strict=True)), abs=2e-4)
+    own, other, chosen = {}, {}, {}
+    for row in tiny_i2i.result.samples:
+        if (row["method"], row["attack"], row["budget"]) == ("salun", "uma", "8/255"):
+            {"forget": own, "steered": other}.get(row["split"], {})[row["sample_id"]] = row["distance"]
+    for row in rows:
+        if (row["metric"], row["attack"], row["budget"]) == ("selectivity", "uma", "8/255"):
+            chosen[row["sample_id"]] = row["value"]
+    assert set(chosen) == set(other) < set(own) and len(chosen) == 6
+    for sample, value in chosen.items():
+        assert value == pytest.approx(math.log2(other[sample] / own[sample]), abs=1e-2)
+    record = values(tiny_i2i)["salun", "uma", "8/255", "selectivity", "steered"]
+    assert record.value == pytest.approx(sum(chosen.values()) / 6) and record.ci_low < record.value < record.ci_high
+
+
+def test_the_paired_null_has_the_same_images_and_masks_and_another_target(tiny_i2i):
+    store, runtime = Store(tiny_i2i.store), make_runtime(device="cpu")
+    [(_, graph)] = plan(load_suite(str(tiny_i2i.path)), runtime)
+    stages = {stage.label: stage for stage in in_order(graph.stages)}
+    own, other = (stages[f"attack i2i, seed 0: uma 8/255 on {split}"] for split in ("forget", "steered"))
+    assert {k: v for k, v in own.spec.items() if k != "split"} == {k: v for k, v in other.spec.items() if k != "split"}
+    assert {role: need.key for role, need in own.inputs.items()} == {r: need.key for r, need in other.inputs.items()}
+    inputs = {role: store.find(need.kind, need.key) for role, need in own.inputs.items()}
+    (side, target), (steered, elsewhere) = (target_of(split, inputs, runtime) for split in ("forget", "steered"))
+    count = len(steered.samples)
+    assert torch.equal(side.samples.ids[:count], steered.samples.ids)
+    assert torch.equal(side.samples.take(slice(count)), steered.samples.take(slice(count)))
+    assert torch.equal(target.mask.keep[:count], elsewhere.mask.keep)
+    assert target.model is elsewhere.model
+    assert not torch.isclose(target.reference[:count], elsewhere.reference).all((1, 2)).any()
 
 
 def test_masks_are_stored_and_belong_to_the_image(tiny_i2i):
@@ -300,7 +411,9 @@ def test_bad_suites(tiny_i2i, refused, tmp_path, change, says):
 
 
 def test_protocols_have_their_own_names():
-    assert set(protocols_of("inpainting")) == {"rub-paper-1", "rub-strict-1", "rub-audit-1", "rub-quick-1"}
+    assert set(protocols_of("inpainting")) == {
+        "rub-paper-1", "rub-paper-2", "rub-strict-1", "rub-audit-1", "rub-quick-1"
+    }  # fmt: skip
 
 
 def test_a_reported_run_has_its_figures_and_galleries_again(tiny_i2i, tmp_path):
@@ -336,4 +449,5 @@ def test_a_metric_of_ones_own_sees_what_the_judge_sees(tiny_i2i, tmp_path):
         for metric in ("is", "again")
     }  # fmt: skip
     assert found["again"] == pytest.approx(found["is"], rel=1e-6)
-    assert result.counts["done"] == len(found["again"])
+    placed = {"doses", "random_init", "i2i", "salun"}  # on the dose scale, by this metric too
+    assert result.counts["done"] == len(found["again"]) + len(placed)

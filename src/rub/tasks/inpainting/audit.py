@@ -14,7 +14,7 @@ from rub.tasks.inpainting.verdict import Figures, conclude
 
 
 class InpaintingAudit(AuditRequest):
-    """Measure an unlearned masked autoencoder against its original: recovered, no residual found, or cannot tell."""
+    """Measure an unlearned masked autoencoder against its original: destroyed, recovered or not, or cannot tell."""
 
     task = "inpainting"
     original: Path
@@ -47,7 +47,7 @@ class InpaintingAudit(AuditRequest):
     """Training of the classifier behind FID and IS."""
 
     def experiment(self) -> InpaintingExperiment:
-        """The forgotten classes, jointly, under the protocol; half as many images are steered as are attacked."""
+        """The forgotten classes, jointly, under the protocol; every attacked image is steered too."""
         training = {"epochs": self.judge_epochs, "schedule": "onecycle"}
         fields = {
             "task": self.task,
@@ -57,7 +57,7 @@ class InpaintingAudit(AuditRequest):
             "forget": {"classes": self.forget_classes},
             "retrains": 0,
             "protocol": self.protocol,
-            "evaluation": {"samples": self.samples, "steered_samples": max(self.samples // 2, 5)},
+            "evaluation": {"samples": self.samples, "steered_samples": self.samples},
         }
         return validated(InpaintingExperiment, fields)
 
@@ -72,31 +72,40 @@ class InpaintingAudit(AuditRequest):
 def figures_of(rows: Rows) -> Figures:
     """The figures behind the verdict, from an audit's rows."""
     attack = rows.attack
-    before, after = (rows.find(method, "mse_input", "forget") for method in ("original", "unlearned"))
+    models = ("original", "unlearned", *(("retrained",) if rows.find("retrained", "skill", "retain") else ()))
     attacked = rows.find("unlearned", "recovered", "forget", attack)
-    if before is None or after is None or before.value is None or after.value is None:
-        raise RubError("audit: the clean models were not measured")
     return Figures(
-        original=before.value,
-        unlearned=after.value,
+        kept={model: _skill(rows, model, "retain") for model in models},
+        forgotten={model: _skill(rows, model, "forget") for model in models},
         clean=rows.rate("unlearned", "recovered", "forget"),
         attacked=rows.rate("unlearned", "recovered", "forget", attack),
         converged=attacked is not None and attacked.converged is True,
         steered=rows.rate("unlearned", "recovered", "steered", attack),
+        clean_retrained=rows.rate_or_none("retrained", "recovered", "forget"),
         retrained=rows.rate_or_none("retrained", "recovered", "forget", attack),
         attack=attack,
     )
 
 
+def _skill(rows: Rows, model: str, split: str) -> float:
+    found = rows.find(model, "skill", split)
+    if found is None or found.value is None:
+        raise RubError(f"audit: no skill of the {model} model on {split} images was measured")
+    return found.value
+
+
 def told(figures: Figures, budget: str) -> Iterator[str]:
     """The figures as lines of text."""
-    attack = figures.attack.upper()
-    yield f"error to the true forget images: original {figures.original:.4f}, unlearned {figures.unlearned:.4f}"
-    yield f"completed as the original did, clean              {percent(figures.clean)}"
-    yield f"completed as the original did, {attack} at {budget:<9}   {percent(figures.attacked)}"
-    yield f"steered to unrelated images (control)             {percent(figures.steered)}"
-    if figures.retrained is not None:
-        yield f"of the retrained model, {attack} at {budget:<9}          {percent(figures.retrained)}"
+    attack = f"{figures.attack.upper()} at {budget}"
+    for side, skills in (("kept", figures.kept), ("forgotten", figures.forgotten)):
+        values = ", ".join(f"{model} {100 * value:.1f} %" for model, value in skills.items())
+        yield f"skill on {side} images: {values}"
+    yield f"{'completed as the original did, clean (never gone)':49} {percent(figures.clean)}"
+    yield f"{f'completed as the original did, {attack}':49} {percent(figures.attacked)}"
+    yield f"{'led to unrelated outputs (same image and search)':49} {percent(figures.steered)}"
+    if figures.clean_retrained is not None and figures.retrained is not None:
+        yield f"{'of the retrained model, clean':49} {percent(figures.clean_retrained)}"
+        yield f"{f'of the retrained model, {attack}':49} {percent(figures.retrained)}"
 
 
 AUDIT = Audit(

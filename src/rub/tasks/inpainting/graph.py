@@ -14,7 +14,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.inpainting.metrics import cell, metrics_for
+from rub.tasks.inpainting.metrics import beside, cell, metrics_for
 from rub.tasks.inpainting.spec import InpaintingExperiment, Level
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
@@ -25,13 +25,11 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
     """Stages of Table 2: data, judge, original, controls, methods, attacks, measurements, galleries."""
 
     task = "inpainting"
-    versions = dict.fromkeys(
-        (
-            *("choose", "train", "import", "initialise", "unlearn", "reference"),
-            *("attack", "measure", "measure-attack", "gallery", "scale", "metric"),
-        ),
-        1,
-    )
+    versions = (
+        dict.fromkeys(("choose", "train", "import", "initialise", "unlearn", "attack", "gallery"), 1)
+        | dict.fromkeys(("scale", "metric"), 1)
+        | dict.fromkeys(("reference", "measure", "measure-attack"), 2)
+    )  # fmt: skip
     sets = ("forget", "retain")
     controls = ("random_init",)
 
@@ -192,7 +190,12 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         """Stage that measures a row on clean images."""
         spec = {"method": method, "seed": seed, **self._scoring()}
         inputs = self._seen(method, seed) | {"reference": self.reference, "judge": self.judge}
-        measured = [(metric, split) for split in self.sets for metric in metrics_for(split) if not metric.optional]
+        measured = [
+            (metric, split)
+            for split in self.sets
+            for metric in metrics_for(split, beside(split, self.sets))
+            if not metric.optional
+        ]
         cells = tuple(cell(method, seed, metric.name, split) for metric, split in measured)
         cost = 4.0 * self.experiment.evaluation.samples
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
@@ -214,7 +217,11 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
         if "forget" in plan.splits and (reference := self.retrained(seed)) is not None:
             inputs["attack_retrained"] = self.searched(*reference, label, budget, "forget")
         has = "attack_retrained" in inputs
-        measured = [(metric, split) for split in plan.splits for metric in metrics_for(split, retrained=has)]
+        measured = [
+            (metric, split)
+            for split in plan.splits
+            for metric in metrics_for(split, beside(split, plan.splits, retrained=has), attacked=True)
+        ]
         cells = [
             cell(method, seed, metric.name, split, attack=label, budget=named(budget))
             for metric, split in measured

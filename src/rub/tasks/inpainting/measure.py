@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +44,21 @@ def look(
 
     Reconstructions are pasted: predicted masked patches beside the visible patches of the *clean* image, so that what
     is judged is what the model made and not the perturbation; then rounded to 8 bits. The scores are float32 (N,) each:
-    mse_original, mse_input, psnr, ssim and, where its network is there, lpips.
+    mse_original, mse_input, psnr, ssim, mse_before (of the original to the true image), mse_flat (likewise of the mean
+    colour of the visible patches) and, where its network is there, lpips.
     """
     perceptual = lpips_or_none(runtime.device)
     kept: dict[str, list[Tensor]] = {}
     for x, mask, made in _made(model, side, delta, runtime):
         wanted = original.reconstruct(x, mask)
         shown, reference = paste(made, x, mask, model), paste(wanted, x, mask, original)
-        error = divergence(made, wanted)
+        error, patches = divergence(made, wanted), model.patchify(x)
+        truth = gather(patches, mask.hidden)
         found = {
             "mse_original": error,
-            "mse_input": divergence(made, gather(model.patchify(x), mask.hidden)),
+            "mse_input": divergence(made, truth),
+            "mse_before": divergence(wanted, truth),
+            "mse_flat": divergence(flat(gather(patches, mask.keep), model.config.channels, truth), truth),
             "psnr": psnr(error),
             "ssim": ssim(shown, reference),
         }
@@ -65,6 +70,22 @@ def look(
             kept.setdefault(name, []).append(values.float().cpu())
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     return joined, Judgement(joined.pop("logits"), joined.pop("features"))
+
+
+def flat(visible: Tensor, channels: int, hidden: Tensor) -> Tensor:
+    """Patches like `hidden` in the mean colour of the visible ones, the baseline of skill.
+
+    Args:
+        visible: float (N, K, P), each patch in (row, column, channel) order.
+        channels: numbers of a pixel.
+        hidden: float (N, L - K, P).
+
+    Example:
+        >>> flat(torch.tensor([[[0.0, 0.2, 1.0, 0.4]]]), 2, torch.zeros(1, 2, 4))[0, 0]
+        tensor([0.5000, 0.3000, 0.5000, 0.3000])
+    """
+    colour = visible.reshape(len(visible), -1, channels).mean(1)
+    return colour.repeat(1, hidden.shape[-1] // channels)[:, None].expand_as(hidden)
 
 
 def _made(
@@ -93,6 +114,7 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
         np.save(out / f"{name}_real.npy", judge(side.samples.images).features.numpy())
         _, seen = look(original, original, side, None, judge, runtime)
         np.save(out / f"{name}_original.npy", seen.features.numpy())
+        np.save(out / f"{name}_original_logits.npy", seen.scores.numpy())
     facts = {"extractor": identity(judge), "judge": judge.description}
     (out / "reference.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -101,9 +123,10 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on the clean images of F and R."""
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
     measured = Measured(cell, stage.spec["method"], stage.spec["seed"], facts)
+    seen = {name: _seen(name, None, stage, inputs, runtime) for name in SIDES}
     for name in SIDES:
-        outputs = _seen(name, None, stage, inputs, runtime)
-        for metric in metrics_for(name):
+        outputs = _together(name, seen)
+        for metric in metrics_for(name, outputs.others):
             measured.compute(metric, outputs, split=name)
     measured.save(out)
 
@@ -114,19 +137,21 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     where = {"attack": spec["attack"], "budget": spec["budget"]}
     measured = Measured(cell, spec["method"], spec["seed"], {})
     samples, curves = [], []
+    deltas, seen = {}, {}
+    for name in spec["splits"]:
+        artifact = inputs[f"attack_{name}"]
+        deltas[name] = torch.from_numpy(np.load(artifact.file("delta.npy"), allow_pickle=False))
+        seen[name] = (_steered if name == "steered" else partial(_seen, name))(deltas[name], stage, inputs, runtime)
+        seen[name] = replace(seen[name], facts={**seen[name].facts, **artifact.json("attack.json")})
     for name in spec["splits"]:
         artifact = inputs[f"attack_{name}"]
         facts = artifact.json("attack.json")
         measured.facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), artifact)
         measured.facts |= {fact: facts[fact] for fact in ("converged", "evaluations")}
-        delta = torch.from_numpy(np.load(artifact.file("delta.npy"), allow_pickle=False))
         listed = np.load(artifact.file("samples.npz"), allow_pickle=False)
-        if name == "steered":
-            outputs = _steered(delta, stage, inputs, runtime)
-        else:
-            outputs = _seen(name, delta, stage, inputs, runtime)
-        outputs = replace(outputs, facts={**outputs.facts, **facts})
-        for metric in metrics_for(name, retrained="attack_retrained" in inputs):
+        outputs = _together(name, seen)
+        outputs = replace(outputs, scores={**outputs.scores, "start": listed["start"]})
+        for metric in metrics_for(name, outputs.others, attacked=True):
             measured.compute(metric, outputs, split=name, **where)
         back, loss, shared = recovered(outputs), outputs.scores["mse_original"], row_of(spec, name)
         curves.append({**shared, **facts})
@@ -145,7 +170,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
             for index in range(len(back))
         ]
         if name == "forget":
-            save_witnesses(stage, inputs, delta, torch.from_numpy(loss), back, out, runtime)
+            save_witnesses(stage, inputs, deltas[name], torch.from_numpy(loss), back, out, runtime)
     measured.save(out, samples=samples, curves=curves)
 
 
@@ -191,10 +216,11 @@ def _seen(name: str, delta: Tensor | None, stage: Stage, inputs: Inputs, runtime
     model, original = model_of(inputs, "unlearned", runtime), model_of(inputs, "original", runtime)
     scored, seen = look(model, original, side, delta, judge, runtime)
     ids, labels = side.samples.ids.numpy(), side.samples.labels.numpy()
-    others = {
-        other: Outputs(ids, labels, features=np.load(known.file(f"{name}_{other}.npy"), allow_pickle=False))
-        for other in ("real", "original")
-    }
+    real, before, logits = (
+        np.load(known.file(f"{name}_{what}.npy"), allow_pickle=False)
+        for what in ("real", "original", "original_logits")
+    )
+    others = {"real": Outputs(ids, labels, features=real), "original": Outputs(ids, labels, logits, before)}
     if name == "forget" and "attack_retrained" in inputs:
         retrained = inputs["attack_retrained"]
         listed = np.load(retrained.file("samples.npz"), allow_pickle=False)
@@ -210,6 +236,14 @@ def _seen(name: str, delta: Tensor | None, stage: Stage, inputs: Inputs, runtime
         spec=stage.spec,
         facts=known.json("reference.json"),
     )
+
+
+# The outputs of a set beside those that it is compared with: forgotten images with kept ones, steered ones with the
+# same images on the way to their own output.
+def _together(name: str, seen: Mapping[str, Outputs]) -> Outputs:
+    compared = {"forget": {"retain": "retain"}, "steered": {"own": "forget"}}.get(name, {})
+    beside = {role: seen[other] for role, other in compared.items() if other in seen}
+    return replace(seen[name], others={**seen[name].others, **beside})
 
 
 # How far unrelated images are from the output that they were steered to.

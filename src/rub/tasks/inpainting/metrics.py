@@ -1,17 +1,24 @@
 """Every metric of the image-to-image task, with the function that computes it, and its per-image scores."""
 
+import math
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rub.metrics.base import Cells, Metric, Outputs
+from rub.metrics.base import Cells, Counted, Metric, Outputs
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
+from rub.metrics.statistics import wilson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROUNDING = 1 / 255**2 / 12  # mean squared error of rounding to 8 bits
+NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
+KEEPS = 0.95  # of the original's skill on kept images: a method that leaves less damaged what it was to keep
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 
 
@@ -50,17 +57,73 @@ def recovered(outputs: Outputs) -> NDArray[np.bool_]:
     return np.asarray(outputs.scores["mse_original"] <= outputs.spec["recovered_below"])
 
 
-def excess(outputs: Outputs) -> float:
-    """Share recovered minus that of the retrained model."""
+def skill(outputs: Outputs) -> NDArray[np.float64]:
+    """Skill of each image, float (N,): 1 - its error over the mean error of painting in the mean colour of the rest.
+
+    The error is the mean squared one to the true masked patches (skill score against a reference forecast, Murphy,
+    Monthly Weather Review 1988). 1 is the true image; 0 and below is no better than a colour.
+    """
+    return _skill(outputs, "mse_input")
+
+
+def _skill(outputs: Outputs, error: str) -> NDArray[np.float64]:
+    flat: float = outputs.scores["mse_flat"].mean(dtype=np.float64)
+    return np.asarray(1 - outputs.scores[error].astype(np.float64) / flat)
+
+
+def skill_contrast(outputs: Outputs) -> Counted:
+    """Fall of skill since the original, in the mean: that on forgotten images minus that on kept ones."""
+    falls = [_skill(side, "mse_before") - _skill(side, "mse_input") for side in (outputs, outputs["retain"])]
+    value = float(falls[0].mean() - falls[1].mean())
+    half = NORMAL * math.sqrt(sum(fall.var(ddof=1) / len(fall) for fall in falls))
+    return Counted(value, sum(map(len, falls)), value - half, value + half)
+
+
+def contrast(score: Callable[[Outputs], float], sign: int, outputs: Outputs) -> Counted:
+    """Change of a set's score since the original, times `sign`: that of forgotten images minus that of kept ones."""
+    sides = outputs, outputs["retain"]
+    changes = [score(side) - score(replace(side["original"], others=side.others, spec=side.spec)) for side in sides]
+    return Counted(sign * (changes[0] - changes[1]), sum(map(len, sides)))
+
+
+def back(outputs: Outputs) -> Counted:
+    """Share of the images that had gone which the search brought back; NaN where none had gone."""
+    gone = outputs.scores["start"] > outputs.spec["recovered_below"]
+    hits, n = int(recovered(outputs)[gone].sum()), int(gone.sum())
+    return Counted(hits / n, n, *wilson(hits, n)) if n else Counted(math.nan, 0)
+
+
+def selectivity(outputs: Outputs) -> NDArray[np.float64]:
+    """log2 of the distance left to an unrelated output over that left to the own one, float (N,), on the same images.
+
+    Distances below the rounding of 8-bit images count as that.
+    """
+    own, count = outputs["own"], len(outputs)
+    if not np.array_equal(outputs.ids, own.ids[:count]):
+        raise ValueError("other images were steered than are attacked")
+    distances = (side.scores["mse_original"][:count].astype(np.float64) for side in (outputs, own))
+    other, near = (np.maximum(distance, ROUNDING) for distance in distances)
+    return np.asarray(np.log2(other / near))
+
+
+def excess(outputs: Outputs) -> NDArray[np.float64]:
+    """Whether each image is recovered, minus whether it is from the retrained model, float (N,)."""
     reference = outputs["retrained"]
     if not np.array_equal(reference.ids, outputs.ids):
         raise ValueError("the retrained model was attacked on other images")
-    return float(recovered(outputs).mean() - (reference.scores["step"] >= 0).mean())
+    return recovered(outputs).astype(np.float64) - (reference.scores["step"] >= 0)
 
 
-def both_converged(outputs: Outputs) -> dict[str, bool]:
-    """Whether the search had ended, and that on the retrained model too."""
-    return {"converged": outputs.facts["converged"] and outputs["retrained"].facts["converged"]}
+def both_ended(other: str, outputs: Outputs) -> dict[str, bool]:
+    """Whether the search had ended, and the one beside it too; nothing without a search."""
+    if "converged" not in outputs.facts:
+        return {}
+    return {"converged": outputs.facts["converged"] and outputs[other].facts["converged"]}
+
+
+def of_contrast(setting: Callable[[Outputs], dict[str, str]], outputs: Outputs) -> dict[str, Any]:
+    """What the contrast of a score depends on: what the score does, on both sets."""
+    return {**setting(outputs), **both_ended("retain", outputs)}
 
 
 def by_splits(outputs: Outputs) -> dict[str, str]:
@@ -120,10 +183,29 @@ METRICS: tuple[Metric, ...] = (
            low=-1, attacked=True),
     Metric("lpips", "LPIPS", "pasted reconstruction against the original's", partial(mean_of, "lpips"), "down",
            "distance", 3, high=_INF, attacked=True, optional=True),
+    Metric("skill", "skill", "explained of the masked patches beyond the mean colour of the visible ones", skill, "up",
+           low=-_INF, attacked=True),
+    Metric("skill_contrast", "F - R", "fall of skill since the original on forgotten images minus that on kept ones",
+           skill_contrast, "reference", low=-_INF, high=_INF, needs=("retain",), attacked=True,
+           facts=partial(both_ended, "retain")),
+    Metric("fid_contrast", "F - R", "rise of FID since the original on forgotten images minus that on kept ones",
+           partial(contrast, fid, 1), "reference", "distance", 2, low=-_INF, high=_INF,
+           needs=("retain", "real", "original"), attacked=True, facts=partial(of_contrast, to_real)),
+    Metric("kid_contrast", "F - R", "rise of KID since the original on forgotten images minus that on kept ones",
+           partial(contrast, kid, 1), "reference", "distance", 4, low=-_INF, high=_INF,
+           needs=("retain", "real", "original"), attacked=True, facts=partial(of_contrast, unbiased)),
+    Metric("is_contrast", "F - R", "fall of IS since the original on forgotten images minus that on kept ones",
+           partial(contrast, inception, -1), "reference", "score", 2, low=-_INF, high=_INF,
+           needs=("retain", "original"), attacked=True, facts=partial(of_contrast, by_splits)),
+    Metric("back", "back", "of the images that had gone without an attack, those that it brings back", back,
+           "reference", stage="", attacked=True, facts=threshold),
+    Metric("selectivity", "selectivity", "log2 of the distance left to an unrelated output over that to the own",
+           selectivity, "reference", "bits", 1, split="steered", low=-_INF, high=_INF, needs=("own",), stage="",
+           attacked=True, facts=partial(both_ended, "own")),
     Metric("recovered", "recovered", "images within the protocol's distance of the original's output", recovered,
            "reference", attacked=True, facts=threshold),
     Metric("residual_knowledge", "excess", "recovered forget images minus the retrained model's", excess, "down",
-           low=-1, needs=("retrained",), stage="", attacked=True, facts=both_converged),
+           low=-1, needs=("retrained",), stage="", attacked=True, facts=partial(both_ended, "retrained")),
 )  # fmt: skip
 """Every metric of the task, in the order of its tables, with its direction on *retained* images, which should stay as
 the original has them. On forgotten images none is better as such: a model that never saw them is the reference."""
@@ -144,11 +226,28 @@ def cell(
     return fields if split == "retain" or metric == _EXCESS else {**fields, "direction": "reference"}
 
 
-def metrics_for(split: str, *, retrained: bool = False) -> list[Metric]:
-    """Metrics of the images of a set: of those that were steered, whether they got there."""
+def metrics_for(split: str, others: Collection[str] = (), *, attacked: bool = False) -> list[Metric]:
+    """Metrics of the images of a set: of those that were steered, how far they are from it, and whether they got there.
+
+    Args:
+        split: the set.
+        others: what is known beside its outputs, of what `Metric.needs` names; see `beside`.
+        attacked: whether they come from a search.
+    """
+    found = [item for item in METRICS if set(item.needs) <= set(others) and (item.stage or attacked)]
+    if split != "steered":
+        return [item for item in found if item.split != "steered"]
+    return [item for item in found if item.name in ("mse_original", "recovered") or item.split == "steered"]
+
+
+def beside(split: str, splits: Collection[str], *, retrained: bool = False) -> set[str]:
+    """What is known beside the outputs of a set where these sets, and perhaps the retrained model, are attacked too."""
     if split == "steered":
-        return [item for item in METRICS if item.name in ("mse_original", "recovered")]
-    return [item for item in METRICS if item.stage or (retrained and split == "forget")]
+        return {"own"} & {"own" if other == "forget" else other for other in splits}
+    found = {"real", "original"}
+    if split == "forget":
+        found |= set(splits) & {"retain"} | ({"retrained"} if retrained else set())
+    return found
 
 
 def psnr(mse: "Tensor") -> "Tensor":
