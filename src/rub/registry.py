@@ -36,6 +36,7 @@ class Card:
         upstream: repository and commit that the facts were read from, or "".
         differences: one line per difference from upstream, upstream bugs that are off included.
         version: raised when a change of the code changes results; part of every stage key.
+        other_class: of an attack on classifiers, whether it can aim each image at another class than its own.
     """
 
     paper: str = ""
@@ -43,6 +44,7 @@ class Card:
     upstream: str = ""
     differences: tuple[str, ...] = ()
     version: int = 1
+    other_class: bool = True
 
 
 @dataclass(frozen=True)

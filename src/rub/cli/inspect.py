@@ -140,6 +140,8 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         yield escape(f"    {parameter}  {parameter.meaning}".rstrip())
         if parameter.source:
             yield f"      [dim]default: {escape(parameter.source)}[/dim]"
+    if not card.other_class:
+        yield "  cannot aim at another class: no paired control"
     if card.differences:
         yield "  [b]differences from upstream[/b]"
         yield from (f"    - {escape(line)}" for line in card.differences)

@@ -76,3 +76,11 @@ def test_a_task_with_one_original_says_so():
     suite = load_suite("quick", task="text-to-image", overrides=["seeds.originals=2"])
     with pytest.raises(RubError, match=r"seeds\.originals = 2: task text-to-image measures one original"):
         api.plan(suite, api.make_runtime(device="cpu"))
+
+
+def test_an_attack_that_cannot_aim_at_another_class_has_no_paired_control():
+    plans = (f"{name}: {{runs: [{name}], budgets: [32], splits: [forget, other]}}" for name in ("uma", "universal"))
+    graph = graph_of(f"protocol={{name: own, attacks: {{{', '.join(plans)}}}}}")
+    splits = {(cell["attack"], cell["split"]) for stage in graph.stages for cell in stage.cells}
+    assert ("uma", "other") in splits and ("universal", "forget") in splits and ("universal", "other") not in splits
+    assert "universal cannot aim at another class: its rows have no paired control" in graph.notes

@@ -12,7 +12,7 @@ from rub.metrics.base import Cells, Metric
 from rub.models.lookup import hyperparameters_in, network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import unlearner
+from rub.registry import ATTACKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec
@@ -63,7 +63,13 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """What is left out where no whole class is forgotten."""
         lacking = ("sham and bias-free metrics need forgotten classes; this forget set has none",)
         unseen = ("the control drift is left out: this network cannot be looked at before its data are read",)
-        return super().notes() + (() if self.classwise else lacking) + (unseen if self.drifts is None else ())
+        unpaired = tuple(
+            f"{label} cannot aim at another class: its rows have no paired control"
+            for label, plan in self.attacks.items()
+            if "other" in plan.splits and not self._aims(label)
+        )
+        noted = (() if self.classwise else lacking) + (unseen if self.drifts is None else ()) + unpaired
+        return super().notes() + noted
 
     def _controls(self) -> Iterator[str]:
         if self.classwise:
@@ -222,8 +228,12 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         return f"{budget}/255"
 
     def attacked(self, label: str) -> list[str]:
-        """Images that an attack works on."""
-        return [split for split in self.attacks[label].splits if split != "retain" or self.classwise]
+        """Images that an attack works on: towards another class only where it can aim there."""
+        left_out = {*(() if self.classwise else ("retain",)), *(() if self._aims(label) else ("other",))}
+        return [split for split in self.attacks[label].splits if split not in left_out]
+
+    def _aims(self, label: str) -> bool:
+        return all(card_of(ATTACKS.get(run.name, self.task)).other_class for run in self.attacks[label].runs)
 
     def cells(self, metric: Metric, method: str, seed: int, **where: Any) -> list[dict[str, Any]]:
         """Its cells: one for each membership seed, where it has several."""

@@ -28,6 +28,7 @@ CARD = Card(
         "delta is scored on the 1/255 grid; an image that is better off without it keeps its clean form in the harness",
         "it always starts at zero: probes of a smaller budget are compared by the harness only",
     ),
+    other_class=False,
 )
 
 
