@@ -30,14 +30,15 @@ def test_the_nearest_to_retrain_on_held_out_images_is_chosen_and_written_as_a_su
     assert said.returncode == 0, said.stderr
     choice = json.loads((tmp_path / "choice.json").read_text())
     [reference] = choice["retrain"]
-    assert set(reference) == {"ua/forget", "ra/retain", "va/validation"}, "no test image takes part"
+    cells = {name.removesuffix(" low") for name in reference}
+    assert cells == {"ua/forget", "ra/retain", "va/validation"}, "no test image takes part"
     for method, grid in GRID.items():
         [name] = grid
         tried = choice["methods"][method]["tried"]
         assert [row["parameters"] for row in tried] == [{**methods[method], name: value} for value in grid[name]]
         for row in tried:
             [found] = row["values"]
-            gaps = [abs(found[cell] - reference[cell]) for cell in reference]
+            gaps = [abs(found[cell] - reference[cell]) for cell in cells]
             assert row["gap"] == pytest.approx(sum(gaps) / 3)
         assert choice["methods"][method]["chosen"] == min(tried, key=lambda row: row["gap"])["parameters"]
     [tuned] = load_suite(str(tmp_path / "tuned.yaml")).experiments
