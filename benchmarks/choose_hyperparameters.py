@@ -97,7 +97,7 @@ def measurement(experiment: Experiment, method: str, parameters: dict[str, Any],
 def measured(task: str, outcome: Outcome) -> Rows | str:
     """Return ``metric/split`` -> value of a measurement that has ended, or why it failed.
 
-    ``metric/split low`` is the lower end of its interval, where it has one.
+    ``metric/split low`` is the lower end of a contrast's interval.
     """
     if outcome.artifact is None:
         return outcome.reason
@@ -107,7 +107,7 @@ def measured(task: str, outcome: Outcome) -> Rows | str:
         if (row["metric"], row["split"]) in compared or row["metric"] in others:
             name = f"{row['metric']}/{row['split']}"
             found[name] = row["value"]
-            if row.get("ci_low") is not None:
+            if row["metric"].endswith("_contrast"):
                 found[f"{name} low"] = row["ci_low"]
     return found
 
@@ -214,6 +214,9 @@ def main() -> None:
         tuned["experiments"] = [one.model_dump(mode="json") for one in made]
         arguments.tuned.write_text(yaml.safe_dump(tuned, sort_keys=False))
     print(yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None), end="")
+    for method in grid:
+        if method not in chosen:
+            print(f"# {method}: none of {len(settings(grid[method]))} settings will do; see {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Settings are chosen on images that are held out, by the declared rule, and no test image takes part."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def test_the_nearest_to_retrain_on_held_out_images_is_chosen_and_written_as_a_su
     [asked] = load_suite(str(suite)).experiments
     chosen = {method: choice["methods"][method]["chosen"] for method in GRID}
     assert tuned == asked.model_copy(update={"methods": {**asked.methods, **chosen}})
+
+
+def test_of_inpainting_the_largest_contrast_wins_among_those_that_keep_what_they_should(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    gap = importlib.import_module("choose_hyperparameters").gap
+    original = {"skill/forget": 0.6, "skill/retain": 0.6}
+
+    def tried(kept, contrast, low):
+        more = {"skill_contrast/forget": contrast, "skill_contrast/forget low": low}
+        return gap("inpainting", {"skill/forget": 0.3, "skill/retain": kept, **more}, original)
+
+    assert tried(0.58, 0.3, 0.2) < tried(0.60, 0.1, 0.05) < 0
+    assert tried(0.56, 0.5, 0.4) is None  # less than 95 % of what was to be kept
+    assert tried(0.60, 0.1, -0.01) is None  # as much on both
 
 
 def test_without_held_out_images_nothing_is_chosen(tmp_path, write_suite):
