@@ -25,7 +25,7 @@ from rub.tasks.classification.metrics import cell
 
 METHODS = ("original", "retrain", *(entry.name for entry in METHODS.entries("classification")))
 CLEAN = (
-    ("ta", "test"), ("ra", "retain"), ("ua", "forget"), ("ua_test", "forget_test"), ("logit_auc", "test"),
+    ("ta", "test"), ("ra", "retain"), ("ua", "forget"), ("ua_test", "forget_test"), ("log_odds_auc", "test"),
     ("probe_accuracy", "forget_test"), ("mia_svc", "forget"), ("mia_rmia", "forget"),
 )  # fmt: skip
 CLICK = """() => new Promise((done) => {

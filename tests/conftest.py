@@ -250,8 +250,9 @@ def rows_of(method, seed, ta, ua16):
     """Return the rows of one model: clean, and attacked at two budgets."""
     yield row(method, "ta", ta, split="test", seed=seed, n=900)
     for metric, split in (
-        ("ta_all", "test"), ("ra", "retain"), ("ua", "forget"), ("ua_test", "forget_test"), ("logit_auc", "test"),
-        ("probe_accuracy", "forget_test"), ("mia_svc", "forget"), ("mia_rmia", "forget"), ("mia_lira", "forget"),
+        ("ta_all", "test"), ("ra", "retain"), ("ua", "forget"), ("ua_test", "forget_test"), ("log_odds_auc", "test"),
+        ("transplant", "forget_test"), ("probe_accuracy", "forget_test"),
+        ("mia_svc", "forget"), ("mia_rmia", "forget"), ("mia_lira", "forget"),
     ):  # fmt: skip
         yield row(method, metric, 0.5, split=split, seed=seed)
     for budget, ua in (("8/255", ua16 / 2), ("16/255", ua16)):

@@ -16,16 +16,16 @@ from rub.reports.writing import write_report
 
 PLACES = {
     "ua": {"split": "forget"},
-    "logit_auc": {"split": "test"},
+    "log_odds_auc": {"split": "test"},
     "probe_accuracy": {"split": "forget_test"},
     "ua_test": {"split": "forget_test", "attack": "uma", "budget": "16/255"},
 }
 AT = {  # percent, low, high, side
-    "ft": {"ua": (0.5, 0, 2, "<="), "logit_auc": (4.04, 2, 9.3, ""), "probe_accuracy": (100, 100, 100, ">=")},
-    "salun": {"ua": (0.5, 0, 0.5, "<="), "logit_auc": (0.7, 0.1, 1.2, ""), "probe_accuracy": (61, 12, 100, "")},
-    "sham": {"ua": (0.5, 0, 0.5, "<="), "logit_auc": (100, 83, 100, ">="), "probe_accuracy": (100, 70, 100, ">=")},
+    "ft": {"ua": (0.5, 0, 2, "<="), "log_odds_auc": (4.04, 2, 9.3, ""), "probe_accuracy": (100, 100, 100, ">=")},
+    "salun": {"ua": (0.5, 0, 0.5, "<="), "log_odds_auc": (0.7, 0.1, 1.2, ""), "probe_accuracy": (61, 12, 100, "")},
+    "sham": {"ua": (0.5, 0, 0.5, "<="), "log_odds_auc": (100, 83, 100, ">="), "probe_accuracy": (100, 70, 100, ">=")},
 }
-VALID = {"ua": (0.93, 10.0, 1e-4), "logit_auc": (0.97, 0.5, 1e-4), "probe_accuracy": (0.31, None, 0.3)}
+VALID = {"ua": (0.93, 10.0, 1e-4), "log_odds_auc": (0.97, 0.5, 1e-4), "probe_accuracy": (0.31, None, 0.3)}
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_dose_equivalents_and_their_intervals(tables):
     assert [row.title for row in table.rows] == ["[sham]", "ft", "salun"]
     assert cell(table, "ft", "UA").parts == ("<= 0.5", "0-2")
     assert cell(table, "salun", "UA").parts == ("<= 0.5",)
-    assert cell(table, "ft", "logit AUC").parts == ("4", "2-9.3")
-    assert (cell(table, "ft", "logit AUC").value, cell(table, "ft", "logit AUC").high) == (4.04, 9.3)
-    assert cell(table, "sham", "logit AUC").parts == (">= 100", "83-100")
+    assert cell(table, "ft", "log-odds AUC").parts == ("4", "2-9.3")
+    assert (cell(table, "ft", "log-odds AUC").value, cell(table, "ft", "log-odds AUC").high) == (4.04, 9.3)
+    assert cell(table, "sham", "log-odds AUC").parts == (">= 100", "83-100")
     assert cell(table, "ft", "linear probe").parts == (">= 100",)
     assert cell(table, "salun", "UA test 16/255").parts == ("failed",)
     assert cell(table, "sham", "UA test 16/255").parts == ("-",)
@@ -81,7 +81,7 @@ def test_dose_equivalents_and_their_intervals(tables):
 def test_a_metric_that_does_not_rise_says_so_in_its_head(tables):
     heads = [(column.group, column.name) for column in tables["dose-cifar10"].columns]
     assert heads == [
-        ("no attack", "UA"), ("no attack", "logit AUC"), (FLAT, "UA test 16/255"), (FLAT, "linear probe"),
+        ("no attack", "UA"), ("no attack", "log-odds AUC"), (FLAT, "UA test 16/255"), (FLAT, "linear probe"),
     ]  # fmt: skip
     assert any(FLAT in note for note in tables["dose-cifar10"].notes)
 
@@ -89,10 +89,10 @@ def test_a_metric_that_does_not_rise_says_so_in_its_head(tables):
 def test_validity_of_every_metric(tables):
     table = tables["validity-cifar10"]
     assert [row.label for row in table.rows] == [
-        "UA", f"UA test 16/255 ({FLAT})", "logit AUC", f"linear probe ({FLAT})",
+        "UA", f"UA test 16/255 ({FLAT})", "log-odds AUC", f"linear probe ({FLAT})",
     ]  # fmt: skip
     texts = {row.label: [one.text for one in row.cells] for row in table.rows}
-    assert texts["logit AUC"] == ["0.97", "0.0001", "0.5", "12"]
+    assert texts["log-odds AUC"] == ["0.97", "0.0001", "0.5", "12"]
     assert texts[f"linear probe ({FLAT})"] == ["0.31", "0.3", "-", "12"]
     assert texts[f"UA test 16/255 ({FLAT})"] == ["failed", "-", "failed", "0"]
 
@@ -108,7 +108,7 @@ def test_every_form_has_them(tables):
     assert "| metric | Spearman | p | told from | models |" in to_markdown(other)
     assert r"\textless{}= 0.5" in to_latex(table)
     rows = list(csv.DictReader(io.StringIO(to_csv(table))))
-    found = next(row for row in rows if row["method"] == "ft" and row["column"] == "logit AUC")
+    found = next(row for row in rows if row["method"] == "ft" and row["column"] == "log-odds AUC")
     assert [float(found[name]) for name in ("value", "low", "high")] == [4.04, 2, 9.3]
 
 

@@ -69,7 +69,7 @@ def out(records, curves, tmp_path_factory):
 def test_report_folder_is_whole(out):
     tables = {path.name for path in (out / "tables").iterdir()}
     assert {f"table1-cifar10.{suffix}" for suffix in ("md", "tex", "csv")} <= tables
-    assert len(tables) == 3 * 4
+    assert len(tables) == 3 * 5
     assert "(91.82)" in (out / "tables" / "table1-cifar10.md").read_text()
     drawn = sorted(path.name for path in (out / "figures").iterdir())
     kinds = ("controls", "loss", "robustness", "success", "utility")

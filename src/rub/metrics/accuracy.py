@@ -31,33 +31,6 @@ def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(z.argmax(axis=1) == y)
 
 
-def logit_auc(logits: ArrayLike, labels: ArrayLike, forget_classes: Sequence[int]) -> float:
-    """How well forgotten classes' logits still rank test images, in [0, 1]: a score that no constant bias can hide.
-
-    mean over c of AUC(z_c of images with y = c against z_c of all others). It is 1 for a model whose forgotten logit is
-    merely lowered by a constant, while its UA is 0. The retrained model is the reference, which is not always .5: its
-    dead logit still varies with the image.
-
-    Args:
-        logits: float (N, C), test logits, images of all classes.
-        labels: integer (N,).
-        forget_classes: classes to average over, at least one, each with test images.
-
-    Raises:
-        RubError: no forgotten class, or one for which the labels hold no image, or nothing else.
-        ValueError, Diverged: as in `correct`.
-
-    Example:
-        >>> logit_auc([[1.0, -9.0], [0.5, -8.0], [0.9, -9.5]], [0, 1, 0], [1])
-        1.0
-    """
-    from sklearn.metrics import roc_auc_score
-
-    z, y = checked(logits, labels)
-    _check_classes(y, forget_classes, "test labels")
-    return float(np.mean([roc_auc_score(y == c, z[:, c]) for c in forget_classes]))
-
-
 def probe_accuracy(
     train_features: ArrayLike,
     train_labels: ArrayLike,
@@ -99,8 +72,8 @@ def probe_accuracy(
 
     x, y = np.asarray(train_features, np.float64), np.asarray(train_labels)
     x_test, y_test = np.asarray(test_features, np.float64), np.asarray(test_labels)
-    _check_classes(y, forget_classes, "training labels")
-    _check_classes(y_test, forget_classes, "test labels", others=False)
+    check_classes(y, forget_classes, "training labels")
+    check_classes(y_test, forget_classes, "test labels", others=False)
     rng, classes = np.random.default_rng(seed), np.unique(y)
     cap = min(per_class, max(1, total // len(classes)))
     kept = np.concatenate([rng.permutation(np.flatnonzero(y == c))[:cap] for c in classes])
@@ -170,7 +143,12 @@ def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], 
     return z, y
 
 
-def _check_classes(labels: NDArray[np.int64], classes: Sequence[int], where: str, *, others: bool = True) -> None:
+def check_classes(labels: NDArray[np.int64], classes: Sequence[int], where: str, *, others: bool = True) -> None:
+    """Refuse labels that lack a forgotten class, or that hold nothing else, unless that may be.
+
+    Raises:
+        RubError: no class is given, or one is missing, or no other one is there.
+    """
     present = set(labels.tolist())
     missing = sorted(set(classes) - present)
     if not classes or missing:

@@ -40,6 +40,7 @@ class Outputs:
         shadows: shadow models, where `Metric.shadows` asks for them.
         spec: what the measuring stage was asked: its seed, and the protocol's choices.
         facts: how they were made, such as ``extractor``, or of an attack ``converged``.
+        head: weight (C, D) and bias (C,) of the layer that makes logits of features; None where there is none.
         runtime: device, folders and caches, for a metric that runs a network of its own.
     """
 
@@ -56,6 +57,7 @@ class Outputs:
     shadows: "Shadows | None" = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    head: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     runtime: "Runtime | None" = None
 
     def __getitem__(self, name: str) -> "Outputs":

@@ -106,7 +106,8 @@ def test_the_run_is_complete(tiny):
     assert {row.status for row in tiny.result.records} == {"ok"}
     clean = {row.metric for row in rows(tiny.result, method="ft", attack="none")}
     assert clean == {
-        "ta", "ta_all", "va", "ra", "ua", "ua_test", "logit_auc", "probe_accuracy", "mia_svc", "mia_shadow", "mia_rmia",
+        "ta", "ta_all", "va", "ra", "ua", "ua_test", "log_odds_auc", "head_refit", "transplant", "transplant_ta",
+        "probe_balanced", "prototypes", "probe_accuracy", "mia_svc", "mia_shadow", "mia_rmia",
     }  # fmt: skip
     attacked = {(row.metric, row.split) for row in rows(tiny.result, method="ft", attack="uma")}
     assert attacked == {
@@ -171,7 +172,7 @@ def test_sham_is_the_original_with_one_bias_lowered(tiny):
             assert changed[0] == pytest.approx(value[0].item() - 50)
             changed[0] = value[0]
         assert torch.equal(changed, value)
-    sham, original = (one(tiny.result, method=name, metric="logit_auc") for name in ("sham", "original"))
+    sham, original = (one(tiny.result, method=name, metric="log_odds_auc") for name in ("sham", "original"))
     assert sham.value == original.value, "lowering a bias moves no rank"
     assert one(tiny.result, method="sham", metric="ua", attack="none").value == 0
 
@@ -501,7 +502,7 @@ def without_classes(tiny, forget):
     assert result.failures == ()
     assert {row.status for row in result.records} == {"ok"}
     assert {row.method for row in result.records} == {"original", "retrain", "ft"}
-    assert not {"logit_auc", "probe_accuracy", "ua_test"} & {row.metric for row in result.records}
+    assert not {"log_odds_auc", "probe_accuracy", "ua_test"} & {row.metric for row in result.records}
     assert {row.split for row in rows(result, attack="uma")} == {"forget"}, "no class to steer retain images into"
     return result
 

@@ -15,7 +15,7 @@ from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import ATTACKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage
-from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec
+from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec, RelearnSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 DOSE_SEED = 3000
@@ -35,7 +35,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "unlearn": 1,
         "attack": 1,
         "radius": 1,
-        "measure": 2,  # VA
+        "relearn": 1,
+        "measure": 3,  # layers
         "measure-attack": 3,  # of the very images, those recognised before
         "scale": 1,
         "metric": 1,
@@ -164,10 +165,11 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "retain_samples": experiment.evaluation.retain_samples,
             "probe_per_class": experiment.protocol.probe_per_class,
             "probe_total": experiment.protocol.probe_total,
+            "few_images": experiment.protocol.few_images,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
         }
-        inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
+        inputs = {"data": self.data, **self.pair(method, seed), **self.shadows}
         held_out = self.experiment.dataset.validation > 0
         measured = clean_metrics(self.classwise, shadows=len(self.shadows), held_out=held_out)
         cells = [each for metric in measured for each in self.cells(metric, method, seed)]
@@ -177,6 +179,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         """The paired contrast, where the protocol searches radii, and the metrics of plug-ins."""
         if self.experiment.protocol.radius is not None:
             yield self._radius(method, seed, self.experiment.protocol.radius)
+        if self.classwise and self.experiment.protocol.relearn is not None:
+            yield self._relearn(method, seed, self.experiment.protocol.relearn)
         yield from super().further(method, seed)
 
     def _radius(self, method: str, seed: int, search: RadiusSpec) -> Stage:
@@ -194,6 +198,12 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         inputs = {"data": self.data, **self.pair(method, seed)}
         text = f"search radii of {method}, seed {seed}"
         return self.stage("radius", text, spec, inputs, cost=4.0 * search.steps * rungs * count, cells=cells)
+
+    def _relearn(self, method: str, seed: int, tuning: RelearnSpec) -> Stage:
+        spec = {"method": method, "seed": seed, **self.parts, "relearn": tuning.model_dump()}
+        cells = [each for metric in metrics_of_stage("relearn") for each in self.cells(metric, method, seed)]
+        inputs, cost = {"data": self.data, **self.pair(method, seed)}, 6.0 * tuning.steps * tuning.batch_size
+        return self.stage("relearn", f"relearn {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
     def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
         """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""

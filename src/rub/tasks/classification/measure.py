@@ -4,25 +4,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from rub.data.samples import ImageDataset, Samples
+from rub.data.samples import ImageDataset, Samples, concatenate
 from rub.data.splits import Splits, input_dataset, split, subset
 from rub.metrics.base import Measured, Metric, Outputs, joined, measure_metric, origin_of, row_of
 from rub.metrics.membership import Shadows
+from rub.models.network import head
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS as OWN_METRICS
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.metrics import POPULATION, attacked_metrics, cell, clean_metrics, right
+from rub.tasks.classification.metrics import POPULATION, attacked_metrics, cell, clean_metrics, metrics_of_stage, right
 from rub.tasks.classification.stages import WEIGHTS, load_model
 from rub.tasks.classification.witnesses import save_witnesses
+from rub.training.batches import Augmentation
 from rub.training.classifier import look
+from rub.training.context import TrainContext
+from rub.training.relearning import relearn
 
 Inputs = Mapping[str, Artifact]
 Rows = list[dict[str, Any]]
@@ -67,6 +71,30 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     measured.save(out, samples=samples, curves=curves)
 
 
+def measure_relearning(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Fine-tune copies on a few images of all classes, and of those kept alone, until forgotten ones are recognised."""
+    spec, view = stage.spec, View(stage, inputs, runtime)
+    given, shown = spec["relearn"], view.of_each_class("relearn", spec["relearn"]["images"])
+    unseen, before = view.samples("forget_test"), view.look("original", view.samples("forget_test"))
+    context = TrainContext(
+        seed=0, batch_size=given["batch_size"], augmentation=Augmentation(0, flip=False), **runtime.shared()
+    )
+    kept = [part for label, part in shown.items() if label not in view.parts.forget_classes]
+    made: dict[str, Any] = {"lr": given["lr"], "most": given["steps"], "enough": right(before).mean() / 2}
+    steps, scores = {}, {}
+    for name, parts in (("relearn", [*shown.values()]), ("relearn_retain", kept)):
+        steps[name], scores[name] = relearn(view.model("unlearned"), concatenate(parts), unseen, context, **made)
+    outputs = Outputs(before.ids, before.labels, scores=scores, facts=steps, others={"original": before}, spec=spec)
+    measured = Measured(
+        cell, spec["method"], spec["seed"], origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
+    )
+    for metric in metrics_of_stage("relearn"):
+        measured.compute(metric, outputs)
+    found: dict[str, Any] = {**scores, **{f"{name}_steps": np.array(taken) for name, taken in steps.items()}}
+    np.savez(out / "relearning.npz", **found)
+    measured.save(out)
+
+
 def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure a metric of a plug-in on what one model makes of the evaluation sets, or of an attack's probes."""
     view, asked = View(stage, inputs, runtime), OWN_METRICS.get(stage.spec["metric"], stage.task).load()
@@ -90,7 +118,8 @@ class View:
     """What the models of a measuring stage make of its evaluation sets, in float32 and eval mode.
 
     `view(name)` are the outputs of the unlearned model for a set, which is looked at once: ``forget``, ``retain``,
-    ``test``, ``forget_test``, ``validation``, and what single metrics need: ``probe``, ``population``.
+    ``test``, ``forget_test``, ``validation``, and what single metrics need: ``probe``, ``few``, ``population``, and
+    ``original``, of which only the head is looked at.
     """
 
     stage: Stage
@@ -132,11 +161,15 @@ class View:
             return self.parts.test_where(forgotten=True)
         return self.parts.forget if name == "forget" else self.parts.test
 
-    def look(self, role: str, samples: Samples) -> Outputs:
-        """Outputs of a model for some images."""
+    def model(self, role: str) -> nn.Module:
+        """A model among the stage's inputs, loaded once."""
         if role not in self.models:
             self.models[role] = load_model(self.inputs[role], self.dataset).to(self.runtime.device)
-        model, runtime = self.models[role], self.runtime
+        return self.models[role]
+
+    def look(self, role: str, samples: Samples) -> Outputs:
+        """Outputs of a model for some images."""
+        model, runtime = self.model(role), self.runtime
         made = look(model, samples, batch_size=runtime.batch_size, device=runtime.device) if len(samples) else None
         arrays: dict[str, Any] = {} if made is None else {name: part.numpy() for name, part in made._asdict().items()}
         return Outputs(
@@ -146,6 +179,7 @@ class View:
             num_classes=len(self.dataset.classes),
             forget_classes=tuple(self.parts.forget_classes),
             spec=self.stage.spec,
+            head=_head(model),
             runtime=runtime,
         )
 
@@ -175,16 +209,21 @@ class View:
         if name == "forget_test" and self.parts.forget_classes:  # they are in there
             test = self("test")
             return test.select(np.isin(test.labels, self.parts.forget_classes))
-        if name == "probe":
-            return joined([self.look("unlearned", samples) for samples in self._of_each_class()])
+        if name == "original":
+            return self.look("original", self.parts.test.select([]))
+        if name in ("probe", "few"):
+            count = self.stage.spec["probe_per_class" if name == "probe" else "few_images"]
+            return joined([self.look("unlearned", part) for part in self.of_each_class(name, count).values()])
         return self.look("unlearned", self.samples(name))
 
-    def _of_each_class(self) -> Iterator[Samples]:
+    def of_each_class(self, name: str, count: int) -> dict[int, Samples]:
+        """Class -> a fixed random subset of its training images; the forgotten classes first."""
         forgotten = self.parts.forget_classes
         kept = (label for label in range(len(self.dataset.classes)) if label not in forgotten)
-        for label in (*forgotten, *kept):
-            part = self.parts.forget if label in forgotten else self.parts.retain
-            yield subset(part.select(part.labels == label), self.stage.spec["probe_per_class"], f"probe-{label}")
+        parts = {label: self.parts.forget if label in forgotten else self.parts.retain for label in (*forgotten, *kept)}
+        return {
+            label: subset(part.select(part.labels == label), count, f"{name}-{label}") for label, part in parts.items()
+        }
 
     # All measured rows share these, and the attack that is fitted to them.
     def _shadows(self, which: range, seed: int) -> Shadows:
@@ -192,6 +231,15 @@ class View:
         train, test = self.dataset.train, self.dataset.test
         made = Shadows(models, train.ids.numpy(), train.labels.numpy(), test.labels.numpy(), seed)
         return self.runtime.cache.get(("shadows", seed, *(model.key for model in models)), lambda: made)
+
+
+def _head(model: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    layer = head(model)
+    if layer is None:
+        return None
+    weight = cast(Tensor, layer.weight).detach().float().cpu().flatten(1)
+    bias = torch.zeros(len(weight)) if layer.bias is None else cast(Tensor, layer.bias).detach().float().cpu()
+    return weight.numpy(), bias.numpy()
 
 
 def _retrained(inputs: Inputs) -> dict[str, Outputs]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rub.metrics.accuracy import correct, logit_auc, probe_accuracy, residual_knowledge, residual_ratio
+from rub.metrics import layers
+from rub.metrics.accuracy import correct, probe_accuracy, residual_knowledge, residual_ratio
 from rub.metrics.base import Cells, Counted, Metric, Outputs
 
 if TYPE_CHECKING:
@@ -36,8 +37,54 @@ def right_of_kept(outputs: Outputs) -> Bools:
 
 
 def ranked(outputs: Outputs) -> float:
-    """How well the forgotten classes' logits rank the samples."""
-    return logit_auc(outputs.logits, outputs.labels, outputs.forget_classes)
+    """How well the forgotten classes' log-odds rank the samples."""
+    return layers.log_odds_auc(outputs.logits, outputs.labels, outputs.forget_classes)
+
+
+def transplanted(outputs: Outputs) -> Bools | None:
+    """Which samples the original's last layer classifies right by these features; None where it does not fit them."""
+    head = outputs["original"].head
+    if head is None or head[0].shape[1:] != outputs.features.shape[1:]:
+        return None
+    return correct(layers.read_by(head, outputs.features), outputs.labels)
+
+
+def transplanted_kept(outputs: Outputs) -> Bools | None:
+    """The same, of the classes that were kept."""
+    found = transplanted(outputs)
+    return None if found is None else found[_kept(outputs)]
+
+
+def refitted(outputs: Outputs) -> float | None:
+    """Balanced accuracy with the forgotten rows of the head fitted to a few images; None without such a head."""
+    train = outputs["few"]
+    rows = layers.few(train.labels, outputs.forget_classes)
+    if outputs.head is None:
+        return None
+    shown = train.features[rows], train.labels[rows]
+    return layers.head_refit(*shown, outputs.features, outputs.labels, outputs.head, outputs.forget_classes)
+
+
+def probed_evenly(outputs: Outputs) -> float:
+    """Balanced accuracy of a linear probe on a few images of each class."""
+    train = outputs["few"]
+    return layers.probe_balanced(train.features, train.labels, outputs.features, outputs.labels, outputs.forget_classes)
+
+
+def nearest(outputs: Outputs) -> float:
+    """Balanced accuracy of the nearest class mean of a few images of each class."""
+    train = outputs["few"]
+    return layers.prototypes(train.features, train.labels, outputs.features, outputs.labels, outputs.forget_classes)
+
+
+def until_half(outputs: Outputs) -> float:
+    """Binary logarithm of the steps of fine-tuning until UA is half of the original's."""
+    return _until_half(outputs, "relearn")
+
+
+def until_half_by_kept(outputs: Outputs) -> float:
+    """The same, by kept images alone."""
+    return _until_half(outputs, "relearn_retain")
 
 
 def probed(outputs: Outputs) -> float:
@@ -134,6 +181,12 @@ def _given_up(outputs: Outputs) -> Bools:
     return np.asarray(reference.scores["step"] >= 0)
 
 
+def _until_half(outputs: Outputs, name: str) -> float:
+    steps, wanted = outputs.facts[name], right(outputs["original"]).mean() / 2
+    shares = outputs.scores[name].mean(axis=0)
+    return layers.steps_until(steps, shares, float(wanted), outputs.spec["relearn"]["steps"])
+
+
 def _kept(outputs: Outputs) -> Bools:
     return ~np.isin(outputs.labels, outputs.forget_classes)
 
@@ -191,8 +244,24 @@ METRICS: tuple[Metric, ...] = (
            needs=("retrained",), stage="", attacked=True, facts=both_converged),
     Metric("residual_ratio", "ratio", "recovered images per image that retrain gives up too", ratio, "down", "ratio",
            high=_INF, needs=("retrained",), stage="", attacked=True, facts=both_converged),
-    Metric("logit_auc", "logit AUC", "how well a forgotten class's logit finds its test images", ranked, "reference",
-           *_AUC, split="test", classwise=True),
+    Metric("log_odds_auc", "log-odds AUC", "how well a forgotten class's log-odds find its test images", ranked,
+           "reference", *_AUC, split="test", classwise=True),
+    Metric("head_refit", "refitted head", "balanced accuracy with forgotten rows of the head fitted to a few images",
+           refitted, "reference", split="test", needs=("few",), classwise=True),
+    Metric("transplant", "transplant", "unseen forgotten images that the original's last layer reads from the features",
+           transplanted, "reference", split="forget_test", needs=("original",), classwise=True),
+    Metric("transplant_ta", "transplant TA", "TA with the original's last layer: whether it fits the features at all",
+           transplanted_kept, "reference", split="test", needs=("original",), classwise=True),
+    Metric("probe_balanced", "balanced probe", "balanced accuracy of a linear probe on a few images of each class",
+           probed_evenly, "reference", split="test", needs=("few",), classwise=True),
+    Metric("prototypes", "prototypes", "balanced accuracy of the nearest mean of a few images of each class", nearest,
+           "reference", split="test", needs=("few",), classwise=True),
+    Metric("relearn", "relearning", "log2 of the steps of fine-tuning until UA on unseen images is half the original's",
+           until_half, "reference", *_LOG, split="forget_test", low=-1, high=_INF, needs=("original",), classwise=True,
+           stage="relearn"),
+    Metric("relearn_retain", "relearning by kept", "the same, fine-tuned on kept images alone", until_half_by_kept,
+           "reference", *_LOG, split="forget_test", low=-1, high=_INF, needs=("original",), classwise=True,
+           stage="relearn"),
     Metric("probe_accuracy", "linear probe", "recall of forgotten classes by a linear probe on features", probed,
            "reference", *_PART, split="forget_test", needs=("probe",), classwise=True),
     Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", called_by_svc,

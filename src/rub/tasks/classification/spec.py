@@ -60,6 +60,18 @@ class RadiusSpec(Frozen):
     """The radius is known to a factor of 2 to the power of this."""
 
 
+class RelearnSpec(Frozen):
+    """Short fine-tuning that shows how near in the weights the forgotten classes still are."""
+
+    images: int = Field(50, ge=1)
+    """Training images of each class that are shown, forgotten and kept."""
+    steps: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024] = 256
+    """Most steps; a model that has not relearned by then counts as one that needs twice as many."""
+    batch_size: int = Field(64, ge=2)
+    lr: float = Field(0.01, gt=0)
+    """Learning rate of SGD with momentum .9, without weight decay."""
+
+
 class ClassificationProtocol(Protocol):
     """The choices behind a classification number."""
 
@@ -74,6 +86,10 @@ class ClassificationProtocol(Protocol):
     """Training images per class for the linear probe, at most."""
     probe_total: int = Field(3000, ge=100)
     """Training images for the linear probe in all, at most, shared evenly by the classes."""
+    few_images: int = Field(50, ge=2, exclude_if=lambda count: count == 50)
+    """Training images of each class for the refitted head, the balanced probe and prototypes."""
+    relearn: RelearnSpec | None = Field(None, exclude_if=lambda relearn: relearn is None)
+    """Fine-tuning until half of what was forgotten is back; none where left out."""
 
 
 class Evaluation(Frozen):

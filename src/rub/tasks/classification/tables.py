@@ -36,16 +36,16 @@ def classification_tables(
 ) -> list[Table]:
     """Tables of every (suite, experiment, dataset, model, protocol) among the records.
 
-    Table 1 in the paper's shape; the paired contrast; what remains, without an attack; attacks and controls, one table
-    per budget; and, when the main attack ran at more budgets than Table 1 shows, its robustness curve. Means are over
-    seeds, intervals over images and models (`rub.metrics.statistics.estimate`). Each table fits 80 columns; `paper` is
-    from `rub.reports.tables.paper_numbers`.
+    Table 1 in the paper's shape; the paired contrast; what remains, without an attack; where it is; attacks and
+    controls, one table per budget; and, when the main attack ran at more budgets than Table 1 shows, its robustness
+    curve. Means are over seeds, intervals over images and models (`rub.metrics.statistics.estimate`). Each table fits
+    80 columns; `paper` is from `rub.reports.tables.paper_numbers`.
     """
     tables: list[Table] = []
     for group, own in grouped(records, "classification").items():
         source = Source(group, own, _explained, "UA is a lower bound", "Table 1", main_attack(own, mains))
         shown = headline(source.budgets)
-        tables += [_table1(source, shown, paper or {}), _contrast(source), _remains(source)]
+        tables += [_table1(source, shown, paper or {}), _contrast(source), _remains(source), _layers(source)]
         beside = set(source.others)
         others = {record.budget for record in own if record.attack in beside}
         budgets = budgets_of(own)
@@ -71,7 +71,7 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
 
     Example:
         >>> [column.title for column in leaders([])]
-        ['TA ↑', 'UA ↓', 'own ≈', 'selectivity ≈', 'MIA ↓', 'logit AUC ≈']
+        ['TA ↑', 'UA ↓', 'own ≈', 'selectivity ≈', 'MIA ↓', 'log-odds AUC ≈']
     """
     main = main or main_attack(records)
     made, budgets = Columns(METRICS, main), budgets_of(records, main)
@@ -84,7 +84,7 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
     for budget in shown[-1:]:
         columns.append(made(budget, "residual_knowledge", budget))
     columns += [made(_CLEAN, "own_radius"), made(_CLEAN, "selectivity")]
-    return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "logit_auc")]
+    return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "log_odds_auc")]
 
 
 def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> Table:
@@ -169,13 +169,27 @@ def _remains(source: Source) -> Table:
         made("TA", "ta_all", name="all"),
         made("", "ra"),
         made("UA", "ua_test", name="test"),
-        made("logit", "logit_auc", name="AUC"),
-        made("linear", "probe_accuracy", name="probe"),
         made("MIA", "mia_svc", name="SVC"),
         made("MIA", "mia_rmia"),
         made("MIA", "mia_lira"),
     ]
     return source.table("remains", "What remains, without an attack", columns)
+
+
+def _layers(source: Source) -> Table:
+    made = Columns(METRICS, source.main)
+    columns = [
+        made("log-odds", "log_odds_auc", name="AUC"),
+        made("head", "head_refit", name="refitted"),
+        made("transplant", "transplant", name="UA"),
+        made("transplant", "transplant_ta", name="TA"),
+        made("probe", "probe_balanced", name="balanced"),
+        made("probe", "probe_accuracy", name="recall"),
+        made("", "prototypes"),
+        made("relearning", "relearn", name="all"),
+        made("relearning", "relearn_retain", name="kept"),
+    ]
+    return source.table("layers", "Where it is: head, features, weights", columns)
 
 
 def _attacks(source: Source, budget: str) -> Table:
@@ -234,5 +248,10 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
         yield "before: UA of the attacked images themselves, without the attack"
     if any(column.name == "other" and column.place and column.place.split == "other" for column in columns):
         yield "other: the same images searched towards another class each; where that works as often, UA is no evidence"
+    if any(column.group == "transplant" for column in columns):
+        yield "transplant: the original's last layer on these features; TA says whether it fits them at all"
+        yield "refitted, balanced, prototypes: balanced accuracy of forgotten and kept, from a few images a class"
+    if any(column.group == "relearning" for column in columns):
+        yield "relearning: log2 of the steps of fine-tuning, on all classes or kept ones alone, until half is back"
     if any("steer" in (column.name, column.group.removesuffix(" at")) for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"

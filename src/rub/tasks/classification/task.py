@@ -19,6 +19,7 @@ TASK = Task(
         "attack": "rub.tasks.classification.stages:attack",
         "radius": "rub.tasks.classification.contrast:measure_radius",
         "measure": "rub.tasks.classification.measure:measure",
+        "relearn": "rub.tasks.classification.measure:measure_relearning",
         "measure-attack": "rub.tasks.classification.measure:measure_attack",
         "scale": "rub.pipeline.scale:place_on_scale",
         "metric": "rub.tasks.classification.measure:metric",
