@@ -102,9 +102,15 @@ def test_a_network_that_cannot_be_looked_at_is_said(suite, tmp_path):
         "from torch import nn\n\n\ndef build(num_classes, channels, size):\n"
         "    assert size == 8\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
-    asked = suite(methods=["ga"], model=f"{tmp_path / 'odd.py'}:build")
-    [(_, graph)] = rub.plan(asked, make_runtime(device="cpu"))
-    assert [note for note in graph.notes if "drift is left out" in note]
+    for controls, said in (([], 1), (["drift"], 0)):
+        asked = suite(methods=["ga"], model=f"{tmp_path / 'odd.py'}:build", controls=controls)
+        [(_, graph)] = rub.plan(asked, make_runtime(device="cpu"))
+        assert len([note for note in graph.notes if "drift is left out" in note]) == said
+
+
+def test_a_network_that_cannot_drift_is_refused_before_anything_runs(suite):
+    with pytest.raises(RubError, match=r"controls.drift: vit-mini has no batch normalisation that could drift"):
+        rub.plan(suite(methods=["ft"], model="vit-mini", controls=["drift"]), make_runtime(device="cpu"))
 
 
 def test_it_joins_every_experiment_of_its_task_when_its_plug_in_is_read(suite, untrained):

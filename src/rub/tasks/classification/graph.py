@@ -50,8 +50,14 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.dataset_name, self.model_name = experiment.dataset.title, _title(experiment.model)
         self.network = network_spec(experiment.model.model_dump())
         self.classwise = experiment.forget.classes is not None
-        modes = (self.methods[name]["parameters"].get("batch_norm") for name in experiment.methods)
-        self.drifts = _drifts(self.network, experiment.dataset.size) if "train" in modes else False
+        asked = "drift" in experiment.controls
+        forget_only = "train" in [self.methods[name]["parameters"].get("batch_norm") for name in experiment.methods]
+        drifts = (asked or forget_only) and _drifts(self.network, experiment.dataset.size)
+        if asked and drifts is False:
+            raise RubError(
+                f"controls.drift: {self.model_name} has no batch normalisation that could drift; leave it out"
+            )
+        self.drifts: bool | None = asked or drifts
         self.controls = tuple(self._controls())
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 10_000)
