@@ -176,7 +176,7 @@ def test_the_queue_visits_the_same_points(divergence, x, forgotten, target):
             for row, image in zip(state["row"].tolist(), state["x"], strict=True):
                 visited.setdefault(row, []).append(image.clone())
 
-    rule = Watched(eps=EPS, step_size=ALPHA, momentum=0.0)
+    rule = Watched(eps=EPS, step_size=ALPHA)
     wanted = own(x, target, divergence)
     for size in (len(x), 7):
         visited.clear()

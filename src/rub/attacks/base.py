@@ -48,6 +48,10 @@ class AttackContext(SearchContext):
     fast: bool = True
     start: Tensor | None = None
 
+    def select(self, rows: Tensor) -> "AttackContext":
+        """The context of some of the images, int64 (B,)."""
+        return replace(self, ids=self.ids[rows], start=None if self.start is None else self.start[rows])
+
 
 @dataclass(frozen=True)
 class Probes:

@@ -3,6 +3,7 @@
 Every function is per sample (leading axis N): no sample's result depends on its neighbours in a batch.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -146,30 +147,38 @@ def better(success: Tensor, loss: Tensor, best_success: Tensor, best_loss: Tenso
     return (success & ~best_success) | ((success == best_success) & (loss < best_loss))
 
 
-def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float]) -> bool:
-    """Whether a search has levelled off: not when the last quarter of the steps was still improving.
+def has_converged(success_curve: Sequence[float], loss_curve: Sequence[float], moves: Sequence[float]) -> bool:
+    """Whether a search has levelled off: not when the last quarter of its moves was still improving.
 
-    Still improving means that this quarter brought more than 1 % of the total fall of the mean best loss while success
-    rose by more than half a point (.005), or more than a tenth of the total fall while there was success left to gain
-    (a search that descends at an even pace brings a quarter): it may have recovered nothing because it is on its way.
+    A move is a step to another stored probe. Steps that change nothing once it is rounded are not counted, so that a
+    search is not called done for resting between two moves. Still improving means that this quarter brought more than
+    1 % of the total fall of the mean best loss while success rose by more than half a point (.005), or more than a
+    tenth of the total fall while there was success left to gain (a search that descends at an even pace brings a
+    quarter): it may have recovered nothing because it is on its way. Fewer than four moves have no quarter: such a
+    search has only levelled off where nothing was left to gain.
 
     Args:
         success_curve: fraction of samples that succeeded after each step, per-sample best so far.
         loss_curve: mean best loss after each step, same length.
+        moves: how often a probe had moved after each step, in the mean over the samples still searched; same length.
 
     Example:
-        >>> has_converged([0.0, 0.5, 0.9, 0.9, 0.9], [4.0, 2.0, 1.0, 1.0, 1.0])
+        >>> has_converged([0.0, 0.5, 0.9, 0.9, 0.9], [4.0, 2.0, 1.0, 1.0, 1.0], range(5))
         True
-        >>> has_converged([0.0, 0.1, 0.2, 0.3, 0.4], [4.0, 3.0, 2.0, 1.0, 0.0])
+        >>> has_converged([0.0, 0.1, 0.2, 0.3, 0.4], [4.0, 3.0, 2.0, 1.0, 0.0], range(5))
+        False
+        >>> has_converged([0.0, 0.3, 0.6, 0.6, 0.6], [4.0, 3.0, 2.0, 2.0, 2.0], [0, 1, 2, 2, 2])
         False
     """
     last = len(loss_curve) - 1
-    quarter = last - -(-last // 4)
+    gained = success_curve[last] >= 0.995
+    if moves[last] < 4:
+        return gained
+    quarter = bisect_right(moves, 0.75 * moves[last]) - 1
     total = loss_curve[0] - loss_curve[last]
     fall = loss_curve[quarter] - loss_curve[last]
     rising = success_curve[last] - success_curve[quarter] > 0.005
-    on_its_way = fall > 0.1 * total and success_curve[last] < 0.995
-    return not (on_its_way or (fall > 0.01 * total and rising))
+    return not ((fall > 0.1 * total and not gained) or (fall > 0.01 * total and rising))
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -29,25 +29,47 @@ def uniform_like(clean: Tensor, seed: int, stream: str, ids: Tensor, counter: Te
 
 
 class SignDescent:
-    """x <- P(x - step_size * sign(g)), g the gradient or its running average."""
+    """x <- P(x - step_size * sign(g)), g the gradient."""
 
     gradient = True
 
-    def __init__(self, *, eps: float, step_size: float, momentum: float = 0.0) -> None:
-        """Radius and step size, both in pixel units, and the momentum."""
-        self.eps, self.step_size, self.momentum = eps, step_size, momentum
+    def __init__(self, *, eps: float, step_size: float) -> None:
+        """Radius and step size, both in pixel units."""
+        self.eps, self.step_size = eps, step_size
 
     def begin(self, state: State) -> None:
-        """Start with no velocity."""
-        if self.momentum:
-            state["velocity"] = torch.zeros_like(state["x"])
+        """Keep nothing."""
 
     def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
         """Take one projected step."""
         assert gradient is not None
-        if self.momentum:
-            gradient = state["velocity"] = accumulate(state["velocity"], gradient, self.momentum)
         state["x"] = sign_step(state["x"], gradient, state["clean"], self.step_size, self.eps)
+
+
+class MomentumDescent:
+    """x <- P(x - eta_t sign(v)), v the running average of normalised gradients.
+
+    eta_t = eps / 4 * (1 + cos(pi t / steps)): from half of eps to 0. Large first steps cross the ball at once; small
+    last ones settle.
+    """
+
+    gradient = True
+    momentum = 0.75
+
+    def __init__(self, *, eps: float, steps: int) -> None:
+        """Radius in pixel units, and the number of steps in which the step size falls to 0."""
+        self.eps, self.steps = eps, steps
+
+    def begin(self, state: State) -> None:
+        """Start with no velocity."""
+        state["velocity"] = torch.zeros_like(state["x"])
+
+    def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
+        """Take one projected step."""
+        assert gradient is not None
+        velocity = state["velocity"] = accumulate(state["velocity"], gradient, self.momentum)
+        eta = self.eps / 4 * (1 + (torch.pi / self.steps * state["t"]).cos())
+        state["x"] = sign_step(state["x"], velocity, state["clean"], column(eta, velocity), self.eps)
 
 
 class AdamDescent:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import better, column, has_converged
-from rub.config.hyperparameters import Hyper, PositiveInt, Weight
+from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.pipeline.checkpointing import AttributeState, Changing, Stateful
 
 State = dict[str, Tensor]
@@ -30,9 +30,6 @@ FinishBelow = Annotated[float, Hyper(
 StepSize = Annotated[float | None, Hyper(
     "step size in units of eps; none: 2.5 / steps",
     source="open in the paper: 2.5 eps / steps (Madry et al., section 5)", gt=0)]  # fmt: skip
-Momentum = Annotated[Weight, Hyper(
-    "weight of the running average of normalised gradients; 0 uses the plain gradient",
-    source="open in the paper")]  # fmt: skip
 
 
 class Queue:
@@ -139,11 +136,9 @@ class Scorer(Stateful, Protocol):
 
     Attributes:
         evaluations: forward passes of single images so far; a forward+backward pair counts once.
-        is_exact: whether the guide is the float32 model itself, so that its scores need no re-evaluation.
     """
 
     evaluations: int
-    is_exact: bool
 
 
 class Objective(Protocol):
@@ -152,6 +147,10 @@ class Objective(Protocol):
     @property
     def scorer(self) -> Scorer:
         """The model that scores."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the guide scores what is stored, in float32, so that its scores need no re-evaluation."""
 
     def admit(self, rows: Tensor, restart: int) -> State:
         """``clean`` inputs and first iterates ``x`` of rows (B,), with what scoring needs, on the device."""
@@ -198,7 +197,7 @@ class BestSoFar(AttributeState):
     """
 
     changing: ClassVar[tuple[str, ...]] = (
-        "inputs", "loss", "recovered", "finished", "step", "lowest", "_curve", "_tail",
+        "inputs", "loss", "recovered", "finished", "step", "lowest", "_curve", "_tail", "_moved", "_searched",
     )  # fmt: skip
 
     def __init__(self, clean: Tensor, total_steps: int, device: torch.device) -> None:
@@ -209,7 +208,7 @@ class BestSoFar(AttributeState):
         self.finished, self.lowest = self.recovered.clone(), self.loss.clone()
         self.step = torch.full((len(clean),), -1, device=device)
         self._curve = torch.zeros(total_steps + 2, dtype=torch.float64)
-        self._tail = torch.zeros_like(self._curve)
+        self._tail, self._moved, self._searched = (torch.zeros_like(self._curve) for _ in range(3))
 
     def offer(self, rows: Tensor, inputs: Tensor, score: Score, step: Tensor) -> None:
         """Keep these probes where they beat what is known; note the step where one is recovered at last."""
@@ -219,12 +218,19 @@ class BestSoFar(AttributeState):
         self.inputs[rows[win].cpu()] = inputs[win].cpu()
         self.loss[rows[win]], self.recovered[rows[win]] = score.loss[win], score.recovered[win]
 
-    def enter(self, rows: Tensor, step: Tensor, lowest: Tensor, counts: Tensor, finished: Tensor) -> None:
-        """Enter the lowest loss of these samples into the curve where `counts`; the finished keep theirs to the end."""
+    def enter(
+        self, rows: Tensor, step: Tensor, lowest: Tensor, counts: Tensor, finished: Tensor, moved: Tensor
+    ) -> None:
+        """Enter the lowest loss of these samples into the curve where `counts`; the finished keep theirs to the end.
+
+        `moved` says whose stored probe is another one than at the step before.
+        """
         self.lowest[rows] = lowest
         self.finished[rows[finished]] = True
-        value, step = lowest.double().cpu(), step.cpu()
-        self._curve.index_add_(0, step, value * counts.cpu())
+        value, step, counts = lowest.double().cpu(), step.cpu(), counts.double().cpu()
+        self._curve.index_add_(0, step, value * counts)
+        self._searched.index_add_(0, step, counts)
+        self._moved.index_add_(0, step, moved * counts)
         self._tail.index_add_(0, step + 1, value * finished.cpu())
 
     def probes(self, evaluations: int) -> Probes:
@@ -233,10 +239,10 @@ class BestSoFar(AttributeState):
         losses = ((self._curve + self._tail.cumsum(0))[:-1] / count).tolist()
         hits = torch.bincount(self.step[self.step >= 0].cpu(), minlength=steps).cumsum(0)
         successes = (hits.double() / count).tolist()
+        moves = (self._moved / self._searched.clamp_min(1)).cumsum(0)[:-1].tolist()
+        converged = has_converged(successes, losses, moves)
         curves = tuple(successes), tuple(losses)
-        return Probes(
-            self.inputs, self.loss.cpu(), self.step.cpu(), *curves, evaluations, has_converged(successes, losses)
-        )
+        return Probes(self.inputs, self.loss.cpu(), self.step.cpu(), *curves, evaluations, converged)
 
 
 def minimise(rule: Rule, schedule: Schedule, objective: Objective, clean: Tensor, context: AttackContext) -> Probes:
@@ -289,7 +295,7 @@ class _Start:
             **self.objective.admit(rows, self.number),
         }
         state["t"] = torch.zeros_like(state["row"])
-        state["best"] = self.objective.stored({**state, "x": state["clean"]})
+        state["best"] = state["last"] = self.objective.stored({**state, "x": state["clean"]})
         state["best_loss"] = torch.full_like(state["row"], torch.inf, dtype=torch.float32)
         state["best_recovered"] = torch.zeros_like(state["row"], dtype=torch.bool)
         self.rule.begin(state)
@@ -300,6 +306,8 @@ class _Start:
         last = state["t"] == self.steps
         stored = self.objective.stored(state)
         score = self.objective.guide(state, stored, gradient=self.rule.gradient and not bool(last.all()))
+        moved = (stored != state["last"]).flatten(1).any(1) & (state["t"] > 0)
+        state["last"] = stored
         win = better(score.recovered, score.loss, state["best_recovered"], state["best_loss"])
         state["best"] = torch.where(column(win, stored), stored, state["best"])
         state["best_loss"] = torch.where(win, score.loss, state["best_loss"])
@@ -314,12 +322,13 @@ class _Start:
         self._confirm(state, ends, state["best"], Score(state["best_loss"], state["best_recovered"]), step)
         # The first iterate of a later start shares its step number with the last of the start before.
         counts = (state["t"] > 0) | (self.number == 0)
-        self.best.enter(rows, step, self.objective.lower(self.best.lowest[rows], score.loss), counts, done)
+        lowest = self.objective.lower(self.best.lowest[rows], score.loss)
+        self.best.enter(rows, step, lowest, counts, done, moved.double().cpu())
         return (score.loss, score.gradient), done | ends
 
     def _confirm(self, state: State, which: Tensor, stored: Tensor, score: Score, step: Tensor) -> Score:
         score, stored = Score(score.loss[which], score.recovered[which]), stored[which]
-        if not self.objective.scorer.is_exact and len(stored):
+        if not self.objective.is_exact and len(stored):
             score = self.objective.exact(state, which, stored)
         self.best.offer(state["row"][which], stored, score, step[which])
         return score

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.attacks import linf as optim
+from rub.attacks import search as search_module
 from rub.attacks.base import AttackContext, Probes
 from rub.config.hyperparameters import resolve
 from rub.data.samples import to_unit
@@ -20,11 +21,12 @@ from rub.pipeline import rng
 from rub.registry import ATTACKS
 from rub.tasks.classification.attacks import divergences
 from rub.tasks.classification.attacks.base import Budget, Target
-from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
+from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, run_attacks, union
 from rub.tasks.classification.attacks.noise import noise
 from rub.tasks.classification.attacks.square import square
 from rub.tasks.classification.attacks.uma import uma
 from rub.tasks.classification.attacks.uma_apgd import uma_apgd
+from rub.tasks.classification.attacks.uma_momentum import uma_momentum
 from rub.tasks.classification.attacks.universal import universal
 
 CLASSES, COUNT = 4, 40
@@ -91,7 +93,8 @@ def recovered(target: Target, images: Tensor) -> Tensor:
 
 ALL = [
     (uma, {"steps": 6}),
-    (uma, {"steps": 3, "restarts": 2, "momentum": 0.75, "divergence": "ce"}),
+    (uma, {"steps": 3, "restarts": 2, "grid": False, "divergence": "ce"}),
+    (uma_momentum, {"steps": 6, "restarts": 2}),
     (uma_apgd, {"steps": 8, "restarts": 2}),
     (square, {"steps": 12}),
     (noise, {"steps": 6, "distribution": "uniform"}),
@@ -127,7 +130,7 @@ def test_what_an_attack_returns_holds(attack, parameters, fast, images, target):
     assert found.evaluations >= COUNT
 
 
-@pytest.mark.parametrize("attack", [uma, uma_apgd, noise, square, universal])
+@pytest.mark.parametrize("attack", [uma, uma_apgd, uma_momentum, noise, square, universal])
 def test_without_a_budget_the_clean_images_are_scored(attack, images, target):
     found = run_attack(attack, {}, target, images, Budget(0), context())
     assert torch.equal(found.inputs, images)
@@ -141,6 +144,7 @@ def test_without_a_budget_the_clean_images_are_scored(attack, images, target):
     [
         (uma, {"steps": 5, "restarts": 2, "finish_below": math.inf}),
         (uma_apgd, {"steps": 8}),
+        (uma_momentum, {"steps": 8, "divergence": "margin"}),
         (square, {"steps": 8, "finish_below": math.inf}),
         (noise, {"steps": 5}),
         (universal, {"steps": 5}),
@@ -231,12 +235,22 @@ def test_black_boxes_take_no_gradients(attack, parameters, images, target):
 
 
 def test_a_search_scores_8_bit_images(images, target):
-    """Without the harness too: the loss is that of the returned file, unless the textbook search was asked for."""
+    """Without the harness too: the loss is that of the returned file; the textbook search looks at floats."""
     for grid in (True, False):
-        found = uma(target, images, Budget(5), context(), steps=7, grid=grid)
+        on_grid: list[bool] = []
+
+        class Watch(Small):
+            def forward(self, x: Tensor, on_grid: list[bool] = on_grid) -> Tensor:
+                if x.requires_grad:
+                    on_grid.append(bool(((x * 255).round() / 255 == x).all()))
+                return super().forward(x)
+
+        aim = replace(target, model=freeze(Watch(0)))
+        found = uma(aim, images, Budget(5), context(), steps=7, grid=grid)
         with torch.no_grad():
             scored = divergences.kl(target.model(to_unit(found.inputs)), target.reference)
-        assert torch.allclose(found.loss, scored, atol=1e-5) == grid
+        assert torch.allclose(found.loss, scored, atol=1e-5)
+        assert all(on_grid) == grid
 
 
 @pytest.mark.slow
@@ -410,11 +424,75 @@ def test_checkpoints_follow_the_recursion():
 def test_convergence_needs_both_signs():
     falling, flat = [5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 1.0, 1.0, 1.0, 1.0]
     rising, done = [0.0, 0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 1.0, 1.0, 1.0]
-    assert not optim.has_converged(rising, falling)
-    assert optim.has_converged(done, falling) and optim.has_converged(rising, flat)
-    assert optim.has_converged([0.5], [1.0])
-    assert not optim.has_converged([0.0] * 101, [50 - step / 4 for step in range(101)]), "still on its way"
-    assert optim.has_converged([0.0] * 101, [max(50 - step, 20) for step in range(101)]), "at rest, nothing recovered"
+    each = range(5)
+    assert not optim.has_converged(rising, falling, each)
+    assert optim.has_converged(done, falling, each) and optim.has_converged(rising, flat, each)
+    every = range(101)
+    assert not optim.has_converged([0.0] * 101, [50 - step / 4 for step in every], every), "still on its way"
+    assert optim.has_converged([0.0] * 101, [max(50 - step, 20) for step in every], every), "at rest, nothing recovered"
+
+
+def test_a_search_that_rests_between_two_moves_has_not_converged():
+    moves = [0] * 20 + [1] * 20 + [2] * 20 + [3] * 10 + [4] * 31  # after steps 20, 40, 60 and 70
+    successes, losses = [move / 10 for move in moves], [10.0 - move for move in moves]
+    assert not optim.has_converged(successes, losses, moves), "each move still recovers a tenth"
+    assert optim.has_converged(successes, losses, range(101)), "by steps it seems to rest"
+    found = [min(move, 2) / 10 for move in moves], [10.0 - min(move, 2) for move in moves]
+    assert optim.has_converged(*found, moves), "the last moves brought nothing"
+    assert not optim.has_converged([0.5, 0.5], [1.0, 1.0], [0, 1]), "one move says nothing"
+    assert optim.has_converged([1.0, 1.0], [1.0, 1.0], [0, 1]), "nothing was left to gain"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_moves_are_counted_on_stored_images(fast, images, target):
+    """At 1/255 the textbook step of 2.5 eps / 100 changes no 8-bit image before step 20."""
+    moves: list[list[float]] = []
+
+    class Watch(search_module.BestSoFar):
+        def probes(self, evaluations):
+            moves.append((self._moved / self._searched.clamp_min(1)).cumsum(0).tolist())
+            return super().probes(evaluations)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "BestSoFar", Watch)
+        for grid in (True, False):
+            uma(target, images, Budget(1), context(fast=fast), steps=100, grid=grid)
+        made = uma(target, images, Budget(1), context(fast=fast), steps=19, step_size=0.025)
+    for counted in moves[:2]:
+        assert counted[:20] == [0.0] * 20 and counted[21] > 0
+    assert not made.converged, "it never moved"
+
+
+def test_a_search_that_loses_what_was_known_has_not_converged(images, target):
+    def blank(target, images, budget, context):
+        return images.clone()
+
+    known = run_attack(uma, {"steps": 5}, target, images, Budget(4), context())
+    assert (known.step > 0).any()
+    again = run_attack(blank, {}, target, images, Budget(8), context(start=known.inputs))
+    assert not again.converged and torch.equal(again.step >= 0, known.step >= 0)
+
+
+def test_a_run_searches_what_no_run_before_it_recovered(images, target):
+    budget, first = Budget(3), (uma_momentum, {"divergence": "kl", "steps": 3, "finish_below": math.inf})
+    second = (uma_momentum, {"divergence": "margin", "steps": 4, "finish_below": math.inf})
+    alone = run_attack(*first, target, images, budget, context())
+    seen = []
+
+    def watched(target, images, budget, context, **parameters):
+        seen.extend(context.ids.tolist())
+        return second[0](target, images, budget, context, **parameters)
+
+    both = run_attacks([first, (watched, second[1])], target, images, budget, context())
+    assert seen == context().ids[alone.step < 0].tolist() and 0 < len(seen) < COUNT
+    hit = recovered(target, both.inputs)
+    assert torch.equal(both.step >= 0, hit) and (hit | (alone.step < 0)).all()
+    assert torch.allclose(both.loss, divergences.kl(target.model(to_unit(both.inputs)), target.reference), atol=1e-5)
+    assert len(both.success_curve) == 3 + 4 + 1 and both.success_curve[-1] == pytest.approx(hit.double().mean().item())
+    full = run_attacks([first, (uma, {"steps": 2})], target, images, budget, context())
+    assert torch.equal(
+        full.step >= 0, union([alone, run_attack(uma, {"steps": 2}, target, images, budget, context())]).step >= 0
+    )
 
 
 def test_rescored_probes_are_on_the_scale_of_kl():

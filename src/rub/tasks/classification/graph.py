@@ -33,7 +33,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "shadow": 1,
         "initialise": 1,
         "unlearn": 1,
-        "attack": 1,
+        "attack": 2,  # convergence counts moves
         "radius": 1,
         "relearn": 1,
         "measure": 3,  # layers

@@ -24,7 +24,7 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.attacks.base import Budget, Target, other_classes
-from rub.tasks.classification.attacks.harness import make_target, rescored, run_attack, union
+from rub.tasks.classification.attacks.harness import make_target, run_attacks
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 from rub.training.classifier import predict
@@ -107,13 +107,9 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     context = AttackContext(seed=spec["seed"], ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
-    found, images = [], samples.images
-    for run in spec["runs"]:
-        function = ATTACKS.get(run["name"], "classification").load()
-        found.append(run_attack(function, run["parameters"], target, images, Budget(spec["levels"]), context))
-    if len(found) > 1:
-        found = [rescored(probes, target, context) for probes in found]
-    save_probes(union(found), samples, target.labels, out)
+    runs = [(ATTACKS.get(run["name"], "classification").load(), run["parameters"]) for run in spec["runs"]]
+    found = run_attacks(runs, target, samples.images, Budget(spec["levels"]), context)
+    save_probes(found, samples, target.labels, out)
 
 
 def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime: Runtime) -> tuple[Samples, Target]:

@@ -47,6 +47,11 @@ class Target:
     reference: Tensor
     features: Tensor
 
+    def select(self, rows: Tensor) -> "Target":
+        """The target of some of the images, int64 (B,)."""
+        labels, reference, features = (part[rows] for part in (self.labels, self.reference, self.features))
+        return Target(self.model, labels, reference, features)
+
     def towards(self, labels: Tensor) -> "Target":
         """The same images aimed at other classes, int64 (N,): the original's logits with the two classes exchanged.
 

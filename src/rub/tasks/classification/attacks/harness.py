@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
+from math import inf
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from rub.models.weights import freeze
 from rub.tasks.classification.attacks.base import Attack, Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.scoring import Scorer
+
+MISSED = 0.005  # share of images known to be recoverable that a search may miss and still be called converged
 
 
 @torch.no_grad()
@@ -90,13 +93,48 @@ def run_attack(
     score = _finite(scorer.exact(probes, rows), name)
     if isinstance(found, Tensor):
         found = _one_step(found, clean, score, sum(passes))
-    best, step = found.inputs, found.step
+    best, step, missed = found.inputs, found.step, 0.0
     for other, known in candidates:
+        missed = max(missed, float((known.recovered & ~score.recovered).double().mean()))
         win = better(known.recovered, known.loss, score.recovered, score.loss).cpu()
         best = torch.where(column(win, best), other, best)
         step = torch.where(win, 0, step)  # known before the first step
         score = Score(torch.where(win, known.loss, score.loss), torch.where(win, known.recovered, score.recovered))
-    return _claims(replace(found, inputs=best, loss=score.loss, step=step, start=clean.loss), score.recovered)
+    converged = found.converged and missed <= MISSED
+    found = replace(found, inputs=best, loss=score.loss, step=step, start=clean.loss, converged=converged)
+    return _claims(found, score.recovered)
+
+
+def run_attacks(
+    runs: Sequence[tuple[Attack, Mapping[str, Any]]], target: Target, images: Tensor, budget: Budget,
+    context: AttackContext,
+) -> Probes:  # fmt: skip
+    """Run several attacks and return the best probe of each image, with D of the first divergence, KL, for all.
+
+    A run for which being recovered is enough (``finish_below: inf``) searches only images that no run before it has
+    recovered.
+
+    Args:
+        runs: attacks with their hyperparameters, in order; at least one.
+        target: as in `run_attack`.
+        images: likewise.
+        budget: likewise.
+        context: likewise.
+    """
+    if len(runs) == 1:
+        return run_attack(*runs[0], target, images, budget, context)
+    found: list[Probes] = []
+    recovered = torch.zeros(len(images), dtype=torch.bool)
+    for function, parameters in runs:
+        enough = parameters.get("finish_below") == inf
+        rows = torch.nonzero(~recovered if enough else torch.ones_like(recovered)).squeeze(1)
+        if not len(rows):
+            continue
+        aim, place = target.select(rows), context.select(rows)
+        run = run_attack(function, parameters, aim, images[rows], budget, place)
+        found.append(_spread(rescored(run, aim, place), rows, images))
+        recovered |= found[-1].step >= 0
+    return union(found)
 
 
 def union(found: Sequence[Probes]) -> Probes:
@@ -125,6 +163,15 @@ def _claims(found: Probes, recovered: Tensor) -> Probes:
     return replace(found, step=step, success_curve=curve)
 
 
+def _spread(found: Probes, rows: Tensor, images: Tensor) -> Probes:
+    # as probes of all images: those that were not searched are clean, and lose against any other
+    if len(rows) == len(images):
+        return found
+    step, loss, inputs = torch.full((len(images),), -1), torch.full((len(images),), inf), images.clone()
+    step[rows], loss[rows], inputs[rows] = found.step, found.loss, found.inputs
+    return replace(found, inputs=inputs, loss=loss, step=step)
+
+
 def _unsearched(images: Tensor, clean: Score) -> Probes:
     step = torch.where(clean.recovered, 0, -1)
     success, loss = float(clean.recovered.double().mean()), float(clean.loss.double().mean())
@@ -135,7 +182,7 @@ def _one_step(images: Tensor, clean: Score, score: Score, evaluations: int) -> P
     step = torch.where(clean.recovered, 0, torch.where(score.recovered, 1, -1))
     successes = [float(hits.double().mean()) for hits in (clean.recovered, step >= 0)]
     losses = [float(loss.double().mean()) for loss in (clean.loss, torch.minimum(clean.loss, score.loss))]
-    converged = has_converged(successes, losses)
+    converged = has_converged(successes, losses, range(2))
     return Probes(images, score.loss, step, tuple(successes), tuple(losses), evaluations, converged)
 
 

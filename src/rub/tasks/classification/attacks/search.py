@@ -63,6 +63,11 @@ class Images:
     finish_below: float
     grid: bool
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the guide is the float32 model and scores 8-bit images."""
+        return self.scorer.is_exact and self.grid
+
     def admit(self, rows: Tensor, restart: int) -> State:
         """Clean images, and a start: themselves, the context's, or a random point of the ball."""
         context, device = self.context, self.context.device

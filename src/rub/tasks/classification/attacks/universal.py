@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
-from rub.attacks.linf import accumulate, has_converged
-from rub.attacks.search import Momentum, StepSize
+from rub.attacks.linf import has_converged
+from rub.attacks.search import StepSize
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.data.samples import to_unit
 from rub.registry import Card, attack
@@ -80,14 +80,13 @@ def universal(
         source="as uma")] = "kl",
     steps: Annotated[PositiveInt, Hyper("passes over all images", source="as uma")] = 100,
     step_size: StepSize = None,
-    momentum: Momentum = 0.0,
 ) -> Probes:  # fmt: skip
     """Search one perturbation that recovers as many images as possible at once."""
     scorer = Scorer(target, divergence, context)
     score = Universal(images, scorer, context)
     delta = torch.zeros_like(images[:1], dtype=torch.float32, device=context.device)
-    alpha, velocity, best = (step_size or 2.5 / steps) * budget.eps, torch.zeros_like(delta), delta
-    counts, totals, found = [-1], [float("inf")], 0
+    alpha, best, before = (step_size or 2.5 / steps) * budget.eps, delta, delta
+    counts, totals, moves, found = [-1], [float("inf")], [0], 0
     for step in range(steps + 1):
         loss, recovered, gradient = score(delta)
         count, total = int(recovered.sum()), float(loss.double().sum())
@@ -97,12 +96,12 @@ def universal(
             count, total = counts[-1], totals[-1]
         counts.append(count)
         totals.append(total)
-        velocity = accumulate(velocity, gradient, momentum) if momentum else gradient
-        delta = (delta - alpha * velocity.sign()).clamp(-budget.eps, budget.eps)
+        moves.append(moves[-1] + int(not torch.equal(on_grid(delta), on_grid(before))))
+        before, delta = delta, (delta - alpha * gradient.sign()).clamp(-budget.eps, budget.eps)
         context.progress(step, steps, f"recovered {count} of {len(loss)}")
     images = apply(images, best)
     exact = scorer.exact(images, torch.arange(len(images)))
     steps_found = torch.where(exact.recovered, found, -1).cpu()
     successes, losses = (tuple(value / len(images) for value in curve[1:]) for curve in (counts, totals))
-    converged = has_converged(successes, losses)
+    converged = has_converged(successes, losses, moves[1:])
     return Probes(images, exact.loss.cpu(), steps_found, successes, losses, scorer.evaluations, converged)

@@ -77,6 +77,11 @@ class VisiblePatches:
     context: AttackContext
     finish: float
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the guide is the float32 model: what it scores is always what is stored."""
+        return self.scorer.is_exact
+
     def admit(self, rows: Tensor, restart: int) -> State:
         """Clean patches with their masks and references, and a start: themselves, the context's, or a random one."""
         context, device, model = self.context, self.context.device, self.target.model
