@@ -20,7 +20,7 @@ from rub.models.formats.classifier import load_weights
 from rub.models.network import build_network
 from rub.pipeline.graph import in_order
 from rub.pipeline.runtime import Runtime
-from rub.registry import METHODS, Card, Entry, load_plugin
+from rub.registry import CONTROLS, METHODS, Card, Entry, load_plugin
 from rub.store.artifacts import Store
 from rub.store.records import identity
 from rub.tasks.classification import stages as stage_functions
@@ -153,14 +153,17 @@ def test_the_controls_that_a_suite_asks_for_are_what_they_say(tiny, copied_store
     def value(method, metric):
         return one(result, method=method, metric=metric, attack="none", mia_seed=None).value
 
-    for metric in ("ta", "ta_all", "ra", "ua", "ua_test", "probe_accuracy", "mia_svc"):
+    layers = ("log_odds_auc", "head_refit", "transplant", "probe_balanced", "prototypes")
+    for metric in ("ta", "ta_all", "ra", "ua", "ua_test", "mia_svc", *layers):
         assert value("gauge", metric) == pytest.approx(value("original", metric), abs=1e-6), "the same function"
     weights = {row.method: row.weights_sha256 for row in result.records if row.attack == "none"}
     assert len(set(weights.values())) == len(weights), "no two controls are one model"
     assert value("random_init", "ta") < 0.3
     assert value("other-seed", "ta") > value("random_init", "ta")
     assert value("zero-row", "ua") == value("zero-row", "ua_test") == 0
-    assert value("zero-row", "probe_accuracy") == value("original", "probe_accuracy")
+    for control, metric in (("sham", "log_odds_auc"), ("zero-row", "transplant"), ("gauge", "log_odds_auc")):
+        assert CONTROLS.get(control, "classification").exposed_by == metric
+        assert value(control, metric) == pytest.approx(value("original", metric), abs=1e-6), "by this it is caught"
 
 
 def test_sham_is_the_original_with_one_bias_lowered(tiny):
