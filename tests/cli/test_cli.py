@@ -477,7 +477,7 @@ def test_a_state_that_nobody_needs_is_freed(rub, tiny, copied_store):
 
 def test_a_plan_tells_its_notes(rub, tiny):
     said = rub("plan", tiny.path, "--store", tiny.store, "--set", "forget={fraction: 0.1}")
-    assert "note: sham and bias-free metrics need forgotten classes" in " ".join(said.out.split())
+    assert "note: controls and measures of the head need forgotten classes" in " ".join(said.out.split())
 
 
 LISTS = [

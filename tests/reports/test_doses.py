@@ -128,7 +128,7 @@ def test_other_tables_boards_and_pages_are_as_without_them(records, scale, tmp_p
     assert "Dose-equivalents" in page
     assert '<button type="button">metric</button>' in page
     assert not (tmp_path / "report" / "methods" / "doses.html").exists()
-    assert "Metrics of plug-ins" not in page
+    assert "Further metrics" not in page
     assert (tmp_path / "tables" / "dose-cifar10.csv").is_file()
 
 

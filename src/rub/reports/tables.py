@@ -210,7 +210,7 @@ def further(source: Source, shipped: Iterable[str]) -> list[Table]:
             shown = said.percent, said.decimals, said.stored_unit
             columns.append(Column(group, printable(said.title), place, said.direction, *shown))
     columns.sort(key=lambda column: column.group != "no attack")
-    return fitting(source.table("metrics", "Metrics of plug-ins", columns)) if columns else []
+    return fitting(source.table("metrics", "Further metrics", columns)) if columns else []
 
 
 def directions(columns: Sequence[Column]) -> str:

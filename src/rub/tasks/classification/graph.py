@@ -68,7 +68,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""
-        lacking = ("sham and bias-free metrics need forgotten classes; this forget set has none",)
+        lacking = ("controls and measures of the head need forgotten classes; this forget set has none",)
         unseen = ("the control drift is left out: this network cannot be looked at before its data are read",)
         unpaired = tuple(
             f"{label} cannot aim at another class: its rows have no paired control"
