@@ -61,7 +61,7 @@ class Verdict:
 
 
 Rule = tuple[bool, VerdictName, tuple[str, ...]]
-MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub-strict-2)"
+MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub list protocols)"
 ALONE = "no retrained model was given, so residuals are judged without a reference"
 
 

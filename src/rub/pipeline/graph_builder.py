@@ -148,17 +148,18 @@ class GraphBuilder(ABC, Generic[E]):
         return ("retrain", seed % self.retrains) if self.retrains else None
 
     def measurements(self, method: str, seed: int) -> list[Stage]:
-        """Measuring stages of one row: clean, one for each attack and budget, and its gallery.
-
-        Models of a dose are a scale: of the attacks, the main one is enough.
-        """
-        attacks = [self.experiment.protocol.main_attack] if method in self.doses else self.attacks
+        """Measuring stages of one row: clean, one for each attack and budget, and its gallery."""
         return [
             self.measure(method, seed),
-            *(self.measure_attack(method, seed, name, at) for name in attacks for at in self.budgets(name)),
+            *(self.measure_attack(method, seed, name, at) for name in self.asked(method) for at in self.budgets(name)),
             *self.further(method, seed),
             *self.gallery(method, seed),
         ]
+
+    def asked(self, method: str) -> Iterable[str]:
+        """Attacks on a row. Models of a dose are a scale: of the attacks, the main one is enough."""
+        main = self.experiment.protocol.main_attack
+        return [label for label in self.attacks if label == main or method not in self.doses]
 
     def _scale(self, measured: Mapping[tuple[str, int], Sequence[Stage]]) -> Iterator[Stage]:
         """Stages that say how each metric goes with the dose, and where each row stands on that scale."""
@@ -181,7 +182,7 @@ class GraphBuilder(ABC, Generic[E]):
         for entry in self.metrics:
             yield self._metric(entry, method, seed)
             metric: Metric = entry.load()
-            for label in self.attacks:
+            for label in self.asked(method):
                 if metric.attacked and metric.split in self.attacked(label):
                     yield from (self._metric(entry, method, seed, label, budget) for budget in self.budgets(label))
 

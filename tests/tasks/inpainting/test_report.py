@@ -65,7 +65,7 @@ def rows_of(method, seed=0, judge=JUDGE):
         yield row(method, "fid_contrast", "forget", 7.5, **at, extractor=judge)
         if budget != "none":
             yield row(method, "recovered", "steered", STEERED[method], **at | {"n": 100})
-            yield row(method, "selectivity", "steered", 2.5, **at | {"n": 100})
+            yield row(method, "selectivity", "forget", 2.5, **at | {"n": 100})
             yield row(method, "residual_knowledge", "forget", share - 0.2, **at)
             yield row(method, "recovered", "forget", 0.05, **at | {"attack": "noise"})
             yield row(method, "back", "forget", 0.04, **at | {"attack": "noise"})
@@ -210,8 +210,8 @@ def test_what_comes_back_has_its_controls_beside_it(records):
     columns = [column for table in parts for column in table.columns]
     assert [(column.group, column.title) for column in columns] == [
         ("back", "F ≈"), ("back", "R ≈"), ("never gone", "F ≈"), ("never gone", "R ≈"), ("F and control", "all F ≈"),
-        ("F and control", "steered"), ("F and control", "selectivity"), ("F and control", "excess ↓"), ("noise", "F ≈"),
-        ("noise", "R ≈"),
+        ("F and control", "steered"), ("F and control", "selectivity ≈"), ("F and control", "excess ↓"),
+        ("noise", "F ≈"), ("noise", "R ≈"),
     ]  # fmt: skip
     shown = ["80.0", "85.0", "0.0", "90.0", "80.0", "10.0", "2.5", "60.0", "4.0", "3.0"]
     assert [one.parts[0] for table in parts for one in table.rows[3].cells] == shown

@@ -14,7 +14,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.inpainting.metrics import beside, cell, metrics_for
+from rub.tasks.inpainting.metrics import beside, cell, metrics_for, split_of
 from rub.tasks.inpainting.spec import InpaintingExperiment, Level
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
@@ -224,7 +224,7 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             for metric in metrics_for(split, beside(split, plan.splits, retrained=has), attacked=True)
         ]
         cells = [
-            cell(method, seed, metric.name, split, attack=label, budget=named(budget))
+            cell(method, seed, metric.name, split_of(metric, split), attack=label, budget=named(budget))
             for metric, split in measured
             if not metric.optional
         ]

@@ -24,7 +24,7 @@ from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.attacks.base import apply_delta, divergence
 from rub.tasks.inpainting.attacks.harness import score
-from rub.tasks.inpainting.metrics import cell, metrics_for, psnr, recovered, ssim
+from rub.tasks.inpainting.metrics import PAIRED, cell, metrics_for, psnr, recovered, split_of, ssim
 from rub.tasks.inpainting.stages import SIDES, WEIGHTS, EvalSet, eval_set, model_of, target_of
 from rub.tasks.inpainting.witnesses import save_witnesses
 
@@ -152,7 +152,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         outputs = _together(name, seen)
         outputs = replace(outputs, scores={**outputs.scores, "start": listed["start"]})
         for metric in metrics_for(name, outputs.others, attacked=True):
-            measured.compute(metric, outputs, split=name, **where)
+            measured.compute(metric, outputs, split=split_of(metric, name), **where)
         back, loss, shared = recovered(outputs), outputs.scores["mse_original"], row_of(spec, name)
         curves.append({**shared, **facts})
         samples += [
@@ -241,7 +241,7 @@ def _seen(name: str, delta: Tensor | None, stage: Stage, inputs: Inputs, runtime
 # The outputs of a set beside those that it is compared with: forgotten images with kept ones, steered ones with the
 # same images on the way to their own output.
 def _together(name: str, seen: Mapping[str, Outputs]) -> Outputs:
-    compared = {"forget": {"retain": "retain"}, "steered": {"own": "forget"}}.get(name, {})
+    compared = {"forget": {"retain": "retain"}, "steered": {PAIRED: "forget"}}.get(name, {})
     beside = {role: seen[other] for role, other in compared.items() if other in seen}
     return replace(seen[name], others={**seen[name].others, **beside})
 

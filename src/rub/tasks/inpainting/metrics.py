@@ -16,6 +16,7 @@ from rub.metrics.statistics import wilson
 if TYPE_CHECKING:
     from torch import Tensor
 
+PAIRED = "own"  # what steered images are contrasted with: the same ones on the way to their own output
 ROUNDING = 1 / 255**2 / 12  # mean squared error of rounding to 8 bits
 NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
 KEEPS = 0.95  # of the original's skill on kept images: a method that leaves less damaged what it was to keep
@@ -98,7 +99,7 @@ def selectivity(outputs: Outputs) -> NDArray[np.float64]:
 
     Distances below the rounding of 8-bit images count as that.
     """
-    own, count = outputs["own"], len(outputs)
+    own, count = outputs[PAIRED], len(outputs)
     if not np.array_equal(outputs.ids, own.ids[:count]):
         raise ValueError("other images were steered than are attacked")
     distances = (side.scores["mse_original"][:count].astype(np.float64) for side in (outputs, own))
@@ -200,8 +201,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("back", "back", "of the images that had gone without an attack, those that it brings back", back,
            "reference", stage="", attacked=True, facts=threshold),
     Metric("selectivity", "selectivity", "log2 of the distance left to an unrelated output over that to the own",
-           selectivity, "reference", "bits", 1, split="steered", low=-_INF, high=_INF, needs=("own",), stage="",
-           attacked=True, facts=partial(both_ended, "own")),
+           selectivity, "reference", "bits", 1, low=-_INF, high=_INF, needs=(PAIRED,), stage="",
+           attacked=True, facts=partial(both_ended, PAIRED)),
     Metric("recovered", "recovered", "images within the protocol's distance of the original's output", recovered,
            "reference", attacked=True, facts=threshold),
     Metric("residual_knowledge", "excess", "recovered forget images minus the retrained model's", excess, "down",
@@ -236,14 +237,24 @@ def metrics_for(split: str, others: Collection[str] = (), *, attacked: bool = Fa
     """
     found = [item for item in METRICS if set(item.needs) <= set(others) and (item.stage or attacked)]
     if split != "steered":
-        return [item for item in found if item.split != "steered"]
-    return [item for item in found if item.name in ("mse_original", "recovered") or item.split == "steered"]
+        return found
+    return [item for item in found if item.name in ("mse_original", "recovered") or PAIRED in item.needs]
+
+
+def split_of(metric: Metric, split: str) -> str:
+    """Set that a value measured on a set is of: a contrast of steered images with themselves is of the forgotten ones.
+
+    Example:
+        >>> [split_of(metric, "steered") for metric in METRICS if metric.name in ("recovered", "selectivity")]
+        ['forget', 'steered']
+    """
+    return metric.split if PAIRED in metric.needs else split
 
 
 def beside(split: str, splits: Collection[str], *, retrained: bool = False) -> set[str]:
     """What is known beside the outputs of a set where these sets, and perhaps the retrained model, are attacked too."""
     if split == "steered":
-        return {"own"} & {"own" if other == "forget" else other for other in splits}
+        return {PAIRED} if "forget" in splits else set()
     found = {"real", "original"}
     if split == "forget":
         found |= set(splits) & {"retain"} | ({"retrained"} if retrained else set())

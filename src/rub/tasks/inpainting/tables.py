@@ -174,7 +174,7 @@ def _back(source: Source, budget: str) -> list[Table]:
         columns += [
             made("F and control", "recovered", budget, name="all F"),
             made("F and control", "recovered", budget, "steered", name="steered"),
-            made("F and control", "selectivity", budget, "steered"),
+            made("F and control", "selectivity", budget),
             made("F and control", "residual_knowledge", budget),
         ]
         columns += [
