@@ -1,4 +1,4 @@
-"""Speed of UMA on classifiers against torchattacks, foolbox and ART: same model, images, eps, steps and hardware.
+"""Speed of the default search on classifiers against torchattacks, foolbox and ART, at equal strength.
 
     python benchmarks/attack_classification.py                        # synthetic images
     python benchmarks/attack_classification.py --data-root DIR        # CIFAR-10's forgotten class
@@ -6,18 +6,20 @@
 
 A ResNet-18 (CIFAR stem, quarter width) is trained for a moment, then stands in for an unlearned model in two ways:
 ``early`` nudges the forgotten logit down, so that most images are recovered after few steps (what shallow unlearning
-looks like), ``late`` holds it so far down that none is (a retrained or masked model). Every attack must end at the same
-attacked UA within half a point; times include the final scoring of our side.
+looks like), ``late`` holds it so far down that none is (a retrained or masked model). What is timed is a search with
+the fewest of ``--steps`` that recovers 99 % of what all searches together recover, scored on 8-bit images; where
+nothing is, a search of as many passes as the longest. PGD steps are 2.5 eps / steps, ART's Auto-PGD minimises the
+cross-entropy. Times include the final scoring of our side.
 """
 
 import argparse
 import copy
-import math
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,12 @@ from rub.data.samples import to_unit
 from rub.models.network import build_network
 from rub.models.weights import freeze
 from rub.tasks.classification.attacks.base import Budget
-from rub.tasks.classification.attacks.harness import make_target, run_attack
+from rub.tasks.classification.attacks.harness import make_target, run_attack, run_attacks
 from rub.tasks.classification.attacks.uma import uma
+from rub.tasks.classification.attacks.uma_momentum import uma_momentum
 
 CLASSES, FORGOTTEN = 10, 0
+GOALS = {"early": 5.0, "late": 1.5}
 STATS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
 Peer = Callable[[nn.Module, Tensor, Tensor, argparse.Namespace], Tensor]
 
@@ -64,7 +68,7 @@ def fit(images: Tensor, labels: Tensor, steps: int) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         pick = torch.randint(0, len(images), (128,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             loss = F.cross_entropy(model(to_unit(images[pick])).float(), labels[pick])
         optimizer.zero_grad()
         loss.backward()
@@ -112,7 +116,23 @@ def art_pgd(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) ->
     return torch.from_numpy(attack.generate(x.numpy(), np.asarray(y)))
 
 
-PEERS: dict[str, Peer] = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd, "ART": art_pgd}
+def art_apgd(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) -> Tensor:
+    from art.attacks.evasion import AutoProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model, loss=nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=CLASSES, clip_values=(0.0, 1.0)
+    )
+    attack = AutoProjectedGradientDescent(
+        classifier, eps=args.eps, eps_step=2 * args.eps, max_iter=args.steps, targeted=True, nb_random_init=1,
+        batch_size=args.batch, loss_type="cross_entropy", verbose=False,
+    )  # fmt: skip
+    return torch.from_numpy(attack.generate(x.numpy(), np.eye(CLASSES, dtype=np.float32)[np.asarray(y)]))
+
+
+PEERS: dict[str, Peer] = {
+    "torchattacks PGD": torchattacks_pgd, "foolbox PGD": foolbox_pgd, "ART PGD": art_pgd, "ART Auto-PGD": art_apgd,
+}  # fmt: skip
 
 
 def peer_run(peer: Peer, model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> Tensor:
@@ -121,46 +141,62 @@ def peer_run(peer: Peer, model: nn.Module, images: Tensor, labels: Tensor, args:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    return 100 * float((torch.cat([model(part) for part in x.split(256)]).argmax(1) == labels).double().mean())
+def reached(model: nn.Module, x: Tensor) -> Tensor:
+    """Which images are recovered, bool (N,), once they are rounded to 8 bits."""
+    x = (x * 255).round() / 255
+    return torch.cat([model(part) for part in x.split(256)]).argmax(1) == FORGOTTEN
 
 
 def compare(mode: str, share: float, original: nn.Module, images: Tensor, args: argparse.Namespace) -> bool:
-    """Time every attack on one model; print rates, ratios and UA; return whether the goals hold."""
+    """Time every search on one model and budget; print times and shares; return whether the goal holds."""
     labels = torch.full((len(images),), FORGOTTEN)
     model = held_down(original, images, share)
     target = make_target(original, model, images, labels, args.batch, torch.device("cpu"))
     context = AttackContext(seed=0, ids=torch.arange(len(images)), batch_size=args.batch)
-    parameters = {
-        "divergence": "ce", "steps": args.steps, "step_size": args.alpha / args.eps, "finish_below": math.inf
-    }  # fmt: skip
-    short = argparse.Namespace(**{**vars(args), "steps": 1})
-    for peer in PEERS.values():  # imports and first calls are nobody's speed
-        peer_run(peer, model, images[: args.batch], labels[: args.batch], short)
-    start = time.perf_counter()
-    found = run_attack(uma, parameters, target, images, Budget(args.levels), context)
-    seconds = {"rub": time.perf_counter() - start}
-    ua = {"rub": 100 * found.success_curve[-1]}
-    for name, peer in PEERS.items():
-        start = time.perf_counter()
-        probes = peer_run(peer, model, images, labels, args)
-        seconds[name] = time.perf_counter() - start
-        # The peers return float images; as files they would be rounded, which is what is scored here.
-        ua[name] = accuracy(model, (probes * 255).round() / 255, labels)
-    rate = {name: len(images) / value for name, value in seconds.items()}
-    for name, value in rate.items():
-        spent = found.evaluations / len(images) if name == "rub" else args.steps
+
+    def own(steps: int) -> Tensor:
+        runs = [(uma_momentum, {"divergence": name, "steps": steps // 2}) for name in ("kl", "margin")]
+        runs = [(function, {**given, "finish_below": torch.inf}) for function, given in runs]
+        return run_attacks(runs, target, images, Budget(args.levels), context).step >= 0
+
+    def theirs(peer: Peer, steps: int) -> Tensor:
+        given = argparse.Namespace(**{**vars(args), "steps": steps, "alpha": 2.5 * args.eps / steps})
+        return reached(model, peer_run(peer, model, images, labels, given))
+
+    searches: dict[str, Callable[[int], Tensor]] = {"RUB": own}
+    searches |= {name: partial(theirs, peer) for name, peer in PEERS.items()}
+    timed: dict[str, list[tuple[int, float, Tensor]]] = {}
+    for name, search in searches.items():
+        search(2)  # imports and first calls are nobody's speed
+        timed[name] = []
+        for steps in args.steps:
+            start = time.perf_counter()
+            hits = search(steps)
+            timed[name].append((steps, time.perf_counter() - start, hits))
+    union = torch.stack([hits for runs in timed.values() for _, _, hits in runs]).any(0).sum()
+    seconds = {}
+    for name, runs in timed.items():
+        enough = [(steps, spent) for steps, spent, hits in runs if union and hits.sum() >= 0.99 * union]
+        steps, spent = min(enough, key=lambda run: run[1]) if enough else runs[-1][:2]
+        if enough or not union:
+            seconds[name] = spent
+        hit = 100 * float(runs[-1][2].double().mean())
+        note = "" if enough or not union else "   does not reach 99 % of the union"
         print(
-            f"{mode:5s} {name:12s} {value:7.1f} images/s   UA {ua[name]:6.2f}   evaluations/image {spent:.1f}",
+            f"{mode:5s} {args.levels}/255 {name:17s} {spent:7.2f} s at {steps:3d} steps   UA {hit:6.2f}{note}",
             flush=True,
         )
-    fastest = max(rate[name] for name in PEERS)
-    goal = {"early": 5.0, "late": 1.5}[mode]
-    gap = max(abs(ua["rub"] - ua[name]) for name in PEERS)
-    good = rate["rub"] >= goal * fastest and gap <= 0.5
+    if "RUB" not in seconds:
+        print(f"{mode:5s} {args.levels}/255 RUB DOES NOT REACH 99 % of the union")
+        return False
+    ratio = min((value for name, value in seconds.items() if name != "RUB"), default=float("inf")) / seconds["RUB"]
+    good = ratio >= GOALS[mode]
     verdict = "holds" if good else "DOES NOT HOLD"
-    ratio = rate["rub"] / fastest
-    print(f"{mode:5s} ratio to the fastest peer {ratio:.2f} (goal {goal}), UA gap {gap:.2f} (goal 0.5): {verdict}")
+    share_found = 100 * float(union) / len(images)
+    print(
+        f"{mode:5s} {args.levels}/255 union {share_found:.1f} %, {ratio:.2f} times the fastest peer"
+        f" (goal {GOALS[mode]}): {verdict}"
+    )
     return good
 
 
@@ -182,7 +218,7 @@ def memory_of(count: int, args: argparse.Namespace) -> None:
     labels = torch.zeros(count, dtype=torch.int64)
     target = make_target(model, model, images, labels, args.batch, torch.device("cpu"))
     context = AttackContext(seed=0, ids=torch.arange(count), batch_size=args.batch)
-    run_attack(uma, {"steps": args.steps}, target, images, Budget(8), context)
+    run_attack(uma, {"steps": args.steps[0]}, target, images, Budget(8), context)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -190,17 +226,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="folder with cifar-10-batches-py; synthetic images without it")
     parser.add_argument("--images", type=int, default=512, help="forgotten images to attack")
-    parser.add_argument("--levels", type=int, default=8, help="eps in 1/255")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 8], help="eps in 1/255")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--train-steps", type=int, default=120)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--memory", action="store_true", help="compare peak memory instead of speed")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.eps = args.levels / 255
-    args.alpha = 2.5 * args.eps / args.steps
-    return args
+    return parser.parse_args()
 
 
 def main() -> int:
@@ -215,10 +248,15 @@ def main() -> int:
     images, labels = load(args)
     original = fit(images, labels, args.train_steps)
     forget = images[labels == FORGOTTEN][: args.images]
-    clean = accuracy(original, to_unit(forget), torch.full((len(forget),), FORGOTTEN))
-    setting = f"{len(forget)} images, eps {args.levels}/255, {args.steps} steps, {torch.get_num_threads()} threads"
-    print(f"{setting}; the original's UA {clean:.1f}", flush=True)
-    results = [compare(mode, share, original, forget, args) for mode, share in (("early", 0.1), ("late", 0.0))]
+    known = 100 * float(reached(original, to_unit(forget)).double().mean())
+    print(f"{len(forget)} images, {torch.get_num_threads()} threads; the original's UA {known:.1f}", flush=True)
+    results = [
+        compare(
+            mode, share, original, forget, argparse.Namespace(**{**vars(args), "levels": level, "eps": level / 255})
+        )
+        for level in args.levels
+        for mode, share in (("early", 0.1), ("late", 0.0))
+    ]
     return 0 if all(results) else 1
 
 

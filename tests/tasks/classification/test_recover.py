@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import rub
+from rub.attacks.base import Probes
 from rub.data.samples import Samples
 from rub.data.splits import load_dataset
 from rub.errors import RubError
@@ -135,6 +136,21 @@ def test_budgets_grow_from_one_another_when_asked_to():
     assert apart.eps == warm.eps == (2, 8, 16)
     assert (warm.recovered[1:] >= warm.recovered[:-1]).all()
     assert torch.equal(apart.probes[0], warm.probes[0]) and not torch.equal(apart.probes[2], warm.probes[2])
+
+
+def test_a_budget_that_misses_what_a_smaller_one_found_has_not_converged():
+    def whole(target, images, budget, context):
+        """A search that works at 40/255 alone, and says of itself that it is done."""
+        found = images.clone() if budget.levels > 40 else rub.recover(
+            target.model, ORIGINAL, images, target.labels, budget.levels, batch_size=12, device="cpu"
+        ).probes[0]  # fmt: skip
+        count = len(images)
+        nothing = torch.full((count,), -1)
+        return Probes(found, torch.zeros(count), nothing, (0.0, 0.0), (1.0, 1.0), count, converged=True)
+
+    result = rub.recover(UNLEARNED, ORIGINAL, IMAGES, LABELS, (40, 60), attack=whole)
+    assert result.shares[0] > result.shares[1] + 0.01
+    assert result.converged == (True, False)
 
 
 def test_a_result_is_told_in_rows_in_json_in_80_columns_and_as_html():

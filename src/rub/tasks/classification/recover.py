@@ -21,7 +21,7 @@ from rub.pipeline.callback import Progress, silent
 from rub.pipeline.execution import one_line
 from rub.registry import ATTACKS, Entry
 from rub.tasks.classification.attacks.base import Attack, Budget
-from rub.tasks.classification.attacks.harness import make_target, run_attack
+from rub.tasks.classification.attacks.harness import MISSED, make_target, run_attack
 from rub.training.device import tf32
 
 
@@ -101,7 +101,10 @@ class Recovery:
 
     @property
     def converged(self) -> tuple[bool, ...]:
-        """Whether the search had levelled off at each budget; where it had not, more steps may recover more."""
+        """Whether the search had levelled off at each budget; where it had not, more steps may recover more.
+
+        One that misses images which a smaller budget recovered has not.
+        """
         return tuple(self.found[eps].converged for eps in self.eps)
 
     @property
@@ -239,6 +242,7 @@ def recover(
             for level in budgets:
                 found[level] = run_attack(function, parameters, target, samples.images, Budget(level), context)
                 context = replace(context, start=found[level].inputs) if warm_start else context
+            found = _consistent(found)
     except Diverged as error:
         raise RubError(str(error)) from None
     except RubError:
@@ -297,6 +301,16 @@ def _attack(attack: Any, given: Mapping[str, Any]) -> tuple[str, Attack, dict[st
         function = attack if ready else adapt(attack)
         entry = Entry(function.__name__, "classification", "", function, "caller")
     return entry.name, entry.load(), resolve(entry, given, "recover")
+
+
+def _consistent(found: Mapping[int, Probes]) -> dict[int, Probes]:
+    # what a smaller budget recovered lies within every larger one
+    checked, known = {}, torch.tensor(False)
+    for level, probes in sorted(found.items()):
+        missed = float((known & (probes.step < 0)).double().mean())
+        checked[level] = replace(probes, converged=probes.converged and missed <= MISSED)
+        known = known | (probes.step >= 0)
+    return checked
 
 
 def _share(hits: Tensor) -> dict[str, float]:
