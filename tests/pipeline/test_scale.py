@@ -36,7 +36,7 @@ def inputs():
 
 def run(inputs, method, metrics, tmp_path):
     cells = tuple({**WHERE, "method": method, "metric": m, "unlearn_seed": None} for m in metrics)
-    stage = SimpleNamespace(spec={"method": method, "originals": {}}, cells=cells)
+    stage = SimpleNamespace(spec={"method": method, "originals": {}, "rising": {"auc": True}}, cells=cells)
     place_on_scale(stage, inputs, tmp_path, None)
     return json.loads((tmp_path / "rows.json").read_text())
 
@@ -45,11 +45,11 @@ def test_a_method_stands_where_the_scale_has_its_value(inputs, tmp_path):
     [row] = run(inputs, "ft", ["auc_dose"], tmp_path)
     percent = {"retrain": 0, "dose-2": 2, "dose-10": 10, "original": 100}
     scale = {percent[m]: [Measurement(v, v - 0.01, v + 0.01) for v in values] for m, values in DOSES.items()}
-    found = dose_equivalent(scale, [Measurement(v, v - 0.01, v + 0.01) for v in (0.5, 0.52)], seed=0)
+    found = dose_equivalent(scale, [Measurement(v, v - 0.01, v + 0.01) for v in (0.5, 0.52)], seed=0, rising=True)
     assert (row["value"], row["ci_low"], row["ci_high"]) == (found.percent, found.low, found.high)
     assert 2 < row["value"] < 10 and row["unlearn_seed"] is None and row["n"] == 2
     spearman, smallest = run(inputs, "doses", ["auc_spearman", "auc_smallest"], tmp_path)
-    said = validity(scale, seed=0)
+    said = validity(scale, seed=0, rising=True)
     assert (spearman["value"], smallest["value"], spearman["n"]) == (said.spearman, said.smallest, 7)
 
 

@@ -118,6 +118,8 @@ class Metric:
         seeded: whether it has a value for each membership seed, with the shadow models of that seed.
         classwise: whether it takes whole classes that are forgotten.
         stage: kind of the stage that measures it without an attack; "" where none does.
+        knowledge: ``"rises"`` or ``"falls"`` with what is left of the forgotten knowledge, which puts it on the dose
+            scale; "" of what is no measure of that.
         attacked: whether it is measured on what every attack of the protocol found for `split`.
         optional: whether it may be left out, so that no row of it is missed.
         facts: outputs -> further record fields, such as ``extractor`` and ``setting``: what the value depends on.
@@ -138,6 +140,7 @@ class Metric:
     seeded: bool = False
     classwise: bool = False
     stage: str = "measure"
+    knowledge: Literal["rises", "falls", ""] = ""
     attacked: bool = False
     optional: bool = False
     facts: Callable[[Outputs], Mapping[str, Any]] | None = None
@@ -177,6 +180,7 @@ def metric(
     shadows: int = 0,
     seeded: bool = False,
     attacked: bool = False,
+    knowledge: Literal["rises", "falls", ""] = "",
 ) -> Callable[[Callable[[Outputs], Found]], Metric]:
     """Register a metric: ``def f(outputs: Outputs) -> float``, or bool (N,) for a share of samples.
 
@@ -198,6 +202,7 @@ def metric(
         shadows: as `Metric.shadows`.
         seeded: as `Metric.seeded`.
         attacked: as `Metric.attacked`.
+        knowledge: as `Metric.knowledge`.
 
     Example:
         >>> from rub.registry import scoped
@@ -217,7 +222,7 @@ def metric(
         made = Metric(
             name, title or name, meaning, function, direction, unit, decimals, split,
             ends[0] if low is None else low, ends[1] if high is None else high,
-            needs=tuple(needs), shadows=shadows, seeded=seeded, attacked=attacked,
+            needs=tuple(needs), shadows=shadows, seeded=seeded, attacked=attacked, knowledge=knowledge,
         )  # fmt: skip
         METRICS.add(Entry(name, task, meaning, made, function.__module__))
         return made

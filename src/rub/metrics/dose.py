@@ -29,6 +29,7 @@ WHOLE = 100.0
 DOSES = "doses"  # the row of what is said of metrics themselves
 DOSE, SPEARMAN, SMALLEST = "_dose", "_spearman", "_smallest"  # behind a metric's name
 FLAT = "does not rise"  # said of a metric that does not go with the dose, up or down
+_ELSEWHERE = ("retain", "steered", "other")
 _ROW = re.compile(r"dose-(\d+(?:\.\d+)?)")
 _DRAWS = 2000
 _CLOSE = 1e-9  # of the fit's range: values this near are equal
@@ -148,20 +149,24 @@ def dose_of(method: str) -> float | None:
 
 
 def cells_on_scale(
-    method: str, cells: Iterable[Mapping[str, Any]], scale: Iterable[Mapping[str, Any]]
+    method: str, cells: Iterable[Mapping[str, Any]], scale: Iterable[Mapping[str, Any]], metrics: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Cells of a method's dose-equivalents, or of `DOSES`, given the cells that it and the dose models are measured in.
+    """Cells of a method's dose-equivalents, or of `DOSES`.
 
-    What should be high of any model, such as the accuracy on what was kept, has none; nor has another metric less that
-    of the retrained model, or what a search does to images that were kept.
+    Args:
+        method: the row.
+        cells: those that it is measured in.
+        scale: those that the dose models are measured in.
+        metrics: measures of what is left, with the images that each is of; what they say of kept images, or of a search
+            elsewhere, has no place.
     """
 
     def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
 
     def useful(cell: Mapping[str, Any]) -> bool:
-        of_kept = cell["attack"] != "none" and cell["split"] in ("retain", "steered")
-        return cell["direction"] != "up" and not of_kept and not cell["metric"].startswith("residual_")
+        own = metrics.get(cell["metric"])
+        return own is not None and (cell["split"] == own or cell["split"] not in _ELSEWHERE)
 
     left = {place(cell) for cell in scale if useful(cell)}
     for cell in cells:

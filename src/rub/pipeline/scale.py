@@ -31,7 +31,7 @@ Found = Mapping[Place, Mapping[str, list[Measurement]]]
 def place_on_scale(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
     """Write the dose-equivalents of one method, or, for `DOSES`, how each metric goes with the dose."""
     found = measurements(inputs.values(), stage.spec["originals"])
-    rows = list(_rows(stage.spec["method"], stage.cells, found))
+    rows = list(_rows(stage.spec["method"], stage.cells, found, stage.spec["rising"]))
     (out / "rows.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
 
@@ -59,7 +59,9 @@ def measurements(artifacts: Iterable[Artifact], originals: Mapping[str, int]) ->
     return found
 
 
-def _rows(method: str, cells: Iterable[Mapping[str, Any]], found: Found) -> Iterator[dict[str, Any]]:
+def _rows(
+    method: str, cells: Iterable[Mapping[str, Any]], found: Found, rising: Mapping[str, bool]
+) -> Iterator[dict[str, Any]]:
     for cell in cells:
         metric, _, what = cell["metric"].rpartition("_")
         models = found[_place({**cell, "metric": metric})]
@@ -68,11 +70,11 @@ def _rows(method: str, cells: Iterable[Mapping[str, Any]], found: Found) -> Iter
             yield {**cell, "value": None, "n": 0}
             continue
         if method != DOSES:
-            at = dose_equivalent(scale, models[method], seed=0)
+            at = dose_equivalent(scale, models[method], seed=0, rising=rising[metric])
             ends = {"ci_low": at.low, "ci_high": at.high}
             yield {**cell, "value": at.percent, **ends, "n": len(models[method]), "setting": at.side}
             continue
-        said = validity(scale, seed=0)
+        said = validity(scale, seed=0, rising=rising[metric])
         value = said.spearman if f"_{what}" == SPEARMAN else said.smallest
         yield {
             **cell,
