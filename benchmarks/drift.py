@@ -17,6 +17,7 @@ from torch import nn
 
 from rub.data.samples import Samples
 from rub.data.sources import load_images
+from rub.errors import Diverged
 from rub.metrics.statistics import wilson
 from rub.models.formats.classifier import load_weights
 from rub.models.network import build_network
@@ -71,7 +72,11 @@ def main() -> None:
             for mode in ("train", "eval"):
                 given: dict[str, Any] = {"lr": lr, "epochs": args.passes, "batch_norm": mode}
                 method = METHODS.get(name, "classification").load()
-                made = method(copy.deepcopy(original), forget, retain, CONTEXT, **given)
+                try:
+                    made = method(copy.deepcopy(original), forget, retain, CONTEXT, **given)
+                except Diverged:
+                    print(f"| {name} | {lr:g} | {mode} | diverged | |", flush=True)
+                    continue
                 print(f"| {name} | {lr:g} | {mode} | {share(made, forget)} | {share(made, kept)} |", flush=True)
 
 
