@@ -13,7 +13,7 @@ together have six degrees of freedom. Where no dose has two seeds the intervals 
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,7 +149,7 @@ def dose_of(method: str) -> float | None:
 
 
 def cells_on_scale(
-    method: str, cells: Iterable[Mapping[str, Any]], scale: Iterable[Mapping[str, Any]], metrics: Mapping[str, str]
+    method: str, cells: Iterable[Mapping[str, Any]], scale: Iterable[Mapping[str, Any]], metrics: Container[str]
 ) -> Iterator[dict[str, Any]]:
     """Cells of a method's dose-equivalents, or of `DOSES`.
 
@@ -157,18 +157,13 @@ def cells_on_scale(
         method: the row.
         cells: those that it is measured in.
         scale: those that the dose models are measured in.
-        metrics: measures of what is left, with the images that each is of; what they say of kept images, or of a search
-            elsewhere, has no place.
+        metrics: measures of what is left; what they say of kept images, or of a search elsewhere, has no place.
     """
 
     def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
 
-    def useful(cell: Mapping[str, Any]) -> bool:
-        own = metrics.get(cell["metric"])
-        return own is not None and (cell["split"] == own or cell["split"] not in _ELSEWHERE)
-
-    left = {place(cell) for cell in scale if useful(cell)}
+    left = {place(cell) for cell in scale if cell["metric"] in metrics and cell["split"] not in _ELSEWHERE}
     for cell in cells:
         if place(cell) not in left:
             continue

@@ -170,12 +170,11 @@ class GraphBuilder(ABC, Generic[E]):
             cell for row, made in measuring.items() if row[0] in self.doses for stage in made for cell in stage.cells
         ]
         methods = dict.fromkeys(method for method, _ in measured if dose_of(method) is None)
-        metrics = [item for item in metrics_of(self.task) if item.knowledge]
-        shared = {"originals": originals, "rising": {item.name: item.knowledge == "rises" for item in metrics}}
-        splits = {item.name: item.split for item in metrics}
+        rising = {item.name: item.knowledge == "rises" for item in metrics_of(self.task) if item.knowledge}
+        shared = {"originals": originals, "rising": rising}
         for method in (DOSES, *methods):
             own = [stage for row, made in measuring.items() if row[0] == method for stage in made]
-            cells = cells_on_scale(method, [cell for stage in own for cell in stage.cells] or scale, scale, splits)
+            cells = cells_on_scale(method, [cell for stage in own for cell in stage.cells] or scale, scale, rising)
             text = "how metrics go with the dose" if method == DOSES else f"dose-equivalents of {method}"
             inputs = {stage.label: stage for stage in (*doses, *own)}
             yield self.stage("scale", text, {"method": method, **shared}, inputs, cost=1000, cells=cells)
