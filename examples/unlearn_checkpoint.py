@@ -34,7 +34,7 @@ def main() -> None:
     model = build_network(arguments.arch, num_classes=10, mean=images.mean, std=images.std)
     load_weights(arguments.checkpoint, model)  # sets the mean and std that this checkpoint was trained with
     forgotten = images.train.labels == arguments.forget_class
-    context = UnlearnContext(seed=0, num_classes=10, forget_classes=(arguments.forget_class,), precision="bfloat16")
+    context = UnlearnContext(seed=0, num_classes=10, forget_classes=(arguments.forget_class,))
     kept = (~forgotten).nonzero()[:, 0]
     kept = kept[torch.randperm(len(kept), generator=context.generator("share"))[: arguments.retain_samples]]
     forget, retain = images.train.select(forgotten.nonzero()[:, 0]), images.train.select(kept)

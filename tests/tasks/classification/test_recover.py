@@ -161,13 +161,13 @@ def test_a_result_is_told_in_rows_in_json_in_80_columns_and_as_html():
     assert [row["recovered"] for row in rows[:12]] == result.clean.tolist()
     assert all(row["linf"] <= row["eps"] and row["original"] for row in rows)
     facts = json.loads(json.dumps(result.to_dict()))
-    assert facts["attack"] == "uma" and facts["parameters"]["steps"] == 4 and facts["original"]["share"] == 1
+    assert facts["attack"] == "uma-momentum" and facts["parameters"]["steps"] == 4 and facts["original"]["share"] == 1
     assert facts["eps"]["16"]["share"] == pytest.approx(result.shares[1])
     assert facts["eps"]["16"]["low"] <= facts["eps"]["16"]["share"] <= facts["eps"]["16"]["high"]
     assert len(facts["eps"]["16"]["success_curve"]) == 5
     lines = repr(result).split("\n")
     assert len(lines) == 6 and all(len(line) <= 80 for line in lines)
-    assert lines[0] == "Recovery of 12 images by uma" and lines[2].split()[:4] == ["original,", "clean", "100.0", "%"]
+    assert lines[0] == "Recovery of 12 images by uma-momentum" and lines[2].split()[:4] == ["original,", "clean", "100.0", "%"]
     named = rub.recover(
         UNLEARNED, ORIGINAL, IMAGES, LABELS, eps=1, attack=rub.attacks.adapt(lambda m, x, y, e: x, name="<b>")
     )
@@ -223,12 +223,12 @@ REFUSED = {
     "NaN": ({"unlearned": broken(torch.nan)}, "the unlearned model's outputs are not finite on 12 images"),
     "NaN before": ({"original": broken(torch.nan)}, "original: its outputs are not finite"),
     "no images": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images: there are none"),
-    "no gradient": ({"unlearned": Blind(UNLEARNED)}, "attack 'uma': RuntimeError: element 0 of tensors"),
+    "no gradient": ({"unlearned": Blind(UNLEARNED)}, "attack 'uma-momentum': RuntimeError: element 0 of tensors"),
     "no such device": ({"device": "gpu"}, "device 'gpu': Expected one of"),
     "no batch": ({"batch_size": 0}, "batch_size = 0: should be 1 or more"),
     "an unknown attack": ({"attack": "umma"}, "unknown classification attack 'umma': did you mean 'uma'?"),
     "an unknown parameter": ({"step": 3}, "did you mean 'steps'?"),
-    "a value out of range": ({"steps": 0}, "recover (uma): steps = 0"),
+    "a value out of range": ({"steps": 0}, "recover (uma-momentum): steps = 0"),
 }
 
 

@@ -188,7 +188,7 @@ def recover(
     labels: Any = None,
     eps: int | float | Iterable[int | float] = (1, 2, 8),
     *,
-    attack: str | Callable[..., Any] = "uma",
+    attack: str | Callable[..., Any] = "uma-momentum",
     batch_size: int = 256,
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -218,7 +218,7 @@ def recover(
         ids: integers (N,), which decide each image's random numbers; None: 0 to N - 1.
         warm_start: whether each budget starts from the probes of the next smaller one, as in ``rub-audit-2``.
         progress: called as ``progress(done, total, note)``.
-        hyperparameters: of the attack, such as ``divergence="kl"`` and ``steps=100`` of ``uma`` (``rub show uma``).
+        hyperparameters: of the attack, such as ``divergence="margin"`` and ``steps=100`` (``rub show uma-momentum``).
 
     Raises:
         RubError: images, labels, a budget, a model or a hyperparameter that cannot be used.
