@@ -167,7 +167,8 @@ def test_a_result_is_told_in_rows_in_json_in_80_columns_and_as_html():
     assert len(facts["eps"]["16"]["success_curve"]) == 5
     lines = repr(result).split("\n")
     assert len(lines) == 6 and all(len(line) <= 80 for line in lines)
-    assert lines[0] == "Recovery of 12 images by uma-momentum" and lines[2].split()[:4] == ["original,", "clean", "100.0", "%"]
+    assert lines[0] == "Recovery of 12 images by uma-momentum"
+    assert lines[2].split()[:4] == ["original,", "clean", "100.0", "%"]
     named = rub.recover(
         UNLEARNED, ORIGINAL, IMAGES, LABELS, eps=1, attack=rub.attacks.adapt(lambda m, x, y, e: x, name="<b>")
     )
