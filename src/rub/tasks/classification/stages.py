@@ -125,7 +125,7 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
     )
     unlearned = load_model(inputs["unlearned"], dataset).to(runtime.device)
     parts = split(dataset, spec["forget"], spec["validation"])
-    if spec.get("eligible"):
+    if spec.get("eligible") and spec["split"] != "retain":
         samples = eligible(parts, spec["split"], spec["samples"], inputs["original"], dataset, runtime)
     else:
         samples = choose(parts, spec["split"], spec["samples"])
