@@ -14,6 +14,10 @@ class Diverged(Exception):
     """Numbers stopped being finite inside a stage; its cells are marked failed with this reason."""
 
 
+class NothingToMeasure(Exception):
+    """No sample is left that a measurement could be of; its cells are marked failed with this reason."""
+
+
 def unknown(what: str, asked: str, known: Iterable[str]) -> RubError:
     """Build the error for a name that does not exist, with the nearest names that do.
 

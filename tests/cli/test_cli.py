@@ -421,7 +421,7 @@ def test_a_plan_counts_what_is_in_the_store(rub, tiny, tmp_path):
     for said, there in ((empty, 0), (full, 1)):
         counted = {line.split()[0]: [int(part) for part in line.split()[1:5]] for line in said.out.splitlines()[-7:]}
         assert counted["train"] == [2, 2 * there, 0, 2 - 2 * there]
-        assert counted["unlearn"] == [2, 2 * there, 0, 2 - 2 * there]
+        assert counted["unlearn"] == [3, 3 * there, 0, 3 - 3 * there]
         assert set(counted) == {"data", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
 
 
@@ -517,7 +517,7 @@ def test_lists_have_everything(rub):
     metrics = {row["name"]: row["direction"] for row in json.loads(rub("list", "metrics", "--json").out)}
     assert (metrics["ta"], metrics["ra"], metrics["ua"], metrics["mia_shadow"]) == ("up", "up", "down", "down")
     assert {row["name"] for row in json.loads(rub("list", "attacks", "--task", "classification", "--json").out)} == {
-        "uma", "uma-apgd", "universal", "square", "noise",
+        "uma", "uma-momentum", "uma-apgd", "universal", "square", "noise",
     }  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_the_paper_suites_are_the_papers():
     )  # fmt: skip
     for name in ("table1-cifar10", "table1-cifar100", "table1-tiny-imagenet"):
         experiment = only(load_suite(name))
-        assert experiment.protocol.name == "rub-paper-1"
+        assert experiment.protocol.name == "rub-paper-2" and experiment.doses
         assert experiment.protocol.attacks["uma"].budgets == (8, 16)
         assert set(experiment.methods) == TABLE1
         assert experiment.dataset.validation > 0, "settings are chosen on images that are held out"

@@ -18,11 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "name": "small",
+    "radius": {"smallest": 4, "largest": 64, "steps": 2},
     "attacks": {
         "uma": {
             "runs": [{"name": "uma", "steps": 2}],
             "budgets": [16],
-            "splits": ["forget", "forget_test", "retain"],
+            "splits": ["forget", "forget_test", "other"],
         }
     },
 }

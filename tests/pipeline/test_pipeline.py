@@ -261,15 +261,17 @@ def test_a_large_plan_is_whole():
     ordered = in_order(graph.stages)
     assert len({item.key for item in ordered}) == len(ordered)
     kinds = {kind: sum(item.kind == kind for item in ordered) for kind in {item.kind for item in ordered}}
-    rows = 1 + 1 + 10 * 15  # original, sham, and ten seeds of retrain and fourteen methods
+    rows = 1 + 3 + 10 * 15  # original, sham, zero-row, drift, and ten seeds of retrain and fourteen methods
+    doses = 5 * 2  # of two seeds; of attacks they have the main one
     assert len(experiment.methods) == 14
     assert kinds["data"] == 1
-    assert kinds["train"] == 1 + 10
+    assert kinds["train"] == 1 + 10 + doses
     assert kinds["shadow"] == 5 * 2
-    assert kinds["unlearn"] == 1 + 14 * 10
-    assert kinds["measure"] == rows
-    assert kinds["measure-attack"] == rows * (2 + 1), "uma at 8/255 and 16/255, noise at 16/255"
-    assert kinds["attack"] == rows * (2 * 3 + 1), "three sets of images for uma, one for noise"
+    assert kinds["unlearn"] == 3 + 14 * 10
+    assert kinds["measure"] == kinds["radius"] == kinds["relearn"] == rows + doses
+    assert kinds["measure-attack"] == rows * (2 + 1) + doses * 2, "uma at 8/255 and 16/255, noise at 16/255"
+    assert kinds["attack"] == rows * (2 * 2 + 1) + doses * 2 * 2, "two sets of images for uma, one for noise"
+    assert kinds["scale"] == 1 + 3 + 14, "of the metrics, the controls and the methods"
 
 
 def test_the_memo_keeps_the_most_recently_used():

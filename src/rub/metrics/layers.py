@@ -94,7 +94,7 @@ def few(labels: ArrayLike, forget_classes: Sequence[int], seed: int = 0) -> NDAr
 
     Example:
         >>> few([0, 0, 1, 1, 1, 2, 2, 2], [0]).tolist()
-        [0, 1, 3, 7]
+        [0, 1, 4, 7]
     """
     y, rng = np.asarray(labels), np.random.default_rng(seed)
     forgotten = np.flatnonzero(np.isin(y, forget_classes))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from rub.errors import Diverged, RubError
+from rub.errors import Diverged, NothingToMeasure, RubError
 from rub.pipeline.graph import Stage
 from rub.pipeline.memory import return_freed_memory
 from rub.pipeline.runtime import Runtime, compute
@@ -87,6 +87,8 @@ def attempt(
     except Diverged as error:
         store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: diverged: {error}")
+    except NothingToMeasure as error:
+        return Outcome("failed", reason=f"{stage.label}: {error}")
     except Exception as error:
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # what the stage held would be held until the error is gone

@@ -116,7 +116,7 @@ def test_an_audit_again_reads_everything_from_the_store(ask, monkeypatch):
     def never(*arguments):
         raise AssertionError("an attack is run again")
 
-    monkeypatch.setattr(stages, "run_attack", never)
+    monkeypatch.setattr(stages, "run_attacks", never)
     assert ask("original.pth") == first
 
 
@@ -138,7 +138,7 @@ def test_wrong_checkpoints_are_noticed_before_anything_is_attacked(ask, tmp_path
     def never(*arguments):
         raise AssertionError("an attack is run first")
 
-    monkeypatch.setattr(stages, "run_attack", never)
+    monkeypatch.setattr(stages, "run_attacks", never)
     with pytest.raises(RubError, match="truncated, or no checkpoint at all"):
         ask(tmp_path / "bad.pth", store=tmp_path / "store")
 
@@ -185,7 +185,7 @@ def test_metrics_of_a_plugin_join_an_audit(rub, trained, ask, tmp_path):
     assert (said.code, said.err) == (0, "")
     report = ask("sham.pt", metrics=("again",))
     own = [line for line in report.told if line.startswith("again")]
-    assert own[0].split() == ["again", "original", f"{report.figures.original.value:.3f},", "unlearned", "0.000"]
+    assert own[0].split() == ["again", "original", f"{report.figures.known.value:.3f},", "unlearned", "0.000"]
     assert own[1].startswith(f"again, uma at {report.budget}") and len(own) == 2
     assert own[0] in said.out
     with pytest.raises(RubError, match="unknown classification metric 'agian': did you mean 'again'"):
@@ -206,5 +206,5 @@ def test_a_protocol_of_ones_own_says_which_attack_decides(ask, tmp_path):
 
 
 def test_a_protocol_without_radii_is_refused(ask):
-    with pytest.raises(RubError, match="protocol rub-paper-1 has no 'radius': use rub-audit-2, or give it one"):
+    with pytest.raises(RubError, match="protocol rub-paper-1 searches no radii: give it a 'radius'"):
         ask("sham.pt", protocol="rub-paper-1")

@@ -11,7 +11,7 @@ from torch import nn
 from rub import api, load_suite
 from rub.attacks.base import AttackContext
 from rub.data.samples import Samples
-from rub.errors import RubError
+from rub.errors import NothingToMeasure
 from rub.models.weights import freeze
 from rub.pipeline.graph import in_order
 from rub.pipeline.inline import run_inline
@@ -77,7 +77,7 @@ def test_the_other_class_depends_on_the_image_and_is_not_what_the_model_says():
 
 def test_two_classes_leave_no_other():
     samples = Samples(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([0]), torch.tensor([0]))
-    with pytest.raises(RubError, match="1 kept classes leave no other class"):
+    with pytest.raises(NothingToMeasure, match="1 kept classes leave no other class"):
         other_classes(samples, torch.tensor([1]), [1])
 
 

@@ -1,6 +1,7 @@
 """`rub.audit` on models in memory: the figures and the verdict of the same models saved as checkpoints."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,11 @@ def sets():
     }
 
 
+def unnormalised(figures):
+    """Figures without the normalisation, which a module in memory holds inside."""
+    return replace(figures, normalisation="")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "starts"), [(("original", "unlearned"), 1), (("original", "unlearned", "retrained"), 2)]
@@ -82,7 +88,10 @@ def test_the_same_as_of_checkpoints(models, names, starts, tmp_path):
         "classification", **files, arch="resnet10", width=3, data="digits", forget_classes=(0,),
         protocol=str(tmp_path / "small.yaml"), samples=20, store=tmp_path / "store", runtime=make_runtime(device="cpu"),
     )  # fmt: skip
-    assert live.verdict == saved.verdict and live.figures == saved.figures and live.told == saved.told
+    assert live.verdict == saved.verdict and unnormalised(live.figures) == unnormalised(saved.figures)
+    assert [line for line in live.told if "normalised" not in line] == [
+        line for line in saved.told if "normalised" not in line
+    ]
     assert not live.failures and live.budget == saved.budget
     columns = ("method", "attack", "budget", "metric", "split", "value", "n", "ci_low", "ci_high", "converged")
     rows = [[tuple(getattr(row, name) for name in columns) for row in report.records] for report in (live, saved)]

@@ -500,7 +500,7 @@ def without_classes(tiny, forget):
     suite = load_suite(str(tiny.path), overrides=[f"forget={json.dumps(forget)}"])
     [(_, graph)] = plan(suite, make_runtime(device="cpu"))
     assert len(graph.notes) == 1
-    assert "sham" in graph.notes[0]
+    assert "measures of the head need forgotten classes" in graph.notes[0]
     result = run(suite, store=tiny.store, **CPU)
     assert result.failures == ()
     assert {row.status for row in result.records} == {"ok"}

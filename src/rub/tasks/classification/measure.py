@@ -235,7 +235,7 @@ class View:
 
 def _head(model: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     layer = head(model)
-    if layer is None:
+    if layer is None or not isinstance(getattr(layer, "weight", None), Tensor):
         return None
     weight = cast(Tensor, layer.weight).detach().float().cpu().flatten(1)
     bias = torch.zeros(len(weight)) if layer.bias is None else cast(Tensor, layer.bias).detach().float().cpu()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset, trainable, training_set
-from rub.errors import Diverged, RubError
+from rub.errors import Diverged, NothingToMeasure
 from rub.models.formats.classifier import load_weights
 from rub.models.lookup import hyperparameters_in
 from rub.models.network import build_network
@@ -169,7 +169,7 @@ def eligible(
         runtime: keeps what was found for this process.
 
     Raises:
-        RubError: the original is right on none.
+        NothingToMeasure: the original is right on none.
     """
     pool, stream = parts.forget, "eligible-forget"
     if name == "forget_test":
@@ -182,7 +182,8 @@ def eligible(
 
     known = runtime.cache.get(("eligible", original.key, pool.ids.numpy().tobytes()), right)
     if not known.any():
-        raise RubError(f"the original is right on none of the {len(pool)} {name} images: nothing can be brought back")
+        what = f"the original is right on none of the {len(pool)} {name} images"
+        raise NothingToMeasure(f"{what}: nothing can be brought back")
     order = torch.randperm(len(pool), generator=seeded(0, stream))
     return pool.select(order[known[order]][:count].sort().values)
 

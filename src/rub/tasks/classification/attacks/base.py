@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rub.attacks.base import Probes
 from rub.data.samples import Samples
-from rub.errors import RubError
+from rub.errors import NothingToMeasure
 from rub.pipeline.rng import keyed_uniform
 
 
@@ -80,7 +80,7 @@ def other_classes(samples: Samples, said: Tensor, kept: list[int]) -> Tensor:
         kept: classes to draw from.
 
     Raises:
-        RubError: an image is left without another class.
+        NothingToMeasure: an image is left without another class.
 
     Example:
         >>> three = Samples(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0]), torch.tensor([5, 9]))
@@ -90,7 +90,7 @@ def other_classes(samples: Samples, said: Tensor, kept: list[int]) -> Tensor:
     choices = torch.tensor(kept)
     taken = (choices[None] == said[:, None]) | (choices[None] == samples.labels[:, None])
     if bool(taken.all(1).any()):
-        raise RubError(
+        raise NothingToMeasure(
             f"contrast: {len(kept)} kept classes leave no other class than what the model says: three are enough"
         )
     order = keyed_uniform(0, "other class", samples.ids, 0, len(kept)).masked_fill(taken, torch.inf)
