@@ -286,7 +286,7 @@ def left_over(store):
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_there(tiny, copied_store, monkeypatch):
     drop(copied_store, "attack", "measure-attack")
-    real, calls = stage_functions.run_attack, []
+    real, calls = stage_functions.run_attacks, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -294,13 +294,13 @@ def test_an_interrupted_run_goes_on_from_there(tiny, copied_store, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(stage_functions, "run_attack", interrupted)
+    monkeypatch.setattr(stage_functions, "run_attacks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny.suite, store=copied_store, **CPU)
     finished = len(list((copied_store / "attack").iterdir()))
     assert finished == 2
     assert left_over(copied_store) == []
-    monkeypatch.setattr(stage_functions, "run_attack", real)
+    monkeypatch.setattr(stage_functions, "run_attacks", real)
     again = run(tiny.suite, store=copied_store, **CPU)
     attacks = sum(path.is_dir() for path in (tiny.store / "attack").iterdir())
     assert again.counts["done"] == attacks - finished + sum(1 for _ in (tiny.store / "measure-attack").iterdir())
