@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "at_scale.py"
 NAME = "table1-cifar10-resnet18"
-SMALL = ["dataset=digits", "model.arch=resnet10", "model.width=2", "training.epochs=4", "evaluation.attack_samples=8",
+SMALL = ["dataset=digits", "model.arch=resnet10", "model.width=4", "training.epochs=6", "evaluation.attack_samples=8",
+         "training.batch_size=64", "training.schedule=onecycle",
          "evaluation.control_samples=4", "evaluation.retain_samples=200", "seeds.mia=1"]  # fmt: skip
 
 
