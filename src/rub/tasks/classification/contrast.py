@@ -15,12 +15,10 @@ from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.attacks.base import other_classes
 from rub.tasks.classification.attacks.radius import log2_radius, radii
 from rub.tasks.classification.metrics import cell, metrics_of_stage
 from rub.tasks.classification.spec import RadiusSpec
-from rub.tasks.classification.stages import WEIGHTS, eligible, load_model
-from rub.training.classifier import predict
+from rub.tasks.classification.stages import WEIGHTS, eligible, load_model, wrong_classes
 
 
 def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runtime: Runtime) -> None:
@@ -28,16 +26,14 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts, search = split(dataset, spec["forget"], spec["validation"]), RadiusSpec.model_validate(spec["radius"])
     model = freeze(load_model(inputs["unlearned"], dataset)).to(runtime.device)
-    kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
-    setting = f"{len(kept)} kept classes, {normalisation(model)}"
+    setting = f"{len(dataset.classes) - len(parts.forget_classes)} kept classes, {normalisation(model)}"
     measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": setting})
     found: dict[str, NDArray[Any]] = {}
     for name, count in spec["samples"].items():
         samples = eligible(parts, name, count, inputs["original"], dataset, runtime)
-        said = predict(model, samples, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
         context = AttackContext(ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
-        others = other_classes(samples, said, kept)
+        others = wrong_classes(model, samples, parts, dataset, runtime)
         own, other = (radii(model, samples.images, labels, search, context) for labels in (samples.labels, others))
         scores = {key: log2_radius(part, search).double().numpy() for key, part in (("own", own), ("other", other))}
         outputs = Outputs(samples.ids.numpy(), samples.labels.numpy(), scores=scores, spec=spec)

@@ -136,10 +136,15 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
     device = torch.device(runtime.device)
     target = make_target(original, unlearned, source.images, source.labels, runtime.batch_size, device)
     if spec["split"] == "other":
-        said = predict(unlearned, samples, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
-        kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
-        target = target.towards(other_classes(samples, said, kept))
+        target = target.towards(wrong_classes(unlearned, samples, parts, dataset, runtime))
     return samples, target
+
+
+def wrong_classes(model: nn.Module, samples: Samples, parts: Splits, dataset: ImageDataset, runtime: Runtime) -> Tensor:
+    """Kept class for each image, int64 (N,), that is not its own and that the model does not say of it."""
+    said = predict(model, samples, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
+    kept = [label for label in range(len(dataset.classes)) if label not in parts.forget_classes]
+    return other_classes(samples, said, kept)
 
 
 def choose(parts: Splits, name: str, count: int | None) -> Samples:

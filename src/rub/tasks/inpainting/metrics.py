@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from rub.metrics.base import Cells, Counted, Metric, Outputs
 from rub.metrics.generative import frechet_distance, inception_score, kernel_distance, singular_covariance
-from rub.metrics.statistics import wilson
+from rub.metrics.statistics import NORMAL, wilson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRED = "own"  # what steered images are contrasted with: the same ones on the way to their own output
 ROUNDING = 1 / 255**2 / 12  # mean squared error of rounding to 8 bits
-NORMAL = 1.959963984540054  # half width of a 95 % interval in standard deviations
 KEEPS = 0.95  # of the original's skill on kept images: a method that leaves less damaged what it was to keep
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 
