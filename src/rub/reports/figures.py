@@ -227,17 +227,20 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
     own = reporting.robustness
     methods = [name for name in methods if any(_value(board, name, own, step, main) for step in budgets)]
     lines = {reporting.forgotten: own, **reporting.beside}
+    measured = {(record.metric, record.split) for record in records if record.value is not None}
+    looks = zip(lines.items(), _BESIDE[: len(lines)], strict=True)
+    drawn = [(name, axis, look) for (name, axis), look in looks if (axis.metric, axis.split) in measured]
     pixels = ", in 255ths" if any(step.endswith(_PIXELS) for step in budgets) else ""
     figure, panels = _panels(len(methods), own.label, reporting.search + pixels)
     for axes, method in zip(panels, methods, strict=True):
         axes.set(xlim=(-0.2, len(steps) - 0.8), ylim=(-4, 104))
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
-        for (name, axis), look in zip(lines.items(), _BESIDE[: len(lines)], strict=True):
+        for name, axis, look in drawn:
             found = [_value(board, method, axis, budget, main) for budget in steps]
             points = [(k, interval) for k, interval in enumerate(found) if interval is not None]
             _line_and_band(axes, points, label=name, markersize=3.5, **look)
         _entitle(axes, method, task)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(lines), frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(drawn), frameon=False)
     return figure
 
 
