@@ -1,18 +1,22 @@
 """The recovery radius: how far an image has to be changed until the model says a given class."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from rub.attacks.base import AttackContext, check_request
-from rub.attacks.linf import column, project, sign_step
+from rub.attacks.linf import column, sign_step
 from rub.attacks.search import Queue, Scores, State, run_queue
 from rub.data.samples import to_unit
 from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.classification.attacks.base import Target
 from rub.tasks.classification.attacks.scoring import Scorer
 from rub.tasks.classification.spec import RadiusSpec
+
+STEP = (0.25, 0.01)  # of a signed step, as a share of the budget that first succeeded: at the start and end of refining
+CHANGE = (0.2, 0.01)  # of the budget at each step of refining, as a share of it: at the start and at the end
 
 
 def radii(model: nn.Module, images: Tensor, labels: Tensor, spec: RadiusSpec, context: AttackContext) -> Tensor:
@@ -21,14 +25,15 @@ def radii(model: nn.Module, images: Tensor, labels: Tensor, spec: RadiusSpec, co
     0: it says so of the image itself; infinity: no delta up to ``spec.largest`` was found. Images are floats here:
     1/255 is too coarse where models differ most. Per image, budgets double from ``spec.smallest`` until a search of
     ``spec.steps`` signed gradient steps down the margin max_{j != a} z_j - z_a succeeds, each from where the last one
-    ended; then the interval between the largest failure and the smallest success is halved on a log scale until it is
-    narrower than ``spec.precision``. It is an upper bound of the true radius, decided in float32.
+    ended. From there the fast minimum-norm search (Pintor et al. 2021, arXiv 2102.12827) goes on for ``spec.refine``
+    steps: the budget shrinks to below the smallest success after each, grows after each failure, and steps and changes
+    of the budget become smaller along half a cosine. It is an upper bound of the true radius, decided in float32.
 
     Args:
         model: frozen, in eval mode, giving raw logits of [0, 1] images.
         images: uint8 (N, C, H, W).
         labels: int64 (N,), the class that the model is to say of each.
-        spec: budgets, steps and precision.
+        spec: budgets and steps.
         context: ids, batch size, device, progress, checkpointer.
 
     Raises:
@@ -82,31 +87,31 @@ class _Search:
 
     def admit(self, rows: Tensor) -> State:
         clean, row = to_unit(self.images[rows].to(self.device)), rows.to(self.device)
-        budget = torch.full(row.shape, self.spec.smallest, device=self.device)
-        state = {"row": row, "clean": clean, "x": clean, "eps": budget, "low": budget / 2}
-        return {**state, "high": torch.full_like(budget, torch.inf), "nearest": clean, "t": torch.zeros_like(row)}
+        eps = torch.full(row.shape, self.spec.smallest, device=self.device)
+        never = torch.full_like(eps, torch.inf)
+        return {"row": row, "clean": clean, "x": clean, "eps": eps, "first": never, "best": never, "t": row * 0}
 
     def observe(self, state: State) -> tuple[Scores, Tensor]:
         """Gradients, and which images leave: their radius is known, or there is none."""
         score = self.scorer.guide(state["x"], state["row"], gradient=True)
-        reached, distance = score.recovered, 255 * (state["x"] - state["clean"]).abs().flatten(1).amax(1)
-        state["high"] = torch.where(reached, torch.minimum(state["high"], distance), state["high"])
-        state["nearest"] = torch.where(column(reached, state["x"]), state["x"], state["nearest"])
-        failed = ~reached & (state["t"] >= self.spec.steps)
-        state["low"] = torch.where(failed, state["eps"], state["low"])
-        known = state["high"] / state["low"] <= 2**self.spec.precision
-        never = failed & (state["high"] == torch.inf) & (2 * state["eps"] > self.spec.largest)
-        self.found.radius[state["row"]] = state["high"]
-        state["ended"] = reached | failed
+        distance = 255 * (state["x"] - state["clean"]).abs().flatten(1).amax(1)
+        state["reached"], found = score.recovered, state["best"] < torch.inf
+        state["best"] = torch.where(score.recovered, torch.minimum(state["best"], distance), state["best"])
+        state["first"] = torch.where(found, state["first"], state["best"])
+        self.found.radius[state["row"]] = state["best"]
+        state["failed"] = ~score.recovered & ~found & (state["t"] >= self.spec.steps)
+        state["t"] = torch.where(state["failed"] | score.recovered & ~found, 0, state["t"])
+        known = (state["best"] == 0) | found & (state["t"] >= self.spec.refine)
+        never = state["failed"] & (2 * state["eps"] > self.spec.largest)
         return (score.gradient,), known | never
 
     def move(self, state: State, gradient: Tensor) -> None:
-        """The next budget where this one has ended, else a step down the margin."""
-        ended, bracketed = state.pop("ended"), state["high"] < torch.inf
-        middle = (state["low"] * state["high"]).sqrt()
-        state["eps"] = torch.where(ended, torch.where(bracketed, middle, 2 * state["eps"]), state["eps"])
-        radius = column(state["eps"], gradient) / 255
-        step = sign_step(state["x"], gradient, state["clean"], radius / 4, radius)
-        restart = project(torch.where(column(bracketed, step), state["nearest"], state["x"]), state["clean"], radius)
-        state["x"] = torch.where(column(ended, step), restart, step)
-        state["t"] = torch.where(ended, -1, state["t"])  # counted on to 0
+        """A step down the margin within the next budget."""
+        reached, failed, best = state.pop("reached"), state.pop("failed"), state["best"]
+        past = (1 + (math.pi * (state["t"] / max(self.spec.refine, 1)).clamp(max=1)).cos()) / 2  # from 1 to 0
+        length, change = (end + (start - end) * past for start, end in (STEP, CHANGE))
+        wider = torch.where(best < torch.inf, 1 + change, torch.where(failed, 2.0, 1.0))
+        state["eps"] = torch.where(reached, best * (1 - change), (state["eps"] * wider).minimum(best))
+        length = torch.where(best < torch.inf, length * state["first"], state["eps"] / 4)
+        step, radius = (column(value, gradient) / 255 for value in (length, state["eps"]))
+        state["x"] = sign_step(state["x"], gradient, state["clean"], step, radius)
