@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from against_paper import holm, tally
+from against_paper import tally
 from scipy.stats import binomtest, kendalltau
 
 from rub import read_records
@@ -157,10 +157,10 @@ def orders(found: Found, paper: dict[str, dict[str, dict[str, float]]]) -> list[
         ours = {method: after(found, cells, method, "uma") for method in methods}
         pairs = [(a, b) for a, b in combinations(methods, 2) if theirs[a] != theirs[b]]
         tests = [mcnemar(ours[a], ours[b]) for a, b in pairs]
-        signs = holm([(p, int(np.sign(only - other))) for p, only, other in tests])
         means = [float(np.mean(list(ours[method].values()))) for method in methods]
         tau = kendalltau(means, [theirs[method] for method in methods]).statistic
-        lines.append(f"| {name} | {len(ours[methods[0]])} | {tau:.2f} | {tally(pairs, signs, theirs)} |")
+        told = tally(pairs, [(only - other, p) for p, only, other in tests], theirs)
+        lines.append(f"| {name} | {len(ours[methods[0]])} | {tau:.2f} | {told} |")
     return lines
 
 

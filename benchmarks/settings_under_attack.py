@@ -1,10 +1,10 @@
-"""Attack every setting that the declared rule had to choose from: how much of a robustness is the setting's?
+"""Search every setting that the declared rule had to choose from: how much of a robustness is the setting's?
 
     python benchmarks/settings_under_attack.py results/table1-cifar10-resnet10 --data-root data --out settings.json
 
-Reads `hyperparameters.json` and `suite.yaml` of a result folder of classification, and searches with the UMA of its
-protocol on the forgotten images and the held-out seed's models; those that the store has are not made again. Prints
-Markdown: of each setting the gap to retrain, which the rule looks at, beside what the attack finds, which it does not.
+Reads `hyperparameters.json` and `suite.yaml` of a result folder of classification, and measures the recovery radii of
+its protocol on the held-out seed's models; those that the store has are not made again. Prints Markdown: of each
+setting the gap to retrain, which the rule looks at, beside the paired contrast, which it does not.
 """
 
 import argparse
@@ -27,42 +27,43 @@ from rub.store.artifacts import Store
 from rub.tasks.classification.graph import ClassificationGraph
 from rub.tasks.classification.spec import ClassificationExperiment
 
+SHOWN = ("own_radius", "other_radius", "selectivity", "own_reached")
 
-def attacked(experiment: ClassificationExperiment, method: str, given: dict[str, Any], runtime: Runtime) -> list[Stage]:
-    """Return the stages that measure a setting under UMA on the forgotten images, one for each budget."""
-    plan = experiment.protocol.attacks["uma"].model_copy(update={"splits": ("forget",)})
-    protocol = experiment.protocol.model_copy(update={"attacks": {"uma": plan}})
-    alone = held_out(experiment, {method: given}).model_copy(update={"protocol": protocol})
-    graph = ClassificationGraph(alone, runtime.data_root)
+
+def searched(experiment: ClassificationExperiment, method: str, given: dict[str, Any], runtime: Runtime) -> Stage:
+    """The stage that measures the radii of a setting."""
+    graph = ClassificationGraph(held_out(experiment, {method: given}), runtime.data_root)
     graph.shadows = {}
-    return [graph.measure_attack(method, HELD_OUT_SEED, "uma", budget) for budget in graph.budgets("uma")]
+    return next(stage for stage in graph.further(method, HELD_OUT_SEED) if stage.kind == "radius")
 
 
-def recovered(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Return the budget of a measurement, and its UA with N, interval and whether the search had ended."""
-    (row,) = (row for row in rows if row["metric"] == "ua")
-    names = {"ua": "value", "n": "n", "low": "ci_low", "high": "ci_high", "converged": "converged"}
-    return row["budget"], {name: row[field] for name, field in names.items()}
+def contrasts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metric -> value, N and interval over images, of forgotten training images."""
+    names = {"value": "value", "n": "n", "low": "ci_low", "high": "ci_high"}
+    return {
+        row["metric"]: {name: row[field] for name, field in names.items()}
+        for row in rows
+        if row["metric"] in SHOWN and row["split"] == "forget"
+    }
 
 
 def lines(found: list[dict[str, Any]]) -> list[str]:
-    """Return the table."""
-    budgets = list(found[0]["attacked"])
-    heads = ["method", "setting", "gap", "UA none", *(f"UA {budget}" for budget in budgets)]
-    rows = ["| " + " | ".join(heads) + " |", "|:---|:---|" + "---:|" * (len(heads) - 2)]
+    """The table."""
+    rows = ["| method | setting | gap | UA | own | other | selectivity | reached |", "|:---|:---|" + "---:|" * 6]
     for row in found:
         setting = ", ".join(f"{name} {value:g}" for name, value in row["parameters"].items())
         cells = [row["method"], f"**{setting}**" if row["chosen"] else setting, f"{100 * row['gap']:.1f}"]
         cells.append(f"{100 * row['ua']:.1f}")
-        for cell in row["attacked"].values():
-            mark = "" if cell["converged"] else "!"
-            cells.append(f"{100 * cell['ua']:.1f}{mark} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})")
+        own, other, selectivity, reached = (row["contrast"][name] for name in SHOWN)
+        cells += [f"{own['value']:.2f}", f"{other['value']:.2f}"]
+        cells.append(f"{selectivity['value']:+.2f} ({selectivity['low']:+.2f} to {selectivity['high']:+.2f})")
+        cells.append(f"{100 * reached['value']:.0f} ({100 * reached['low']:.0f}-{100 * reached['high']:.0f})")
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
 def main() -> None:
-    """Attack what was tried, and print the table."""
+    """Search what was tried, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="JSON")
@@ -86,19 +87,19 @@ def main() -> None:
             if row["gap"] is None:  # it failed
                 continue
             facts = {"chosen": row["parameters"] == choices[method]["chosen"], "ua": row["values"][0]["ua/forget"]}
-            stages = attacked(experiment, method, row["parameters"], runtime)
+            stage = searched(experiment, method, row["parameters"], runtime)
             found.append(
-                {"method": method, "parameters": row["parameters"], "gap": row["gap"], **facts, "stages": stages}
+                {"method": method, "parameters": row["parameters"], "gap": row["gap"], **facts, "stage": stage}
             )
-    wanted = [stage for row in found for stage in row["stages"]]
+    wanted = [row["stage"] for row in found]
     tasks, store = {"classification": TASKS.get("classification", "classification").load()}, Store(args.store)
     with Display(Console(stderr=True)) as display:
         outcomes = run_inline(wanted, tasks, store, runtime, display, workers=args.workers)
     for row in found:
-        made = [outcomes[stage.key] for stage in row.pop("stages")]
-        if failed := [one.reason for one in made if one.artifact is None]:
-            raise RubError(f"{row['method']} {row['parameters']}: {failed[0]}")
-        row["attacked"] = dict(recovered(one.artifact.json("rows.json")) for one in made if one.artifact)
+        outcome = outcomes[row.pop("stage").key]
+        if outcome.artifact is None:
+            raise RubError(f"{row['method']} {row['parameters']}: {outcome.reason}")
+        row["contrast"] = contrasts(outcome.artifact.json("rows.json"))
     if args.out:
         args.out.write_text(json.dumps({"seed": HELD_OUT_SEED, "settings": found}, indent=1) + "\n")
     print("\n".join(lines(found)))

@@ -4,9 +4,11 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from rub.store.records import SampledRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,12 +21,6 @@ def scripts():
         return [importlib.import_module(name) for name in ("against_paper", "against_paper_table3")]
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-
-
-def test_newcombe_is_the_example_of_his_paper(scripts):
-    # Newcombe (1998), table II, method 10: 56/70 - 48/80
-    low, high = scripts[0].newcombe(80.0, 70, 60.0, 80)
-    assert (round(low, 2), round(high, 2)) == (5.24, 33.39)
 
 
 def test_mcnemar_counts_what_disagrees(scripts):
@@ -50,46 +46,41 @@ def test_seeds_of_one_prompt_are_one_prompt(scripts):
     assert table3.by_seed(found)[2:] == ["| esd-x | 100, 50 |", "| retrain | 0 |"]
 
 
-def test_holm_stops_at_the_first_that_fails(scripts):
-    # .01 <= .05/4, .015 <= .05/3, .03 > .05/2: the last would pass alone
-    assert scripts[0].holm([(0.03, 1), (0.01, -1), (0.04, 1), (0.015, 1)]) == [0, -1, 0, 1]
+def test_the_order_of_a_pair_is_told_where_its_corrected_p_is_small(scripts):
+    pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("b", "d")]
+    theirs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    # .01 <= .05/4 and .015 <= .05/3; .03 > .05/2: the last would pass alone
+    tests = [(-1.0, 0.03), (2.0, 0.01), (-1.0, 0.04), (-1.0, 0.015)]
+    assert scripts[0].tally(pairs, tests, theirs) == "4 | 1 | 1 (a/c) | 2"
 
 
-def test_a_difference_that_every_seed_repeats_is_told(scripts):
-    assert scripts[0].paired_t({0: [3.0], 1: [4.0]}, {0: [1.0], 1: [2.0]}) == (0.0, 1)
-    assert scripts[0].paired_t({0: [3.0]}, {0: [1.0]}) == (1.0, 0)
-    assert scripts[0].paired_t({0: [1.0], 1: [2.0], 2: [4.0]}, {0: [2.0], 1: [4.0], 2: [5.0]})[1] == -1
-
-
-def attacked(method, budget, shares, seeds=2):
-    """Return rows of own, unseen and steered images that come back in these shares, of 100 images each."""
-    cells = (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "retain"))
+def attacked(make_row, method, budget, shares, images=100):
+    """Own, unseen and other images that come back in these shares, of two seeds."""
+    cells = (("ua", "forget"), ("ua_test", "forget_test"), ("ua", "other"))
     return [
-        SimpleNamespace(
-            method=method, metric=metric, split=split, attack="uma", budget=budget, value=share, n=100,
-            unlearn_seed=seed,
-        )
-        for seed in range(seeds)
+        sampled(make_row(method, metric, share, split=split, attack="uma", budget=budget, n=images, unlearn_seed=seed))
+        for seed in range(2)
         for (metric, split), share in zip(cells, shares, strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def test_controls_say_at_every_budget_what_steering_explains(scripts):
+def sampled(row):
+    """The record with an image each, of which the first come back."""
+    values = (np.arange(row.n) < round(row.value * row.n)).astype(float)
+    return SampledRecord.model_construct(**dict(row), ids=np.arange(row.n), values=values)
+
+
+def test_the_curve_shows_where_the_own_class_is_reached_more_often_than_another(scripts, make_row):
     rows = [
-        *attacked("ft", "1/255", (0.5, 0.45, 0.1)), *attacked("ft", "16/255", (0.95, 0.95, 0.93)),
-        *attacked("rl", "16/255", (0.02, 0.0, 0.0)), *attacked("original", "16/255", (0.95, 0.95, 0.1), seeds=1),
+        *attacked(make_row, "ft", "1/255", (0.5, 0.45, 0.1)), *attacked(make_row, "ft", "16/255", (0.95, 0.95, 0.93)),
+        *attacked(make_row, "rl", "16/255", (0.02, 0.0, 0.6)),
     ]  # fmt: skip
-    lines = scripts[0].controls(rows)
-    assert lines[:4] == [
+    assert scripts[0].curve(rows) == [
         "| method | 1/255 | 16/255 |",
         "|:---|---:|---:|",
         "| ft | **50 / 45 / 10** | 95 / 95 / 93 |",
-        "| rl |  | 2 / 0 / 0 |",
+        "| rl | - / - / - | 2 / 0 / 60 |",
     ]
-    said = [line.split(" | ")[-1] for line in lines if line.startswith(("| ft", "| rl", "| original"))][3:]
-    assert said == ["more than steering |", "not told apart from steering |", "nothing came back |", "one model |"]
-    # Newcombe's interval of 50 and 10 of 100 by hand: Wilson .404 to .596 and .055 to .174
-    assert any("| +40.0 (+27.8 to +50.6) |" in line for line in lines)
 
 
 @pytest.mark.slow

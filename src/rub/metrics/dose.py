@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,20 @@ _ELSEWHERE = ("retain", "steered", "other")
 _ROW = re.compile(r"dose-(\d+(?:\.\d+)?)")
 _DRAWS = 2000
 _CLOSE = 1e-9  # of the fit's range: values this near are equal
+
+
+class Place(NamedTuple):
+    """The fields of a record that say which number of a model is meant."""
+
+    metric: str
+    split: str
+    attack: str
+    budget: str
+
+    @classmethod
+    def of(cls, cell: Mapping[str, Any]) -> Self:
+        """Place of a cell, or of a measured row."""
+        return cls(*(cell[name] for name in cls._fields))
 
 
 @dataclass(frozen=True)
@@ -159,15 +173,11 @@ def cells_on_scale(
         scale: those that the dose models are measured in.
         metrics: measures of what is left; what they say of kept images, or of a search elsewhere, has no place.
     """
-
-    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(cell[name] for name in ("metric", "split", "attack", "budget"))
-
-    left = {place(cell) for cell in scale if cell["metric"] in metrics and cell["split"] not in _ELSEWHERE}
+    left = {Place.of(cell) for cell in scale if cell["metric"] in metrics and cell["split"] not in _ELSEWHERE}
     for cell in cells:
-        if place(cell) not in left:
+        if Place.of(cell) not in left:
             continue
-        left.remove(place(cell))
+        left.remove(Place.of(cell))
         for suffix in (SPEARMAN, SMALLEST) if method == DOSES else (DOSE,):
             shared = {"method": method, "unlearn_seed": None, "mia_seed": None, "direction": "reference"}
             yield {**cell, **shared, "metric": cell["metric"] + suffix}

@@ -4,25 +4,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from rub.metrics.dose import DOSES, FLAT, SPEARMAN, Measurement, dose_equivalent, dose_of, validity
+from rub.metrics.dose import DOSES, FLAT, SPEARMAN, Measurement, Place, Validity, dose_equivalent, dose_of, validity
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 from rub.store.records import number
-
-
-class Place(NamedTuple):
-    """The record fields that say which number of a model is meant."""
-
-    metric: str
-    split: str
-    attack: str
-    budget: str
-
 
 Found = Mapping[Place, Mapping[str, list[Measurement]]]
 """Place -> row -> what each model of that row measured there."""
@@ -47,9 +37,9 @@ def measurements(artifacts: Iterable[Artifact], originals: Mapping[str, int]) ->
     for artifact in artifacts:
         for row in artifact.json("rows.json"):
             if row["value"] is not None:
-                values[_place(row), row["method"], row["unlearn_seed"]].append(row)
+                values[Place.of(row), row["method"], row["unlearn_seed"]].append(row)
         for row in artifact.json("values.json") if "values.json" in artifact.manifest["files"] else ():
-            images[_place(row), row["method"], row["unlearn_seed"]][row["sample_id"]] = row["value"]
+            images[Place.of(row), row["method"], row["unlearn_seed"]][row["sample_id"]] = row["value"]
     found: dict[Place, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     for (place, method, seed), rows in values.items():
         own, original = images.get((place, method, seed)), originals.get(f"{method} {seed}", 0)
@@ -62,9 +52,11 @@ def measurements(artifacts: Iterable[Artifact], originals: Mapping[str, int]) ->
 def _rows(
     method: str, cells: Iterable[Mapping[str, Any]], found: Found, rising: Mapping[str, bool]
 ) -> Iterator[dict[str, Any]]:
+    judged: dict[Place, Validity] = {}  # two cells of each metric ask for it
     for cell in cells:
         metric, _, what = cell["metric"].rpartition("_")
-        models = found[_place({**cell, "metric": metric})]
+        place = Place.of({**cell, "metric": metric})
+        models = found[place]
         scale = {dose: measured for row, measured in models.items() if (dose := dose_of(row)) is not None}
         if len(scale) < 2 or (method != DOSES and method not in models):  # a metric may have no value of a model
             yield {**cell, "value": None, "n": 0}
@@ -74,7 +66,9 @@ def _rows(
             ends = {"ci_low": at.low, "ci_high": at.high}
             yield {**cell, "value": at.percent, **ends, "n": len(models[method]), "setting": at.side}
             continue
-        said = validity(scale, seed=0, rising=rising[metric])
+        if place not in judged:
+            judged[place] = validity(scale, seed=0, rising=rising[metric])
+        said = judged[place]
         value = said.spearman if f"_{what}" == SPEARMAN else said.smallest
         yield {
             **cell,
@@ -82,7 +76,3 @@ def _rows(
             "n": said.models,
             "setting": f"p = {said.p:.2g}" + f", {FLAT}" * (not said.rises),
         }
-
-
-def _place(row: Mapping[str, Any]) -> Place:
-    return Place(*(row[name] for name in Place._fields))

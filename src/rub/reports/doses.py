@@ -1,10 +1,10 @@
 """Tables of the dose scale: at which dose of the forget set each method stands, and which metrics can say so."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rub.metrics.base import metrics_of
-from rub.metrics.dose import DOSE, DOSES, FLAT, SMALLEST, SPEARMAN, DoseEquivalent, Side
+from rub.metrics.dose import DOSE, DOSES, FLAT, SMALLEST, SPEARMAN, DoseEquivalent, Side, dose_of
 from rub.reports.grouping import Board, Place, anchor, board_of, is_control, level, row_order
 from rub.reports.table import Cell, Column, Row, Table
 from rub.reports.tables import Source, label
@@ -20,12 +20,13 @@ def on_scale(record: Record) -> bool:
     return record.unlearn_seed is None and record.metric.endswith((DOSE, SPEARMAN, SMALLEST))
 
 
-def dose_tables(source: Source, shown: Sequence[str]) -> list[Table]:
+def dose_tables(source: Source, shown: Sequence[str], counted: str) -> list[Table]:
     """The dose-equivalents of every row, and the validity of every metric; none where no record is on the scale.
 
     Args:
         source: a group with its records, those on the scale among them.
         shown: budgets of the main attack that have columns; the others are in the records.
+        counted: metric that is measured on the whole forget set without an attack, if any: its N is the set's size.
     """
     records = [record for record in source.records if on_scale(record)]
     board = board_of(records)
@@ -38,10 +39,10 @@ def dose_tables(source: Source, shown: Sequence[str]) -> list[Table]:
     wanted.sort(key=lambda place: order.index(place.metric) if place.metric in order else len(order))
     if not wanted:
         return []
-    return [_equivalents(source, board, wanted), _validity(source, board, wanted)]
+    return [_equivalents(source, board, wanted, counted), _validity(source, board, wanted)]
 
 
-def _equivalents(source: Source, board: Board, places: Sequence[Place]) -> Table:
+def _equivalents(source: Source, board: Board, places: Sequence[Place], counted: str) -> Table:
     task = source.group.task
     flat = {place for place in places if _flat(board, place)}
     columns = [
@@ -61,10 +62,21 @@ def _equivalents(source: Source, board: Board, places: Sequence[Place]) -> Table
     notes = (
         "dose: share of the forget set (%) in the training of a model, from scratch, on which the metric has the same"
         " value; below it the 95 % interval over images, dose models and the row's own models",
+        *_counts(source.records, counted),
         "<=, >=: at or beyond the lowest, highest dose that the metric tells apart; [ ] controls",
         *([f"{FLAT}: the metric does not go with the dose, and its doses say nothing"] if flat else []),
     )
     return Table(_title(source, "dose"), f"Dose-equivalents ({label(source.group)})", tuple(columns), rows, notes)
+
+
+def _counts(records: Sequence[Record], counted: str) -> Iterator[str]:
+    """How many images the doses are."""
+    whole = {row.n for row in records if (row.metric, row.split, row.attack) == (counted, "forget", "none") and row.n}
+    doses = sorted({dose for row in records if (dose := dose_of(row.method))})
+    if len(whole) == 1 and doses:
+        (size,) = whole
+        said = ", ".join(f"{dose:g} % {round(size * dose / 100):,}" for dose in doses)
+        yield f"images of the forget set that each dose is: {said}"
 
 
 def _validity(source: Source, board: Board, places: Sequence[Place]) -> Table:

@@ -45,6 +45,7 @@ _BESIDE: Sequence[Mapping[str, Any]] = (  # the forgotten images, then what stan
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": (0, (5, 2)), "marker": "s"},
     {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": "X"},
+    {"color": "#009E73", "linestyle": (0, (4, 1.5, 1, 1.5)), "marker": "D"},
 )
 _PIXELS = "/255"  # the unit of most budgets
 _MARKERS = "os^DvPX<>ph*d8"

@@ -72,7 +72,7 @@ class TaskReport:
         metrics: that the task's own stages measure.
         words: what else tables and figures say -> in plain words.
         captions: first part of a figure's name -> what it shows; ``{main}`` stands for the main attack.
-        beside: words for the legend -> a share of other images that the same search changes, two at most; the caption
+        beside: words for the legend -> a share of other images that the same search changes, three at most; the caption
             ``controls`` belongs to them.
         unlike: rows that the utility of others is measured against, so that their own says nothing.
         search: what a budget is, for the axis of the robustness figure.
@@ -122,7 +122,8 @@ class TaskReport:
         for group, all_ in grouped(records, records[0].task).items():
             own = extracted(all_)
             source = Source(group, own, lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains))
-            found += [part for table in dose_tables(source, self.headline(source.budgets)) for part in fitting(table)]
+            doses = dose_tables(source, self.headline(source.budgets), self.robustness.metric)
+            found += [part for table in doses for part in fitting(table)]
             found += further(replace(source, records=[record for record in own if not on_scale(record)]), shipped)
         return found
 

@@ -203,7 +203,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         rungs = log2(search.largest / search.smallest) + 1
         inputs = {"data": self.data, **self.pair(method, seed)}
         text = f"search radii of {method}, seed {seed}"
-        return self.stage("radius", text, spec, inputs, cost=4.0 * search.steps * rungs * count, cells=cells)
+        return self.stage(
+            "radius", text, spec, inputs, cost=4.0 * (search.steps * rungs + search.refine) * count, cells=cells
+        )
 
     def _relearn(self, method: str, seed: int, tuning: RelearnSpec) -> Stage:
         spec = {"method": method, "seed": seed, **self.parts, "relearn": tuning.model_dump()}

@@ -209,9 +209,11 @@ def _attacks(source: Source, budget: str) -> Table:
 
 def _curve(source: Source) -> Table:
     made = Columns(METRICS, source.main)
-    lines = ("UA", "ua", "forget"), ("test", "ua_test", "forget_test"), ("steer", "ua", "retain")
+    lines = (
+        ("UA", "ua", "forget"), ("other", "ua", "other"), ("test", "ua_test", "forget_test"), ("steer", "ua", "retain"),
+    )  # fmt: skip
     columns = [
-        made(f"{name} at", metric, budget, split, name=budget, controls=name == "steer")
+        made(f"{name} at", metric, budget, split, name=budget, controls=name in ("other", "steer"))
         for name, metric, split in lines
         for budget in ("none", *source.budgets)
     ]
@@ -246,7 +248,7 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
         yield "reached: images that reach their class within the change that takes 9 of 10 to another one"
     if any(column.name == "before" for column in columns):
         yield "before: UA of the attacked images themselves, without the attack"
-    if any(column.name == "other" and column.place and column.place.split == "other" for column in columns):
+    if any(column.place and (column.place.metric, column.place.split) == ("ua", "other") for column in columns):
         yield "other: the same images searched towards another class each; where that works as often, UA is no evidence"
     if any(column.group == "transplant" for column in columns):
         yield "transplant: the original's last layer on these features; TA says whether it fits them at all"
