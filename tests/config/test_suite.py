@@ -35,7 +35,8 @@ METHODS_OF = {
     "classification": TABLE1,
     "inpainting": {"i2i", "salun", "max-loss", "retain-label", "noisy-label", "random-encoder"},
     "text-to-image": {
-        "esd-x", "esd-u", "fmn", "spm", "salun", "erasediff", "scissorhands", "advunlearn", "uce",
+        "esd-x", "esd-u", "fmn", "spm", "salun", "erasediff", "scissorhands", "advunlearn", "uce", "rece",
+        "concept-ablation",
     },
 }  # fmt: skip
 ONE_ESD = {"church": "esd-u", "garbage-truck": "esd-u", "nudity": "esd-x", "parachute": "esd-u", "tench": "esd-u"}

@@ -17,7 +17,8 @@ from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import advunlearn as adv
 from rub.tasks.text_to_image.methods.advunlearn import advunlearn, attack_loss, prefixed, random_tokens
 from rub.tasks.text_to_image.methods.esd import esd_loss, esd_u, esd_x, negative_guidance
-from rub.tasks.text_to_image.methods.uce import edit_matrix, last_tokens, uce
+from rub.tasks.text_to_image.methods.rece import rece, surviving
+from rub.tasks.text_to_image.methods.uce import Edit, directions, edit_matrix, encoded, uce
 
 NONE = torch.empty(0, 1, 8, 8)
 FORGET = Side(("a church", "a photo of a church"), NONE, ())
@@ -331,26 +332,43 @@ def test_a_loss_that_is_not_finite_is_reported(make_model, run):
         run(model, FORGET, RETAIN, context(), **SMALL[run])
 
 
-# UCE.
+# UCE and RECE.
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_the_last_token_is_the_one_before_the_end(model, count):
     prompts = ("", "a church", "a photo of a garbage truck", "the digit seven " * 9)
-    found = last_tokens(freeze(model), prompts, count)
-    for row, prompt in zip(found, prompts, strict=True):
-        length = min(len(model.tokenizer(prompt).input_ids), 16)  # BOS and EOS included
+    found, places = encoded(freeze(model), prompts, count)
+    for row, place, prompt in zip(found, places, prompts, strict=True):
+        assert place == min(len(model.tokenizer(prompt).input_ids), 16) - 2  # BOS and EOS included
         ids = model.tokenizer([prompt], padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-        wanted = model.text_encoder(ids.input_ids)[0][0, length - 2]
-        torch.testing.assert_close(row, wanted.double(), rtol=0, atol=1e-6)
-    assert last_tokens(model, (), count).shape == (0, 32)
+        torch.testing.assert_close(row, model.text_encoder(ids.input_ids)[0][0].double(), rtol=0, atol=1e-6)
+    assert encoded(model, (), count)[0].shape == (0, 16, 32)
+
+
+@pytest.mark.parametrize("anchor", ["", "a photo of a very large chapel"])
+def test_the_last_token_the_end_and_all_padding_are_edited_side_by_side(model, anchor):
+    prompts = ("church", "a photo of a church")
+    edit = directions(freeze(model), prompts, anchor, ("the digit seven",), "last-to-end", 2)
+    (target,) = encode(model, anchor).double()
+    start, row = len(model.tokenizer(anchor).input_ids) - 2, 0
+    for prompt in prompts:
+        own, place = encode(model, prompt)[0].double(), len(model.tokenizer(prompt).input_ids) - 2
+        for step in range(16 - max(place, start)):  # as far as both go
+            torch.testing.assert_close(edit.erased[row], own[place + step], rtol=0, atol=1e-6)
+            torch.testing.assert_close(edit.wanted[row], target[start + step], rtol=0, atol=1e-6)
+            row += 1
+    assert row == len(edit.erased) == len(edit.wanted)
+    torch.testing.assert_close(edit.preserved, encode(model, "the digit seven")[0].double(), rtol=0, atol=1e-6)
+    nothing = directions(model, prompts, anchor, (), "last-to-end", 2).preserved
+    torch.testing.assert_close(nothing, encode(model, "")[0].double(), rtol=0, atol=1e-6)
 
 
 def objective(weight, start, erased, anchor, preserved, lam, erase_scale, preserve_scale):
-    """s_e sum_E |W c - W_0 c*|^2 + s_p sum_P |W c - W_0 c|^2 + lam |W - W_0|^2, prompt by prompt."""
+    """s_e sum_E |W c - W_0 c*|^2 + s_p sum_P |W c - W_0 c|^2 + lam |W - W_0|^2, token by token."""
     total = lam * (weight - start).square().sum()
-    for c in erased:
-        total = total + erase_scale * (weight @ c - start @ anchor[0]).square().sum()
+    for c, wanted in zip(erased, anchor.expand(len(erased), -1), strict=True):
+        total = total + erase_scale * (weight @ c - start @ wanted).square().sum()
     for c in preserved:
         total = total + preserve_scale * (weight @ c - start @ c).square().sum()
     return total
@@ -360,40 +378,86 @@ def objective(weight, start, erased, anchor, preserved, lam, erase_scale, preser
 def test_the_closed_form_is_the_minimum_of_its_objective_and_upstreams_expression(preserved):
     generator = torch.Generator().manual_seed(3)
     random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    start, erased, anchor, kept = random(5, 8), random(3, 8), random(1, 8), random(preserved, 8)
+    start, erased, anchor, kept = random(5, 8), random(3, 8), random(3, 8), random(preserved, 8)
     scales = {"lam": 0.3, "erase_scale": 1.7, "preserve_scale": 0.6}
-    weight = (start @ edit_matrix(erased, anchor, kept, **scales)).requires_grad_()
+    weight = (start @ edit_matrix(Edit(erased, anchor, kept), **scales)).requires_grad_()
     given = (start, erased, anchor, kept, *scales.values())
     (slope,) = torch.autograd.grad(objective(weight, *given), weight)
     assert slope.abs().max() < 1e-10
     left, right = 0.3 * start, 0.3 * torch.eye(8, dtype=torch.float64)
-    for c in erased:
-        left, right = left + 1.7 * torch.outer(start @ anchor[0], c), right + 1.7 * torch.outer(c, c)
+    for c, wanted in zip(erased, anchor, strict=True):
+        left, right = left + 1.7 * torch.outer(start @ wanted, c), right + 1.7 * torch.outer(c, c)
     for c in kept:
         left, right = left + 0.6 * torch.outer(start @ c, c), right + 0.6 * torch.outer(c, c)
     torch.testing.assert_close(weight.detach(), left @ torch.inverse(right))
 
 
 @pytest.mark.parametrize("anchor", ["", "a photo of a chapel"])
-def test_uce_edits_keys_and_values_alone_each_to_its_own_minimum(make_model, anchor):
+@pytest.mark.parametrize("tokens", ["last-to-end", "last"])
+def test_uce_edits_keys_and_values_alone_each_to_its_own_minimum(make_model, anchor, tokens):
     model = make_model()
     before, names = state(model), set(parameter_group(model, "esd-x-strict"))
-    made = uce(model, FORGET, RETAIN, context(anchor=anchor), erase_scale=2.0, preserve_scale=0.5, lam=0.1)
-    assert made is model
+    scales = {"erase_scale": 2.0, "preserve_scale": 0.5, "lam": 0.1}
+    assert uce(model, FORGET, RETAIN, context(anchor=anchor), tokens=tokens, **scales) is model
     assert not model.training
     assert changed(model, before) == names
     with torch.no_grad():
-        erased, kept, one = (
-            torch.stack([encode(model, p)[0, len(model.tokenizer(p).input_ids) - 2] for p in prompts]).double()
-            for prompts in (FORGET.prompts, RETAIN.prompts, (anchor,))
-        )
+        rows = {prompt: encode(model, prompt)[0].double() for prompt in (*FORGET.prompts, *RETAIN.prompts, anchor)}
+    last = {prompt: len(model.tokenizer(prompt).input_ids) - 2 for prompt in rows}
+    ends = {prompt: 16 - max(last[prompt], last[anchor]) if tokens == "last-to-end" else 1 for prompt in FORGET.prompts}
+    erased = torch.cat([rows[prompt][last[prompt] : last[prompt] + ends[prompt]] for prompt in FORGET.prompts])
+    wanted = torch.cat([rows[anchor][last[anchor] : last[anchor] + ends[prompt]] for prompt in FORGET.prompts])
+    everything = tokens == "last-to-end"
+    kept = torch.cat([rows[prompt] if everything else rows[prompt][last[prompt], None] for prompt in RETAIN.prompts])
     for name in names:
         weight = model.get_parameter(name).detach().double().requires_grad_()
         start = before[name].double()
-        given = (start, erased, one, kept, 0.1, 2.0, 0.5)
+        given = (start, erased, wanted, kept, 0.1, 2.0, 0.5)
         (slope,) = torch.autograd.grad(objective(weight, *given), weight)
         (scale,) = torch.autograd.grad(objective(at := start.clone().requires_grad_(), *given), at)
         assert slope.abs().max() < 1e-4 * scale.abs().max()  # the rounding of W to float32
+
+
+def test_what_survives_is_the_minimum_of_its_objective():
+    generator = torch.Generator().manual_seed(5)
+    random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    now, start, c = [random(5, 8), random(7, 8)], [random(5, 8), random(7, 8)], random(8)
+    found = (surviving(now, start, 0.3) @ c).requires_grad_()
+    total = 0.3 * found.square().sum()
+    for weight, before in zip(now, start, strict=True):
+        total = total + (weight @ found - before @ c).square().sum()
+    (slope,) = torch.autograd.grad(total, found)
+    assert slope.abs().max() < 1e-10
+
+
+def test_rece_is_uce_and_then_uce_of_what_survives(make_model):
+    model, twin = make_model(), make_model()
+    names = [name for name in parameter_group(model, "esd-x-strict") if model.get_parameter(name).ndim == 2]
+    original = state(model)
+    before = state(model)
+    assert rece(model, FORGET, RETAIN, context(anchor="a chapel"), rounds=2, ridge=0.05, lam=0.2) is model
+    assert changed(model, before) == set(names)
+    uce(twin, FORGET, RETAIN, context(anchor="a chapel"), lam=0.2)
+    with torch.no_grad():
+        rows = {prompt: encode(twin, prompt)[0].double() for prompt in (*FORGET.prompts, *RETAIN.prompts, "a chapel")}
+    for _ in range(2):
+        before = {name: twin.get_parameter(name).detach().double() for name in names}
+        left, right = 0.05 * torch.eye(32).double(), torch.zeros(32, 32).double()
+        for name in names:
+            left, right = left + before[name].T @ before[name], right + before[name].T @ original[name].double()
+        again = torch.inverse(left) @ right
+        for name in names:
+            top, bottom = 0.2 * before[name], 0.2 * torch.eye(32).double()
+            for prompt in FORGET.prompts:
+                for c, wanted in zip(rows[prompt] @ again.T, rows["a chapel"], strict=True):
+                    top, bottom = top + torch.outer(before[name] @ wanted, c), bottom + torch.outer(c, c)
+            for prompt in RETAIN.prompts:
+                for c in rows[prompt]:
+                    top, bottom = top + 0.1 * torch.outer(before[name] @ c, c), bottom + 0.1 * torch.outer(c, c)
+            with torch.no_grad():
+                twin.get_parameter(name).copy_(top @ torch.inverse(bottom))
+    for name in names:
+        torch.testing.assert_close(model.get_parameter(name), twin.get_parameter(name), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -402,7 +466,7 @@ def test_uce_is_not_random_and_limits_are_what_they_should_be(make_model):
     still = unlearned(make_model, uce, erase_scale=0.0, preserve_scale=3.0)
     for name, value in make_model().named_parameters():
         torch.testing.assert_close(still.get_parameter(name), value, rtol=0, atol=1e-6)
-    hard = uce(make_model(), Side(("a church",), NONE, ()), Side((), NONE, ()), context(), lam=1e-6)
+    hard = uce(make_model(), Side(("a church",), NONE, ()), Side((), NONE, ()), context(), lam=1e-6, tokens="last")
     c, none = encode(hard, "a church")[0, 2], encode(hard, "")[0, 0]
     for name in parameter_group(hard, "esd-x-strict"):
         value, start = hard.get_parameter(name), make_model().get_parameter(name)

@@ -1,4 +1,4 @@
-"""SalUn, EraseDiff, Scissorhands and Forget-Me-Not against their equations, written out here once more."""
+"""SalUn, EraseDiff, Scissorhands, Forget-Me-Not, Concept Ablation against their equations, written out once more."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,10 @@ from torch.nn import functional as F
 
 from rub.config.hyperparameters import resolve
 from rub.errors import Diverged, RubError
+from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import SCHEDULE, Diffusion, frozen
+from rub.models.diffusion.sampling import Sampler, sample
+from rub.models.weights import freeze
 from rub.registry import METHODS
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.methods import fmn as fmn_module
@@ -21,6 +24,7 @@ from rub.tasks.text_to_image.methods._losses import (
     other_prompt,
     redirected_loss,
 )
+from rub.tasks.text_to_image.methods.concept_ablation import anchor_pictures, concept_ablation
 from rub.tasks.text_to_image.methods.erasediff import erasediff, erasediff_loss
 from rub.tasks.text_to_image.methods.fmn import attention_norm, concept_positions, fmn, recorded
 from rub.tasks.text_to_image.methods.salun import saliency_mask, salun, salun_loss
@@ -581,13 +585,15 @@ def test_the_processors_come_back_even_after_an_error(model):
 def test_the_positions_are_those_of_the_concepts_tokens(model):
     caption = "a photo of a garbage truck"
     tokens = model.tokenizer.convert_ids_to_tokens(model.tokenize([caption])[0].tolist())
-    found = concept_positions(model, caption, "garbage truck", use_pooler=False).tolist()
+    found = concept_positions(model, caption, "garbage truck", ends="none").tolist()
     assert "".join(tokens[place] for place in found).replace("</w>", " ").strip() == "garbage truck"
-    with_end = concept_positions(model, caption, "garbage truck", use_pooler=True).tolist()
+    with_end = concept_positions(model, caption, "garbage truck", ends="first").tolist()
     assert with_end == [*found, found[-1] + 1]
     assert tokens[with_end[-1]] == "<|endoftext|>"
-    twice = concept_positions(model, "church church", "church", use_pooler=False)
-    assert len(twice) == 2 * len(concept_positions(model, "church", "church", use_pooler=False))
+    padded = concept_positions(model, caption, "garbage truck", ends="all").tolist()
+    assert padded == [*found, *range(found[-1] + 1, 16)]  # this tokenizer pads with the end of text
+    twice = concept_positions(model, "church church", "church", ends="none")
+    assert len(twice) == 2 * len(concept_positions(model, "church", "church", ends="none"))
     assert twice[0] == 1
 
 
@@ -598,17 +604,19 @@ def test_a_concept_that_is_not_in_the_caption_is_said(model):
         ("a photo of " * 8 + "church", "church"),
     ]:
         with pytest.raises(RubError, match="does not hold the tokens"):
-            concept_positions(model, caption, concept, use_pooler=True)
+            concept_positions(model, caption, concept, ends="first")
     with pytest.raises(RubError, match="template"):
         fmn(model, FORGET, RETAIN, context(), template="a photo")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"real_pictures": False}, {"group": "xattn"}, {"use_pooler": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"real_pictures": False}, {"group": "xattn"}, {"ends": "none"}, {"ends": "first"}]
+)
 def test_fmn_takes_the_attention_off_the_concept(model, settings):
     before, ctx, caption = state(model), context(batch_size=4), "a photo of church"
     one = batch(model, 7, [caption] * 4)
-    places = concept_positions(model, caption, "church", use_pooler=settings.get("use_pooler", True)).tolist()
+    places = concept_positions(model, caption, "church", ends=settings.get("ends", "all")).tolist()
 
     def attention():
         return sum(p[..., places].sum(-1).mean() for p in probabilities_by_hand(model, one.x, one.t, [caption] * 4))
@@ -623,7 +631,7 @@ def test_fmn_takes_the_attention_off_the_concept(model, settings):
 def test_the_first_step_of_fmn_is_adamw_on_the_norm(model):
     before, ctx, caption = state(model), context(), "a photo of church"
     x, t, _, _ = next(drawn(model, FORGET, ctx, "forget", 1))
-    places = concept_positions(model, caption, "church", use_pooler=True).tolist()
+    places = concept_positions(model, caption, "church", ends="all").tolist()
     total = sum(p[..., places].square().sum() for p in probabilities_by_hand(model, x, t, [caption] * 2)).sqrt()
     slope = gradient(total, model)
     norm = flat(slope).norm()
@@ -644,3 +652,50 @@ def test_zeros_need_no_pictures(model):
     before = state(model)
     fmn(model, NOTHING, RETAIN, context(), real_pictures=False, iterations=1, lr=1e-3)
     assert changed(model, before)
+
+
+# Concept Ablation.
+
+
+def test_the_anchors_pictures_are_drawn_by_the_model_under_its_caption(model):
+    given, ctx = freeze(model), context(sampler=Sampler("ddim", 4))
+    found = anchor_pictures(given, "a photo of eight", 3, 3.0, ctx)
+    noise = torch.randn(2, 1, 8, 8, generator=(draws := ctx.generator("anchor-pictures")))
+    noise = torch.cat([noise, torch.randn(1, 1, 8, 8, generator=draws)])
+    contexts = encode(given, ["a photo of eight"]), encode(given, [""])
+    wanted = sample(given, *contexts, noise, torch.full((3,), 3.0), Sampler("ddim", 4))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_concept_ablation_takes_adamw_steps_down_its_loss(make_model, prior):
+    given, twin = make_model(), make_model()
+    ctx = context(anchor="a photo of eight", sampler=Sampler("ddim", 3))
+    settings = {"lr": 1e-3, "weight_decay": 0.1, "clip": 0.05}
+    before = state(given)
+    concept_ablation(given, NOTHING, RETAIN, ctx, pictures=3, prior_weight=prior, iterations=2, **settings)
+    names = set(parameter_group(twin, "esd-x-strict"))
+    assert changed(given, before) == names
+    pictures = anchor_pictures(frozen(twin), "a photo of eight", 3, 7.5, ctx)
+    data, trained = Side((), pictures, ("",) * 3), [twin.get_parameter(name) for name in sorted(names)]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.1)
+    for x, t, noise, _ in drawn(twin, data, ctx, "anchor", 2):
+        with torch.no_grad():
+            wanted = e(twin, x, t, ["a photo of eight"] * 2)
+        loss = mse(e(twin, x, t, ["a photo of church"] * 2), wanted)
+        loss = loss + prior * mse(e(twin, x, t, ["a photo of eight"] * 2), noise)
+        for parameter, slope in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            parameter.grad = slope
+        norm = torch.stack([parameter.grad.norm() for parameter in trained]).norm()
+        for parameter in trained:
+            parameter.grad.mul_((0.05 / (norm + 1e-6)).clamp(max=1.0))
+        optimizer.step()
+    for name in names:
+        torch.testing.assert_close(given.get_parameter(name), twin.get_parameter(name), rtol=0, atol=2e-5)
+
+
+def test_concept_ablation_needs_an_anchor(model):
+    with pytest.raises(RubError, match=r"give concept\.anchor"):
+        concept_ablation(model, FORGET, Side((), torch.empty(0, 1, 8, 8), ()), context())
+    with pytest.raises(RubError, match="template = 'church'"):
+        concept_ablation(model, FORGET, RETAIN, context(anchor="a photo"), template="church")

@@ -19,6 +19,7 @@ SETTINGS = {
     "salun": {"mask_batches": 1},
     "erasediff": {"inner_steps": 2, "every": 4},
     "scissorhands": {"prune_batches": 1},
+    "concept-ablation": {"pictures": 5, "prior_weight": 0.5},
     "advunlearn": {"warmup": 2, "attack_every": 3, "attack_steps": 2, "k": 2, "retain_batch": 2},
 }
 
@@ -33,7 +34,7 @@ def weights(result):
 
 
 def test_every_method_that_takes_steps_is_here():
-    closed_form = {"uce"}
+    closed_form = {"uce", "rece"}
     known = {entry.name for entry in METHODS.entries("text-to-image") if entry.origin == "rub"}
     assert known - closed_form == set(SETTINGS)
 

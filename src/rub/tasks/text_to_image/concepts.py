@@ -97,6 +97,12 @@ def templates() -> Prompts:
     return shipped("templates")
 
 
+def objects() -> tuple[str, ...]:
+    """243 prompts, ``a photo of X``, of everyday things; none of them is in `SHIPPED`."""
+    text = files("rub.tasks.text_to_image").joinpath("prompts", "objects.txt").read_text(encoding="utf-8")
+    return tuple(f"a photo of {word}" for word in text.split())
+
+
 def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Prompts, tuple[int, ...]]:
     """Prompts that have room for an attack's tokens, and the case numbers of those that have not.
 

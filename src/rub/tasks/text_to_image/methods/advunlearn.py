@@ -15,11 +15,13 @@ from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.weights import freeze
 from rub.pipeline.checkpointing import AttributeState, Changing, ParameterState
 from rub.registry import Card, method
+from rub.tasks.text_to_image.concepts import objects
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods.esd import esd_loss
 
 Attack = Literal["adam", "sign"]
 Init = Literal["latest", "random"]
+Retained = Literal["experiment", "objects"]
 
 CARD = Card(
     paper="Zhang et al., Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models,"
@@ -36,7 +38,7 @@ CARD = Card(
         "retain regularisation ('reg', README); upstream's default is a retain step after every forget step ('iter'),"
         " and its weight is 1",
         "each retain prompt has its own stop and time step; upstream draws one for a whole step, forget and retain",
-        "the experiment's retain prompts; upstream 243 of COCO's objects",
+        "the experiment's retain prompts, or 243 of everyday things that are RUB's own; upstream 243 of COCO's objects",
         "pictures per step and their size are the experiment's; upstream 1 of 512 pixels for forget and attack",
         "one prompt, the concept's first; upstream may split its prompt in several",
         "upstream's --lr takes integers only, and the default of its --dataset_retain is none of its choices",
@@ -145,12 +147,15 @@ def advunlearn(
     iterations: Annotated[Iterations, Hyper(source="upstream")] = 1000,
     warmup: Annotated[Count, Hyper("steps before the first attack", source="upstream")] = 200,
     retain_batch: Annotated[PositiveInt, Hyper("retain prompts per step", source="upstream")] = 5,
+    retained: Annotated[Retained, Hyper(
+        "the retain prompts: those of the `experiment`, or 243 `objects`, which a miniature has no words for",
+        source="upstream objects")] = "experiment",
     k: Annotated[PositiveInt, Hyper("soft tokens of A", source="upstream")] = 1,
     attack: Annotated[Attack, Hyper("`adam`, or `sign`: Adam on the signs of the gradients",
         source="upstream ('pgd'); sign is its 'fast_at'")] = "adam",
     attack_init: Annotated[Init, Hyper(
         "an attack starts from the A before it (`latest`) or from `random` tokens, as the first one does",
-        source="upstream; its README says random")] = "latest",
+        source="upstream's README; by default latest")] = "random",
     attack_steps: Annotated[PositiveInt, Hyper("steps of an attack", source="upstream")] = 30,
     attack_lr: Annotated[Rate, Hyper("learning rate of the attack's Adam", source="upstream")] = 1e-3,
     attack_every: Annotated[PositiveInt, Hyper("training steps from one attack to the next", source="upstream")] = 1,
@@ -162,7 +167,8 @@ def advunlearn(
     Raises:
         RubError: no retain prompts, and gamma is not 0; or k tokens do not fit into a prompt.
     """
-    if gamma and not retain.prompts:
+    texts = objects() if retained == "objects" else retain.prompts
+    if gamma and not texts:
         raise RubError("advunlearn: the retain side has no prompts; give some, or set gamma to 0")
     if k > model.length - 2:
         raise RubError(f"advunlearn: k = {k}: should be at most {model.length - 2}, a prompt without BOS and EOS")
@@ -173,7 +179,7 @@ def advunlearn(
     concept, empty = original.context([prompt]), original.context([""])
     draws, attacks, tokens = (context.generator(stream) for stream in ("steps", "attacks", "tokens"))
     single, kept, adversary = replace(context, batch_size=1), context.generator("retain"), Adversary(model)
-    prompts = context.rows(len(retain.prompts), retain_batch, "prompts")
+    prompts = context.rows(len(texts), retain_batch, "prompts")
 
     def attacked(prefix: Tensor) -> Tensor:
         with context.autocast():
@@ -181,7 +187,7 @@ def advunlearn(
             return attack_loss(model, original, x, t, ids, prefix, concept)
 
     def held() -> Tensor:
-        chosen = [retain.prompts[row] for row in next(prompts).tolist()]
+        chosen = [texts[row] for row in next(prompts).tolist()]
         drawn = [single.partial(original, one, kept, guidance=guidance) for one in chosen]  # each at an x_t of its own
         x, t = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return retain_loss(model, original, x, t, chosen)

@@ -16,8 +16,8 @@ from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 
 DrawnBy = Literal["base", "model"]
 Drawer = Annotated[DrawnBy, Hyper(
-    "who draws x_t: `base`, the original, or `model`, the one being trained",
-    source="new code; old model")]  # fmt: skip
+    "who draws x_t: `model`, the one being trained, or `base`, the original",
+    source="old code, which is behind the published files; new base")]  # fmt: skip
 Eta = Annotated[Weight, Hyper(
     "how far away from the concept the target lies, in the paper's convention",
     source="old code, and the new code's 2 (see differences)")]  # fmt: skip
@@ -37,8 +37,9 @@ CARD = Card(
         " e_0(x, 0)",
         "no erase_from: the first term is always e_0(x, 0)",
         "one prompt, the concept's first; the old code may split its prompt in several and take one at random per step",
-        "t is drawn from the time steps that the next DDIM step stands for, as in the old code; the new one takes the"
-        " time step of the sampler",
+        "t is drawn from the time steps that the next DDIM step stands for: the old code draws it so, but its DDIM run"
+        " ends later, with latents some 49 time steps cleaner than their t says; the new code takes the sampler's time"
+        " step",
         "float32 weights, as in the old code; bfloat16 in the new one",
         "pictures per step and their size are the experiment's; upstream 1, of 512 pixels in the old code and 1024 in"
         " the new",
@@ -110,7 +111,7 @@ def esd_x(
     group: Annotated[Literal["esd-x", "esd-x-strict"], Hyper(
         "`esd-x`: all of the cross-attention; `esd-x-strict`: its keys and values alone",
         source="new code; old xattn, which is the same")] = "esd-x",
-    drawn_by: Drawer = "base",
+    drawn_by: Drawer = "model",
 ) -> Diffusion:  # fmt: skip
     """Train the cross-attention of the UNet, from the concept's prompt alone.
 
@@ -129,7 +130,7 @@ def esd_u(
     group: Annotated[Literal["esd-u", "noxattn"], Hyper(
         "`esd-u`: linear layers and convolutions; `noxattn`: also norms, but neither output nor time embedding",
         source="new code; old noxattn")] = "esd-u",
-    drawn_by: Drawer = "base",
+    drawn_by: Drawer = "model",
 ) -> Diffusion:  # fmt: skip
     """Train the UNet without its cross-attention, from the concept's prompt alone.
 

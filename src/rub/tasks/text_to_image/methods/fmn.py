@@ -17,6 +17,8 @@ from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
 from rub.tasks.text_to_image.methods._losses import embedded
 
+Ends = Literal["all", "first", "none"]
+
 CARD = Card(
     paper="Zhang et al., Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models, CVPR Workshops 2024,"
     " arXiv 2303.17591",
@@ -29,8 +31,8 @@ CARD = Card(
         "the base model is the experiment's; upstream's is Stable Diffusion 2.1-base",
         "pictures are the experiment's; upstream takes about 10 of a concept",
         "latents are the means of the autoencoder's posterior; upstream samples it",
-        "of the end-of-text tokens the first, which the text encoder pools; upstream takes all that have its id, which"
-        " on its base model is one and on models that pad with it is the padding too",
+        "padding counts as end-of-text where the model pads with it, as upstream's test of ids has it on Stable"
+        " Diffusion 1.x; with ends = first only the one that the text encoder pools, as on upstream's base model",
         "pictures per step are the experiment's, and the norm goes over all of them; upstream 1",
         "the norm is not squared, there is no denoising loss and no retain picture, as upstream",
     ),
@@ -70,14 +72,14 @@ def recorded(model: Diffusion, positions: Tensor) -> Iterator[list[Tensor]]:
             layer.set_processor(inner)
 
 
-def concept_positions(model: Diffusion, caption: str, concept: str, *, use_pooler: bool) -> Tensor:
+def concept_positions(model: Diffusion, caption: str, concept: str, *, ends: Ends) -> Tensor:
     """Places of a concept's tokens in a tokenised caption, int64 (P,) in 0 to L - 1, ascending.
 
     Args:
         model: gives tokenizer, L and device.
         caption: names the concept.
         concept: every place where its tokens follow each other counts.
-        use_pooler: the first end-of-text token counts too.
+        ends: which end-of-text tokens count too: every token with that id, padding that has it among them; the first.
 
     Raises:
         RubError: the caption does not hold the concept's tokens.
@@ -89,8 +91,8 @@ def concept_positions(model: Diffusion, caption: str, concept: str, *, use_poole
     if not starts:
         raise RubError(f"fmn: '{caption}' does not hold the tokens of '{concept}' within {model.length} tokens")
     found = {start + step for start in starts for step in range(size)}
-    if use_pooler:
-        found.add(ids.index(model.tokenizer.eos_token_id))
+    last = [place for place, token in enumerate(ids) if token == model.tokenizer.eos_token_id]
+    found.update({"all": last, "first": last[:1], "none": []}[ends])
     return torch.tensor(sorted(found), device=model.device)
 
 
@@ -115,8 +117,8 @@ def fmn(
     model: Diffusion, forget: Side, retain: Side, context: UnlearnContext, *,
     template: Annotated[str, Hyper("the caption; {} stands for the concept",
         source="upstream for objects; a photo in the style of {} for styles")] = "a photo of {}",
-    use_pooler: Annotated[bool, Hyper("whether the attention to the end-of-text token shall go too",
-        source="upstream's configuration")] = True,
+    ends: Annotated[Ends, Hyper("end-of-text tokens whose attention shall go too: `all`, padding with their id among"
+        " them, the `first`, or `none`", source="upstream's configuration, use_pooler")] = "all",
     real_pictures: Annotated[bool, Hyper("noise is added to forget pictures, else to zeros, and no pictures are needed",
         source="upstream (no_real_image: false)")] = True,
     group: Annotated[Literal["full", "xattn"], Hyper("`full`: all of the UNet; `xattn`: its cross-attention",
@@ -137,7 +139,8 @@ def fmn(
         raise RubError(f"fmn: template = '{template}': should hold {{}}, where the concept's prompt goes")
     concept = forget.prompts[0]
     caption = template.replace("{}", concept)
-    positions, given = concept_positions(model, caption, concept, use_pooler=use_pooler), embedded(model, caption)
+    positions = concept_positions(model, caption, concept, ends=ends)
+    given = embedded(model, caption)
     weights = train_only(model.eval(), parameter_group(model, group))
     optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
     zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
