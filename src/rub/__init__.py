@@ -1,8 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, `recover`, and the decorators `method`, `control`, `attack`, `network`, `dataset`,
-`metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
+`report`, `submit`, `read_records`, `recover`, and the decorators `method`, `guidance`, `control`, `attack`, `network`,
+`dataset`, `metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
 """
 
 import importlib
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from rub.data.base import dataset
     from rub.judges.spec import judge
     from rub.metrics.base import metric
-    from rub.registry import Card, attack, control, method, network, protocol, task
+    from rub.registry import Card, attack, control, guidance, method, network, protocol, task
     from rub.store.records import read_records
     from rub.tasks.classification.recover import recover
 
 __all__ = [
-    "Card", "Hyper", "attack", "audit", "control", "dataset", "judge", "load_suite", "method", "metric", "network",
-    "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
+    "Card", "Hyper", "attack", "audit", "control", "dataset", "guidance", "judge", "load_suite", "method", "metric",
+    "network", "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -41,6 +41,7 @@ _WHERE = {
     "control": "rub.registry",
     "dataset": "rub.data.base",
     "judge": "rub.judges.spec",
+    "guidance": "rub.registry",
     "method": "rub.registry",
     "metric": "rub.metrics.base",
     "network": "rub.registry",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -266,6 +266,27 @@ def unlearner(name: str, task: str) -> Entry[Callable[..., Any]]:
     return control or METHODS.get(name, task)
 
 
+def guidance(name: str, *, card: Card | None = None) -> Callable[[F], F]:
+    """Register a method of text-to-image that acts when pictures are drawn: ``def f(concept, anchor, *, hyper...)``.
+
+    It returns a `rub.models.diffusion.guidance.Guidance`, which the sampler and every search ask; the weights stay the
+    original's. `concept` and `anchor` are prompts.
+    """
+
+    def add(factory: F) -> F:
+        @wraps(factory)
+        def guided(model: Any, forget: Any, retain: Any, context: Any, **hyperparameters: Any) -> Any:
+            from rub.models.diffusion.guidance import guided_by
+
+            model.guidance = guided_by(name, forget.prompts[0], context.anchor, hyperparameters)
+            return model
+
+        guided.guidance = factory  # type: ignore[attr-defined]
+        return register(METHODS, name, "text-to-image", card)(cast(F, guided))
+
+    return add
+
+
 def attack(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
     """Register an attack: ``def f(target, images, budget, context, *, hyperparameters) -> Probes``.
 
@@ -363,7 +384,10 @@ def source_hash(entry: Entry[Any]) -> str:
     return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
 
 
-_DECORATORS = "@rub.method, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric, @rub.judge or rub.task"
+_DECORATORS = (
+    "@rub.method, @rub.guidance, @rub.control, @rub.attack, @rub.network, @rub.dataset, @rub.metric, @rub.judge"
+    " or rub.task"
+)
 
 
 def load_plugin(path: Path) -> list[Entry[Any]]:

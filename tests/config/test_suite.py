@@ -36,7 +36,7 @@ METHODS_OF = {
     "inpainting": {"i2i", "salun", "max-loss", "retain-label", "noisy-label", "random-encoder"},
     "text-to-image": {
         "esd-x", "esd-u", "fmn", "spm", "salun", "erasediff", "scissorhands", "advunlearn", "uce", "rece",
-        "concept-ablation",
+        "concept-ablation", "sld", "negative-prompt",
     },
 }  # fmt: skip
 ONE_ESD = {"church": "esd-u", "garbage-truck": "esd-u", "nudity": "esd-x", "parachute": "esd-u", "tench": "esd-u"}

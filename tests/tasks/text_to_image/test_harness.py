@@ -170,7 +170,7 @@ def test_guidance_is_the_textbook_combination(model):
     freeze(model)
     x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 500
     context, empty = model.context(["a church", "a chapel"]), model.context([""])
-    given = guided(model, x, t, context, empty, torch.tensor([7.5, 2.0]))
+    given = guided(model, x, t, context, empty, torch.tensor([7.5, 2.0]), {})
     with_, without = model.predict(x, t, context), model.predict(x, t, empty)
     wanted = torch.stack([7.5 * with_[0] - 6.5 * without[0], 2 * with_[1] - without[1]])
     assert torch.allclose(given, wanted, atol=1e-5)

@@ -18,6 +18,7 @@ from rub.errors import Diverged, RubError
 from rub.models.diffusion.adapters import Adapter, is_adapter, merge
 from rub.models.diffusion.compvis import to_compvis
 from rub.models.diffusion.folders import INDEX, read_folder, save_pipeline
+from rub.models.diffusion.guidance import read_guidance
 from rub.models.diffusion.layouts import PARTS, Parts, fill, named_normally, normal_state, published, split
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.parts import Contents, check_tensors, described, put_together, taken_apart
@@ -82,7 +83,8 @@ def load_model(path: Path) -> Diffusion:
 def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
     """Frozen copy of the original with a published unlearned checkpoint applied; the keys tell its format.
 
-    It is a file (safetensors, or torch's), a folder with one part's weights, a diffusers folder, or a file of ours.
+    It is a file (safetensors, or torch's), a folder with one part's weights, a diffusers folder, a file of ours, or
+    a JSON file that names a guidance (`rub.models.diffusion.guidance.read_guidance`).
 
     A UNet may be there in part, as ESD and UCE publish: the rest stays the original's. Of a text encoder every tensor
     has to be there. Adapters are merged with multiplier 1. Whole models are taken as they are.
@@ -92,6 +94,10 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
             original's.
     """
     path = Path(path)
+    if path.suffix == ".json":
+        guided = frozen(original)
+        guided.guidance = read_guidance(path)
+        return guided
     if _is_pipeline(path) or _metadata(path).get(KIND) == "model":
         whole = load_model(path)
         _check_alike(whole, original, path)
@@ -112,11 +118,12 @@ def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Pat
     """Write what a method changed, in the smallest published format that holds it, and return the file's path.
 
     The file is ``unet.safetensors`` (the changed tensors; all where nothing changed), ``text_encoder.safetensors``,
-    ``adapter.safetensors`` or ``model.safetensors``; `load_unlearned` makes the same model of it, bit for bit.
+    ``adapter.safetensors``, ``model.safetensors``, or ``guidance.json`` of a model with a guidance; `load_unlearned`
+    makes the same model of it, bit for bit.
 
     Raises:
         Diverged: a weight is not finite.
-        RubError: the method returned something else, or a model of another architecture.
+        RubError: the method returned something else, a model of another architecture, or guidance on changed weights.
     """
     if isinstance(made, Adapter):
         _refuse_infinite(made.state)
@@ -126,6 +133,11 @@ def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Pat
     _check_alike(made, original, folder)
     changed = {part: _changed(original, made, part) for part in _present(original)}
     parts = {part for part, tensors in changed.items() if tensors}
+    if made.guidance is not None:
+        if parts:
+            raise RubError(f"method: guidance '{made.guidance.name}' on changed weights; should be one or the other")
+        (folder / "guidance.json").write_text(made.guidance.describe() + "\n", encoding="utf-8")
+        return folder / "guidance.json"
     same = made.tokenizer is original.tokenizer or described(made.tokenizer) == described(original.tokenizer)
     if not same or made.schedule != original.schedule or len(parts) > 1 or "vae" in parts:
         save_model(made, folder / "model.safetensors")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    from rub.models.diffusion.guidance import Guided
     from rub.models.diffusion.patches import PatchAutoencoder
 
 SCHEDULE: Mapping[str, Any] = {
@@ -42,6 +43,7 @@ class Diffusion(nn.Module):
         vae: an `AutoencoderKL`, a `PatchAutoencoder`, or None where latents are pixels in [-1, 1].
         tokenizer: a `CLIPTokenizer`; its ``model_max_length`` is L.
         schedule: the noise schedule, a diffusers scheduler config.
+        guidance: what acts while pictures are drawn, or None.
     """
 
     alpha_bar: Tensor
@@ -59,6 +61,7 @@ class Diffusion(nn.Module):
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.schedule = tokenizer, dict(schedule)
+        self.guidance: Guided | None = None
         kind = self.schedule.get("prediction_type", "epsilon")
         if kind != "epsilon":
             raise RubError(f"model: predicts '{kind}'; only models that predict the noise ('epsilon') are supported")

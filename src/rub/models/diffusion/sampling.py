@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rub.models.diffusion.guidance import both
 from rub.models.diffusion.model import SCHEDULE, Diffusion
 
 
@@ -42,18 +43,19 @@ def initial_latents(model: Diffusion, seeds: Tensor) -> Tensor:
     return torch.stack(drawn).to(model.device) if drawn else torch.empty(shape, device=model.device)
 
 
-def guided(model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty: Tensor, guidance: Tensor) -> Tensor:
-    """e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022); g = 1 everywhere needs one half.
+def guided(
+    model: Diffusion, x: Tensor, t: Tensor | int, context: Tensor, empty: Tensor, weight: Tensor,
+    memory: dict[str, Tensor],
+) -> Tensor:  # fmt: skip
+    """e(x, 0) + g (e(x, c) - e(x, 0)), both in one call (Ho & Salimans 2022), or what the model's guidance has instead.
 
-    Context of prompts is (B or 1, L, D), of the empty prompt (1, L, D); t is a time step or int64 (B,), g float (B,).
+    g = 1 everywhere needs one half. Context of prompts is (B or 1, L, D), of the empty prompt (1, L, D); t is a time
+    step or int64 (B,), g float (B,); `memory` is what guidance keeps from step to step of a run.
     """
-    if bool((guidance == 1).all()):
+    if model.guidance is None and bool((weight == 1).all()):
         return model.predict(x, t, context)
-    count = len(x)
-    both = torch.cat([empty.expand(count, -1, -1), context.expand(count, -1, -1)])
-    times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-    without, given = model.predict(torch.cat([x, x]), times, both).chunk(2)
-    return without + guidance.reshape(-1, 1, 1, 1) * (given - without)
+    without, given = both(model, x, t, context, empty, memory)
+    return without + weight.reshape(-1, 1, 1, 1) * (given - without)
 
 
 def steps(
@@ -61,11 +63,10 @@ def steps(
 ) -> Iterator[Tensor]:
     """Yield the latents after every step of the sampler, the last ones are clean; arguments as for `sample`."""
     scheduler = sampler.scheduler(model)
-    x = latents * scheduler.init_noise_sigma
+    x, memory = latents * scheduler.init_noise_sigma, dict[str, Tensor]()
     for t in scheduler.timesteps:
-        x = scheduler.step(
-            guided(model, scheduler.scale_model_input(x, t), t, context, empty, guidance), t, x
-        ).prev_sample
+        noise = guided(model, scheduler.scale_model_input(x, t), t, context, empty, guidance, memory)
+        x = scheduler.step(noise, t, x).prev_sample
         yield x
 
 

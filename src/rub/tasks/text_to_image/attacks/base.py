@@ -6,6 +6,7 @@ lets the judge look, counts steps, and takes prompts that succeeded out of the b
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from rub.attacks.base import SearchContext
 from rub.attacks.search import State
 from rub.errors import RubError
+from rub.models.diffusion.guidance import effective
 from rub.models.diffusion.model import Diffusion
 from rub.training.device import compiled_batches
 
@@ -97,7 +99,9 @@ class AttackContext(SearchContext):
     batch_size: int = 16
 
     def predictor(self, model: Diffusion) -> Predict:
-        """Noise prediction of a model that guides a search."""
+        """Noise prediction of a model that guides a search; through the model's own guidance where it has one."""
+        if model.guidance is not None:
+            return partial(effective, model)
         return compiled_batches(model.predict, self.batch_size, self.compile)
 
 
