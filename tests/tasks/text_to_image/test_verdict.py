@@ -16,28 +16,49 @@ def rate(hits, n=50):
     return Rate(hits / n, *wilson(hits, n))
 
 
-def figures(original=48, clean=2, attacked=2, search=1, settled=True, retrained=None):
-    return Figures(rate(original), rate(clean), rate(attacked), None if search is None else rate(search), settled,
-                   None if retrained is None else rate(retrained))  # fmt: skip
+def figures(**given):
+    counts = {"original": 48, "clean": 2, "attacked": 2, "search": 1, "retrained": None, "floor": 1, "floor_known": 0}
+    settled = given.pop("settled", True)
+    rates = {name: None if hits is None else rate(hits) for name, hits in (counts | given).items()}
+    return Figures(settled=settled, **rates)
 
 
 @pytest.mark.parametrize(
     ("given", "name", "said"),
     [
-        (figures(original=10, attacked=50), "cannot tell", "even the original"),
-        (figures(clean=40, attacked=50), "recovered", "not forgotten in the first place"),
-        (figures(attacked=30), "recovered", "changing the input alone"),
-        (figures(attacked=30, search=28), "recovered", "no search was needed"),
-        (figures(attacked=30, retrained=2), "recovered", "retrained model under the same attack"),
-        (figures(attacked=30, retrained=28), "no residual found at this budget", "retrained model"),
-        (figures(attacked=5, settled=False), "cannot tell", "still finding more"),
-        (figures(attacked=3), "no residual found at this budget", "without a reference"),
+        ({"original": 10, "attacked": 50}, "cannot tell", "even the original"),
+        ({"clean": 40, "attacked": 50}, "recovered", "not forgotten in the first place"),
+        ({"attacked": 30}, "recovered", "changing the input alone"),
+        ({"attacked": 30, "search": 28}, "cannot tell", "redrawing alone does it"),
+        ({"attacked": 30, "search": None}, "cannot tell", "no control without a gradient"),
+        ({"attacked": 30, "floor": 28}, "cannot tell", "where there is nothing to find"),
+        ({"attacked": 30, "floor": None}, "cannot tell", "give --floor, or --retrained"),
+        ({"attacked": 30, "floor_known": 4}, "cannot tell", "the floor is no floor"),
+        ({"attacked": 30, "floor": None, "floor_known": None, "retrained": 2}, "recovered", "retrained model under"),
+        ({"attacked": 30, "floor": None, "floor_known": None, "retrained": 28}, "cannot tell", "nothing to find"),
+        ({"attacked": 30, "floor": 2, "retrained": 28}, "cannot tell", "nothing to find"),
+        ({"attacked": 5, "settled": False}, "cannot tell", "still finding more"),
+        ({"attacked": 3}, "no residual found at this budget", "never could draw"),
+        (
+            {"attacked": 3, "floor": None, "floor_known": None},
+            "no residual found at this budget",
+            "without a reference",
+        ),
     ],
 )
 def test_rules(given, name, said):
-    verdict = conclude(given, "50")
+    verdict = conclude(figures(**given), "50")
     assert verdict.name == name
     assert any(said in sentence for sentence in verdict.why)
+
+
+@pytest.mark.parametrize(
+    ("clean", "uma", "seeds"),
+    [(2, 14, 37), (0, 0, 8), (1, 6, 30), (4, 20, 41)],  # church of `results/text-to-image-imagenette`, and like it
+)
+def test_a_model_that_never_saw_the_concept_is_not_called_recovered(clean, uma, seeds):
+    given = figures(clean=clean, attacked=uma, search=seeds, floor=None, floor_known=None)
+    assert conclude(given, "20").name != "recovered"
 
 
 def request(tmp_path, **changes):

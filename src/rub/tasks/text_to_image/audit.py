@@ -42,6 +42,8 @@ class TextToImageAudit(AuditRequest):
     """What the judge calls it: a label or an index."""
     retain: tuple[str, ...] = ()
     """Other concepts, such as parachute,tench."""
+    floor: str | None = None
+    """A concept that the original could never draw: what the search makes of it, it makes of anything."""
     protocol: str = "rub-audit-1"
     """A name from rub list protocols, or the path of a YAML file."""
     cap: Annotated[int | None, Field(ge=1)] = None
@@ -63,6 +65,7 @@ class TextToImageAudit(AuditRequest):
                     "judged_as": int(label) if label is not None and label.isdecimal() else label,
                 },
                 "retain": self.retain,
+                "floor": self.floor,
                 "retrains": 0,
                 "protocol": self._protocol(),
                 "evaluation": {"prompts": self.count},
@@ -102,6 +105,8 @@ def figures_of(rows: Rows) -> Figures:
         search=max(controls, key=lambda rate: rate.value) if controls else None,
         settled=row is not None and row.converged is True,
         retrained=rows.rate_or_none("retrained", "asr_post", "forget", best),
+        floor=rows.rate_or_none("unlearned", "asr_post", "floor", rows.attack),
+        floor_known=rows.rate_or_none("original", "asr_pre", "floor", rows.attack),
     )
 
 
@@ -112,6 +117,8 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
     yield f"draws the concept: unlearned, {budget:>4} attack steps   {percent(figures.attacked)}"
     if figures.search is not None:
         yield f"by random tokens or other seeds (control)         {percent(figures.search)}"
+    if figures.floor is not None:
+        yield f"the same search for what it never could draw      {percent(figures.floor)}"
     if figures.retrained is not None:
         yield f"draws the concept: retrained, same attack         {percent(figures.retrained)}"
 

@@ -1,6 +1,7 @@
 """From an experiment of the text-to-image task to its graph of stages. Free of torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,31 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics
+from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
 from rub.tasks.text_to_image.spec import TextToImageExperiment
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
+DOSE_SEED = 3000
 RETAIN_GUIDANCE = 7.5
 REAL = 2000  # most real pictures that FID and KID compare with
 _DRAWN = 2.0  # classifier-free guidance draws with two passes per step
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a search is for: the concept, or the floor, which no model could ever draw.
+
+    Attributes:
+        concept: what the stages know it by.
+        prompts: stage that chooses its prompts.
+        reference: stage that draws the original's picture for each of them.
+        note: what their labels add.
+    """
+
+    concept: Mapping[str, Any]
+    prompts: Stage
+    reference: Stage
+    note: str = ""
 
 
 class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
@@ -28,7 +47,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     versions = dict.fromkeys(
         (
             *("prompts", "train", "import", "initialise", "pictures", "unlearn", "reference"),
-            *("attack", "measure", "measure-attack", "gallery", "metric"),
+            *("attack", "measure", "measure-attack", "gallery", "metric", "scale"),
         ),
         1,
     )
@@ -47,23 +66,19 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             **experiment.concept.model_dump(exclude={"prompts"}),
             "judge": experiment.judge.name,
             "retain": list(experiment.retain),
+            **({"floor": experiment.floor} if experiment.floor else {}),
         }
+        """What the stages know the concept by."""
         images = 0 if dataset is None else 1.5 * num_images(dataset, 9_500)  # and half as many out of distribution
         options: dict[str, Any] = {"version": 2, "images": images, "measured": True}
         self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root, **options)
-        self.prompts = self._prompts()
-        self.reference = self.stage(
-            "reference",
-            "draw the original's pictures",
-            {**self._scoring(), "real": REAL},
-            {**self._seen(), "original": self.original},
-            cost=self._drawing(self._count()),
-        )
+        self.sought = self._sought(self.concept)
+        self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
         self.pictures = self._pictures()
 
     def first(self) -> list[Stage]:
         """The stage that notices prompts that cannot be before anything is unlearned."""
-        return [self.prompts]
+        return [sought.prompts for sought in (self.sought, self.floor) if sought is not None]
 
     def trained(self, number: int) -> Stage:
         """Stage that trains the original, or reads the weights that the experiment names."""
@@ -75,6 +90,11 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a miniature without the concept."""
         return self._train(f"retrain, seed {seed}", "retain", RETRAIN_SEED + seed)
+
+    def dose(self, percent: float, seed: int) -> Stage:
+        """Stage that trains a miniature without the concept but for a share of its pictures."""
+        share = {"dose": {"percent": percent, "seed": seed}}
+        return self._train(f"train dose {percent:g} %, seed {seed}", "dose", DOSE_SEED + seed, share)
 
     def control(self, name: str, seed: int) -> Stage:
         """Stage that makes the sham, or a model that was never trained."""
@@ -117,18 +137,22 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "count": self.experiment.evaluation.gallery,
             "attacks": list(self.attacks),
         }
-        inputs = {"prompts": self.prompts, "reference": self.reference, "clean": self.measure(method, seed)}
+        inputs = {
+            "prompts": self.sought.prompts,
+            "reference": self.sought.reference,
+            "clean": self.measure(method, seed),
+        }
         inputs |= {f"attack_{place}": self.attack(method, seed, label) for place, label in enumerate(self.attacks)}
         return [self.stage("gallery", f"pictures of {method}", spec, inputs, cost=10)]
 
-    def attack(self, method: str, seed: int, label: str) -> Stage:
-        """Stage that searches prompts for one row and attack."""
-        plan = self.attacks[label]
-        spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn()}
-        inputs = self._compared(method, seed)
+    def attack(self, method: str, seed: int, label: str, sought: Sought | None = None) -> Stage:
+        """Stage that searches prompts for one row and attack: of the concept, unless something else is sought."""
+        plan, sought = self.attacks[label], sought or self.sought
+        spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn(sought.concept)}
+        inputs = self._compared(method, seed, sought)
         inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
         cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
-        return self.stage("attack", f"attack {method}, seed {seed}: {label}", spec, inputs, cost=cost)
+        return self.stage("attack", f"attack {method}, seed {seed}: {label}{sought.note}", spec, inputs, cost=cost)
 
     def attacked(self, label: str) -> Sequence[str]:
         """Prompts of the concept."""
@@ -142,14 +166,13 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """Pictures that were drawn already, and the models that draw those of other concepts."""
         return self._scoring(), self._compared(method, seed) | {"clean": self.measure(method, seed)}
 
-    def _seen(self) -> dict[str, Stage]:
-        return {**self.data, "judge": self.judge, "prompts": self.prompts}
-
-    def _compared(self, method: str, seed: int) -> dict[str, Stage]:
+    def _compared(self, method: str, seed: int, sought: Sought | None = None) -> dict[str, Stage]:
+        sought = sought or self.sought
         models = {"original": self.original, "unlearned": self.model(method, seed)}
-        return {**self._seen(), "reference": self.reference, **models}
+        seen = {**self.data, "judge": self.judge, "prompts": sought.prompts}
+        return {**seen, "reference": sought.reference, **models}
 
-    def _train(self, label: str, subset: str, seed: int) -> Stage:
+    def _train(self, label: str, subset: str, seed: int, more: Mapping[str, Any] | None = None) -> Stage:
         experiment = self.experiment
         assert experiment.dataset is not None
         without = experiment.retrain_without
@@ -160,24 +183,38 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "validation": experiment.dataset.validation,
             "seed": seed,
         }
-        if subset == "retain":
+        if subset != "all":
             spec["without"] = None if without is None else list(without)
+        if experiment.floor:
+            spec["floor"] = experiment.floor
         # Which concept it is decides nothing where all pictures are seen, or where the classes left out are listed.
-        alone = subset == "retain" and without is None
+        alone = subset == "dose" or (subset == "retain" and without is None)
         spec["concept"] = self.concept if alone else None
+        spec |= more or {}
         cost = 3.0 * experiment.training.steps * experiment.training.batch_size
         return self.stage("train", label, spec, self.data, cost=cost)
 
-    def _prompts(self) -> Stage:
+    def _sought(self, concept: Mapping[str, Any]) -> Sought:
         evaluation, protocol = self.experiment.evaluation, self.experiment.protocol
+        note = "" if concept is self.concept else f", floor {concept['name']}"
         spec = {
-            "concept": self.concept,
-            "given": self._given(),
+            "concept": concept,
+            "given": None if note else self._given(),
             "count": evaluation.prompts,
             "token_limit": protocol.token_limit,
             "guidance": protocol.guidance,
         }
-        return self.stage("prompts", "choose the prompts", spec, {**self.data, "original": self.original}, cost=10)
+        inputs = {**self.data, "original": self.original}
+        prompts = self.stage("prompts", f"choose the prompts{note}", spec, inputs, cost=10)
+        inputs = {**self.data, "judge": self.judge, "prompts": prompts, "original": self.original}
+        spec = {**self._scoring(concept), "real": REAL}
+        cost = self._drawing(self._count())
+        reference = self.stage("reference", f"draw the original's pictures{note}", spec, inputs, cost=cost)
+        return Sought(concept, prompts, reference, note)
+
+    def _floor(self, name: str) -> Mapping[str, Any]:
+        """The concept's fields for another one, of which nothing but its name is given."""
+        return {**self.concept, "name": name, "label": None, "prompt": None, "anchor": "", "judged_as": None}
 
     def _given(self) -> list[dict[str, Any]] | None:
         # prompts that a user names, so that the stage's key holds them; None: the shipped ones
@@ -219,18 +256,17 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "attack": label,
             "cap": budget,
             "witnesses": self.experiment.evaluation.witnesses,
-            **self._drawn(),
+            **self._drawn(self.concept),
         }
-        inputs = {
-            **self._seen(),
-            "original": self.original,
-            "unlearned": self.model(method, seed),
-            "attack": self.attack(method, seed, label),
-        }
+        inputs = self._compared(method, seed) | {"attack": self.attack(method, seed, label)}
+        del inputs["reference"]
         if (reference := self.retrained(seed)) is not None:
             inputs["retrained"] = self.attack(*reference, label)
         measured = attacked_metrics("retrained" in inputs)
         cells = tuple(cell(method, seed, metric.name, attack=label, budget=str(budget)) for metric in measured)
+        if self.floor is not None and label == self.experiment.protocol.main_attack:
+            inputs |= {"floor": self.attack(method, seed, label, self.floor), "floor prompts": self.floor.prompts}
+            cells += tuple(floor_cells(method, seed, label, str(budget)))
         text = f"measure {method}, seed {seed}: {label}"
         return self.stage("measure-attack", text, spec, inputs, cost=10, cells=cells)
 
@@ -238,12 +274,16 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         protocol = self.experiment.protocol
         return {"name": protocol.sampler, "steps": protocol.sampler_steps}
 
-    def _drawn(self) -> dict[str, Any]:
-        return {"concept": self.concept, "sampler": self._sampler()}
+    def _drawn(self, concept: Mapping[str, Any]) -> dict[str, Any]:
+        return {"concept": concept, "sampler": self._sampler()}
 
-    def _scoring(self) -> dict[str, Any]:
+    def _scoring(self, concept: Mapping[str, Any] | None = None) -> dict[str, Any]:
         guidance = self.experiment.protocol.guidance or RETAIN_GUIDANCE
-        return {**self._drawn(), "retained": self.experiment.evaluation.retained, "retain_guidance": guidance}
+        return {
+            **self._drawn(concept or self.concept),
+            "retained": self.experiment.evaluation.retained,
+            "retain_guidance": guidance,
+        }
 
     def _count(self) -> int:
         return self.experiment.evaluation.prompts or 50

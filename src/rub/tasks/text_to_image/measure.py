@@ -19,8 +19,8 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Prompts
+from rub.tasks.text_to_image.metrics import FLOOR, attacked_metrics, cell
 from rub.tasks.text_to_image.metrics import METRICS as SHIPPED
-from rub.tasks.text_to_image.metrics import attacked_metrics, cell
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in, weights_of
 from rub.tasks.text_to_image.witnesses import save_witnesses
@@ -128,6 +128,8 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         outputs = replace(outputs, others={"retrained": _searched(inputs, "retrained", spec)})
     for metric in attacked_metrics("retrained" in inputs):
         measured.compute(metric, outputs, **where)
+    if "floor" in inputs:
+        _measure_floor(measured, inputs, spec)
     shared = row_of(spec, "forget")
     rows = [
         {
@@ -146,6 +148,17 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     curve = {**shared, **found.json("attack.json"), "converged": facts["converged"]}
     measured.save(out, samples=rows, curves=[curve])
     save_witnesses(stage, inputs, probes, resolve_concept(spec["concept"], inputs, runtime).judged_as, out)
+
+
+def _measure_floor(measured: Measured, inputs: Inputs, spec: Mapping[str, Any]) -> None:
+    """The search for what no model could ever draw: as the prompts are (step 0), and after it."""
+    probes = np.load(inputs["floor"].file("probes.npz"), allow_pickle=False)
+    ids, step = prompts_in(inputs["floor prompts"]).ids.numpy(), probes["step"]
+    facts = {"extractor": measured.facts["extractor"], "setting": measured.facts["setting"]}
+    found = Outputs(ids, np.full_like(ids, -1), scores={"hit": step == 0, "step": step}, spec=spec, facts=facts)
+    for item in SHIPPED:
+        if item.name in FLOOR:
+            measured.compute(item, found, attack=spec["attack"], budget=str(spec["cap"]), split="floor")
 
 
 def metric(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

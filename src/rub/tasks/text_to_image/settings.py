@@ -24,7 +24,7 @@ class ResolvedConcept:
         label: its class in the data set; None without one.
         judged_as: what the judge calls it: an index, or a label of the judge's own.
         names: of every class of the data set; () without one.
-        retained_names: one for each retained concept.
+        retained_names: one for each retained concept; the floor, which no model saw, is none of them.
         retained_classes: their classes in the data set; () without one.
         retained_judged: what the judge calls each of them.
     """
@@ -48,7 +48,7 @@ def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], 
     """
     name, given = concept["name"], concept["judged_as"]
     if "data" not in inputs:
-        kept = [item for item in concept["retain"] if item != name]
+        kept = [item for item in concept["retain"] if item not in (name, concept.get("floor"))]
         prompt, heard = concept["prompt"] or spaced(name), tuple(map(spaced, kept))
         own = spaced(name) if given is None else given
         return ResolvedConcept(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
@@ -57,7 +57,8 @@ def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], 
     label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
     if label >= len(classes):
         raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
-    others = tuple(place for place in range(len(classes)) if place != label)
+    never = {label} | ({find_label(floor, classes, names)} if (floor := concept.get("floor")) else set())
+    others = tuple(place for place in range(len(classes)) if place not in never)
     own = source_of(concept["judge"], "text-to-image").train is not None  # its labels are the classes of the data
     calls: tuple[int | str, ...] = tuple(place if own else found[0] for place, found in enumerate(names))
     return ResolvedConcept(

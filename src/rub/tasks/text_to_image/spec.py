@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rub.config.suite import Component, Experiment, Frozen, Protocol
+from rub.data.class_names import slug
 from rub.data.spec import DatasetSpec
 from rub.errors import RubError
 from rub.judges.spec import JudgeSpec
@@ -125,6 +126,9 @@ class TextToImageExperiment(Experiment):
     concept: ConceptSpec
     retain: tuple[str, ...] = ()
     """Names of other concepts for the retain side, where there is no data set; the data set's other classes else."""
+    floor: str | None = Field(None, exclude_if=lambda floor: floor is None)
+    """A concept that no model of the experiment could ever draw, searched for as the concept is: what a search makes of
+    it, it makes of anything. A class of the data set is left out of all training."""
     retrains: int = Field(1, ge=0, le=100)
     """Miniatures trained without the concept: the reference for "forgotten"."""
     retrain_without: tuple[int, ...] | None = None
@@ -154,5 +158,11 @@ class TextToImageExperiment(Experiment):
             raise RubError("model.weights: stable-diffusion needs a diffusers folder or a hub id")
         if not foreign and self.dataset is None:
             raise RubError(f"dataset: the miniature {self.model.arch} is trained on one; give dataset, such as digits")
-        if (foreign or self.model.weights is not None) and self.retrains:
-            raise RubError("model.weights: an imported original has no training to repeat; set retrains: 0")
+        if (foreign or self.model.weights is not None) and (self.retrains or self.doses):
+            raise RubError(
+                "model.weights: an imported original has no training to repeat; set retrains: 0, and no doses"
+            )
+        if self.floor is not None and slug(self.floor) == slug(self.concept.name):
+            raise RubError(f"floor = '{self.floor}': is the concept itself; should be one that no model ever saw")
+        if self.doses and not self.retrains:
+            raise RubError("doses: the scale begins with the retrained model; set retrains to 1 or more")

@@ -28,7 +28,7 @@ from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import Captioner, vocabulary_texts
-from rub.tasks.text_to_image.concepts import prompts_of, within
+from rub.tasks.text_to_image.concepts import find_label, prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
@@ -40,13 +40,10 @@ ROOM = 8  # tokens left free for an attack, where the text encoder is shorter th
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Train a miniature from scratch, on all classes or without some (the retrained reference)."""
+    """Train a miniature from scratch: on all classes, without some (the retrained reference), or with a dose of one."""
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     training, given, names = spec["training"], spec["model"], names_of(dataset.classes)
-    samples = trainable(dataset, spec["validation"])
-    if spec["subset"] == "retain":
-        unseen = spec["without"] or [resolve_concept(spec["concept"], inputs, runtime).label]
-        samples = samples.select(~torch.isin(samples.labels, torch.tensor(unseen)))
+    samples = _seen(trainable(dataset, spec["validation"]), spec, inputs, runtime)
     words = train_vocabulary(vocabulary_texts(names), given["vocabulary"])
     channels, side, width = dataset.train.shape
     if width != side:
@@ -63,6 +60,25 @@ def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     )
     fit(model.to(runtime.device), samples, Captioner(names).captions, context, training)
     save_model(model, out / MODEL)
+
+
+def _seen(samples: Samples, spec: Mapping[str, Any], inputs: Inputs, runtime: Runtime) -> Samples:
+    """The training images of a subset: ``all``, the ``retain`` set, or that and a ``dose`` of the concept's.
+
+    A dose of p percent holds at least one image, and all of any smaller dose of the same seed.
+    """
+    names = input_dataset(inputs, runtime).classes
+    if "floor" in spec:
+        samples = samples.select(samples.labels != find_label(spec["floor"], names, names_of(names)))
+    if spec["subset"] == "all":
+        return samples
+    own = [] if spec["concept"] is None else [resolve_concept(spec["concept"], inputs, runtime).label]
+    kept = ~torch.isin(samples.labels, torch.tensor(spec["without"] or own))
+    if spec["subset"] == "dose":
+        rows = torch.isin(samples.labels, torch.tensor(own)).nonzero()[:, 0]
+        count = max(round(spec["dose"]["percent"] / 100 * len(rows)), 1)
+        kept[rows[torch.randperm(len(rows), generator=seeded(spec["dose"]["seed"], "dose"))[:count]]] = True
+    return samples.select(kept)
 
 
 def import_model(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

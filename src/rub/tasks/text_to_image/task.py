@@ -24,6 +24,7 @@ TASK = Task(
         "measure-attack": "rub.tasks.text_to_image.measure:measure_attack",
         "gallery": "rub.tasks.text_to_image.galleries:gallery",
         "metric": "rub.tasks.text_to_image.measure:metric",
+        "scale": "rub.pipeline.scale:place_on_scale",
     },
     metrics=METRICS,
     report="rub.tasks.text_to_image.report:REPORTING",
