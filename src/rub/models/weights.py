@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
+from rub.models.files import INDEX, shards
 
 M = TypeVar("M", bound=nn.Module)
 _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # as timm, a running mean goes before the weights
@@ -22,11 +23,6 @@ _WRAPPERS = (*_EMA, "state_dict", "model_state_dict", "model", "net", "rmodel", 
 _PREFIXES = frozenset({"module", "_orig_mod", "model", "net", "network", "rmodel", "1"})
 _NORMALISER = re.compile(r"(?:(.*)\.)?(?:new_)?(mean|std)")
 _BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel
-_FILES = tuple(
-    f"{stem}{ending}"
-    for ending in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-)
 
 
 class Plain(NamedTuple):
@@ -145,22 +141,11 @@ def _shared_first(names: Collection[str]) -> str:
     return firsts.pop() if len(firsts) == 1 else ""
 
 
-def weights_file(path: Path) -> Path:
-    """File itself or, in a folder, the one that holds the weights: safetensors first, full precision first."""
-    if not path.is_dir():
-        return path
-    found = next((path / name for name in _FILES if (path / name).is_file()), None)
-    if found is None:
-        raise RubError(
-            f"checkpoint {path}: no weights; should hold one of {', '.join(_FILES[:2])}, or their .bin forms"
-        )
-    return found
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """State dict of a checkpoint: safetensors, or a torch file read with ``weights_only=True``.
 
-    Wrappers (``state_dict``, ``model``...) are taken off; nothing in a file can run code.
+    Wrappers (``state_dict``, ``model``...) are taken off; nothing in a file can run code. Of an index of shards
+    (``....index.json``) all its files are read.
 
     Raises:
         RubError: no such file, not a checkpoint, damaged, or code in a pickle.
@@ -173,6 +158,8 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
 
     A torch file may hold objects of `allow` besides tensors; making one must not be able to do anything.
     """
+    if path.name.endswith(INDEX) and path.is_file():
+        return _joined(path), {}
     if not path.is_file():
         raise RubError(f"checkpoint {path}: no such file; give a .safetensors, .pt, .pth, .pth.tar or .th file")
     try:
@@ -191,6 +178,16 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
     except Exception:  # damaged bytes make the readers fail in any way: struct.error, IndexError, RuntimeError...
         raise _damaged(path) from None
     return _tensors(loaded, path)
+
+
+def _joined(index: Path) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = {}
+    for file in shards(index):
+        part = read_state(file)
+        if both := made.keys() & part.keys():
+            raise RubError(f"checkpoint {index}: two files hold {min(both)}; copy all of its files again")
+        made |= part
+    return made
 
 
 def _numpy_numbers() -> list[Any]:

@@ -464,6 +464,117 @@ def trained(model):
     return attached.adapter(["church"])
 
 
+# Several parts, several files, and low-rank changes of others.
+
+
+@pytest.mark.parametrize("ending", ["", "_state_dict"])
+def test_a_file_with_two_parts_changes_both(model, tmp_path, ending):
+    given = moved(model, unet=("conv_in.bias",), text=True)
+    state = {"unet": given.unet.state_dict(), f"text_encoder{ending}": encoder(given)}
+    torch.save({**state, "optimizer": {"state": {0: torch.zeros(2)}}, "step": 3}, tmp_path / "both.pt")
+    assert same(load_unlearned(model, tmp_path / "both.pt"), given)
+
+
+@pytest.mark.parametrize("kind", ["sharded", "non_ema", "sharded bin"])
+def test_weights_in_several_files_and_without_a_running_mean_are_read(model, tmp_path, kind):
+    given = moved(model, unet=("conv_in.bias", "conv_out.bias"))
+    state = {name: value.contiguous() for name, value in given.unet.state_dict().items()}
+    stem, ending = "diffusion_pytorch_model", "bin" if "bin" in kind else "safetensors"
+    save = torch.save if "bin" in kind else safetensors.torch.save_file
+    if kind == "non_ema":
+        save(state, tmp_path / f"{stem}.non_ema.{ending}")
+    else:
+        halves = [dict(list(state.items())[place::2]) for place in (0, 1)]
+        files = [f"{stem}-0000{place}-of-00002.{ending}" for place in (1, 2)]
+        for half, file in zip(halves, files, strict=True):
+            save(half, tmp_path / file)
+        index = {"weight_map": {name: file for half, file in zip(halves, files, strict=True) for name in half}}
+        (tmp_path / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+    assert same(load_unlearned(model, tmp_path), given)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({"weight_map": {"a": "../secret.bin"}}, "names the file '../secret.bin'"),
+        ({"weight_map": {"a": "absent.safetensors"}}, "absent.safetensors, which is not there"),
+        ({"weights": {}}, "should be JSON with a weight_map"),
+        ([], "should be JSON with a weight_map"),
+    ],
+)
+def test_an_index_that_names_no_files_beside_it_is_refused(model, tmp_path, index, said):
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(RubError, match=said):
+        load_unlearned(model, tmp_path)
+
+
+TARGETS = {"unet": ["to_q", "to_out.0", "proj_in"], "text_encoder": ["q_proj", "fc1"]}
+
+
+@pytest.fixture
+def lora(model):
+    """A model with W + alpha / r B A merged by peft itself, and peft's own state dicts by part."""
+    import peft
+
+    changed, states = frozen(model), {}
+    for part, targets in TARGETS.items():
+        config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets)
+        wrapped = peft.get_peft_model(deepcopy(getattr(model, part)), config)
+        with torch.no_grad():
+            for name, value in wrapped.named_parameters():
+                if "lora_B" in name:
+                    value.normal_(generator=torch.Generator().manual_seed(len(name)))
+        states[part] = {name: value.clone() for name, value in peft.get_peft_model_state_dict(wrapped).items()}
+        setattr(changed, part, wrapped.merge_and_unload())
+    return changed, states
+
+
+def as_kohya(part, name):
+    path, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+    path = path if part == "unet" or path.startswith("text_model.") else f"text_model.{path}"
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part]
+    return f"{prefix}{path.replace('.', '_')}.lora_{'down' if side == 'A' else 'up'}.weight"
+
+
+def as_diffusers(part, name):
+    return f"{part}.{name.removeprefix('base_model.model.')}"
+
+
+def as_older_diffusers(part, name):
+    return as_diffusers(part, name).replace("lora_A", "lora.down").replace("lora_B", "lora.up")
+
+
+def close(one, other):
+    mine, yours = tensors(one), tensors(other)
+    assert mine.keys() == yours.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, yours[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [as_kohya, as_diffusers, as_older_diffusers])
+def test_a_lora_of_both_parts_is_merged_as_peft_merges_it(model, tmp_path, lora, form):
+    given, states = lora
+    state = {form(part, name): value for part, own in states.items() for name, value in own.items()}
+    facts = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 6, "text_encoder.lora_alpha": 6})}
+    if form is as_kohya:
+        names = [name.removesuffix(".lora_up.weight") for name in state if name.endswith("lora_up.weight")]
+        state, facts = state | {f"{name}.alpha": torch.tensor(6.0) for name in names}, {}
+    safetensors.torch.save_file(state, tmp_path / "lora.safetensors", facts)
+    close(load_unlearned(model, tmp_path / "lora.safetensors"), given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", TARGETS)
+def test_a_folder_of_peft_is_merged(model, tmp_path, lora, part):
+    given, states = lora
+    safetensors.torch.save_file(states[part], tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": 2}))
+    wanted = frozen(model)
+    setattr(wanted, part, getattr(given, part))
+    close(load_unlearned(model, tmp_path), wanted)
+
+
 # Files that must not load.
 
 
@@ -477,8 +588,17 @@ def first_of(model, pattern):
 
 
 WRONG = {
-    "peft": (lambda m: {"base_model.x.lora_A.weight": torch.zeros(1, 2)}, "no known layout .base_model.x.lora_A"),
-    "text lora": (lambda m: {"lora_te_x.lora_down.weight": torch.zeros(1, 2)}, "no known layout .lora_te_x"),
+    "peft": (lambda m: {"base_model.model.x.lora_A.weight": torch.zeros(1, 2)}, "lora_unet_x should have both"),
+    "text lora": (lambda m: {"lora_te_x.lora_down.weight": torch.zeros(1, 2)}, "lora_te_x should have both"),
+    "no text": (
+        lambda m: {f"lora_te_x.lora_{side}.weight": torch.zeros(1, 1) for side in ("up", "down")},
+        "the text encoder has no Linear or Conv2d",
+    ),
+    "dora": (
+        lambda m: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)},
+        "another kind .lora_magnitude_vector",
+    ),
+    "beside": (lambda m: {"unet": m.unet.state_dict(), "refiner": m.unet.state_dict()}, "tensors under 'refiner' too"),
     "loha": (lambda m: {"lora_unet_x.hada_w1_a": torch.zeros(1, 2)}, "keys of another kind .lora_unet_x.hada_w1_a"),
     "other module": (
         lambda m: {f"lora_unet_x.lora_{side}.weight": torch.zeros(1, 1) for side in ("up", "down")},

@@ -1,10 +1,15 @@
-"""Adapters: low-rank additions to the weights of a UNet, under the names that kohya's tools and SPM publish."""
+"""Adapters: low-rank additions to the weights of UNet and text encoder.
+
+Inside RUB they go by the names that kohya's tools and SPM publish, ``lora_unet_<module>.lora_down.weight``;
+`kohya_names` makes these of what peft and diffusers write.
+"""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +18,17 @@ from torch.nn import functional as F
 from rub.errors import RubError
 from rub.models.diffusion.model import Diffusion, frozen
 
-PREFIX = "lora_unet_"
+PREFIX, ENCODER = "lora_unet_", "lora_te_"
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 Target = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank change of a UNet.
+    """A low-rank change of a UNet, and of a text encoder.
 
     Attributes:
-        state: for every adapted module, whose path with ``_`` for ``.`` follows ``lora_unet_``:
+        state: for every adapted module, whose path with ``_`` for ``.`` follows ``lora_unet_``, or ``lora_te_``:
             ``<name>.lora_down.weight`` (r, in) or (r, in, k, k), ``<name>.lora_up.weight`` (out, r) or (out, r, 1, 1),
             and ``<name>.alpha``, one number; without it alpha is r.
         metadata: ``prompts`` that it erases, ``rank`` and ``alpha``.
@@ -35,7 +40,70 @@ class Adapter:
 
 def is_adapter(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has keys of an adapter."""
-    return any(name.startswith(PREFIX) for name in state)
+    return any("lora_" in name or "_lora." in name or ".lora." in name or "hada_" in name for name in state)
+
+
+_PEFT = re.compile(
+    r"(?:base_model\.model\.)?(?:(unet|text_encoder)\.)?(.+?)"
+    r"\.(?:lora_(A|B)(?:\.default)?|lora_linear_layer\.(down|up)|lora\.(down|up))\.weight"
+)
+# diffusers before 0.22
+_PROCESSOR = re.compile(r"(?:(unet)\.)?(.+)\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+
+
+def kohya_names(state: Mapping[str, Tensor], model: Diffusion, ranks: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State dict of a LoRA under kohya's names, which it may have already.
+
+    Known are peft's (``base_model.model.<path>.lora_A.weight``), diffusers' (``unet.<path>.lora_A.weight``,
+    ``.lora.down``, ``.processor.to_q_lora.down``), and both in one file. Where neither the file nor `ranks` says an
+    alpha, it is the rank.
+
+    Args:
+        state: of the file.
+        model: tells a path of the UNet from one of the text encoder where the names do not.
+        ranks: peft's or diffusers' own description: ``lora_alpha``, ``alpha_pattern``, also after ``unet.``.
+
+    Raises:
+        RubError: a low-rank form of another kind (LoHa, LoKr, DoRA), or a key of no known layout.
+    """
+    made: dict[str, Tensor] = {}
+    encoder = {_plain_encoder(path) for path, _ in model.text_encoder.named_modules()}
+    for key, value in state.items():
+        if key.startswith((PREFIX, ENCODER)):
+            made[key] = value
+            continue
+        if match := _PROCESSOR.fullmatch(key):
+            part, path, which, side = match[1] or "unet", f"{match[2]}.to_{match[3]}", match[3], match[4]
+            path += ".0" if which == "out" else ""
+        elif match := _PEFT.fullmatch(key):
+            part, path = match[1], match[2]
+            part = part or ("text_encoder" if _plain_encoder(path) in encoder else "unet")
+            side = {"A": "down", "B": "up"}.get(match[3] or "", match[4] or match[5])
+        else:
+            kind = next((form for form in _OTHERS if form in key), "")
+            what = f"a low-rank change of another kind ({kind})" if kind else "a key of no known layout"
+            raise RubError(f"adapter: {what}, {key}; should be LoRA under the names of kohya, peft or diffusers")
+        name = (ENCODER if part == "text_encoder" else PREFIX) + path.replace(".", "_")
+        made[f"{name}.{_DOWN if side == 'down' else _UP}"] = value
+        alpha = _alpha_of(ranks, part, path)
+        if alpha is not None:
+            made[f"{name}.{_ALPHA}"] = torch.tensor(alpha)
+    return made
+
+
+_OTHERS = ("hada_", "lokr_", "lora_magnitude_vector", "dora_scale", "lora_mid", "oft_")
+
+
+def _plain_encoder(path: str) -> str:
+    return path.removeprefix("text_model.")
+
+
+def _alpha_of(ranks: Mapping[str, Any], part: str, path: str) -> float | None:
+    own = {name.removeprefix(f"{part}."): value for name, value in ranks.items()}
+    pattern = own.get("alpha_pattern")
+    found = pattern.get(path) if isinstance(pattern, Mapping) else None
+    alpha = own.get("lora_alpha") if found is None else found
+    return float(alpha) if isinstance(alpha, int | float) else None
 
 
 class _Pair(nn.Module):
@@ -135,9 +203,13 @@ def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffus
     """Frozen copy of a model with W + m (alpha / r) up.down for W, in float32, wherever the adapter has one."""
     made = frozen(model)
     modules = {_kohya(path): module for path, module in made.unet.named_modules() if isinstance(module, Target)}
+    for path, module in made.text_encoder.named_modules():
+        if isinstance(module, Target):
+            modules[f"{ENCODER}text_model_{_plain_encoder(path).replace('.', '_')}"] = module
     for name, (down, up, alpha) in _pairs(adapter.state).items():
         if name not in modules:
-            raise RubError(f"adapter: the UNet has no Linear or Conv2d '{name.removeprefix(PREFIX)}'")
+            part = "UNet" if name.startswith(PREFIX) else "text encoder"
+            raise RubError(f"adapter: the {part} has no Linear or Conv2d '{name.removeprefix(PREFIX)}'")
         weight = modules[name].weight
         product = torch.einsum("or,r...->o...", up.to(weight.device).flatten(1), down.to(weight.device))
         change = product * (multiplier * alpha / len(down))
@@ -151,7 +223,8 @@ def merge(model: Diffusion, adapter: Adapter, multiplier: float = 1.0) -> Diffus
 
 
 def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float]]:
-    wrong = [key for key in state if not key.startswith(PREFIX) or _split(key)[1] not in {_DOWN, _UP, _ALPHA}]
+    kinds = {_DOWN, _UP, _ALPHA}
+    wrong = [key for key in state if not key.startswith((PREFIX, ENCODER)) or _split(key)[1] not in kinds]
     if wrong:
         raise RubError(
             f"adapter: {len(wrong)} keys of another kind ({', '.join(wrong[:3])}); should be {PREFIX}<module>.{_DOWN},"
@@ -170,8 +243,14 @@ def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float
         alpha = state.get(f"{name}.{_ALPHA}", torch.tensor(float(len(down))))
         if alpha.numel() != 1:
             raise RubError(f"adapter: {name}.{_ALPHA} of shape {tuple(alpha.shape)}; should be one number")
-        found[name] = down.float(), up.float(), float(alpha)
+        found[_full(name)] = down.float(), up.float(), float(alpha)
     return found
+
+
+def _full(name: str) -> str:
+    """Name of a module of the text encoder with ``text_model_``, which newer versions of transformers leave out."""
+    inner = name.removeprefix(ENCODER)
+    return f"{ENCODER}text_model_{inner}" if inner != name and not inner.startswith("text_model_") else name
 
 
 def _split(key: str) -> tuple[str, str]:

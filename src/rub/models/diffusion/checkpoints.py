@@ -8,6 +8,7 @@ names of any version of transformers; an SPM adapter; or a whole model.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,14 +16,24 @@ import torch
 from torch import Tensor
 
 from rub.errors import Diverged, RubError
-from rub.models.diffusion.adapters import Adapter, is_adapter, merge
+from rub.models.diffusion.adapters import Adapter, is_adapter, kohya_names, merge
 from rub.models.diffusion.compvis import to_compvis
-from rub.models.diffusion.folders import INDEX, read_folder, save_pipeline
+from rub.models.diffusion.folders import INDEX, read_folder, read_json, save_pipeline
 from rub.models.diffusion.guidance import read_guidance
-from rub.models.diffusion.layouts import PARTS, Parts, fill, named_normally, normal_state, published, split
+from rub.models.diffusion.layouts import (
+    PARTS,
+    Parts,
+    fill,
+    named_beside,
+    named_normally,
+    normal_state,
+    published,
+    split,
+)
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.parts import Contents, check_tensors, described, put_together, taken_apart
-from rub.models.weights import freeze, read_state, weights_file
+from rub.models.files import weights_file
+from rub.models.weights import freeze, read_checkpoint, read_state
 
 __all__ = ["load_model", "load_unlearned", "save_model", "save_pipeline", "save_unlearned", "to_compvis"]
 
@@ -87,7 +98,8 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
     a JSON file that names a guidance (`rub.models.diffusion.guidance.read_guidance`).
 
     A UNet may be there in part, as ESD and UCE publish: the rest stays the original's. Of a text encoder every tensor
-    has to be there. Adapters are merged with multiplier 1. Whole models are taken as they are.
+    has to be there. A file may hold several parts, each under its name. Adapters are merged with multiplier 1. Whole
+    models are taken as they are.
 
     Raises:
         RubError: no such file, damaged, code in a pickle, keys of no known layout, or another architecture than the
@@ -102,10 +114,11 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
         whole = load_model(path)
         _check_alike(whole, original, path)
         return freeze(whole.to(original.device))
-    state = read_state(weights_file(path))
+    state, beside = read_checkpoint(weights_file(path))
+    state |= named_beside(beside, path)
     if is_adapter(state):
         try:
-            return merge(original, Adapter(state))
+            return merge(original, Adapter(kohya_names(state, original, _ranks(path))))
         except RubError as error:
             raise RubError(f"checkpoint {path}: {error}") from None
     made = frozen(original)
@@ -148,6 +161,18 @@ def save_unlearned(original: Diffusion, made: "Diffusion | Adapter", folder: Pat
     whole = normal_state(made.unet, "unet")
     unet = changed["unet"] or whole
     return _write(unet, folder / "unet.safetensors", "unet" if len(unet) == len(whole) else "partial-unet", {})
+
+
+def _ranks(path: Path) -> Mapping[str, Any]:
+    """What a LoRA file says of itself: peft's ``adapter_config.json`` beside it, or diffusers' metadata in it."""
+    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    if beside.is_file():
+        return read_json(beside)
+    try:
+        found = json.loads(_metadata(weights_file(path)).get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _read_file(path: Path) -> Contents:

@@ -12,7 +12,8 @@ from rub.models.diffusion.layouts import PARTS, named_normally, normal_state, pu
 from rub.models.diffusion.model import SCHEDULE, Diffusion
 from rub.models.diffusion.parts import Config, Contents, described, noise_schedule
 from rub.models.diffusion.tokenizer import write_vocabulary
-from rub.models.weights import read_state, weights_file
+from rub.models.files import weights_file
+from rub.models.weights import read_state
 
 INDEX = "model_index.json"
 _CLASSES = {

@@ -8,6 +8,7 @@ published names of all checkpoints, ``text_model.embeddings...``, which every ve
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,9 +27,10 @@ _WRAPPERS = ("module.", "_orig_mod.", "unet.")
 _BESIDE = ("first_stage_model.", "model_ema.")  # of a whole latent diffusion model
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)")
+_TRAINING = re.compile(r"optimi[sz]er|scheduler|scaler|callback|loops|rng")
 _FORMS = (
-    "a UNet or a part of one (diffusers' or CompVis names), a text encoder (text_model....), a SPM adapter"
-    " (lora_unet_....lora_down.weight), or a diffusers folder"
+    "a UNet or a part of one (diffusers' or CompVis names), a text encoder (text_model....), an adapter (SPM; LoRA of"
+    " kohya, peft or diffusers), or a diffusers folder"
 )
 
 
@@ -85,6 +87,30 @@ def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts
             raise _doubled(next(iter(made)), path)
         found.setdefault("unet", {}).update(made)
     return {part: named_normally(tensors, part, path) for part, tensors in found.items()}
+
+
+def named_beside(beside: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """State dicts that lie in a file beside the one that was taken out of it, each key with its part's name in front.
+
+    What training leaves (optimizer, scheduler...) is nothing of the model.
+
+    Raises:
+        RubError: tensors under another name, which would be left out in silence.
+    """
+    made: dict[str, Tensor] = {}
+    for name, value in beside.items():
+        if not _has_tensors(value) or _TRAINING.search(name):
+            continue
+        part, flat = name.removesuffix("_state_dict"), isinstance(value, Mapping)
+        if part not in PARTS or not flat or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+            raise RubError(f"checkpoint {path}: holds tensors under '{name}' too; should be under {', '.join(PARTS)}")
+        made |= {f"{part}.{key}": tensor for key, tensor in value.items()}
+    return made
+
+
+def _has_tensors(value: Any) -> bool:
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, Tensor) or any(map(_has_tensors, inside))
 
 
 def _counting(state: Mapping[str, Tensor]) -> dict[str, str]:

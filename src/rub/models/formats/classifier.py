@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from rub.config.hyperparameters import hyperparameters
 from rub.errors import RubError
+from rub.models.files import weights_file
 from rub.models.hf import renamed
 from rub.models.lookup import TASK
 from rub.models.network import set_normalisation
 from rub.models.resnet import PaddedShortcut, ResNet
-from rub.models.weights import Plain, check_keys, differences, plain, read_state, weights_file
+from rub.models.weights import Plain, check_keys, differences, plain, read_state
 from rub.registry import NETWORKS
 
 NEAR = 16  # tensors that another stem or head of a network has more or less

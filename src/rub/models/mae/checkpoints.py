@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from rub.errors import RubError
+from rub.models.files import weights_file
 from rub.models.mae.config import LAYOUTS, METADATA, agreed_config, stored_config
 from rub.models.mae.layouts import to_original, to_transformers
 from rub.models.mae.masks import gather, keyed_noise, make_mask
 from rub.models.mae.model import MaskedAutoencoder
-from rub.models.weights import check_keys, plain, read_checkpoint, save_weights, weights_file
+from rub.models.weights import check_keys, plain, read_checkpoint, save_weights
 
 __all__ = ["load_mae", "looks_normalised", "refuse_normalised", "save_mae", "to_original", "to_transformers"]
 

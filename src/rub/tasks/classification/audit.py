@@ -95,7 +95,7 @@ class ClassificationAudit(AuditRequest):
 
     def models(self) -> FromFiles:
         """Checkpoints in any format of `load_weights`."""
-        from rub.models.weights import weights_file
+        from rub.models.files import weights_file
 
         weights = {name: getattr(self, name) for name in ("original", "unlearned", "retrained")}
         found = existing(weights, "a checkpoint (.safetensors, .pt, .pth, .pth.tar, .th)", folders=True)
