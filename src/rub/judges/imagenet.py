@@ -1,5 +1,6 @@
 """An image classifier in transformers' format as a judge, such as UnlearnDiffAtk's ResNet-50."""
 
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,10 +34,20 @@ CARD = Card(
 
 def find_transformers(weights: str | None, data_root: Path | None) -> Path:
     """Folder on disk, else the hub's cache, of the files that transformers reads; safetensors where there are some."""
-    path = path_or_snapshot(weights or DEFAULT, data_root, ("*.json", "*.safetensors"))
-    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
-        return path
-    return path_or_snapshot(weights or DEFAULT, data_root, ("*.json", "*.bin"))
+    return path_or_snapshot(weights or DEFAULT, data_root, wanted=_read_of, lacks=_lacks)
+
+
+def _read_of(names: Collection[str], prefix: str = "") -> list[str]:
+    own = [name for name in names if "/" not in name.removeprefix(prefix)]
+    weights = next((kind for kind in (".safetensors", ".bin") if any(name.endswith(kind) for name in own)), ".bin")
+    return [name for name in own if name.endswith((".json", weights))]
+
+
+def _lacks(folder: Path) -> str:
+    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    if "config.json" not in names:
+        return "config.json"
+    return "" if any(name.endswith((".safetensors", ".bin")) for name in names) else "model.safetensors"
 
 
 def transformers_files(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Which judge a suite asks for, where judges come from, and the stage that makes one. Free of torch."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,16 +43,16 @@ class JudgeSpec(Component):
 
 def find_weights(weights: str | None, data_root: Path | None) -> Path | None:
     """Weights that a suite names: a path, a path below the data root, or a hub id; None where it names none."""
-    return None if weights is None else path_or_snapshot(weights, data_root, None)
+    return None if weights is None else path_or_snapshot(weights, data_root)
 
 
-def path_or_snapshot(weights: str, data_root: Path | None, patterns: Sequence[str] | None) -> Path:
-    """Path of weights on disk, else of the files of a hub model (None: all) in the hub's cache."""
+def path_or_snapshot(weights: str, data_root: Path | None, **needed: Any) -> Path:
+    """Path of weights on disk, else of a hub model in the hub's cache; `needed` as for `rub.models.hub.snapshot`."""
     if (place := located(weights, data_root)).exists():
         return place
-    from rub.models.hub import snapshot
+    from rub.models.hub import HubName, snapshot
 
-    return snapshot(weights, "judge.weights", patterns)
+    return snapshot(HubName.parse(weights, "judge.weights"), **needed)
 
 
 def all_files(folder: Path) -> list[Path]:

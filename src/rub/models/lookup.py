@@ -8,7 +8,7 @@ from typing import Any
 
 from rub.config.hyperparameters import resolve
 from rub.errors import RubError
-from rub.models.hub import snapshot
+from rub.models.hub import HubName, snapshot
 from rub.registry import NETWORKS, Entry, check_builder, load_component, source_hash
 
 TASK = "classification"
@@ -114,7 +114,8 @@ def hub_config(name: str) -> dict[str, Any]:
     """Config of a model of transformers: of a folder, a file, or a hub id (from the hub's cache or downloaded)."""
     place = Path(name)
     if not place.exists():
-        place = snapshot(name, "network hf:", ("config.json", "preprocessor_config.json"))
+        wanted = ("config.json", "preprocessor_config.json")
+        place = snapshot(HubName.parse(name, "network hf:"), wanted=wanted)
     file = place / "config.json" if place.is_dir() else place
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -126,7 +127,9 @@ def hub_config(name: str) -> dict[str, Any]:
 
 
 def _normalisation(name: str) -> dict[str, Any]:
-    place = Path(name) if Path(name).exists() else snapshot(name, "network hf:", ("preprocessor_config.json",))
+    place = Path(name)
+    if not place.exists():
+        place = snapshot(HubName.parse(name, "network hf:"), wanted=("preprocessor_config.json",))
     try:
         facts = json.loads((place / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,6 +9,7 @@ from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
 from rub.judges.spec import judge_stage
 from rub.metrics.base import Metric
+from rub.models.diffusion.files import hub_pipeline, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
@@ -298,7 +299,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         return super().stage(kind, label if shared else f"{label} ({name})", *arguments, **options)
 
     def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage]) -> Stage:
-        files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+        files = read_files(path)
         base = path if path.is_dir() else path.parent
         spec = {"sha256": {item.relative_to(base).as_posix(): file_sha256(item) for item in files}}
         return self.stage("import", label, spec, inputs, files={"weights": path}, cost=1000)
@@ -307,6 +308,4 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
 def _found(weights: str, data_root: Path | None) -> Path:
     if (place := located(weights, data_root)).exists():
         return place
-    from rub.models.hub import snapshot
-
-    return snapshot(weights)
+    return hub_pipeline(weights)
