@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rub.errors import RubError
+from rub.models.diffusion.model import SCHEDULE, Diffusion
 from rub.models.diffusion.sampling import Sampler, guided, initial_latents, sample
 from rub.models.weights import freeze
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Prompts
@@ -174,6 +175,31 @@ def test_guidance_is_the_textbook_combination(model):
     with_, without = model.predict(x, t, context), model.predict(x, t, empty)
     wanted = torch.stack([7.5 * with_[0] - 6.5 * without[0], 2 * with_[1] - without[1]])
     assert torch.allclose(given, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "lms"])
+def test_a_model_that_predicts_v_draws_what_diffusers_draws(model, name):
+    from diffusers import DDIMScheduler, LMSDiscreteScheduler
+
+    schedule = {**SCHEDULE, "prediction_type": "v_prediction"}
+    made = freeze(Diffusion(model.unet, model.text_encoder, model.vae, model.tokenizer, schedule))
+    context, noise = made.context(["a church"]), initial_latents(made, torch.tensor([3]))
+    if name == "ddim":
+        scheduler = DDIMScheduler(**schedule)
+    else:
+        scheduler = LMSDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+        )
+    scheduler.set_timesteps(7)
+    x = noise * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            v = made.unet(scheduler.scale_model_input(x, t), t, encoder_hidden_states=context).sample
+            x = scheduler.step(v, t, x).prev_sample
+    drawn = sample(made, context, made.context([""]), noise, torch.tensor([1.0]), Sampler(name, 7))
+    torch.testing.assert_close(drawn, x, rtol=2e-3, atol=2e-3)
+    plain = sample(model, context, made.context([""]), noise, torch.tensor([1.0]), Sampler(name, 7))
+    assert not torch.allclose(drawn, plain, atol=0.1)
 
 
 def test_ddim_equals_its_formula(model):

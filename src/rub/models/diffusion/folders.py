@@ -59,6 +59,11 @@ def read_folder(folder: Path) -> Contents:
     from transformers import CLIPTokenizer
 
     index = read_json(folder / INDEX)
+    if "text_encoder_2" in index:
+        raise RubError(
+            f"checkpoint {folder}: {index.get('_class_name')} has two text encoders (SDXL and its kin), which RUB does"
+            " not measure; give Stable Diffusion 1.x or 2.x"
+        )
     configs: dict[str, Config | None] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     for part in PARTS:

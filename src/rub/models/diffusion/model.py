@@ -62,13 +62,14 @@ class Diffusion(nn.Module):
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.schedule = tokenizer, dict(schedule)
         self.guidance: Guided | None = None
-        kind = self.schedule.get("prediction_type", "epsilon")
-        if kind != "epsilon":
-            raise RubError(f"model: predicts '{kind}'; only models that predict the noise ('epsilon') are supported")
+        self.prediction = str(self.schedule.get("prediction_type", "epsilon"))
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise RubError(f"model: predicts '{self.prediction}'; should be 'epsilon' or 'v_prediction'")
         width, wanted = text_encoder.config.hidden_size, unet.config.cross_attention_dim
         if width != wanted:
             raise RubError(f"model: the text encoder is {width} wide, but the UNet's cross-attention takes {wanted}")
         given = {name: value for name, value in self.schedule.items() if name in SCHEDULE}
+        given["prediction_type"] = "epsilon"  # `predict` gives noise, whatever the UNet does
         self.register_buffer("alpha_bar", DDIMScheduler(**given).alphas_cumprod.float(), persistent=False)
 
     @property
@@ -126,8 +127,24 @@ class Diffusion(nn.Module):
         return self.encode(self.tokenize(prompts))
 
     def predict(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
-        """Predicted noise e(x_t, t, c) at one time step or (B,), of latents (B, C, h, w), context (B or 1, L, D)."""
-        return cast(Tensor, self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample)
+        """Predicted noise e(x_t, t, c) at one time step or (B,), of latents (B, C, h, w), context (B or 1, L, D).
+
+        Of a UNet that predicts v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho 2022, appendix D)
+        it is sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t.
+        """
+        made = cast(Tensor, self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample)
+        if self.prediction == "epsilon":
+            return made
+        alpha = self._alpha_at(torch.as_tensor(t, device=x.device)).reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * made + (1 - alpha).sqrt() * x
+
+    def _alpha_at(self, t: Tensor) -> Tensor:
+        """alpha_bar at time steps, between two of them by sigma, which samplers make linear in t."""
+        sigma = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        low = t.float().floor().long().clamp(0, self.timesteps - 1)
+        high = (low + 1).clamp(max=self.timesteps - 1)
+        at = torch.lerp(sigma[low], sigma[high], t.float() - low.float())
+        return 1 / (1 + at.square())
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise, at t, int64 (B,) (Ho et al. 2020, eq. 4)."""

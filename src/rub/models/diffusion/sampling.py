@@ -27,6 +27,7 @@ class Sampler:
         from diffusers import DDIMScheduler, LMSDiscreteScheduler
 
         given = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
+        given["prediction_type"] = "epsilon"  # `Diffusion.predict` gives noise
         if self.name == "lms":
             given = {name: given[name] for name in given if name.startswith("beta") or name == "num_train_timesteps"}
         scheduler = (DDIMScheduler if self.name == "ddim" else LMSDiscreteScheduler)(**given)
