@@ -33,7 +33,7 @@ def test_a_job_chooses_by_the_rule_and_leaves_a_sealed_folder(tmp_path):
     out = tmp_path / "out" / NAME
     choice = json.loads((out / "hyperparameters.json").read_text())
     tried = choice["methods"]["ft"]["tried"]
-    assert [row["parameters"]["lr"] for row in tried] == [0.01, 0.05, 0.1]
+    assert [row["parameters"]["lr"] for row in tried] == [0.01, 0.02, 0.05, 0.1]
     best = min(tried, key=lambda row: row["gap"])["parameters"]
     assert choice["methods"]["ft"]["chosen"] == best and choice["seed"] == 999
     assert changed_files(out) == []
@@ -52,9 +52,10 @@ def under_attack(folder, out, tried, best):
     words += ["--store", folder / "store", "--out", folder / "settings.json"]
     done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| ft |") == 3 and done.stdout.count(f"**epochs 2, lr {best['lr']:g}**") == 1
+    assert done.stdout.count("| ft |") == 4 and done.stdout.count(f"**epochs 2, lr {best['lr']:g}**") == 1
     found = json.loads((folder / "settings.json").read_text())["settings"]
     assert [row["parameters"] for row in found] == [row["parameters"] for row in tried]
     for row in found:
-        assert list(row["attacked"]) == ["8/255", "16/255"]
-        assert all(cell["n"] == 8 and cell["low"] <= cell["ua"] <= cell["high"] for cell in row["attacked"].values())
+        assert set(row["contrast"]) == {"own_radius", "other_radius", "selectivity", "own_reached"}
+        for cell in row["contrast"].values():
+            assert cell["n"] == 8 and cell["low"] <= cell["value"] <= cell["high"]

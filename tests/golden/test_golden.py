@@ -60,7 +60,8 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr("rub.judges.nudenet.packaged", lambda: tmp_path / "nudenet.onnx")
     for folder in ("CompVis/stable-diffusion-v1-4", "microsoft/resnet-50"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.json").write_text(folder)
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / folder / name).write_text(folder)
     return tmp_path
 
 
