@@ -54,7 +54,7 @@ class RadiusSpec(Frozen):
     """The first budget, ||delta||_inf in 1/255; each further one is twice as large."""
     largest: float = Field(32.0, gt=0)
     """No budget is larger."""
-    steps: int = Field(8, ge=1)
+    steps: int = Field(16, ge=1)
     """Signed gradient steps of a quarter of the budget, at each budget until one succeeds."""
     refine: int = Field(32, ge=0)
     """Steps of the minimum-norm search from there."""
