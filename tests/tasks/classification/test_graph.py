@@ -84,3 +84,22 @@ def test_an_attack_that_cannot_aim_at_another_class_has_no_paired_control():
     splits = {(cell["attack"], cell["split"]) for stage in graph.stages for cell in stage.cells}
     assert ("uma", "other") in splits and ("universal", "forget") in splits and ("universal", "other") not in splits
     assert "universal cannot aim at another class: its rows have no paired control" in graph.notes
+
+
+@pytest.mark.slow
+def test_several_originals_share_the_images_that_all_of_them_know(tmp_path):
+    overrides = [
+        "seeds={originals: 2, unlearn: 1, mia: 1, doses: 1}", "doses=[30]", "training.epochs=2",
+        "evaluation={attack_samples: 40, control_samples: 10, witnesses: 0}",
+        "protocol.attacks={only: {uma: {runs: [{name: uma, steps: 2}], budgets: [32], splits: [forget, other]}}}",
+    ]  # fmt: skip
+    suite = load_suite("quick", task="classification", methods=["ft"], overrides=overrides)
+    result = api.run(suite, store=tmp_path / "store", out=tmp_path / "out", runtime=api.make_runtime(device="cpu"))
+    assert not result.failures
+    images = {}
+    for row in result.samples:
+        place = row["method"], row["unlearn_seed"], row["split"]
+        images.setdefault(place, set()).add(row["sample_id"])
+    assert len({frozenset(found) for found in images.values()}) == 1
+    residuals = [row for row in result.records if row.metric == "residual_knowledge" and row.method == "ft"]
+    assert [row.original for row in residuals] == [0, 1] and all(row.value is not None for row in residuals)

@@ -31,7 +31,7 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": setting})
     found: dict[str, NDArray[Any]] = {}
     for name, count in spec["samples"].items():
-        samples = eligible(parts, name, count, inputs["original"], dataset, runtime)
+        samples = eligible(parts, name, count, inputs, dataset, runtime)
         context = AttackContext(ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
         others = wrong_classes(model, samples, parts, dataset, runtime)
         own, other = (radii(model, samples.images, labels, search, context) for labels in (samples.labels, others))

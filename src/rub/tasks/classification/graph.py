@@ -151,7 +151,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "seed": seed,
             **({"eligible": True} if self.experiment.protocol.eligible else {}),
         }
-        inputs = {"data": self.data, **self.pair(method, seed)}
+        inputs = {"data": self.data, **self.pair(method, seed), **self._knowing()}
         smaller = [budget for budget in plan.budgets if 0 < budget < level]
         if plan.warm_start and smaller:
             inputs["warm"] = self.searched(method, seed, label, smaller[-1], split)
@@ -201,7 +201,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         ]
         count = sum(number or self.size // 10 for number in samples.values())
         rungs = log2(search.largest / search.smallest) + 1
-        inputs = {"data": self.data, **self.pair(method, seed)}
+        inputs = {"data": self.data, **self.pair(method, seed), **self._knowing()}
         text = f"search radii of {method}, seed {seed}"
         return self.stage(
             "radius", text, spec, inputs, cost=4.0 * (search.steps * rungs + search.refine) * count, cells=cells
@@ -275,6 +275,12 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
     def pair(self, method: str, seed: int) -> dict[str, Stage]:
         """The model of a row, and the original that it is compared with."""
         return {"original": self.originals[self.original_of(method, seed)], "unlearned": self.model(method, seed)}
+
+    def _knowing(self) -> dict[str, Stage]:
+        """Originals that all have to be right on an image that is searched, so that every row has the same images."""
+        if len(self.originals) == 1 or not self.experiment.protocol.eligible:
+            return {}
+        return {f"known_{number}": stage for number, stage in enumerate(self.originals)}
 
     def _train(self, label: str, subset: Mapping[str, Any], seed: int) -> Stage:
         experiment = self.experiment

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def aim(spec: Mapping[str, Any], inputs: Inputs, dataset: ImageDataset, runtime:
     unlearned = load_model(inputs["unlearned"], dataset).to(runtime.device)
     parts = split(dataset, spec["forget"], spec["validation"])
     if spec.get("eligible") and spec["split"] != "retain":
-        samples = eligible(parts, spec["split"], spec["samples"], inputs["original"], dataset, runtime)
+        samples = eligible(parts, spec["split"], spec["samples"], inputs, dataset, runtime)
     else:
         samples = choose(parts, spec["split"], spec["samples"])
     source = samples
@@ -158,36 +159,40 @@ def choose(parts: Splits, name: str, count: int | None) -> Samples:
 
 
 def eligible(
-    parts: Splits, name: str, count: int | None, original: Artifact, dataset: ImageDataset, runtime: Runtime
+    parts: Splits, name: str, count: int | None, inputs: Inputs, dataset: ImageDataset, runtime: Runtime
 ) -> Samples:
     """Images that the original gets right, at most `count`: only what it knew can come back.
 
-    They are drawn in one order for all originals, so that two of them share most of their images.
+    Where an experiment has several originals, all of them get these images right, and every row has the same.
 
     Args:
         parts: the splits.
         name: ``forget`` or ``other``, which are the same images, or ``forget_test`` for unseen images of forgotten
             classes (any test images without such).
         count: most images; all when None.
-        original: the model artifact.
-        dataset: what it classifies.
+        inputs: a stage's, with ``original``, and all originals as ``known_...`` where there are several.
+        dataset: what they classify.
         runtime: keeps what was found for this process.
 
     Raises:
-        NothingToMeasure: the original is right on none.
+        NothingToMeasure: there is no such image.
     """
     pool, stream = parts.forget, "eligible-forget"
     if name == "forget_test":
         pool, stream = parts.test_where(forgotten=True) if parts.forget_classes else parts.test, "eligible-unseen"
 
-    def right() -> Tensor:
+    def right(original: Artifact) -> Tensor:
         model = load_model(original, dataset).to(runtime.device)
         said = predict(model, pool, batch_size=runtime.batch_size, device=runtime.device).argmax(1)
         return said == pool.labels
 
-    known = runtime.cache.get(("eligible", original.key, pool.ids.numpy().tobytes()), right)
+    originals = [inputs[role] for role in inputs if role.startswith("known_")] or [inputs["original"]]
+    place = pool.ids.numpy().tobytes()
+    answers = [runtime.cache.get(("eligible", one.key, place), partial(right, one)) for one in originals]
+    known = torch.stack(answers).all(0)
     if not known.any():
-        what = f"the original is right on none of the {len(pool)} {name} images"
+        who = "the original is" if len(originals) == 1 else "the originals are together"
+        what = f"{who} right on none of the {len(pool)} {name} images"
         raise NothingToMeasure(f"{what}: nothing can be brought back")
     order = torch.randperm(len(pool), generator=seeded(0, stream))
     return pool.select(order[known[order]][:count].sort().values)
