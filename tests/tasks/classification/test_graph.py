@@ -90,7 +90,7 @@ def test_an_attack_that_cannot_aim_at_another_class_has_no_paired_control():
 def test_several_originals_share_the_images_that_all_of_them_know(tmp_path):
     overrides = [
         "seeds={originals: 2, unlearn: 1, mia: 1, doses: 1}", "doses=[30]", "training.epochs=2",
-        "evaluation={attack_samples: 40, control_samples: 10, witnesses: 0}",
+        "forget.classes=[8]", "evaluation={attack_samples: 40, control_samples: 10, witnesses: 0}",
         "protocol.attacks={only: {uma: {runs: [{name: uma, steps: 2}], budgets: [32], splits: [forget, other]}}}",
     ]  # fmt: skip
     suite = load_suite("quick", task="classification", methods=["ft"], overrides=overrides)
