@@ -52,9 +52,7 @@ def _lacks(folder: Path) -> str:
 
 def transformers_files(folder: Path) -> list[Path]:
     """Configuration and weights of a folder, safetensors where there are some."""
-    files = all_files(folder)
-    weights = ".safetensors" if any(item.suffix == ".safetensors" for item in files) else ".bin"
-    return [item for item in files if item.suffix in (".json", weights)]
+    return [folder / name for name in _read_of([item.name for item in all_files(folder)])]
 
 
 @judge(

@@ -140,4 +140,4 @@ def test_guidance_of_another_shape_is_refused(model):
         made = frozen(model)
         made.guidance = guided_by("half", "church", "", {})
         with pytest.raises(RubError, match=r"guidance 'half': gave \(1, 1, 4, 8\); should be \(1, 1, 8, 8\)"):
-            effective(made, torch.randn(1, 1, 8, 8), torch.tensor([5]), made.context(["a church"]))
+            effective(made, made.context([""]), torch.randn(1, 1, 8, 8), torch.tensor([5]), made.context(["a church"]))

@@ -18,10 +18,10 @@ from torch import Tensor
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.adapters import Adapter, is_adapter, kohya_names, merge
 from rub.models.diffusion.compvis import to_compvis
-from rub.models.diffusion.folders import INDEX, read_folder, read_json, save_pipeline
+from rub.models.diffusion.files import PARTS, PIPELINE
+from rub.models.diffusion.folders import read_folder, read_json, save_pipeline
 from rub.models.diffusion.guidance import read_guidance
 from rub.models.diffusion.layouts import (
-    PARTS,
     Parts,
     fill,
     named_beside,
@@ -87,7 +87,9 @@ def load_model(path: Path) -> Diffusion:
     """
     path = Path(path)
     if path.is_dir() and not _is_pipeline(path):
-        raise RubError(f"folder {path}: no {INDEX}; give a diffusers folder of a whole model, or a file of save_model")
+        raise RubError(
+            f"folder {path}: no {PIPELINE}; give a diffusers folder of a whole model, or a file of save_model"
+        )
     return put_together(read_folder(path) if _is_pipeline(path) else _read_file(path), path)
 
 
@@ -233,7 +235,7 @@ def _refuse_infinite(state: Mapping[str, Tensor]) -> None:
 
 
 def _is_pipeline(path: Path) -> bool:
-    return (path / INDEX).is_file()
+    return (path / PIPELINE).is_file()
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -8,14 +8,14 @@ import safetensors.torch
 from torch import Tensor
 
 from rub.errors import RubError
-from rub.models.diffusion.layouts import PARTS, named_normally, normal_state, published
+from rub.models.diffusion.files import PARTS, PIPELINE, SCHEDULER
+from rub.models.diffusion.layouts import named_normally, normal_state, published
 from rub.models.diffusion.model import SCHEDULE, Diffusion
 from rub.models.diffusion.parts import Config, Contents, described, noise_schedule
 from rub.models.diffusion.tokenizer import write_vocabulary
 from rub.models.files import weights_file
 from rub.models.weights import read_state
 
-INDEX = "model_index.json"
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -48,7 +48,7 @@ def save_pipeline(model: Diffusion, folder: Path) -> None:
     write_vocabulary(words["vocabulary"], [(left, right) for left, right in words["merges"]], folder / "tokenizer")
     schedule = {name: value for name, value in model.schedule.items() if name in SCHEDULE}
     DDIMScheduler(**schedule).save_pretrained(folder / "scheduler")
-    (folder / INDEX).write_text(json.dumps(_index(model), indent=2), encoding="utf-8")
+    (folder / PIPELINE).write_text(json.dumps(_index(model), indent=2), encoding="utf-8")
 
 
 def read_folder(folder: Path) -> Contents:
@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> Contents:
     """
     from transformers import CLIPTokenizer
 
-    index = read_json(folder / INDEX)
+    index = read_json(folder / PIPELINE)
     if "text_encoder_2" in index:
         raise RubError(
             f"checkpoint {folder}: {index.get('_class_name')} has two text encoders (SDXL and its kin), which RUB does"
@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> Contents:
             raise RubError(f"checkpoint {folder}: its {part} is of kind {kind}; should be {_CLASSES[part][1]}")
         configs[part] = read_json(folder / part / "config.json")
         tensors[part] = named_normally(read_state(weights_file(folder / part)), part, folder / part)
-    schedule = noise_schedule(read_json(folder / "scheduler" / "scheduler_config.json"), folder)
+    schedule = noise_schedule(read_json(folder / SCHEDULER), folder)
     try:
         tokenizer = described(CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
     except Exception as error:  # whatever the library raises on files that it does not expect

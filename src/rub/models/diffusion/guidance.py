@@ -119,13 +119,12 @@ def predict_all(model: "Diffusion", x: Tensor, t: Tensor | int, contexts: tuple[
     return model.predict(x.repeat(len(contexts), 1, 1, 1), times, given).chunk(len(contexts))
 
 
-def effective(model: "Diffusion", x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+def effective(model: "Diffusion", empty: Tensor, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
     """The e(x_t, c) under which plain classifier-free guidance of weight `SEARCHED` would follow the same noise.
 
     e' = (without + g (given - without) - e(x, 0)) / g + e(x, 0); where ``without`` is e(x, 0) it is ``given``.
+    `empty` is the context of the empty prompt, (1, L, D).
     """
-    with torch.no_grad():
-        empty = model.context([""])
     without, given = both(model, x, t, context, empty, {})
     with torch.no_grad():
         plain = model.predict(x, t, empty)

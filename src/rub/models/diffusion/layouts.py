@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from rub.errors import RubError
 from rub.models.diffusion import compvis
+from rub.models.diffusion.files import PARTS
 from rub.models.diffusion.model import Diffusion
 
 Parts = dict[str, dict[str, Tensor]]
 """Part (``unet``, ``text_encoder``, ``vae``) -> its tensors in the normal form."""
 
-PARTS = ("unet", "text_encoder", "vae")
 _UNET = {"conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out"}
 _ENCODER = {"embeddings", "encoder", "final_layer_norm"}
 _REPEATED = {"embedding", *_ENCODER}  # UnlearnDiffAtk's CustomTextEncoder names its encoder's modules twice

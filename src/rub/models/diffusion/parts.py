@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rub.errors import RubError
-from rub.models.diffusion.layouts import PARTS, Parts, fill, normal_state
+from rub.models.diffusion.files import PARTS
+from rub.models.diffusion.layouts import Parts, fill, normal_state
 from rub.models.diffusion.model import SCHEDULE, Diffusion
 from rub.models.diffusion.tokenizer import make_tokenizer
 from rub.models.weights import check_keys

@@ -101,7 +101,9 @@ class AttackContext(SearchContext):
     def predictor(self, model: Diffusion) -> Predict:
         """Noise prediction of a model that guides a search; through the model's own guidance where it has one."""
         if model.guidance is not None:
-            return partial(effective, model)
+            with torch.no_grad():  # once, not at every gradient step
+                empty = model.context([""])
+            return partial(effective, model, empty)
         return compiled_batches(model.predict, self.batch_size, self.compile)
 
 

@@ -88,6 +88,17 @@ def other_prompt(context: UnlearnContext, retain: Side) -> str:
     return context.anchor or retain.prompts[0]
 
 
+def captioned(method: str, template: str, prompt: str) -> str:
+    """Template with a prompt in the place of {}.
+
+    Raises:
+        RubError: a template without {}.
+    """
+    if "{}" not in template:
+        raise RubError(f"{method}: template = '{template}': should hold {{}}, where the concept's prompt goes")
+    return template.replace("{}", prompt)
+
+
 def noise_loss(model: Diffusion, batch: Noisy) -> Tensor:
     """MSE(e(x_t, c), noise), the loss that diffusion models are trained on (Ho et al. 2020, eq. 14)."""
     return F.mse_loss(model.predict(batch.x, batch.t, batch.given).float(), batch.noise)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.config.hyperparameters import Hyper, Iterations, Positive, PositiveInt, Rate, Weight
-from rub.errors import RubError
 from rub.models.diffusion.groups import parameter_group
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.sampling import sample
@@ -15,7 +14,7 @@ from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
-from rub.tasks.text_to_image.methods._losses import embedded, noisy_pictures, other_prompt, redirected_loss
+from rub.tasks.text_to_image.methods._losses import captioned, embedded, noisy_pictures, other_prompt, redirected_loss
 
 CARD = Card(
     paper="Kumari et al., Ablating Concepts in Text-to-Image Diffusion Models, ICCV 2023, arXiv 2303.13516",
@@ -73,9 +72,8 @@ def concept_ablation(
     Raises:
         RubError: a template without {}, or neither an anchor nor a retain prompt.
     """
-    if "{}" not in template:
-        raise RubError(f"concept-ablation: template = '{template}': should hold {{}}, where the concept's prompt goes")
-    anchor, caption = other_prompt(context, retain), template.replace("{}", forget.prompts[0])
+    caption = captioned("concept-ablation", template, forget.prompts[0])
+    anchor = other_prompt(context, retain)
     drawn = anchor_pictures(frozen(model), anchor, pictures, guidance, context)
     batches = noisy_pictures(model, Side((anchor,), drawn, (caption,) * pictures), context, "anchor")
     weights, other = train_only(model.eval(), parameter_group(model, group)), embedded(model, anchor)

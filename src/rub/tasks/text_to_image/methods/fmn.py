@@ -15,7 +15,7 @@ from rub.models.weights import freeze
 from rub.pipeline.checkpointing import Changing, ParameterState
 from rub.registry import Card, method
 from rub.tasks.text_to_image.context import Side, UnlearnContext, train_only
-from rub.tasks.text_to_image.methods._losses import embedded
+from rub.tasks.text_to_image.methods._losses import captioned, embedded
 
 Ends = Literal["all", "first", "none"]
 
@@ -135,10 +135,8 @@ def fmn(
     Raises:
         RubError: a template without {}, a concept that does not fit into the caption, or no pictures.
     """
-    if "{}" not in template:
-        raise RubError(f"fmn: template = '{template}': should hold {{}}, where the concept's prompt goes")
     concept = forget.prompts[0]
-    caption = template.replace("{}", concept)
+    caption = captioned("fmn", template, concept)
     positions = concept_positions(model, caption, concept, ends=ends)
     given = embedded(model, caption)
     weights = train_only(model.eval(), parameter_group(model, group))
