@@ -79,6 +79,8 @@ class TaskReport:
         success: what the success figure shows the share of.
         forgotten: what is attacked, for the legend beside `beside`.
         together: whether one table shows all experiments of a suite.
+        closest: metric that is small where a model is close to the retrained one; where single samples are forgotten,
+            leaderboards rank by it.
     """
 
     tables: Callable[[Sequence[Record], Mapping[str, Any] | None, Mains], list[Table]]
@@ -98,6 +100,7 @@ class TaskReport:
     success: str = "share of forget images recovered"
     forgotten: str = "forget images"
     together: bool = False
+    closest: str = ""
 
     def tables_of(self, records: Sequence[Record], keys: Mapping[str, str], mains: Mains | None = None) -> list[Table]:
         """Tables of this task's records: of every experiment, or of all experiments together.
