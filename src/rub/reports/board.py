@@ -11,12 +11,16 @@ from rub.reports.table import Cell, Column
 from rub.reports.tables import Source
 from rub.reports.task_report import report_of
 from rub.reports.text import printable
+from rub.reports.wrecks import wrecks
 from rub.store.records import Record
 
 
 @dataclass(frozen=True)
 class BoardRow:
-    """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack."""
+    """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack.
+
+    `destroyed` says what is left of a wreck, which has no rank; "" of any other row.
+    """
 
     page: str
     group: Group
@@ -25,11 +29,12 @@ class BoardRow:
     cells: tuple[Cell, ...]
     seeds: int
     n: int
+    destroyed: str = ""
 
 
 @dataclass(frozen=True)
 class Board:
-    """Rows that may be compared, of each experiment its controls, then its methods.
+    """Rows that may be compared, of each experiment its controls, then its methods, then wrecks.
 
     The most robust method is first, or, where single samples are forgotten, the one that is closest to retraining.
     """
@@ -70,9 +75,10 @@ def _board(task: str, dataset: str, protocol: str, scenario: str, parts: Sequenc
     else:
         ranked = [k for k, place in places if place[:2] == wanted and math.isfinite(level(place.budget))]
 
-    def rank(row: BoardRow) -> tuple[str, str, str, bool, float]:
+    def rank(row: BoardRow) -> tuple[str, str, str, bool, bool, float]:
         value = 0.0 if row.control else row.cells[ranked[-1]].value if ranked else None
-        return row.group.model, row.page, row.group.experiment, not row.control, math.inf if value is None else value
+        place = (row.group.model, row.page, row.group.experiment, not row.control)
+        return *place, bool(row.destroyed) and not row.control, math.inf if value is None else value
 
     return Board(task, dataset, protocol, scenario, tuple(columns), tuple(sorted(rows, key=rank)))
 
@@ -94,7 +100,8 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
             seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
             if record.attack == main and (record.metric, record.split) == wanted:
                 counts[name] = max(counts.get(name, 0), record.n)
+    wrecked = {printable(name): said for name, said in wrecks(records, report_of(group.task).utility).items()}
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
-        own = (len(seeds.get(row.label, ())), counts.get(row.label, 0))
+        own = (len(seeds.get(row.label, ())), counts.get(row.label, 0), wrecked.get(row.label, ""))
         yield BoardRow(page, group, row.label, is_control(row.label, group.task), cells, *own)

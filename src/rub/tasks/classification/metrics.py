@@ -40,6 +40,11 @@ def right_of_kept(outputs: Outputs) -> Bools:
     return right(outputs.select(_kept(outputs)))
 
 
+def of_kept_classes(outputs: Outputs) -> dict[str, str]:
+    """Among how many classes an accuracy on kept ones is."""
+    return {"setting": f"of {outputs.num_classes - len(outputs.forget_classes)} classes"}
+
+
 def ranked(outputs: Outputs) -> float:
     """How well the forgotten classes' log-odds rank the samples."""
     return layers.log_odds_auc(outputs.logits, outputs.labels, outputs.forget_classes)
@@ -282,7 +287,8 @@ _INF = float("inf")
 _PART, _AUC, _LOG = ("fraction", 3), ("AUC", 3), ("log2", 2)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
-    Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test"),
+    Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test",
+           facts=of_kept_classes),
     Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", right,
            "reference", split="test"),
     Metric("va", "VA", "accuracy on held-out images of the classes that were kept, by which settings are chosen",
