@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from rub.errors import unknown
-from rub.metrics.base import Metric, metrics_of
+from rub.metrics.base import Metric, direction_of, metrics_of
 from rub.metrics.statistics import MIA_SEEDS, ORIGINALS, OWN, SAMPLES, SEEDS, Interval
 from rub.reports.grouping import (
     Board,
@@ -208,7 +208,8 @@ def further(source: Source, shipped: Iterable[str]) -> list[Table]:
             columns.append(Column(group, printable(place.metric), place, record.direction, False, 4, ""))
         else:
             shown = said.percent, said.decimals, said.stored_unit
-            columns.append(Column(group, printable(said.title), place, record.direction, *shown))
+            better = direction_of(said.direction, source.group.scenario)
+            columns.append(Column(group, printable(said.title), place, better, *shown))
     columns.sort(key=lambda column: column.group != "no attack")
     return fitting(source.table("metrics", "Further metrics", columns)) if columns else []
 
