@@ -6,7 +6,14 @@ everywhere else.
 
 from rub.data import readers
 from rub.data.base import DatasetSource
-from rub.data.folders import folder_fingerprint, imagenet_fingerprint, num_class_folders, read_folder, read_imagenet
+from rub.data.folders import (
+    class_folders,
+    folder_fingerprint,
+    imagenet_classes,
+    imagenet_fingerprint,
+    read_folder,
+    read_imagenet,
+)
 from rub.data.hub import HubDataset
 from rub.data.imagenet import HubImageNet
 
@@ -34,9 +41,9 @@ TINY_IMAGENET = DatasetSource(
 IMAGENET = DatasetSource(
     "imagenet", read_imagenet, "imagenet", "{train,val}/<wnid>/",
     hub=HubImageNet(), fingerprint=imagenet_fingerprint,
-    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True,
+    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True, classes=imagenet_classes,
 )  # fmt: skip
 FOLDER = DatasetSource(
-    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=num_class_folders
+    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=class_folders
 )
 NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes)

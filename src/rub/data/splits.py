@@ -21,6 +21,7 @@ from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 
+FILES = "files.json"  # sample id -> name of its file
 CHUNK = 1024  # images copied at once
 _MAPPED: set[Path] = set()  # files for which this process's limit was raised
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
@@ -66,7 +67,10 @@ def save_dataset(dataset: ImageDataset, folder: Path) -> None:
         "std": list(dataset.std),
         "flip": dataset.flip,
         "skipped": list(dataset.skipped),
+        **({"notes": list(dataset.notes)} if dataset.notes else {}),
     }
+    if dataset.files:
+        (folder / FILES).write_text(json.dumps(dict(dataset.files)), encoding="utf-8")
     (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -82,8 +86,8 @@ def load_dataset(artifact: Artifact) -> ImageDataset:
         for name in ("train", "test")
     )
     mean, std = tuple(facts["mean"]), tuple(facts["std"])
-    skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
-    return ImageDataset(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+    skipped, notes = (tuple(facts.get(name, ())) for name in ("skipped", "notes"))  # older artifacts lack them
+    return ImageDataset(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped, notes)
 
 
 def mapped(path: Path) -> Tensor:

@@ -74,9 +74,7 @@ def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     member[order[: len(samples) // 2]] = True
     member = member if spec["half"] == 0 else ~member
     model = _fit(spec, dataset, samples.select(member.nonzero()[:, 0]), spec["seed"], runtime)
-    inside = torch.zeros(int(dataset.train.ids.max()) + 1, dtype=torch.bool)
-    inside[samples.ids[member]] = True
-    np.save(out / "member.npy", inside[dataset.train.ids].numpy())
+    np.save(out / "member.npy", torch.isin(dataset.train.ids, samples.ids[member]).numpy())
     for name, part in (("train", dataset.train), ("test", dataset.test)):
         logits = predict(model, part, batch_size=runtime.batch_size, device=runtime.device)
         np.save(out / f"{name}_logits.npy", logits.numpy().astype(np.float32))
