@@ -76,6 +76,7 @@ def run(
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
     from rub.reports.render import to_rich
+    from rub.reports.text import printable
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
@@ -100,6 +101,8 @@ def run(
     for _, _, tables in result.pages:
         for table in tables:
             screen.print(to_rich(table))
+    for line in dict.fromkeys(line for facts in result.data for line in facts.lines()):
+        say(printable(line))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
         f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"

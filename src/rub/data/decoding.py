@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rub.data.image_file import Room, Unreadable, large_images, read_image
+from rub.data.image_file import Room, Unreadable, read_image, without_warnings
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
@@ -61,7 +61,7 @@ def decode(
         return done
 
     made: list[tuple[str, ...] | None] = []
-    with large_images(), ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
+    with without_warnings(), ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
         height, width = (size, size) if size is not None else _first_shape(listed, skip)
         images = allocate((len(listed), 3, height, width))
         for start in range(0, len(listed), BLOCK):

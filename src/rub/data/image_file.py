@@ -102,12 +102,13 @@ def read_image(source: Path | BytesIO, size: int | None, name: str = "", room: R
 
 
 @contextmanager
-def large_images() -> Iterator[None]:
-    """Keep Pillow from warning of images that are large, but not too large."""
+def without_warnings() -> Iterator[None]:
+    """Keep Pillow from warning of each image that is large, but not too large, or whose EXIF is damaged."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Corrupt EXIF data")
         yield
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rub.data import hub
 from rub.data.decoding import allocate, compact, notes_of
-from rub.data.image_file import Unreadable, large_images, read_image
+from rub.data.image_file import Unreadable, read_image, without_warnings
 from rub.data.samples import Samples
 from rub.data.selection import Read, Selection
 from rub.errors import RubError
@@ -62,7 +62,7 @@ class HubImageNet:
         for split, share in shares.items():
             rows = hub.raw_rows(splits[split], HUB_ID)
             wanted = _wanted(rows, wnids)
-            with large_images():
+            with without_warnings():
                 samples, skipped = _fill(wanted, wnids, share, size, selection.skip_unreadable, progress, remarks)
             parts.append(samples)
             lost += [f"{split}/{name}" for name in skipped]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rub.data.facts import FILES, META
 from rub.data.samples import ImageDataset, Samples
 from rub.data.selection import Selection
 from rub.data.sources import load_images
@@ -21,7 +22,6 @@ from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 
-FILES = "files.json"  # sample id -> name of its file
 CHUNK = 1024  # images copied at once
 _MAPPED: set[Path] = set()  # files for which this process's limit was raised
 VALIDATION_SEED = 0  # one split for all experiments: seeds repeat training, never the data
@@ -71,12 +71,12 @@ def save_dataset(dataset: ImageDataset, folder: Path) -> None:
     }
     if dataset.files:
         (folder / FILES).write_text(json.dumps(dict(dataset.files)), encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / META).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def load_dataset(artifact: Artifact) -> ImageDataset:
     """Open a data artifact written by `save_dataset`."""
-    facts = artifact.json("meta.json")
+    facts = artifact.json(META)
     train, test = (
         Samples(
             mapped(artifact.file(f"{name}_images.npy")),

@@ -38,8 +38,8 @@ class ClassificationAudit(AuditRequest):
     """Checkpoint after unlearning."""
     data: str
     """A name from rub list datasets, or the path of an image folder or .npz."""
-    forget_classes: tuple[int, ...]
-    """Forgotten classes, such as 0,3."""
+    forget_classes: tuple[int | str, ...]
+    """Forgotten classes by number or name, such as 0,3 or church,tench."""
     retrained: Path | None = None
     """Checkpoint trained without the forget set."""
     arch: str | None = None
@@ -53,7 +53,7 @@ class ClassificationAudit(AuditRequest):
     parameters: str = ""
     """Other hyperparameters of the network, such as head=small,depth=3."""
     size: int | None = None
-    """Side in pixels for images of a folder."""
+    """Side in pixels for images of a folder, of an .npz or of digits."""
     mean: tuple[float, ...] | None = None
     """Mean that inputs were normalised with, if not the data's."""
     std: tuple[float, ...] | None = None
@@ -103,7 +103,11 @@ class ClassificationAudit(AuditRequest):
 
 
 def experiment_of(
-    dataset: Mapping[str, Any], model: Mapping[str, Any], forget_classes: Sequence[int], protocol: Any, samples: int
+    dataset: Mapping[str, Any],
+    model: Mapping[str, Any],
+    forget_classes: Sequence[int | str],
+    protocol: Any,
+    samples: int,
 ) -> ClassificationExperiment:
     """The experiment that measures an audit's models: jointly forgotten classes, under a protocol."""
     fields = {
