@@ -527,6 +527,21 @@ def test_the_fingerprint_does_not_depend_on_the_root(cifar, tmp_path):
     assert fingerprint("cifar10", elsewhere) == first
 
 
+def test_a_long_look_through_files_says_how_far_it_is(tmp_path, monkeypatch, caplog, rub, write_suite):
+    for name in ("a", "b"):
+        for index in range(4):
+            picture(tmp_path / name / f"{index}.bmp", (index, 0, 0), (32, 32))  # 3,126 bytes each
+    quiet = fingerprint("folder", None, path=tmp_path)
+    monkeypatch.setattr("rub.data.folders.SAID", 10_000)
+    with caplog.at_level("INFO", logger="rub"):
+        assert fingerprint("folder", None, path=tmp_path) == quiet
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all(line.startswith("0.0 GB of data looked through for changes, now at ") for line in said)
+    suite = write_suite(tmp_path, dataset={"name": "folder", "path": str(tmp_path)})
+    assert rub("plan", suite).err.count("looked through for changes") == 2
+
+
 def test_an_added_image_moves_at_most_one_other_of_its_class(tmp_path):
     for name in ("a", "b"):
         for index in range(11):

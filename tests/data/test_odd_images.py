@@ -91,6 +91,7 @@ def test_pictures_stand_upright(tmp_path, orientation, kind):
     assert remarks == ((TURNED,) if orientation > 1 and kind != "TIFF" else ())  # Pillow itself turns a TIFF
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_make_a_photo_unreadable(tmp_path):
     Image.fromarray(NOISE).save(path := tmp_path / "0.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert read_image(path, None).pixels.tolist() == NOISE.tolist()

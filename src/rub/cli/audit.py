@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins, parts, say
+from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins, say
 from rub.errors import RubError
 from rub.registry import METRICS, TASKS
 
@@ -115,7 +115,8 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
         return given
     part, option = get_args(kind)[0], f"--{name.replace('_', '-')}"
     if isinstance(part, UnionType):
-        if not (asked := parts(given)):
+        asked = [text.strip() for text in given.split(",")]
+        if not all(asked):
             raise RubError(f"{option} {given}: should be numbers or names with commas between them, such as 0,3")
         return tuple(int(text) if text.isascii() and text.isdecimal() else text for text in asked)
     try:

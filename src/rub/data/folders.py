@@ -1,5 +1,6 @@
 """Class folders of images: which of their files are wanted, and reading them."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,9 @@ from rub.pipeline.callback import Progress, silent
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
 HELD = ("test", "val", "validation", "valid")  # folder of the images beside train/ that are not trained on
+SAID = 1 << 32  # bytes between two messages that files are still being looked through
 TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,16 @@ def files_below(place: Path) -> Iterable[tuple[str, Path]]:
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 over (what names a file, NUL, its bytes) of each file."""
-    found = sha256()
+    found, read = sha256(), 0
     try:
         for name, item in files:
             found.update(name.encode() + b"\0")
             with item.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     found.update(block)
+                    read += len(block)
+                    if read % SAID < len(block):
+                        _LOG.info("%.1f GB of data looked through for changes, now at %s", read / 1e9, item)
     except OSError as error:
         raise RubError(f"{error.filename}: cannot be read ({error.strerror}); check the file and its rights") from None
     return found.hexdigest()
