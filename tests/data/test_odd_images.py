@@ -1,6 +1,7 @@
 """Images as users have them: scaled and not clipped, upright, on white, the first picture, within a bound of memory."""
 
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -43,6 +44,31 @@ def test_sixteen_bits_are_scaled(tmp_path, values, kind, mode):
     pixels, remarks = read_image(path, None)
     assert pixels.tolist() == grey(np.floor(RAMP * 255 / 65535 + 0.5))
     assert remarks == (SCALED,)
+
+
+def tiff(path, content, width, bits, kind, white_is_zero):
+    """A grey TIFF of one row, written by hand: Pillow writes none of 12 bits, nor with white as zero."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: 1,
+            279: len(content), 339: kind}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content
+    path.write_bytes(head + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_a_tiff_of_12_bits_fills_the_range(tmp_path):
+    values = [0, 8, 9, 2048, 4000, 4095]
+    pairs = zip(values[::2], values[1::2], strict=True)
+    packed = b"".join(((first << 12) | second).to_bytes(3, "big") for first, second in pairs)
+    tiff(tmp_path / "0.tif", packed, len(values), 12, 1, white_is_zero=False)
+    expected = [round(255 * value / 4095) for value in values]
+    assert read_image(tmp_path / "0.tif", None).pixels[0, :, 0].tolist() == expected
+
+
+def test_where_white_is_zero_a_tiff_is_turned_round(tmp_path):
+    tiff(tmp_path / "0.tif", struct.pack("<3H", 0, 257, 65535), 3, 16, 1, white_is_zero=True)
+    assert read_image(tmp_path / "0.tif", None).pixels[0, :, 0].tolist() == [255, 254, 0]
+    tiff(tmp_path / "1.tif", struct.pack("<2f", 0.2, 1), 2, 32, 3, white_is_zero=True)
+    assert read_image(tmp_path / "1.tif", None).pixels[0, :, 0].tolist() == [204, 0]
 
 
 def test_floats_from_0_to_1_are_taken_as_they_are(tmp_path):

@@ -59,10 +59,10 @@ def placed(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[dict[s
 
     The rows have ``sample_id`` and ``label``; those without a label are not of images, and stay as they are.
     """
-    classes = artifact.json(META)["classes"]
+    classes = dict(enumerate(artifact.json(META)["classes"]))
     files = artifact.json(FILES) if FILES in artifact.manifest["files"] else {}
     return [
-        {**row, "class": classes[row["label"]], "file": files.get(str(row["sample_id"]), "")} if "label" in row
+        {**row, "class": classes.get(row["label"], ""), "file": files.get(str(row["sample_id"]), "")} if "label" in row
         else dict(row)
         for row in rows
     ]  # fmt: skip

@@ -149,15 +149,18 @@ def _opaque(image: "Image") -> "tuple[Image, bool]":
 
 def _eight_bits(image: "Image", where: str) -> "Image":
     """Grey image of 8 bits for one of 16-bit values or of floats in [0, 1]."""
-    from PIL import Image
+    from PIL import ExifTags, Image
 
-    values, floats = np.asarray(image), image.mode == "F"
-    low, high, most = values.min(), values.max(), 1 if floats else 65535
+    values, floats, tags = np.asarray(image), image.mode == "F", getattr(image, "tag_v2", {})  # tags of a TIFF
+    bits = min(tags.get(ExifTags.Base.BitsPerSample, (16,))[0], 16)  # some have 12
+    low, high, most = values.min(), values.max(), 1 if floats else 2**bits - 1
     if not 0 <= low <= high <= most:  # so that NaN is refused
         kind = "floats should be in [0, 1]" if floats else "whole numbers of more than 8 bits should be 0 to 65535"
         raise RubError(f"{where}: values from {low:.6g} to {high:.6g}; {kind}: save it with its values scaled")
-    scaled = _by_rows(values, (lambda part: np.rint(part * 255.0)) if floats else lambda part: (part + 128) // 257)
-    grey = Image.fromarray(scaled)
+    scale = (lambda part: np.rint(255 * part)) if floats else lambda part: (255 * part + most // 2) // most
+    scaled = _by_rows(values, scale)
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+    grey = Image.fromarray(255 - scaled if white_is_zero else scaled)
     if (hidden := image.info.get("transparency")) is None:
         return grey
     return Image.merge("LA", (grey, Image.fromarray(_by_rows(values, lambda part: 255 * (part != hidden)))))
