@@ -72,6 +72,7 @@ def test_names_that_are_not_declared_are_read(tmp_path, one_line):
         return forget_set(ForgetSpec(classes=(name,)), dataset, None).classes
 
     assert asked("Dog", DatasetSpec(name="pets")) == (1,)
+    assert asked("plane", DatasetSpec(name="cifar10")) == (0,)  # without its files
     assert asked("7", DatasetSpec(name="digits")) == asked("seven", DatasetSpec(name="digits")) == (7,)
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     assert asked("1", DatasetSpec(name="npz", path=str(tmp_path / "x.npz"))) == (1,)

@@ -6,6 +6,7 @@ everywhere else.
 
 from rub.data import readers
 from rub.data.base import DatasetSource
+from rub.data.class_names import known_names
 from rub.data.folders import (
     class_folders,
     folder_fingerprint,
@@ -17,14 +18,22 @@ from rub.data.folders import (
 from rub.data.hub import HubDataset
 from rub.data.imagenet import HubImageNet
 
+
+def names(data: str) -> tuple[str, ...]:
+    """Classes of a data set that RUB knows by name."""
+    return tuple(known_names()[data])
+
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-DIGITS = DatasetSource("digits", readers.read_digits, fingerprint=readers.digits_fingerprint, images=1433, classes=10)
+DIGITS = DatasetSource(
+    "digits", readers.read_digits, fingerprint=readers.digits_fingerprint, images=1433, classes=names("digits")
+)
 CIFAR10 = DatasetSource(
     "cifar10", readers.read_cifar10, "cifar-10-batches-py",
     hub=HubDataset("uoft-cs/cifar10", "img", "label", "test"),
     mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-    flip=True, images=50_000, classes=10,
+    flip=True, images=50_000, classes=names("cifar10"),
 )  # fmt: skip
 CIFAR100 = DatasetSource(
     "cifar100", readers.read_cifar100, "cifar-100-python",

@@ -65,8 +65,8 @@ def class_number(asked: int | str, classes: Sequence[str]) -> int:
     known = _known()
     places = [place for place, name in enumerate(classes) if spaced(asked) in (spaced(name), *known.get(name, ()))]
     if not places:
-        mains = (known.get(name, (name,))[0] for name in classes)
-        raise RubError(f"forget.classes: {unknown('class', asked, mains)}")
+        words = {word for name in classes for word in (name, *known.get(name, ())[:1])}
+        raise RubError(f"forget.classes: {unknown('class', asked, words)}")
     if len(places) > 1:
         same = ", ".join(f"'{classes[place]}'" for place in places)
         raise RubError(f"forget.classes: '{asked}' could be {same}; give one of these")

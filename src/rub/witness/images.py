@@ -56,14 +56,17 @@ def claimed_images(witness: Witness, sources: Sources) -> Samples:
     pools = sources.cache.get(("images", key, images), lambda: _numbered(witness, key, images, sources))
     found = []
     for sample in witness.samples:
-        known = [pool.select([place[sample.id]]) for pool, place in pools if sample.id in place]
+        known = [(pool, place[sample.id]) for pool, place in pools if sample.id in place]
         if not known:
             raise RubError(f"the data has no {images} image {sample.id}: another data set, or another version of it")
-        same = [one for one in known if image_sha256(one.images[0]) == sample.sha256]
+        same = [(pool, row) for pool, row in known if image_sha256(pool.take([row])[0]) == sample.sha256]
         if not same:
             raise RubError(f"image {sample.id} is not the one of the claim (another SHA-256): another data set?")
         found.append(same[0])
-    return concatenate(found)
+    own = pools[0][0]
+    if all(pool is own for pool, _ in found):
+        return own.select([row for _, row in found])
+    return concatenate([pool.select([row]) for pool, row in found])
 
 
 def _numbered(witness: Witness, key: str, images: str, sources: Sources) -> list[tuple[Samples, dict[int, int]]]:
