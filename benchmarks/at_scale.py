@@ -97,7 +97,7 @@ def perform(job: Job, args: argparse.Namespace, runtime: Runtime) -> str:
             if chosen:
                 facts = read_manifest(fresh)
                 (fresh / "hyperparameters.json").write_text(choice.read_text())
-                seal_folder(fresh, {name: facts[name] for name in ("command", "code_version")})
+                seal_folder(fresh, {name: facts[name] for name in ("command", "code_version", "data")})
             shutil.rmtree(out, ignore_errors=True)
             fresh.rename(out)
             said = f"{seeds} unlearning seeds, {len(result.records)} records, {len(result.failures)} stages failed"

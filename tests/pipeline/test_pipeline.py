@@ -315,6 +315,18 @@ def test_the_live_display_draws_and_goes_away(tmp_path):
     assert "stages" in screen.file.getvalue()
 
 
+def test_a_long_stage_says_how_far_it_is_without_a_terminal():
+    screen = Console(file=io.StringIO(), width=200)
+    display = Display(screen)
+    display.began(stage(1))
+    display.step(512, 60_000, "training")
+    assert screen.file.getvalue() == ""
+    display._step_said -= 31
+    display.step(1024, 60_000, "training")
+    display.step(1536, 60_000, "training")
+    assert screen.file.getvalue() == "add 1: 1,024 of 60,000 training\n"
+
+
 def test_time_left_goes_by_the_cost_of_each_kind(tmp_path):
     display = Display(Console(file=io.StringIO()), quiet=True)
     stages = [Stage("t", kind, 1, kind, {"n": n}, cost=cost) for kind, n, cost in

@@ -22,6 +22,7 @@ from rub.pipeline.task import Task
 from rub.registry import DATASETS, load_target, task_of
 from rub.reports.grouping import budgets_of
 from rub.reports.result_folder import collect, prepare, write_result
+from rub.reports.text import printable
 from rub.store.artifacts import Store
 from rub.store.records import Record
 
@@ -79,7 +80,7 @@ class Report:
     Attributes:
         verdict: the outcome.
         figures: the numbers behind it, as the task names them; None where stages failed.
-        told: the same, one line each.
+        told: what is told of the data, and the figures, one line each.
         budget: which they belong to.
         records: every measured row.
         failures: one line for each stage that failed.
@@ -193,14 +194,15 @@ def run_audit(
     if out is not None:
         write_result(result, out, command)
     budgets = budgets_of(result.records, main := experiment.protocol.main_attack)
+    data = tuple(printable(line) for facts in result.data for line in facts.lines())
     if result.failures:
         last = budgets[-1] if budgets else ""
-        return Report(Verdict("cannot tell", result.failures), None, (), last, result.records, result.failures)
+        return Report(Verdict("cannot tell", result.failures), None, data, last, result.records, result.failures)
     if not budgets:
         raise RubError(f"audit: protocol {experiment.protocol.name} attacks nothing")
     report = conclude(result.records, main, budgets, audit_of(task.name))
     own = (line for name in experiment.metrics for line in _besides(name, Rows(report.records, report.budget, main)))
-    return replace(report, told=(*report.told, *own))
+    return replace(report, told=(*data, *report.told, *own))
 
 
 def _besides(metric: str, rows: "Rows") -> Iterator[str]:

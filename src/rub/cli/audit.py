@@ -113,10 +113,14 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     kind = _kind(field)
     if get_origin(kind) is not tuple or given is None:
         return given
-    part = get_args(kind)[0]
+    part, option = get_args(kind)[0], f"--{name.replace('_', '-')}"
+    if isinstance(part, UnionType):
+        asked = [text.strip() for text in given.split(",")]
+        if not all(asked):
+            raise RubError(f"{option} {given}: should be numbers or names with commas between them, such as 0,3")
+        return tuple(int(text) if text.isascii() and text.isdecimal() else text for text in asked)
     try:
         return tuple(part(text) for text in given.split(",") if text or part is not str)
     except ValueError:
         what = "whole numbers" if part is int else "numbers"
-        option = f"--{name.replace('_', '-')}"
         raise RubError(f"{option} {given}: should be {what} with commas between them, such as 0,3") from None

@@ -1,6 +1,7 @@
 """The command line: parses, calls the API, prints with rich. Nothing heavy is imported before it is needed."""
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Iterable
@@ -76,6 +77,7 @@ def run(
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
     from rub.reports.render import to_rich
+    from rub.reports.text import printable
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
@@ -100,6 +102,8 @@ def run(
     for _, _, tables in result.pages:
         for table in tables:
             screen.print(to_rich(table))
+    for line in dict.fromkeys(line for facts in result.data for line in facts.lines()):
+        say(printable(line))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
         f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
@@ -239,6 +243,10 @@ add_to(app)
 def main() -> None:
     """Run the command line with RUB's exit codes: 2 for a wrong request (one line), 130 when interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = logging.getLogger("rub")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(_Messages())
     try:
         code = app(standalone_mode=False)
     except RubError as error:
@@ -257,6 +265,15 @@ def main() -> None:
             "interrupted: finished stages are kept, and the last checkpoint of a long one; the same command goes on"
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Messages(logging.Handler):
+    """Prints what the library logs, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rub.reports.text import printable
+
+        Console(stderr=True).print(printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _complain(message: str) -> int:

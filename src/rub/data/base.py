@@ -1,7 +1,7 @@
 """What a data set declares: where its files lie, how they are read, and what a suite may ask of it. Free of torch."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -42,8 +42,8 @@ class DatasetSource:
         std: per-channel standard deviation, likewise.
         flip: whether mirroring an image keeps its class.
         images: number of training images, where it is known before they are read; for estimates of cost.
-        classes: number of classes, likewise, or how to count those of the place; a forgotten class that does not exist
-            is then refused before the run.
+        classes: number of classes, or their names, likewise, or how to find either at the place; a forgotten class that
+            does not exist is then refused before the run.
     """
 
     name: str
@@ -57,7 +57,7 @@ class DatasetSource:
     std: tuple[float, ...] | None = None
     flip: bool = False
     images: int | None = None
-    classes: int | Callable[[Path], int] | None = None
+    classes: int | Sequence[str] | Callable[[Path], int | Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         if strange := sorted(self.takes.keys() - set(OPTIONS)):
@@ -81,7 +81,8 @@ class DatasetSource:
         """
         layout = f"{self.layout}/{self.inside} below the data root" if self.layout else ""
         hub = f"{self.hub.id} on the hub" if self.hub is not None else ""
-        counts = {"training images": self.images, "classes": self.classes}
+        classes = len(self.classes) if isinstance(self.classes, Sequence) else self.classes
+        counts = {"training images": self.images, "classes": classes}
         values = {
             "files": "dataset.path" if self.by_path else ", else ".join(filter(None, (layout, hub))) or "none",
             "options": ", ".join(name for option in self.takes for name in _OPTION_FIELDS[option]),

@@ -6,18 +6,34 @@ everywhere else.
 
 from rub.data import readers
 from rub.data.base import DatasetSource
-from rub.data.folders import folder_fingerprint, imagenet_fingerprint, num_class_folders, read_folder, read_imagenet
+from rub.data.class_names import known_names
+from rub.data.folders import (
+    class_folders,
+    folder_fingerprint,
+    imagenet_classes,
+    imagenet_fingerprint,
+    read_folder,
+    read_imagenet,
+)
 from rub.data.hub import HubDataset
 from rub.data.imagenet import HubImageNet
 
+
+def names(data: str) -> tuple[str, ...]:
+    """Classes of a data set that RUB knows by name."""
+    return tuple(known_names()[data])
+
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-DIGITS = DatasetSource("digits", readers.read_digits, fingerprint=readers.digits_fingerprint, images=1433, classes=10)
+DIGITS = DatasetSource(
+    "digits", readers.read_digits, fingerprint=readers.digits_fingerprint, images=1433, classes=names("digits")
+)
 CIFAR10 = DatasetSource(
     "cifar10", readers.read_cifar10, "cifar-10-batches-py",
     hub=HubDataset("uoft-cs/cifar10", "img", "label", "test"),
     mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-    flip=True, images=50_000, classes=10,
+    flip=True, images=50_000, classes=names("cifar10"),
 )  # fmt: skip
 CIFAR100 = DatasetSource(
     "cifar100", readers.read_cifar100, "cifar-100-python",
@@ -34,9 +50,9 @@ TINY_IMAGENET = DatasetSource(
 IMAGENET = DatasetSource(
     "imagenet", read_imagenet, "imagenet", "{train,val}/<wnid>/",
     hub=HubImageNet(), fingerprint=imagenet_fingerprint,
-    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True,
+    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True, classes=imagenet_classes,
 )  # fmt: skip
 FOLDER = DatasetSource(
-    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=num_class_folders
+    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=class_folders
 )
 NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes)

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import yaml
 
-from rub.errors import RubError
+from rub.errors import RubError, unknown
 
 IMAGENET_LABELS: Mapping[str, int] = {
     "tench": 0,
@@ -35,7 +35,7 @@ def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
         >>> names_of(["n03028079", "hot_air-balloon"])
         [('church', 'chapel', 'cathedral'), ('hot air balloon',)]
     """
-    known = {name: tuple(names) for group in known_names().values() for name, names in group.items()}
+    known = _known()
     found = [known.get(name) or (spaced(name),) for name in classes]
     mains = [names[0] for names in found]
     for place, main in enumerate(mains):
@@ -44,6 +44,49 @@ def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
             raise RubError(f"classes '{first}' and '{classes[place]}' are both called '{main}' in prompts; rename one")
     often = Counter(name for names in found for name in names)
     return [(names[0], *(name for name in names[1:] if often[name] == 1)) for names in found]
+
+
+def class_number(asked: int | str, classes: Sequence[str]) -> int:
+    """Number of a class of a data set, by number or by name: its own, or one of `names_of`.
+
+    Case does not matter, and dashes and underscores are spaces.
+
+    Raises:
+        RubError: no class is called so, or several are.
+
+    Example:
+        >>> class_number("Church", ["n01440764", "n03028079"]), class_number("hot-air_balloon", ["hot air balloon"])
+        (1, 0)
+    """
+    if isinstance(asked, int):
+        return asked
+    if asked in classes:
+        return classes.index(asked)
+    known = _known()
+    places = [place for place, name in enumerate(classes) if spaced(asked) in (spaced(name), *known.get(name, ()))]
+    if not places:
+        words = {word for name in classes for word in (name, *known.get(name, ())[:1])}
+        raise RubError(f"forget.classes: {unknown('class', asked, words)}")
+    if len(places) > 1:
+        same = ", ".join(f"'{classes[place]}'" for place in places)
+        raise RubError(f"forget.classes: '{asked}' could be {same}; give one of these")
+    return places[0]
+
+
+def titled(number: int, classes: Sequence[str]) -> str:
+    """Number of a class with its name, and with the word for it where its name is a wnid.
+
+    Example:
+        >>> titled(1, ["n01440764", "n03028079"]), titled(3, ["cat"] * 4), titled(0, ["0", "1"])
+        ('1 (n03028079, church)', '3 (cat)', '0')
+    """
+    name = classes[number]
+    words = (name, *_known().get(name, ())[:1])
+    return str(number) if name == str(number) else f"{number} ({', '.join(dict.fromkeys(words))})"
+
+
+def _known() -> Mapping[str, tuple[str, ...]]:
+    return {name: tuple(names) for group in known_names().values() for name, names in group.items()}
 
 
 @cache

@@ -2,16 +2,17 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rub.data.image_file import Room, Unreadable, read_image, without_warnings
 from rub.data.samples import Samples
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
@@ -22,27 +23,34 @@ LARGE = 2**30  # bytes of images that are not held in memory
 Listed = Sequence[tuple[Path, int]]  # (file, label)
 
 
-class Unreadable(RubError):
-    """An image that cannot be decoded; skipped where the user asked for that."""
+class Decoded(NamedTuple):
+    """Samples of files, the files that were skipped, and remark -> the files that `read_image` made it of."""
+
+    samples: Samples
+    skipped: list[Path]
+    remarks: dict[str, list[Path]]
 
 
 def decode(
-    listed: Listed, size: int | None, skip: bool = False, progress: Progress = silent
-) -> tuple[Samples, list[Path]]:
-    """Decode files into one array, (N, 3, size, size); also the files that were skipped.
+    listed: Listed,
+    size: int | None,
+    skip: bool = False,
+    progress: Progress = silent,
+    ids: NDArray[np.int64] | None = None,
+) -> Decoded:
+    """Decode files into one array, (N, 3, size, size).
 
-    An id is a file's place in the list, and a skipped file keeps its own.
+    Without ids, an id is a file's place in the list; a skipped file keeps its own.
     """
-    height, width = (size, size) if size is not None else _first_shape(listed, skip)
-    images = allocate((len(listed), 3, height, width))
+    room, remarks = Room(), dict[str, list[Path]]()
 
-    def put(index: int) -> bool:
+    def put(index: int) -> tuple[str, ...] | None:
         path = listed[index][0]
         try:
-            pixels = read_image(path, size)
+            pixels, done = read_image(path, size, room=room)
         except Unreadable:
             if skip:
-                return False
+                return None
             raise
         if pixels.shape[:2] != (height, width):
             raise RubError(
@@ -50,17 +58,34 @@ def decode(
                 f" {width} x {height}: set dataset.size to resize all images"
             )
         images[index] = pixels.transpose(2, 0, 1)
-        return True
+        return done
 
-    good: list[bool] = []
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
+    made: list[tuple[str, ...] | None] = []
+    with without_warnings(), ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
+        height, width = (size, size) if size is not None else _first_shape(listed, skip)
+        images = allocate((len(listed), 3, height, width))
         for start in range(0, len(listed), BLOCK):
-            good += pool.map(put, range(start, min(start + BLOCK, len(listed))))
-            progress(len(good), len(listed))
-    labels = np.array([label for _, label in listed])
-    return compact(images, labels, np.array(good)), [
-        path for (path, _), fine in zip(listed, good, strict=True) if not fine
-    ]
+            made += pool.map(put, range(start, min(start + BLOCK, len(listed))))
+            progress(len(made), len(listed))
+    for (path, _), done in zip(listed, made, strict=True):
+        for remark in done or ():
+            remarks.setdefault(remark, []).append(path)
+    labels, good = np.array([label for _, label in listed]), np.array([done is not None for done in made])
+    skipped = [path for (path, _), fine in zip(listed, good, strict=True) if not fine]
+    return Decoded(compact(images, labels, good, ids), skipped, remarks)
+
+
+def notes_of(remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What was done to which images, in words.
+
+    Example:
+        >>> notes_of({"turned as its EXIF says": ["ant/3.jpg", "bee/1.jpg"]})
+        ('turned as its EXIF says: 2 images, such as ant/3.jpg',)
+    """
+    return tuple(
+        f"{remark}: {len(names)} image{'s' if len(names) > 1 else ''}, such as {names[0]}"
+        for remark, names in sorted(remarks.items())
+    )
 
 
 def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -81,8 +106,10 @@ def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def compact(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_]) -> Samples:
-    """Samples of the rows that are good, with their places as ids; they move up inside `images`, without a copy."""
+def compact(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[np.bool_], ids: NDArray[np.int64] | None = None
+) -> Samples:
+    """Samples of the rows that are good; they move up inside `images`, without a copy. Without ids, by their places."""
     places = np.flatnonzero(good)
     for target, place in enumerate(places):
         if target != place:
@@ -90,42 +117,14 @@ def compact(images: NDArray[np.uint8], labels: NDArray[np.int64], good: NDArray[
     return Samples(
         torch.from_numpy(images[: len(places)]),
         torch.from_numpy(labels[places].astype(np.int64)),
-        torch.from_numpy(places.astype(np.int64)),
+        torch.from_numpy((places if ids is None else ids[places]).astype(np.int64)),
     )
-
-
-def read_image(source: Path | BytesIO, size: int | None, name: str = "") -> NDArray[np.uint8]:
-    """Image as uint8 (H, W, 3).
-
-    With `size`, the shorter side is resized to it (bicubic, antialiased) and the centre cut out: Pillow's
-    ``ImageOps.fit``, which does both in one step.
-
-    Raises:
-        Unreadable: what is there is not an image, or a damaged one.
-        RubError: the file system does not give the file.
-    """
-    from PIL import Image, ImageOps
-
-    where = source if isinstance(source, Path) else name
-    try:
-        with Image.open(source) as opened:
-            image = opened.convert("RGB")
-            if size is not None and image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes fail in any way: OSError, SyntaxError, struct.error, EOFError...
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault; Pillow's own have no number
-            raise RubError(f"{where}: cannot be opened ({error.strerror}); check the file and its rights") from None
-        reason = f"not a readable image ({type(error).__name__})"
-        raise Unreadable(f"{where}: {reason}; remove it or copy it again") from None
 
 
 def _first_shape(listed: Listed, skip: bool) -> tuple[int, int]:
     for path, _ in listed:
         try:
-            height, width, _ = read_image(path, None).shape
+            height, width, _ = read_image(path, None).pixels.shape
             return height, width
         except Unreadable:
             if not skip:

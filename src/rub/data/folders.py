@@ -1,17 +1,24 @@
 """Class folders of images: which of their files are wanted, and reading them."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from rub.data.decoding import Listed, decode
+import numpy as np
+
+from rub.data.decoding import Listed, decode, notes_of
 from rub.data.selection import EVERYTHING, Read, Selection
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
+HELD = ("test", "val", "validation", "valid")  # folder of the images beside train/ that are not trained on
+SAID = 1 << 32  # bytes between two messages that files are still being looked through
 TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,17 @@ class Listing:
         """File name relative to the data set's folder."""
         return path.relative_to(self.folder).as_posix()
 
+    @cached_property
+    def files(self) -> Mapping[int, str]:
+        """Sample id -> file name; ids are those of `sample_id`, or, where another file has that, the next free one."""
+        found: dict[int, str] = {}
+        for name in sorted(self.name(path) for path, _ in (*self.train, *self.test)):
+            number = sample_id(name)
+            while number in found:
+                number += 1
+            found[number] = name
+        return found
+
 
 def read_folder(
     folder: Path, *, size: int | None = None, selection: Selection = EVERYTHING, progress: Progress = silent
@@ -48,8 +66,8 @@ def read_imagenet(folder: Path, *, size: int, selection: Selection = EVERYTHING,
 
 
 def folder_fingerprint(folder: Path, selection: Selection) -> str:
-    """SHA-256 of all files of an image folder, or, where a part is selected, of the selected ones."""
-    return _listing_digest(list_folder(folder, selection)) if selection.partial else digest(files_below(folder))
+    """SHA-256 of the selected files of an image folder: split, name, size, bytes."""
+    return _listing_digest(list_folder(folder, selection))
 
 
 def imagenet_fingerprint(folder: Path, selection: Selection) -> str:
@@ -65,20 +83,25 @@ def files_below(place: Path) -> Iterable[tuple[str, Path]]:
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 over (what names a file, NUL, its bytes) of each file."""
-    found = sha256()
+    found, read = sha256(), 0
     try:
         for name, item in files:
             found.update(name.encode() + b"\0")
             with item.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     found.update(block)
+                    read += len(block)
+                    if read % SAID < len(block):
+                        _LOG.info("%.1f GB of data looked through for changes, now at %s", read / 1e9, item)
     except OSError as error:
         raise RubError(f"{error.filename}: cannot be read ({error.strerror}); check the file and its rights") from None
     return found.hexdigest()
 
 
 def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
-    """List an image folder: ``train/<class>/*`` with ``test/`` or ``val/``, or ``<class>/*`` split by file name.
+    """List an image folder: ``train/<class>/*`` with one of `HELD`, or ``<class>/*`` split by file name.
+
+    Files and folders whose names begin with a dot are not looked at.
 
     Raises:
         RubError: no class folders, other classes in test than in train, or a class without images.
@@ -86,13 +109,30 @@ def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
     if not folder.is_dir():
         raise RubError(f"{folder}: not a folder; should hold <class>/* or train/<class>/*")
     base = folder / "train" if (folder / "train").is_dir() else folder
-    held = next((folder / name for name in ("test", "val") if base != folder and (folder / name).is_dir()), None)
+    held = next((folder / name for name in HELD if base != folder and (folder / name).is_dir()), None)
     return _listing(folder, base, held, selection)
 
 
-def num_class_folders(folder: Path) -> int:
-    """Number of classes of an image folder."""
-    return len(list_folder(folder).classes)
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Classes of an image folder."""
+    return list_folder(folder).classes
+
+
+def imagenet_classes(folder: Path) -> tuple[str, ...]:
+    """Classes of ``train/``."""
+    return list_imagenet(folder).classes
+
+
+def sample_id(name: str) -> int:
+    """Id of the sample in a file, by its name below the data set's folder: the first 48 bits of its SHA-256.
+
+    Another file does not change it, and JSON and JavaScript hold it whole.
+
+    Example:
+        >>> sample_id("train/ant/3.jpg")
+        255460237966849
+    """
+    return int.from_bytes(sha256(name.encode()).digest()[:6], "big")
 
 
 def list_imagenet(folder: Path, selection: Selection = EVERYTHING) -> Listing:
@@ -116,23 +156,29 @@ def read_listing(listing: Listing, size: int | None, skip: bool = False, progres
         RubError: an unreadable image without `skip`, a class of which no image is readable, or images of different
             sizes without `size`.
     """
-    parts, lost = [], []
+    parts, lost, remarks = [], [], dict[str, list[str]]()
+    ids = {name: number for number, name in listing.files.items()}
     for listed, use in ((listing.train, "training"), (listing.test, "test")):
-        samples, skipped = decode(listed, size, skip, lambda done, total, note="", use=use: progress(done, total, use))
+        numbers = np.array([ids[listing.name(path)] for path, _ in listed], dtype=np.int64)
+        samples, skipped, done = decode(
+            listed, size, skip, lambda made, total, note="", use=use: progress(made, total, use), numbers
+        )
         if gone := {label for _, label in listed} - set(samples.labels.tolist()):
             raise RubError(
                 f"{listing.folder}: no {use} image of class '{listing.classes[min(gone)]}' is readable; copy them again"
             )
         parts.append(samples)
         lost += [listing.name(path) for path in skipped]
-    return Read(listing.classes, parts[0], parts[1], tuple(lost))
+        for remark, paths in done.items():
+            remarks.setdefault(remark, []).extend(map(listing.name, paths))
+    return Read(listing.classes, parts[0], parts[1], tuple(lost), notes_of(remarks), listing.files)
 
 
 def image_files(folder: Path) -> list[Path]:
     """Image files of a folder, sorted by name."""
     if not folder.is_dir():
         raise RubError(f"{folder}: missing; every class should have its folder of images")
-    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES)
+    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and not _hidden(item))
     if not found:
         raise RubError(f"{folder}: no images; every class should hold some")
     return found
@@ -167,7 +213,7 @@ def _listing(folder: Path, base: Path, held: Path | None, selection: Selection) 
 
 
 def _classes(folder: Path, base: Path, held: Path | None, selection: Selection) -> tuple[str, ...]:
-    present = sorted(item.name for item in base.iterdir() if item.is_dir())
+    present = sorted(_folders(base))
     if selection.classes is not None:
         if absent := [name for name in selection.classes if name not in present]:
             raise RubError(
@@ -177,9 +223,18 @@ def _classes(folder: Path, base: Path, held: Path | None, selection: Selection) 
         return selection.classes
     if len(present) < 2:
         raise RubError(f"{folder}: found {len(present)} class folders; should hold <class>/* or train/<class>/*")
-    if held is not None and (more := sorted({item.name for item in held.iterdir() if item.is_dir()} - set(present))):
+    if held is not None and (more := sorted(_folders(held) - set(present))):
         raise RubError(f"{held / more[0]}: no such class in {base}; both should hold the same classes")
     return tuple(present)
+
+
+def _folders(place: Path) -> set[str]:
+    return {item.name for item in place.iterdir() if item.is_dir() and not _hidden(item)}
+
+
+def _hidden(item: Path) -> bool:
+    """Whether a program left it there for itself: ``.ipynb_checkpoints``, ``._0.png``."""
+    return item.name.startswith(".")
 
 
 def _labelled(files: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> Listed:

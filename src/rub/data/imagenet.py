@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from rub.data import hub
-from rub.data.decoding import Unreadable, allocate, compact, read_image
+from rub.data.decoding import allocate, compact, notes_of
+from rub.data.image_file import Unreadable, read_image, without_warnings
 from rub.data.samples import Samples
 from rub.data.selection import Read, Selection
 from rub.errors import RubError
@@ -57,12 +58,15 @@ class HubImageNet:
         shares = {"train": cast(int, selection.per_class), "validation": selection.test_per_class or VAL_PER_CLASS}
         parts: list[Samples] = []
         lost: list[str] = []
+        remarks: dict[str, list[str]] = {}
         for split, share in shares.items():
             rows = hub.raw_rows(splits[split], HUB_ID)
-            samples, skipped = _fill(_wanted(rows, wnids), wnids, share, size, selection.skip_unreadable, progress)
+            wanted = _wanted(rows, wnids)
+            with without_warnings():
+                samples, skipped = _fill(wanted, wnids, share, size, selection.skip_unreadable, progress, remarks)
             parts.append(samples)
             lost += [f"{split}/{name}" for name in skipped]
-        return Read(wnids, parts[0], parts[1], tuple(lost))
+        return Read(wnids, parts[0], parts[1], tuple(lost), notes_of(remarks))
 
     def revision(self, where: str, seconds: float, selection: Selection) -> str:
         """Hub id and commit."""
@@ -102,6 +106,7 @@ def _fill(
     size: int,
     skip: bool,
     progress: Progress,
+    remarks: dict[str, list[str]],
 ) -> tuple[Samples, list[str]]:
     total = len(wnids) * share
     images = allocate((total, 3, size, size))
@@ -113,12 +118,15 @@ def _fill(
         place = label * share + seen[label]
         seen[label] += 1
         try:
-            images[place] = read_image(BytesIO(content), size, f"{HUB_ID}: {name}").transpose(2, 0, 1)
-            good[place] = True
+            pixels, done = read_image(BytesIO(content), size, f"{HUB_ID}: {name}")
         except Unreadable:
             if not skip:
                 raise
             skipped.append(name)
+        else:
+            images[place], good[place] = pixels.transpose(2, 0, 1), True
+            for remark in done:
+                remarks.setdefault(remark, []).append(name)
         progress(int(seen.sum()), total, "from the hub")
         if seen.sum() == total:
             break

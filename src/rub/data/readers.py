@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rub.data.decoding import decode
+from rub.data.decoding import allocate, decode
 from rub.data.folders import TEST_SHARE, image_files
+from rub.data.image_file import fitted
 from rub.data.memory import samples_of
 from rub.data.samples import Samples, concatenate
 from rub.data.selection import Read, Selection
@@ -82,18 +83,22 @@ def read_tiny_imagenet(folder: Path) -> Read:
         test.append((folder / "val" / "images" / name, place[wnid]))
     if not test:
         raise RubError(f"{annotations}: names no images; copy the file again")
-    return Read(tuple(wnids), decode(train, 64)[0], decode(sorted(test), 64)[0])
+    return Read(tuple(wnids), decode(train, 64).samples, decode(sorted(test), 64).samples)
 
 
-def read_npz(path: Path) -> Read:
-    """Read x_train, y_train, x_test, y_test from an ``.npz``, see `from_arrays`; pickled arrays are refused."""
+def read_npz(path: Path, *, size: int | None = None) -> Read:
+    """Read x_train, y_train, x_test, y_test from an ``.npz``, see `from_arrays`; pickled arrays are refused.
+
+    With `size`, images are resized as those of folders are: shorter side (bicubic), then centre crop.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[name] for name in ("x_train", "y_train", "x_test", "y_test")]
     except Exception as error:  # damaged bytes fail in any way: BadZipFile, zlib.error, ValueError, TypeError...
         reason = " ".join(str(error).split())
         raise RubError(f"{path}: not a usable .npz ({reason}); needs x_train, y_train, x_test, y_test") from None
-    return from_arrays(str(path), *arrays)
+    read = from_arrays(str(path), *arrays)
+    return read if size is None else read._replace(train=_fitted(read.train, size), test=_fitted(read.test, size))
 
 
 def num_npz_classes(path: Path) -> int:
@@ -136,6 +141,17 @@ def from_arrays(
     if len(names) < count:
         raise RubError(f"{where}: names {len(names)} classes, but a label is {count - 1}; should name each class")
     return Read(names, parts[0], parts[1])
+
+
+def _fitted(samples: Samples, size: int) -> Samples:
+    from PIL import Image
+
+    images = allocate((len(samples), samples.shape[0], size, size))
+    for row, target in enumerate(images):
+        pixels = samples.take([row])[0].permute(1, 2, 0).numpy()
+        made = np.asarray(fitted(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), size))
+        target[:] = made if made.ndim == 2 else made.transpose(2, 0, 1)
+    return Samples(torch.from_numpy(images), samples.labels, samples.ids)
 
 
 def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

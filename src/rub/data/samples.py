@@ -1,7 +1,7 @@
 """`Samples`, images with labels and stable ids: the one form in which image data travels; and decoded data sets."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ class Samples:
     Attributes:
         stored: uint8, shape (M, C, H, W), values 0 to 255.
         labels: int64, shape (N,), class indices.
-        ids: int64, shape (N,): position in the data set's official order; unique within a
-            split and stable across versions.
+        ids: int64, shape (N,), unique within a split and stable across versions: of class folders made of the file's
+            name, else the position in the data set's official order.
         rows: int64, shape (N,): which of the stored images these are; None: all, in order.
 
     Example:
@@ -64,6 +64,11 @@ class Samples:
         rows = torch.arange(len(self.stored)) if self.rows is None else self.rows
         return Samples(self.stored, self.labels[chosen], self.ids[chosen], rows[chosen])
 
+    def of_ids(self, ids: Tensor) -> "Samples":
+        """Samples with these ids, int64 (K,), all of which are here, in their order."""
+        order = self.ids.argsort()
+        return self.select(order[torch.searchsorted(self.ids[order], ids)])
+
 
 @dataclass(frozen=True)
 class ImageDataset:
@@ -77,6 +82,8 @@ class ImageDataset:
         std: per-channel standard deviation, likewise.
         flip: whether mirroring an image keeps its class.
         skipped: names of images left out because they cannot be decoded, when that was asked for.
+        notes: what was done to some images as they were decoded, one line each.
+        files: sample id -> name of its file, when it has just been read from files; the store keeps it apart.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +93,8 @@ class ImageDataset:
     std: tuple[float, ...]
     flip: bool
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: Mapping[int, str] = field(default_factory=dict)
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:

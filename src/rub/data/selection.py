@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,12 +10,23 @@ if TYPE_CHECKING:
 
 
 class Read(NamedTuple):
-    """What a reader gives: class names in the order of the labels, training and test samples, names left out."""
+    """What a reader gives.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        train: training samples.
+        test: test samples.
+        skipped: names of images left out.
+        notes: what was done to some images, one line each.
+        files: sample id -> name of its file, where samples are files.
+    """
 
     classes: tuple[str, ...]
     train: "Samples"
     test: "Samples"
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,6 @@ class Selection:
         """Fields that differ from their defaults, as JSON values."""
         changed = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
-
-    @property
-    def partial(self) -> bool:
-        """Whether files are left out before any is opened."""
-        return any(value is not None for value in (self.classes, self.per_class, self.test_per_class))
 
 
 EVERYTHING = Selection()

@@ -16,6 +16,7 @@ from rub.pipeline.callback import Progress, silent
 from rub.registry import DATASETS
 
 HUB_SECONDS = 15.0  # how long a machine without the hub is kept waiting
+DECODING = 2  # raised when what is made of the files of class folders changes: those of data sets with a selection
 
 
 def load_images(
@@ -58,7 +59,9 @@ def load_images(
     else:
         read = source.read(place or root, **options)
     mean, std = (source.mean, source.std) if source.mean and source.std else statistics(read.train)
-    return ImageDataset(read.classes, read.train, read.test, mean, std, source.flip, read.skipped)
+    return ImageDataset(
+        read.classes, read.train, read.test, mean, std, source.flip, read.skipped, read.notes, read.files
+    )
 
 
 def check(name: str, *, path: Path | None = None, size: int | None = None, selection: Selection = EVERYTHING) -> None:
@@ -90,11 +93,17 @@ def fingerprint(
 ) -> str:
     """SHA-256 over names and bytes of a data set's source files; for the hub, of its revision.
 
-    Of imagenet, and of a folder of which a part is selected, only the selected files count: split, name, size, bytes.
-    Of data without files, what the reader gives counts.
+    Of class folders only the images that are read count: split, name, size, bytes, and `DECODING`. Of data without
+    files, what the reader gives counts.
     """
     source = source_of(name)
-    place = source.place(root, path)
+    content = _content(source, source.place(root, path), root, size, selection)
+    return sha256(f"{DECODING} {content}".encode()).hexdigest() if "selection" in source.takes else content
+
+
+def _content(
+    source: DatasetSource, place: Path | None, root: Path | None, size: int | None, selection: Selection
+) -> str:
     if place is None and source.hub is not None:
         return sha256(source.hub.revision(source.absent(root), HUB_SECONDS, selection).encode()).hexdigest()
     if source.fingerprint is not None:

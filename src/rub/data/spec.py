@@ -1,6 +1,6 @@
 """Specs that tasks on images share: which data, what is forgotten, how a classifier is trained; and the data stage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rub.config.suite import Frozen, located
 from rub.data.base import source_of
+from rub.data.class_names import class_number
 from rub.data.id_files import read_ids
 from rub.data.selection import Selection
 from rub.errors import RubError
@@ -26,8 +27,9 @@ class DatasetSpec(Frozen):
     path: str | None = None
     """As it is, or below the data root."""
     size: int | None = Field(None, ge=4, le=1024)
-    """Side in pixels to which images are resized: those of ``folder`` and ``imagenet`` by shorter side (bicubic), then
-    centre crop; ``digits`` bilinearly. Needed where images differ in size; the other data sets do not take it."""
+    """Side in pixels to which images are resized: those of ``folder``, ``npz`` and ``imagenet`` by shorter side
+    (bicubic), then centre crop; ``digits`` bilinearly. Needed where images differ in size; the other data sets do not
+    take it."""
     classes: tuple[str, ...] | Literal["i2i"] | None = None
     """Class folders (wnids) to read, in the order of the labels, of ``folder`` and ``imagenet``; ``i2i``: the paper's
     200 ImageNet classes, of which labels 0 to 99 are forgotten and 100 to 199 retained; left out: all."""
@@ -81,8 +83,8 @@ class ForgetSpec(Frozen):
         ('10 % of the samples', '2 listed samples')
     """
 
-    classes: tuple[int, ...] | None = None
-    """Whole classes; with a fraction, those that it is drawn from."""
+    classes: tuple[int | str, ...] | None = None
+    """Whole classes by number or name; with a fraction, those that it is drawn from."""
     fraction: float | None = Field(None, gt=0, lt=1)
     """Share of the training samples, or of those of `classes`, drawn at random."""
     ids: tuple[int, ...] | None = None
@@ -123,15 +125,55 @@ class ForgetSpec(Frozen):
         return classes if self.fraction is None else f"{100 * self.fraction:g} % of {classes or 'the samples'}"
 
 
-def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> None:
-    """Refuse, before anything runs, a forget set that cannot be, as far as that is known before images are read."""
-    source = source_of(dataset.name)
-    known = 200 if dataset.classes == "i2i" else len(dataset.classes or ()) or source.classes
-    count = known(located(dataset.path or "", data_root)) if callable(known) else known
+def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> ForgetSpec:
+    """A forget set with its classes as numbers; one that cannot be is refused, as far as that is known before the run.
+
+    Where the names of classes are not declared, and one is asked for by name, the images are read for them.
+    """
+    source, known = source_of(dataset.name), known_classes(dataset, data_root)
+    if any(isinstance(one, str) for one in forget.classes or ()):
+        if known is None or isinstance(known, int):
+            known = _read_classes(dataset, data_root)
+        numbers = [class_number(one, known) for one in forget.classes or ()]
+        forget = forget.model_copy(update={"classes": tuple(dict.fromkeys(numbers))})
+    count = known if known is None or isinstance(known, int) else len(known)
     if forget.classes is not None and count:
-        check_classes(forget.classes, count, whole=not forget.samples)
+        check_classes(forget.classes, count, whole=not forget.samples)  # type: ignore[arg-type]
     if forget.fraction is not None and source.images and forget.fraction * source.images < 0.5:  # rounds to none
         raise RubError("forget: the forget set is empty; there should be something to forget")
+    return forget
+
+
+def known_classes(dataset: DatasetSpec, data_root: Path | None) -> int | Sequence[str] | None:
+    """Classes of a data set, by name or number, as far as they are known before its images are read."""
+    if dataset.classes is not None:
+        return _chosen(dataset)
+    source = source_of(dataset.name)
+    if not callable(source.classes):
+        return source.classes
+    place = source.place(data_root, _place(dataset, data_root))
+    return None if place is None else source.classes(place)
+
+
+def _read_classes(dataset: DatasetSpec, data_root: Path | None) -> tuple[str, ...]:
+    from rub.data.sources import load_images
+
+    path = _place(dataset, data_root)
+    return load_images(dataset.name, data_root, path=path, size=dataset.size, selection=_selection(dataset)).classes
+
+
+def _place(dataset: DatasetSpec, data_root: Path | None) -> Path | None:
+    return located(dataset.path, data_root) if dataset.path is not None else None
+
+
+def _chosen(dataset: DatasetSpec) -> tuple[str, ...] | None:
+    from rub.data.imagenet import i2i_wnids
+
+    return i2i_wnids() if dataset.classes == "i2i" else dataset.classes
+
+
+def _selection(dataset: DatasetSpec) -> Selection:
+    return Selection(_chosen(dataset), dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
 
 
 def check_classes(classes: Iterable[int], count: int, *, whole: bool = True) -> None:
@@ -151,12 +193,9 @@ def num_images(dataset: DatasetSpec, otherwise: int) -> int:
 
 def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:
     """Stage that decodes the data set once; its key holds the hash of the source files, and of a plug-in's reader."""
-    from rub.data.imagenet import i2i_wnids
     from rub.data.sources import check, fingerprint
 
-    path = located(dataset.path, data_root) if dataset.path is not None else None
-    classes = i2i_wnids() if dataset.classes == "i2i" else dataset.classes
-    selection = Selection(classes, dataset.per_class, dataset.test_per_class, dataset.skip_unreadable)
+    path, selection = _place(dataset, data_root), _selection(dataset)
     name, size = dataset.name, dataset.size
     check(name, path=path, size=size, selection=selection)
     source = source_hash(DATASETS.get(name, task))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rub.data.facts import FILES, META
 from rub.data.samples import ImageDataset, Samples
 from rub.data.selection import Selection
 from rub.data.sources import load_images
@@ -66,13 +67,16 @@ def save_dataset(dataset: ImageDataset, folder: Path) -> None:
         "std": list(dataset.std),
         "flip": dataset.flip,
         "skipped": list(dataset.skipped),
+        **({"notes": list(dataset.notes)} if dataset.notes else {}),
     }
-    (folder / "meta.json").write_text(json.dumps(facts), encoding="utf-8")
+    if dataset.files:
+        (folder / FILES).write_text(json.dumps(dict(dataset.files)), encoding="utf-8")
+    (folder / META).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def load_dataset(artifact: Artifact) -> ImageDataset:
     """Open a data artifact written by `save_dataset`."""
-    facts = artifact.json("meta.json")
+    facts = artifact.json(META)
     train, test = (
         Samples(
             mapped(artifact.file(f"{name}_images.npy")),
@@ -82,8 +86,8 @@ def load_dataset(artifact: Artifact) -> ImageDataset:
         for name in ("train", "test")
     )
     mean, std = tuple(facts["mean"]), tuple(facts["std"])
-    skipped = tuple(facts.get("skipped", ()))  # artifacts of 0.1.0 do not have it
-    return ImageDataset(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped)
+    skipped, notes = (tuple(facts.get(name, ())) for name in ("skipped", "notes"))  # older artifacts lack them
+    return ImageDataset(tuple(facts["classes"]), train, test, mean, std, facts["flip"], skipped, notes)
 
 
 def mapped(path: Path) -> Tensor:

@@ -89,7 +89,8 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
                 shutil.copyfile(path, made / "witnesses" / path.name)
             facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
             (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            seal_folder(made, {name: manifest.get(name, "") for name in ("command", "code_version")})
+            own = ("command", "code_version", "data")
+            seal_folder(made, {name: manifest[name] for name in own if name in manifest})
             made.replace(out)
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None

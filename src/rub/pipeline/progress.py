@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Store
 
+STEP_SECONDS = 30  # between two lines about the steps of one stage, where there is no live display
 KNOWN_SHARE = 0.01  # of all cost: before that share is done, a time left would be a guess
 
 
@@ -28,7 +29,8 @@ class Display:
         self._left: dict[str, Stage] = {}
         self._spent: dict[str, float] = defaultdict(float)
         self._cost: dict[str, float] = defaultdict(float)
-        self._began = self._stage_began = time.monotonic()
+        self._began = self._stage_began = self._step_said = time.monotonic()
+        self._label = ""
         self._total = self._done = 0
         self._awaited = ""
         self._elsewhere = 0.0
@@ -73,7 +75,8 @@ class Display:
 
     def began(self, stage: Stage) -> None:
         """Note that a stage starts now."""
-        self._stage_began = time.monotonic()
+        self._stage_began = self._step_said = time.monotonic()
+        self._label = stage.label
         if self._live is not None:
             self._live.reset(self._current, description=stage.label[:30], visible=True, note="")
 
@@ -84,7 +87,10 @@ class Display:
             self._say(f"waiting for another process: {stage.label}")
 
     def step(self, done: int, total: int, note: str = "") -> None:
-        """Show the steps of the running stage, with its rate."""
+        """Show the steps of the running stage, with its rate; without a live display, in a line now and then."""
+        if self._live is None and time.monotonic() - self._step_said >= STEP_SECONDS:
+            self._step_said = time.monotonic()
+            self._say(f"{self._label}: {done:,} of {total:,} {note}".rstrip())
         if self._live is not None:
             rate = done / max(time.monotonic() - self._stage_began, 1e-9)
             self._live.update(self._current, completed=done, total=total, note=f"{rate:.1f} steps/s {note}"[:24])

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from rub.config.suite import Frozen, Protocol, protocol_kind, protocol_of
+from rub.data.facts import DataFacts
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import TASKS
@@ -20,7 +21,7 @@ from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
 from rub.reports.samples import joined
 from rub.reports.text import printable
-from rub.store.manifest import changed_files, read_manifest
+from rub.store.manifest import MANIFEST, changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim
 
@@ -88,6 +89,7 @@ class ResultFolder:
     command: str
     drawn: tuple[FigureFile, ...] = ()
     claims: tuple[Claim, ...] = ()
+    data: tuple[DataFacts, ...] = ()
 
 
 def read_folder(path: Path) -> ResultFolder:
@@ -109,17 +111,19 @@ def read_folder(path: Path) -> ResultFolder:
         raise RubError(f"{path}: {printable(changed[0])}{more}")
     records = joined(read_records(path), path)
     _check_ranges(path, records)
+    manifest = read_manifest(path)
     return ResultFolder(
         (path,),
         records,
         [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
         _suite(path / "suite.yaml"),
-        str(read_manifest(path).get("command", "")),
+        str(manifest.get("command", "")),
         tuple(
             FigureFile(Group(*one.group), one.name, printable(one.caption), vector=False)
             for one in _validated(path / "galleries.json", tuple[Gallery, ...])
         ),
         tuple(claims_of(path / "witnesses")),
+        _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
     )
 
 
@@ -200,12 +204,17 @@ def _validated(path: Path, kind: Any) -> Any:
     if not path.exists():
         return ()
     try:
-        return TypeAdapter(kind).validate_python(json.loads(_text(path)), strict=False)
+        return _typed(json.loads(_text(path)), kind, path)
+    except (ValueError, RecursionError) as error:
+        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _typed(value: Any, kind: Any, path: Path) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         raise RubError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def _suite(path: Path) -> Mapping[str, Any]:

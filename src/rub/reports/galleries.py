@@ -27,6 +27,7 @@ _DPI = 150
 _SIDE = 112  # least pixels across a tile
 _LARGE = 256  # most pixels across a tile
 _GAP, _LEFT, _HEAD, _LINE = 6, 62, 44, 17  # pixels: between tiles, for ids, for the title, per line of column titles
+_DIGIT = 8  # pixels of a digit of an id
 _SPLITS = {"forget": "forget images", "retain": "kept images"}
 
 
@@ -99,7 +100,8 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
     scale = max(1, -(-_SIDE // width))
     high, wide = height * scale, width * scale
     heads = [textwrap.wrap(printable(name), max(wide // 9, 8)) or [""] for name in tiles.columns]
-    whole_width = _LEFT + across * (wide + _GAP)
+    left = max(_LEFT, _DIGIT * (1 + max(len(str(number)) for number in tiles.ids)) + 2 * _GAP)
+    whole_width = left + across * (wide + _GAP)
     lines = textwrap.wrap(title, max((whole_width - 2 * _GAP) // 11, 20)) or [""]
     top = _HEAD + 22 * (len(lines) - 1) + _LINE * max(map(len, heads))
     whole_height = top + count * (high + _GAP)
@@ -111,14 +113,14 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
 
     write(_GAP, _GAP, "\n".join(lines), 8, va="top", linespacing=1.2)
     for column, head in enumerate(heads):
-        x = _LEFT + column * (wide + _GAP)
+        x = left + column * (wide + _GAP)
         write(x + wide / 2, top - 5, "\n".join(head), 6.5, ha="center", va="bottom", linespacing=1.1)
         for row in range(count):
             y = top + row * (high + _GAP)
             picture = shown[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(picture, x, whole_height - y - high, origin="upper")
     for row, number in enumerate(tiles.ids):
-        write(_LEFT - _GAP, top + row * (high + _GAP) + high / 2, f"#{number}", 6, ha="right", va="center")
+        write(left - _GAP, top + row * (high + _GAP) + high / 2, f"#{number}", 6, ha="right", va="center")
     return figure
 
 

@@ -162,6 +162,7 @@ def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
         curves=[*first.curves, *(curve for curve in other.curves if curve not in first.curves)],
         drawn=(*first.drawn, *(one for one in other.drawn if one.name not in pictures)),
         claims=(*first.claims, *(claim for claim in other.claims if claim.file not in names)),
+        data=(*first.data, *(facts for facts in other.data if facts not in first.data)),
     )
 
 
@@ -192,9 +193,12 @@ def run_facts(page: Page) -> Iterator[dict[str, Any]]:
         asked = experiment.pop("protocol", None)
         protocol: dict[str, Any] = dict(asked) if isinstance(asked, dict) else {}
         seeds = {record.unlearn_seed for record in records if record.unlearn_seed is not None}
+        told = [facts for facts in page.folder.data if (facts.task, facts.experiment) == (group.task, group.experiment)]
         mia = {record.mia_seed for record in records if record.mia_seed is not None}
         lines = {
             "data": group.dataset,
+            "forgotten": ", ".join(one for facts in told for one in facts.forgotten),
+            "images": "; ".join(note for facts in told for note in facts.notes),
             "network": group.model,
             "protocol": group.protocol + (f": {protocol['summary']}" if protocol.get("summary") else ""),
             "seeds": f"{len(seeds)} for unlearning" + (f", {len(mia)} for membership inference" if mia else ""),
@@ -204,6 +208,7 @@ def run_facts(page: Page) -> Iterator[dict[str, Any]]:
         yield {
             "name": ", ".join(dict.fromkeys(part for part in group if part)),
             "facts": {name: text for name, text in lines.items() if text},
+            "skipped": [name for facts in told for name in facts.skipped],
             "protocol": yaml.safe_dump(protocol, sort_keys=False, width=90) if protocol else "",
             "experiment": yaml.safe_dump(experiment, sort_keys=False, width=90) if experiment else "",
         }

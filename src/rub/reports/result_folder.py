@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rub.config.suite import Experiment, Suite
+from rub.data.facts import DataFacts, facts_of, placed
 from rub.errors import RubError
 from rub.metrics.base import direction_of
 from rub.pipeline.execution import Outcome
-from rub.pipeline.graph import Graph, Stage
+from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.runtime import code_version
 from rub.reports.folders import delete_files
 from rub.reports.text import free_name
+from rub.store.artifacts import Artifact
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
 from rub.store.manifest import seal_folder
 from rub.store.records import Record, write_records
@@ -42,6 +44,7 @@ class Result:
         galleries: pictures of what models make, one mapping per row and set of images; ``path`` is a file of the store.
         witnesses: experiment and folder of the store, each with one file of witnesses.
         suite: what was asked for, as plain data.
+        data: what is told of the images of each experiment.
     """
 
     records: tuple[Record, ...]
@@ -53,6 +56,7 @@ class Result:
     galleries: tuple[Mapping[str, Any], ...] = ()
     witnesses: tuple[tuple[str, Path], ...] = ()
     suite: Mapping[str, Any] = field(default_factory=dict)
+    data: tuple[DataFacts, ...] = ()
 
     @cached_property
     def pages(self) -> "list[tuple[Group, Sequence[Record], list[Table]]]":
@@ -98,8 +102,11 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
     curves: list[Mapping[str, Any]] = []
     galleries: list[Mapping[str, Any]] = []
     witnesses: list[tuple[str, Path]] = []
-    for _, graph in plans:
+    told: list[DataFacts] = []
+    for experiment, graph in plans:
         common = {**graph.common, "suite": suite.name}
+        data = _data(graph, outcomes)
+        told += [] if data is None else [facts_of(data, experiment)]
         for stage in graph.stages:
             records += _records(stage, outcomes[stage.key], graph, common)
             artifact = outcomes[stage.key].artifact
@@ -108,6 +115,7 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
             files = artifact.manifest["files"]
             for name, rows in (("samples.json", samples), ("values.json", values), ("curves.json", curves)):
                 found = artifact.json(name) if name in files else ()
+                found = placed(found, data) if data is not None and rows is samples else found
                 rows.extend({**common, **row, "original": _original(graph, row)} for row in found)
             if "gallery.json" in files:
                 made = artifact.json("gallery.json")
@@ -132,6 +140,7 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
         tuple(galleries),
         tuple(witnesses),
         spec,
+        tuple(told),
     )
 
 
@@ -145,9 +154,10 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
         (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
-        facts = {"command": command, "suite": result.suite}
+        facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
-        seal_folder(out, {"command": command, "code_version": code_version()})
+        data = [facts.model_dump(mode="json") for facts in result.data]
+        seal_folder(out, {"command": command, "code_version": code_version(), "data": data})
         return page
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
@@ -163,6 +173,12 @@ def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:
         taken.add(stem)
         shutil.copyfile(place / MANIFEST, folder / f"{stem}.json")
         shutil.copyfile(place / TENSORS, folder / f"{stem}.safetensors")
+
+
+def _data(graph: Graph, outcomes: Mapping[str, Outcome]) -> Artifact | None:
+    """Data artifact of an experiment; None for one without images, or where they could not be read."""
+    found = (outcomes[stage.key].artifact for stage in in_order(graph.stages) if stage.kind == "data")
+    return next(found, None)
 
 
 def _original(graph: Graph, row: Mapping[str, Any]) -> int:

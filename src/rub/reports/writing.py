@@ -42,7 +42,7 @@ def write_report(
         records: every row of the run.
         curves: the rows of ``curves.json``, one for each search.
         out: the result folder; is made when it is not there.
-        facts: ``command``, and ``suite`` as plain data.
+        facts: ``command``, ``suite`` as plain data, and ``data``, the `DataFacts` of each experiment.
         made: pages with their tables, where `rub.reports.pages.tabulated` made them already.
         galleries: as for `rub.reports.galleries.draw_galleries`.
 
@@ -60,8 +60,8 @@ def write_report(
     pictures = [{"group": list(one.group), "name": one.name, "caption": one.caption} for one in drawn if not one.vector]
     if pictures:
         (out / "galleries.json").write_text(json.dumps(pictures, indent=1), encoding="utf-8")
-    claims = tuple(claims_of(out / "witnesses"))
-    folder = ResultFolder((), records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims)
+    claims, data = tuple(claims_of(out / "witnesses")), tuple(facts.get("data") or ())
+    folder = ResultFolder((), records, curves, suite, str(facts.get("command", "")), tuple(drawn), claims, data)
     slugs: set[str] = set()
     pages = []
     for group, own, tables in tabulated(records, suite) if made is None else made:

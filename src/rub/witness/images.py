@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rub.config.hyperparameters import first_error
 from rub.data.base import source_of
-from rub.data.samples import Samples
+from rub.data.samples import ImageDataset, Samples, concatenate
 from rub.data.selection import Selection
 from rub.data.sources import load_images
 from rub.data.spec import DatasetSpec
@@ -46,29 +46,39 @@ def image_sha256(image: Tensor) -> str:
 
 
 def claimed_images(witness: Witness, sources: Sources) -> Samples:
-    """Images of a claim, out of the store's data or the data root, after comparing their SHA-256."""
+    """Images of a claim, out of the store's data or the data root, after comparing their SHA-256.
+
+    Both parts of the data are looked at, the claim's own first: of a folder that has no test images of its own, an
+    added file may have moved an image from one to the other.
+    """
     images = "test" if witness.data.get("images") == "test" else "train"
     key = str(witness.data.get("key", ""))
-    pool, place = sources.cache.get(("images", key, images), lambda: _numbered(_pool(witness, key, images, sources)))
-    missing = [sample.id for sample in witness.samples if sample.id not in place]
-    if missing:
-        raise RubError(f"the data has no {images} image {missing[0]}: another data set, or another version of it")
-    samples = pool.select([place[sample.id] for sample in witness.samples])
-    for image, sample in zip(samples.images, witness.samples, strict=True):
-        if image_sha256(image) != sample.sha256:
+    pools = sources.cache.get(("images", key, images), lambda: _numbered(witness, key, images, sources))
+    found = []
+    for sample in witness.samples:
+        known = [(pool, place[sample.id]) for pool, place in pools if sample.id in place]
+        if not known:
+            raise RubError(f"the data has no {images} image {sample.id}: another data set, or another version of it")
+        same = [(pool, row) for pool, row in known if image_sha256(pool.take([row])[0]) == sample.sha256]
+        if not same:
             raise RubError(f"image {sample.id} is not the one of the claim (another SHA-256): another data set?")
-    return samples
+        found.append(same[0])
+    own = pools[0][0]
+    if all(pool is own for pool, _ in found):
+        return own.select([row for _, row in found])
+    return concatenate([pool.select([row]) for pool, row in found])
 
 
-def _numbered(pool: Samples) -> tuple[Samples, dict[int, int]]:
-    return pool, {identity: row for row, identity in enumerate(pool.ids.tolist())}
+def _numbered(witness: Witness, key: str, images: str, sources: Sources) -> list[tuple[Samples, dict[int, int]]]:
+    dataset = _claimed_data(witness, key, sources)
+    pools = [dataset.test, dataset.train] if images == "test" else [dataset.train, dataset.test]
+    return [(pool, {identity: row for row, identity in enumerate(pool.ids.tolist())}) for pool in pools]
 
 
-def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
+def _claimed_data(witness: Witness, key: str, sources: Sources) -> ImageDataset:
     artifact = sources.store.find("data", key) if sources.store is not None else None
     if artifact is not None:
-        dataset = load_dataset(artifact)
-        return dataset.test if images == "test" else dataset.train
+        return load_dataset(artifact)
     spec = _dataset(witness.data.get("spec"))
     if spec.size is not None and spec.size > LARGEST_SIDE:
         raise RubError(f"the claim asks for images of {spec.size} px; at most {LARGEST_SIDE} are made for a check")
@@ -77,8 +87,7 @@ def _pool(witness: Witness, key: str, images: str, sources: Sources) -> Samples:
     path = sources.data_root if by_path else None
     if by_path and path is None:
         raise RubError(f"the claim is about a {spec.name} of images: give its place with --data-root")
-    loaded = load_images(spec.name, sources.data_root, path=path, size=spec.size, selection=selection)
-    return loaded.test if images == "test" else loaded.train
+    return load_images(spec.name, sources.data_root, path=path, size=spec.size, selection=selection)
 
 
 def _dataset(given: Any) -> DatasetSpec:

@@ -163,11 +163,11 @@ def test_wrong_requests_are_one_line():
 def test_the_command_ends_in_the_verdict(rub, trained, ask):
     said = rub(
         "audit", "classification", "--original", trained / "original.pth", "--unlearned", trained / "original.pth",
-        "--arch", "resnet10", "--width", 4, "--data", "digits", "--forget-classes", "0", "--samples", 10, "--device",
+        "--arch", "resnet10", "--width", 4, "--data", "digits", "--forget-classes", "zero", "--samples", 10, "--device",
         "cpu",
     )  # fmt: skip
     assert (said.code, said.err) == (0, "")
-    assert "Verdict: recovered" in said.out
+    assert "forgotten: class 0\n" in said.out and "Verdict: recovered" in said.out
     assert "selectivity, log2(other / own)" in said.out
 
 

@@ -42,8 +42,8 @@ class ClassificationAudit(AuditRequest):
     """Checkpoint after unlearning."""
     data: str
     """A name from rub list datasets, or the path of an image folder or .npz."""
-    forget_classes: tuple[int, ...] = ()
-    """Forgotten classes, such as 0,3; with --forget-fraction, those that it is drawn from."""
+    forget_classes: tuple[int | str, ...] = ()
+    """Forgotten classes by number or name, such as 0,3 or church,tench; with --forget-fraction, what it is of."""
     forget_ids: Path | None = None
     """Forgotten samples instead: an .npy, .csv or .txt file of their ids."""
     forget_fraction: float | None = None
@@ -63,7 +63,7 @@ class ClassificationAudit(AuditRequest):
     parameters: str = ""
     """Other hyperparameters of the network, such as head=small,depth=3."""
     size: int | None = None
-    """Side in pixels for images of a folder."""
+    """Side in pixels for images of a folder, of an .npz or of digits."""
     mean: tuple[float, ...] | None = None
     """Mean that inputs were normalised with, if not the data's."""
     std: tuple[float, ...] | None = None

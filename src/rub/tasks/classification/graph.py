@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rub.config.hyperparameters import resolved
-from rub.data.spec import check_forget, data_stage, num_images
+from rub.data.spec import data_stage, forget_set, num_images
 from rub.errors import RubError
 from rub.metrics.base import Cells, Metric
 from rub.metrics.klom import FEWEST
@@ -69,7 +69,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.controls = tuple(self._controls())
         self.data = data_stage(self.task, experiment.dataset, data_root)
         self.size = num_images(experiment.dataset, 10_000)
-        check_forget(experiment.forget, experiment.dataset, data_root)
+        forget = forget_set(experiment.forget, experiment.dataset, data_root)
+        self.experiment = experiment = experiment.model_copy(update={"forget": forget})
         self.parts = {"forget": experiment.forget.model_dump(), "validation": experiment.dataset.validation}
         self.parts |= {} if self.classwise else {"scenario": self.scenario}  # no key changes where it is the classes'
         count = experiment.seeds.mia * experiment.protocol.shadows_per_seed if experiment.evaluation.shadows else 0

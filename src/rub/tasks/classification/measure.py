@@ -265,7 +265,7 @@ class View:
     def clean(self, probes: Samples, name: str) -> Samples:
         """Images of a set that probes were made of."""
         pool = self.dataset.test if name == "forget_test" else self.dataset.train
-        return pool.select(torch.from_numpy(np.searchsorted(pool.ids.numpy(), probes.ids.numpy())))
+        return pool.of_ids(probes.ids)
 
     def shadowed(self, metric: Metric) -> Iterator[tuple[dict[str, Any], Shadows | None]]:
         """(Record fields, shadow models) of each value of a metric."""

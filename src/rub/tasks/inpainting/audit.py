@@ -23,12 +23,12 @@ class InpaintingAudit(AuditRequest):
     """Checkpoint after unlearning."""
     data: str
     """A name from rub list datasets, or the path of an image folder or .npz."""
-    forget_classes: tuple[int, ...]
-    """Forgotten classes, such as 0,3."""
+    forget_classes: tuple[int | str, ...]
+    """Forgotten classes by number or name, such as 0,3 or church,tench."""
     retrained: Path | None = None
     """Checkpoint trained without the forget set."""
     size: int | None = None
-    """Side in pixels for images of a folder, or of digits."""
+    """Side in pixels for images of a folder, of an .npz or of digits."""
     heads: int | None = None
     """Attention heads, where neither file nor size tells."""
     decoder_heads: int | None = None

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rub.config.suite import DEFAULT_MAIN, located
-from rub.data.spec import data_stage, num_images
+from rub.data.spec import data_stage, forget_set, num_images
 from rub.errors import RubError
 from rub.judges.spec import judge_stage
 from rub.metrics.base import Metric
@@ -43,6 +43,8 @@ class InpaintingGraph(GraphBuilder[InpaintingExperiment]):
             NETWORKS.get(self.model_name, self.task)
         self.dataset_name, self.size = dataset.title, num_images(dataset, 24_000)
         self.data = data_stage(self.task, dataset, data_root)
+        forget = forget_set(experiment.forget, dataset, data_root)
+        self.experiment = experiment = experiment.model_copy(update={"forget": forget})
         options: dict[str, Any] = {"version": 1, "images": self.size, "measured": False}
         self.judge = judge_stage(self.task, experiment.judge, self.data, dataset, data_root, **options)
         self.chosen = self._chosen()

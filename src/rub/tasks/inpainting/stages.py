@@ -86,10 +86,8 @@ def eval_set(name: str, inputs: Inputs, runtime: Runtime) -> EvalSet:
     facts = chosen.json("chosen.json")
     pool = dataset.test if facts["images"] == "test" else dataset.train
     ids = torch.from_numpy(np.load(chosen.file(f"{name}_ids.npy"), allow_pickle=False))
-    place = torch.full((int(pool.ids.max()) + 1,), -1)
-    place[pool.ids] = torch.arange(len(pool))
     noise = torch.from_numpy(np.load(chosen.file(f"{name}_noise.npy"), allow_pickle=False))
-    return EvalSet(pool.select(place[ids]), noise, facts["mask_ratio"])
+    return EvalSet(pool.of_ids(ids), noise, facts["mask_ratio"])
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
