@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rub.data.id_files import read_ids
 from rub.data.samples import ImageDataset, Samples
-from rub.data.spec import ForgetSpec
+from rub.data.sources import load_images
+from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
 from rub.data.splits import split
 from rub.errors import RubError
 
@@ -20,6 +22,7 @@ from rub.errors import RubError
         ("ids.csv", "label, sample_id\n0,8\n1,6\n", (8, 6)),
         ("ids.csv", "\ufeffindex\n12\n", (12,)),
         ("ids.txt", "", ()),
+        ("ids.txt", "train/ant/3.jpg\n", (255460237966849,)),
     ],
 )
 def test_text_and_tables(tmp_path, name, text, found):
@@ -92,3 +95,26 @@ def test_ids_of_a_file_are_the_forget_set(tmp_path):
     assert spec.ids == (4, 8, 12) and spec.samples
     parts = split(DATA, spec.model_dump(), 0.0)
     assert parts.forget.ids.tolist() == [4, 8, 12] and set(parts.unseen.labels.tolist()) == {0}
+
+
+def test_ids_of_file_names_and_patterns_are_those_of_the_folder(tmp_path):
+    for split_name, count in (("train", 6), ("val", 2)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                path = tmp_path / split_name / label / f"{label}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    dataset = DatasetSpec(name="folder", path=str(tmp_path))
+    images = load_images("folder", None, path=tmp_path)
+    named = {name: number for number, name in images.files.items()}
+    wanted = [named[f"train/cat/cat_{number}.png"] for number in (1, 3)]
+    (tmp_path / "forget.txt").write_text("train/cat/cat_1.png\ntrain/cat/cat_3.png\n", encoding="utf-8")
+    assert sorted(read_ids(tmp_path / "forget.txt")) == sorted(wanted)
+    found = forget_set(ForgetSpec(files=("train/cat/*_[13].png",)), dataset, None)
+    assert found.files is None and found.ids == tuple(sorted(wanted)) and found.samples
+    assert sorted(split(images, found.model_dump(), 0.0).forget.ids.tolist()) == sorted(wanted)
+    with pytest.raises(RubError, match=r"no training image is called like 'val/\*'; the first is train/"):
+        forget_set(ForgetSpec(files=("val/*",)), dataset, None)
+    with pytest.raises(RubError, match="data set 'digits' has no files with names; give ids"):
+        forget_set(ForgetSpec(files=("*",)), DatasetSpec(name="digits"), None)
+    assert "files" not in ForgetSpec(fraction=0.1).model_dump(), "what is left out is in no key"

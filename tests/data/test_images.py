@@ -21,6 +21,7 @@ from rub.data.folders import sample_id
 from rub.data.samples import Samples, concatenate
 from rub.data.selection import Selection
 from rub.data.sources import fingerprint, load_images
+from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
 from rub.errors import RubError
 
 
@@ -109,6 +110,12 @@ def test_cifar100_has_fine_labels(tmp_path):
     assert data.train.labels.tolist() == [99, 5, 7]
     assert data.classes == tuple(names)
     assert np.array_equal(data.test.images.numpy().reshape(3, -1), pixels(3, 1))
+    coarse = load_images("cifar100-coarse", tmp_path)
+    assert coarse.train.labels.tolist() == [1, 2, 3] and coarse.classes == ("a",) * 20
+    assert np.array_equal(coarse.train.images, data.train.images)
+    for name in ("cifar100", "cifar100-coarse"):
+        found = forget_set(ForgetSpec(files=("train/*/fine5/*",)), DatasetSpec(name=name), tmp_path)
+        assert found.ids == (1,), "a subclass"
 
 
 def test_a_python2_pickle_of_byte_strings_is_read(cifar):

@@ -44,6 +44,8 @@ class DatasetSource:
         images: number of training images, where it is known before they are read; for estimates of cost.
         classes: number of classes, or their names, likewise, or how to find either at the place; a forgotten class that
             does not exist is then refused before the run.
+        named: (place, selection) -> training sample id -> name that patterns of ``forget.files`` match; None: nothing
+            has a name.
     """
 
     name: str
@@ -58,6 +60,7 @@ class DatasetSource:
     flip: bool = False
     images: int | None = None
     classes: int | Sequence[str] | Callable[[Path], int | Sequence[str]] | None = None
+    named: Callable[[Path, Selection], Mapping[int, str]] | None = None
 
     def __post_init__(self) -> None:
         if strange := sorted(self.takes.keys() - set(OPTIONS)):

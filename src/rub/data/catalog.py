@@ -10,8 +10,10 @@ from rub.data.class_names import known_names
 from rub.data.folders import (
     class_folders,
     folder_fingerprint,
+    folder_names,
     imagenet_classes,
     imagenet_fingerprint,
+    imagenet_names,
     read_folder,
     read_imagenet,
 )
@@ -39,7 +41,12 @@ CIFAR100 = DatasetSource(
     "cifar100", readers.read_cifar100, "cifar-100-python",
     hub=HubDataset("uoft-cs/cifar100", "img", "fine_label", "test"),
     mean=(0.5071, 0.4866, 0.4409), std=(0.2673, 0.2564, 0.2762),
-    flip=True, images=50_000, classes=100,
+    flip=True, images=50_000, classes=100, named=readers.cifar100_names,
+)  # fmt: skip
+CIFAR100_COARSE = DatasetSource(
+    "cifar100-coarse", readers.read_cifar100_coarse, "cifar-100-python",
+    hub=HubDataset("uoft-cs/cifar100", "img", "coarse_label", "test"),
+    mean=CIFAR100.mean, std=CIFAR100.std, flip=True, images=50_000, classes=20, named=readers.cifar100_names,
 )  # fmt: skip
 TINY_IMAGENET = DatasetSource(
     "tiny-imagenet", readers.read_tiny_imagenet, "tiny-imagenet-200",
@@ -50,9 +57,10 @@ TINY_IMAGENET = DatasetSource(
 IMAGENET = DatasetSource(
     "imagenet", read_imagenet, "imagenet", "{train,val}/<wnid>/",
     hub=HubImageNet(), fingerprint=imagenet_fingerprint,
-    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True, classes=imagenet_classes,
+    mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True, classes=imagenet_classes, named=imagenet_names,
 )  # fmt: skip
 FOLDER = DatasetSource(
-    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=class_folders
-)
+    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=class_folders,
+    named=folder_names,
+)  # fmt: skip
 NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes)

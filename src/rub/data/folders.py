@@ -75,6 +75,21 @@ def imagenet_fingerprint(folder: Path, selection: Selection) -> str:
     return _listing_digest(list_imagenet(folder, selection))
 
 
+def folder_names(folder: Path, selection: Selection) -> Mapping[int, str]:
+    """Names of the training images of an image folder."""
+    return _train_names(list_folder(folder, selection))
+
+
+def imagenet_names(folder: Path, selection: Selection) -> Mapping[int, str]:
+    """Names of the training images below ``train/``."""
+    return _train_names(list_imagenet(folder, selection))
+
+
+def _train_names(listing: Listing) -> Mapping[int, str]:
+    trained = {listing.name(path) for path, _ in listing.train}
+    return {number: name for number, name in listing.files.items() if name in trained}
+
+
 def files_below(place: Path) -> Iterable[tuple[str, Path]]:
     """Name and path of a file, or of all files of a folder, sorted by path."""
     files = [place] if place.is_file() else sorted(item for item in place.rglob("*") if item.is_file())

@@ -14,8 +14,9 @@ _LARGEST = 64 << 20  # bytes
 def read_ids(path: Path) -> tuple[int, ...]:
     r"""Sample ids of a file, each once, in its order.
 
-    A ``.npy`` holds integers (N,); a ``.txt`` one id a line, or several with spaces or commas between them; a ``.csv``
-    the same, or a table with a header, of which the column ``sample_id``, ``id`` or ``index`` counts.
+    A ``.npy`` holds integers (N,); a ``.txt`` one id a line, or several with spaces or commas between them, or one file
+    name a line, below the data set's folder; a ``.csv`` the same, or a table with a header, of which the column
+    ``sample_id``, ``id`` or ``index`` counts.
 
     Raises:
         RubError: no such file, another kind of file, or what is no list of whole numbers from 0.
@@ -56,4 +57,11 @@ def _text(path: Path) -> list[int]:
     column = next((name for name in COLUMNS if name in header), None)
     if column is not None:
         return [int(row[column]) for row in csv.DictReader(lines[1:], fieldnames=header)]
-    return [int(word) for line in lines for word in line.replace(",", " ").split()]
+    try:
+        return [int(word) for line in lines for word in line.replace(",", " ").split()]
+    except ValueError:
+        from rub.data.folders import SUFFIXES, sample_id
+
+        if all(Path(line.strip()).suffix.lower() in SUFFIXES for line in lines):
+            return [sample_id(line.strip()) for line in lines]
+        raise

@@ -66,6 +66,22 @@ def read_cifar100(folder: Path) -> Read:
     return Read(_texts(names, 100, folder / "meta"), train, test)
 
 
+def read_cifar100_coarse(folder: Path) -> Read:
+    """Read ``cifar-100-python/`` with its 20 coarse labels, each of five fine ones: CIFAR-20."""
+    names = load_arrays(_present(folder / "meta")).get("coarse_label_names", [])
+    train, test = (_cifar(folder / name, "coarse_labels", 20) for name in ("train", "test"))
+    return Read(_texts(names, 20, folder / "meta"), train, test)
+
+
+def cifar100_names(folder: Path, selection: Selection) -> dict[int, str]:
+    """Names of the training images by both labels, such as ``train/vehicles_2/rocket/17``."""
+    meta, parts = load_arrays(_present(folder / "meta")), []
+    for kind, count in (("coarse", 20), ("fine", 100)):
+        names = _texts(meta.get(f"{kind}_label_names", []), count, folder / "meta")
+        parts.append([names[label] for label in _cifar(folder / "train", f"{kind}_labels", count).labels.tolist()])
+    return {row: f"train/{coarse}/{fine}/{row}" for row, (coarse, fine) in enumerate(zip(*parts, strict=True))}
+
+
 def read_tiny_imagenet(folder: Path) -> Read:
     """Read ``tiny-imagenet-200/``: classes in the order of ``wnids.txt``, the 50 val images per class for testing."""
     listing = _present(folder / "wnids.txt")

@@ -1,6 +1,7 @@
 """Specs that tasks on images share: which data, what is forgotten, how a classifier is trained; and the data stage."""
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,9 @@ class ForgetSpec(Frozen):
     """Share of the training samples, or of those of `classes`, drawn at random."""
     ids: tuple[int, ...] | None = None
     """Ids of samples, or the path of an .npy, .csv or .txt file of them."""
+    files: tuple[str, ...] | None = Field(None, exclude_if=lambda files: files is None)
+    """Training samples by patterns of their names, such as ``train/church/*_0*.jpg``; of cifar100 and cifar100-coarse,
+    whose images have names such as ``train/vehicles_2/rocket/17``, ``train/*/rocket/*`` is a subclass."""
     seed: int = Field(0, ge=0)
     """Seed of the random fraction."""
 
@@ -99,24 +103,25 @@ class ForgetSpec(Frozen):
 
     @model_validator(mode="after")
     def _one_way(self) -> "ForgetSpec":
-        given = [name for name in ("classes", "fraction", "ids") if getattr(self, name) is not None]
+        given = [name for name in ("classes", "fraction", "ids", "files") if getattr(self, name) is not None]
         if len(given) != 1 and given != ["classes", "fraction"]:
             said = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of classes, fraction and ids, or a fraction of classes, got {said}")
-        if self.classes == () or self.ids == ():
+            ways = "classes, fraction, ids and files, or a fraction of classes"
+            raise ValueError(f"give exactly one of {ways}, got {said}")
+        if () in (self.classes, self.ids, self.files):
             raise ValueError("the forget set is empty")
         return self
 
     @property
     def samples(self) -> bool:
         """Whether single samples are forgotten, of classes that are kept."""
-        return self.fraction is not None or self.ids is not None
+        return self.classes is None or self.fraction is not None
 
     @property
     def title(self) -> str:
         """The forget set in words."""
-        if self.ids is not None:
-            return f"{len(self.ids)} listed samples"
+        if self.ids is not None or self.files is not None:
+            return f"{len(self.ids)} listed samples" if self.ids else f"samples like {', '.join(self.files or ())}"
         classes = (
             ""
             if self.classes is None
@@ -126,9 +131,10 @@ class ForgetSpec(Frozen):
 
 
 def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> ForgetSpec:
-    """A forget set with its classes as numbers; one that cannot be is refused, as far as that is known before the run.
+    """A forget set by numbers: of its classes, or of the samples that its files are; refused where it cannot be.
 
-    Where the names of classes are not declared, and one is asked for by name, the images are read for them.
+    It is refused as far as that is known before the run. Where the names of classes are not declared, and one is asked
+    for by name, the images are read for them.
     """
     source, known = source_of(dataset.name), known_classes(dataset, data_root)
     if any(isinstance(one, str) for one in forget.classes or ()):
@@ -136,12 +142,32 @@ def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None)
             known = _read_classes(dataset, data_root)
         numbers = [class_number(one, known) for one in forget.classes or ()]
         forget = forget.model_copy(update={"classes": tuple(dict.fromkeys(numbers))})
+    if forget.files is not None:
+        ids = _matching(forget.files, dataset, data_root)
+        forget = forget.model_copy(update={"files": None, "ids": ids})
     count = known if known is None or isinstance(known, int) else len(known)
     if forget.classes is not None and count:
         check_classes(forget.classes, count, whole=not forget.samples)  # type: ignore[arg-type]
     if forget.fraction is not None and source.images and forget.fraction * source.images < 0.5:  # rounds to none
         raise RubError("forget: the forget set is empty; there should be something to forget")
     return forget
+
+
+def _matching(patterns: Sequence[str], dataset: DatasetSpec, data_root: Path | None) -> tuple[int, ...]:
+    source = source_of(dataset.name)
+    place = source.place(data_root, _place(dataset, data_root))
+    if source.named is None or place is None:
+        lacks = "has no files with names" if source.named is None else "is not on disk, where its names are read"
+        raise RubError(f"forget.files: data set '{dataset.name}' {lacks}; give ids")
+    names = source.named(place, _selection(dataset))
+    found = dict[int, None]()
+    for pattern in patterns:
+        own = [number for number, name in names.items() if fnmatchcase(name, pattern)]
+        if not own:
+            example = next(iter(names.values()), "none")
+            raise RubError(f"forget.files: no training image is called like '{pattern}'; the first is {example}")
+        found |= dict.fromkeys(own)
+    return tuple(sorted(found))
 
 
 def known_classes(dataset: DatasetSpec, data_root: Path | None) -> int | Sequence[str] | None:

@@ -593,9 +593,10 @@ def test_protocols_name_attacks_and_parameters_that_exist():
 
 def test_a_control_is_no_method(tiny):
     for name in ("original", "retrain", "sham"):
-        suite = load_suite(str(tiny.path), methods=[name])
+        with pytest.raises(RubError, match=f"--methods {name}: a control that always runs"):
+            load_suite(str(tiny.path), methods=[name])
         with pytest.raises(RubError, match=f"method '{name}' is a control"):
-            plan(suite, make_runtime(device="cpu"))
+            plan(load_suite(str(tiny.path), overrides=[f"methods=[{name}]"]), make_runtime(device="cpu"))
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ class ClassificationAudit(AuditRequest):
     """Forgotten classes by number or name, such as 0,3 or church,tench; with --forget-fraction, what it is of."""
     forget_ids: Path | None = None
     """Forgotten samples instead: an .npy, .csv or .txt file of their ids."""
+    forget_files: tuple[str, ...] = ()
+    """Forgotten samples instead: patterns of their names, such as train/church/*_0*.jpg."""
     forget_fraction: float | None = None
     """Forgotten share of the training samples instead, drawn at random by --forget-seed."""
     forget_seed: int = 0
@@ -79,10 +81,12 @@ class ClassificationAudit(AuditRequest):
 
     def experiment(self) -> ClassificationExperiment:
         """The forget set under the protocol."""
-        if not self.forget_classes and self.forget_ids is None and self.forget_fraction is None:
+        share: dict[str, Any] = {"fraction": self.forget_fraction, "seed": self.forget_seed}
+        forget = {
+            "classes": self.forget_classes or None, "ids": self.forget_ids, "files": self.forget_files or None, **share,
+        }  # fmt: skip
+        if not any(forget.values()):
             raise RubError("--forget-classes: give what was forgotten: classes such as 0,3, --forget-ids or a fraction")
-        share = {"fraction": self.forget_fraction, "seed": self.forget_seed}
-        forget = {"classes": self.forget_classes or None, "ids": self.forget_ids, **share}
         protocol: Any = self.protocol
         if self.shadows:
             protocol = {"name": self.protocol, "shadows_per_seed": self.shadows}
