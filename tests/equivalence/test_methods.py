@@ -810,11 +810,10 @@ def test_l2ul_ends_when_no_forget_image_is_right():
 def test_l2_steps_stay_in_the_ball_and_in_the_pixel_range():
     draw = torch.Generator().manual_seed(0)
     x, way = torch.rand(2, 5, 1, 3, 3, generator=draw).unbind()
-    radius = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    far = l2_step(x, way - 0.5, 3.0, x, radius)
-    assert ((far - x).flatten(1).norm(dim=1) <= radius + 1e-6).all()
+    far = l2_step(x, way - 0.5, 3.0, x, 0.4)
+    assert ((far - x).flatten(1).norm(dim=1) <= 0.4 + 1e-6).all()
     assert far.min() >= 0 and far.max() <= 1
-    assert torch.allclose(l2_step(x, way - 0.5, 0.0, x, radius), x)
+    assert torch.allclose(l2_step(x, way - 0.5, 0.0, x, 0.4), x)
 
 
 # --- SFRon, Fisher forgetting, the last k layers, UNSIR ---------------------------------------------------------------

@@ -121,30 +121,27 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, context: UnlearnConte
     return logits.detach(), gradient
 
 
-def l2_step(x: Tensor, direction: Tensor, step: Tensor | float, centre: Tensor, radius: Tensor | float) -> Tensor:
+def l2_step(x: Tensor, direction: Tensor, step: float, centre: Tensor, radius: float) -> Tensor:
     """A step of length `step` along each direction, back into the L2 ball around the centre, then into [0, 1].
 
     Args:
         x: where it begins, (B, C, H, W), as direction and centre.
         direction: of any length above about 1e-10; a shorter one makes a shorter step.
-        step: length, one or (B,); negative goes the other way.
+        step: length; negative goes the other way.
         centre: of the ball.
-        radius: of the ball, one or (B,).
+        radius: of the ball.
 
     Example:
         >>> l2_step(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]), 1.0, torch.zeros(1, 1, 1, 2), 0.5)
         tensor([[[[0.3000, 0.4000]]]])
     """
 
-    def each(values: Tensor | float) -> Tensor:
-        return torch.as_tensor(values, device=x.device).expand(len(x))[:, None, None, None]
-
     def length(values: Tensor) -> Tensor:
         found: Tensor = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
         return found
 
-    moved = x + each(step) * direction / (length(direction) + 1e-10) - centre
-    return (centre + moved * (each(radius) / length(moved)).clamp(max=1)).clamp(0, 1)
+    moved = x + step * direction / (length(direction) + 1e-10) - centre
+    return (centre + moved * (radius / length(moved)).clamp(max=1)).clamp(0, 1)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, limit: float) -> None:

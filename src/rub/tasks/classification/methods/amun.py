@@ -22,7 +22,8 @@ CARD = Card(
     " arXiv 2503.00917",
     equation="min_theta CE on D_r + D_u + D_A, D_A = {(x', f_0(x'))}: x' by L2 PGD from x in D_u, up CE(f_0(x'), y) by"
     " eps / 10 within eps, until f_0(x') != y; eps doubles until it is",
-    upstream="Ali-E/AMUN 9e341a9, adversarial_unlearn.py and AMUN_all_in_one.py; 7282329, pgdl2_modified.py",
+    upstream="Ali-E/AMUN 7282329, adversarial_unlearn.py, pgdl2_modified.py, hyperparam_tune.py and README; 6dc29ab,"
+    " AMUN_all_in_one.py",
     differences=(
         "`forget_too` is upstream's `amun`, without it `advonly`: where a whole class is forgotten, its images with"
         " their own labels keep it alive",

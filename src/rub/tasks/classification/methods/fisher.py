@@ -76,7 +76,8 @@ def fisher_forgetting(
         Diverged: a weight is not finite after it.
     """
     fisher = fisher_information(model, drawn(retain, context, samples or len(retain)), context)
-    draw, last = context.generator("noise"), set(map(id, () if (layer := head(model)) is None else layer.parameters()))
+    draw, layer = context.generator("noise"), head(model)
+    last = set() if layer is None else {id(weight) for weight in layer.parameters()}
     erased = list(context.forget_classes) if last_layer == "erase" else []
     with torch.no_grad():
         for name, weight in model.named_parameters():

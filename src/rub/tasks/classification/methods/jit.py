@@ -15,8 +15,8 @@ from rub.tasks.classification.methods._steps import BatchNorm, train_mode
 from rub.training.batches import Augmentation
 
 CARD = Card(
-    paper="Foster et al., Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization, 2024 (as An Information"
-    " Theoretic Approach to Machine Unlearning, TMLR 2025), arXiv 2402.01401",
+    paper="Foster et al., Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization, 2024 (later: An"
+    " Information Theoretic Approach to Machine Unlearning), arXiv 2402.01401",
     equation="min_theta sum over a batch of D_u of (1/N) sum_{i=1..N} ||f_theta(x) - f(x + xi_i)||_2 / ||xi_i||_2,"
     " xi ~ N(0, sigma^2), no gradient through f(x + xi_i)",
     upstream="jwf40/Information-Theoretic-Unlearning f207655, src/lipschitz.py and forget_full_class_main.py",

@@ -126,6 +126,6 @@ def learning_to_unlearn(
         if not still_known(model, forget, context):
             break
         train_mode(model, batch_norm)
-    context.progress(1, 1)
+    context.progress(1, 1)  # also where it ended early
     train_mode(model, batch_norm)
     return model

@@ -21,13 +21,13 @@ CARD = Card(
     " NeurIPS 2025, arXiv 2601.22359",
     equation="min_theta CE_r - lambda_f CE_u - lambda_a E_{D_u} (1/v) sum_i CE(f_theta(x'_i), y) (Eq. 6 as in Algorithm"
     " 1), x'_i of V = {x' in B(x, tau): f_theta(x') = y}, which `gaussian` takes for the whole of B(x, tau)",
-    upstream="the paper's Algorithm 1, B.2 and B.4; its code, HsiangHsu/Robust-Unlearning, could not be read",
+    upstream="the paper's Algorithm 1, B.2 and B.4; the code that it promises, HsiangHsu/Robust-Unlearning, could"
+    " not be read",
     differences=(
         "the learning rate is constant: the paper names a cosine over 200 without saying of what; of epochs, as in its"
         " training, that leaves it as it is",
-        "`pgd` searches min CE(f(x'), y) in the L-inf ball, as section 4.2 says, where the loss is low for want of"
-        " forgetting; B.4 aims at a random wrong label instead and turns the term's sign, since its library only"
-        " climbs",
+        "`pgd` descends CE(f(x'), y) in the L-inf ball, as section 4.2 says; B.4 climbs CE with a random wrong label"
+        " instead and turns the term's sign, since its library only climbs",
         "all v points count, also one that the model does not call y any more, as in Algorithm 1",
         "batch size is the experiment's; the paper 128. Forget images are cycled, reshuffled on every pass",
         "the paper forgets half of a class or the whole of it; for the whole its settings are not all printed",
