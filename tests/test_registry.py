@@ -102,12 +102,13 @@ def test_a_method_says_what_data_it_takes():
         ("b", {"retain_free": True}, "retain-free"),
         ("c", {"needs_training": True}, "needs the original's training"),
         ("d", {"retain_free": True, "needs_training": True}, "retain-free, needs the original's training"),
+        ("e", {"classes_only": True}, "whole classes only"),
     ):
         registry.method(name, task="classification", **facts)(component)
         assert METHODS.get(name, "classification").marks == marks
     assert METHODS.get("delete", "classification").retain_free, "listed without its module"
-    registry.guidance("e")(lambda concept, anchor: None)
-    assert METHODS.get("e", "text-to-image").retain_free, "it has no retain side"
+    registry.guidance("f")(lambda concept, anchor: None)
+    assert METHODS.get("f", "text-to-image").retain_free, "it has no retain side"
 
 
 def test_did_you_mean():

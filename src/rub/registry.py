@@ -71,11 +71,17 @@ class Entry(Generic[T]):
     """Of a method: whether it takes the forget set alone, so that it works where the other data are gone."""
     needs_training: bool = False
     """Of a method: whether it needs more of the original's training than weights and data, such as stored updates."""
+    classes_only: bool = False
+    """Of a method of classifiers: whether it forgets whole classes alone, and no other sets of samples."""
 
     @property
     def marks(self) -> str:
-        """What lists say of a method's data: ``retain-free``, ``needs the original's training``, both or neither."""
-        return ", ".join(["retain-free"] * self.retain_free + ["needs the original's training"] * self.needs_training)
+        """What lists say of a method's data, such as ``retain-free``; empty where there is nothing to say."""
+        said = {
+            "retain-free": self.retain_free, "needs the original's training": self.needs_training,
+            "whole classes only": self.classes_only,
+        }  # fmt: skip
+        return ", ".join(mark for mark, holds in said.items() if holds)
 
     def load(self) -> T:
         """What the target names, imported or read when it is a string."""
@@ -236,8 +242,9 @@ def register(
 
 
 def method(
-    name: str, *, task: str, card: Card | None = None, retain_free: bool = False, needs_training: bool = False
-) -> Callable[[F], F]:
+    name: str, *, task: str, card: Card | None = None, retain_free: bool = False, needs_training: bool = False,
+    classes_only: bool = False,
+) -> Callable[[F], F]:  # fmt: skip
     """Register an unlearning method: ``def f(model, forget, retain, context, *, hyperparameters) -> Module``.
 
     `model` is a private, trainable copy of the original, changed in place; `forget` and `retain` are the data D_u and
@@ -252,8 +259,9 @@ def method(
         card: what `rub show` says of it.
         retain_free: it takes the forget set alone, and `retain` is not looked at.
         needs_training: it needs more of the original's training than weights and data, such as stored updates.
+        classes_only: it forgets whole classes of a classifier and no other sets of samples, which are refused.
     """
-    facts = {"retain_free": retain_free, "needs_training": needs_training}
+    facts = {"retain_free": retain_free, "needs_training": needs_training, "classes_only": classes_only}
     return register(METHODS, name, task, card, **{name: value for name, value in facts.items() if value})
 
 

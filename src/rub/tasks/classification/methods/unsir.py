@@ -23,7 +23,7 @@ CARD = Card(
     upstream="vikram2000b/Fast-Machine-Unlearning fc217ce, Machine Unlearning.ipynb; if-loops/"
     "selective-synaptic-dampening 77161cc, forget_full_class_strategies.py",
     differences=(
-        "needs forgotten classes: random samples are refused, as their labels are those of retain images",
+        "forgets whole classes only, as upstream: the labels of random samples are those of retain images, too",
         "noise of every class has that class's label; the notebook gives 0 to the noise of all",
         "all noise images take part; both codes take three of a batch (they count channels for images)",
         "noise is learned from the original in eval mode; the notebook's network is in train mode, so that its"
