@@ -807,6 +807,13 @@ def test_l2ul_ends_when_no_forget_image_is_right():
     assert (vector(moved) - vector(tiny())).abs().max() < 1e-8, "one step of the 300 that are left"
 
 
+def test_l2ul_takes_a_forget_set_that_leaves_one_image_over():
+    model = nn.Sequential(nn.Conv2d(2, 3, 6), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, CLASSES))
+    forget = data(5, 1)  # one value for each channel: batch normalisation refuses a batch of one
+    moved = l2ul.learning_to_unlearn(model, forget, RETAIN, context(4), epochs=1, copies=1, steps=1, forget_batch=4)
+    assert torch.isfinite(vector(moved)).all()
+
+
 def test_l2_steps_stay_in_the_ball_and_in_the_pixel_range():
     draw = torch.Generator().manual_seed(0)
     x, way = torch.rand(2, 5, 1, 3, 3, generator=draw).unbind()

@@ -65,10 +65,10 @@ def scaled(values: Tensor) -> Tensor:
 
 def unimportance(model: nn.Module, forget: Samples, context: UnlearnContext) -> dict[str, Tensor]:
     """1 - w by parameter name, w = mean over forget images of |grad of their mean ||f(x)||_2|, scaled to [0, 1]."""
-    own = deepcopy(model).train()
+    own = deepcopy(model).train()  # whose batch normalisation needs two images: a lone last one is left out
     parameters = dict(own.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    batches = context.batches(forget, context.generator(""), shuffle=False, augment=False)
+    batches = context.batches(forget, context.generator("importance"), augment=False)
     losses = (context.forward(own, x).norm(dim=1).mean() * len(x) for x, _ in batches)
     for found in gradients(parameters, losses):
         for name, gradient in found.items():
