@@ -96,8 +96,25 @@ def test_loading_a_component_keeps_its_place_and_summary():
             assert known.get(name, task).summary == registry.builtin()[known.kind][task][name][1]
 
 
+def test_a_method_says_what_data_it_takes():
+    for name, facts, marks in (
+        ("a", {}, ""),
+        ("b", {"retain_free": True}, "retain-free"),
+        ("c", {"needs_training": True}, "needs the original's training"),
+        ("d", {"retain_free": True, "needs_training": True}, "retain-free, needs the original's training"),
+        ("e", {"classes_only": True}, "whole classes only"),
+    ):
+        registry.method(name, task="classification", **facts)(component)
+        assert METHODS.get(name, "classification").marks == marks
+    assert METHODS.get("delete", "classification").retain_free, "listed without its module"
+    registry.guidance("f")(lambda concept, anchor: None)
+    assert METHODS.get("f", "text-to-image").retain_free, "it has no retain side"
+
+
 def test_did_you_mean():
-    with pytest.raises(RubError, match=r"^unknown classification method 'saluun': did you mean 'salun'\? known: bad-t"):
+    with pytest.raises(
+        RubError, match=r"^unknown classification method 'saluun': did you mean 'salun'\? known: amun, b"
+    ):
         METHODS.get("saluun", "classification")
     assert str(unknown("thing", "zzz", [])) == "unknown thing 'zzz': known: none"
     assert "did you mean" not in str(unknown("thing", "zzz", ["abc"]))

@@ -67,6 +67,21 @@ class Entry(Generic[T]):
     """What the decorator of its kind says besides: of a judge, where it comes from."""
     always: bool = False
     """Of a control: whether its task makes it for every experiment, in a way of its own."""
+    retain_free: bool = False
+    """Of a method: whether it takes the forget set alone, so that it works where the other data are gone."""
+    needs_training: bool = False
+    """Of a method: whether it needs more of the original's training than weights and data, such as stored updates."""
+    classes_only: bool = False
+    """Of a method of classifiers: whether it forgets whole classes alone, and no other sets of samples."""
+
+    @property
+    def marks(self) -> str:
+        """What lists say of a method's data, such as ``retain-free``; empty where there is nothing to say."""
+        said = {
+            "retain-free": self.retain_free, "needs the original's training": self.needs_training,
+            "whole classes only": self.classes_only,
+        }  # fmt: skip
+        return ", ".join(mark for mark, holds in said.items() if holds)
 
     def load(self) -> T:
         """What the target names, imported or read when it is a string."""
@@ -226,7 +241,10 @@ def register(
     return add
 
 
-def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F]:
+def method(
+    name: str, *, task: str, card: Card | None = None, retain_free: bool = False, needs_training: bool = False,
+    classes_only: bool = False,
+) -> Callable[[F], F]:  # fmt: skip
     """Register an unlearning method: ``def f(model, forget, retain, context, *, hyperparameters) -> Module``.
 
     `model` is a private, trainable copy of the original, changed in place; `forget` and `retain` are the data D_u and
@@ -234,8 +252,17 @@ def method(name: str, *, task: str, card: Card | None = None) -> Callable[[F], F
     numbers, batches and steps come. A method raises `Diverged` where its loss is not finite, as `context.descend`
     does: its cells are then marked as failed, and the others go on. Hyperparameters say type, range, meaning and source
     in their annotation, see `rub.config.hyperparameters.Hyper`.
+
+    Args:
+        name: its row.
+        task: whose models it changes.
+        card: what `rub show` says of it.
+        retain_free: it takes the forget set alone, and `retain` is not looked at.
+        needs_training: it needs more of the original's training than weights and data, such as stored updates.
+        classes_only: it forgets whole classes of a classifier and no other sets of samples, which are refused.
     """
-    return register(METHODS, name, task, card)
+    facts = {"retain_free": retain_free, "needs_training": needs_training, "classes_only": classes_only}
+    return register(METHODS, name, task, card, **{name: value for name, value in facts.items() if value})
 
 
 def control(
@@ -282,7 +309,7 @@ def guidance(name: str, *, card: Card | None = None) -> Callable[[F], F]:
             return model
 
         guided.guidance = factory  # type: ignore[attr-defined]
-        return register(METHODS, name, "text-to-image", card)(cast(F, guided))
+        return register(METHODS, name, "text-to-image", card, retain_free=True)(cast(F, guided))
 
     return add
 

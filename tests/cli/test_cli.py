@@ -508,7 +508,8 @@ def test_lists_have_everything(rub):
     methods = {row["name"] for row in json.loads(rub("list", "methods", "--task", "classification", "--json").out)}
     assert methods == {
         "ft", "rl", "iu", "iu-exact", "l1-sparse", "salun", "ga", "neggrad-plus", "scrub", "bad-teacher", "ssd",
-        "boundary-shrink", "delete", "msg", "ct",
+        "boundary-shrink", "delete", "msg", "ct", "rurk", "amun", "sfron", "fisher", "cf-k", "eu-k", "unsir", "jit",
+        "l2ul", "boundary-expand",
     }  # fmt: skip
     controls = {row["name"] for row in json.loads(rub("list", "controls", "--task", "classification", "--json").out)}
     assert controls == {
@@ -551,6 +552,18 @@ def test_show_tells_paper_equation_defaults_and_differences(rub):
     assert "epochs: int (>= 1) = 10  passes over both sets" in said.out
     assert "mixing: sequential | mixed = 'sequential'" in said.out
     assert "allow_inf_nan" not in rub("show", "uma").out
+
+
+@pytest.mark.parametrize(("name", "free"), [("delete", "yes"), ("ft", "no")])
+def test_lists_and_cards_say_which_methods_are_retain_free(rub, name, free):
+    rows = {
+        row["name"]: row["marks"]
+        for row in json.loads(rub("list", "methods", "--task", "classification", "--json").out)
+    }
+    assert (rows[name] == "retain-free") == (free == "yes")
+    shown = rub("show", name).out
+    assert f"retain-free  {free}\n" in shown
+    assert "needs the original's training  no\n" in shown
 
 
 @pytest.mark.slow

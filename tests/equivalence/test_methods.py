@@ -14,20 +14,30 @@ from rub.errors import Diverged, RubError
 from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.controls import drift
 from rub.tasks.classification.methods import bad_teacher as bad_teacher_module
-from rub.tasks.classification.methods import iu
+from rub.tasks.classification.methods import iu, l2ul
+from rub.tasks.classification.methods._steps import l2_step
+from rub.tasks.classification.methods.amun import adversarial, amun
 from rub.tasks.classification.methods.bad_teacher import bad_teacher, randomised
+from rub.tasks.classification.methods.boundary_expand import boundary_expand
 from rub.tasks.classification.methods.boundary_shrink import boundary_shrink, nearest_labels
+from rub.tasks.classification.methods.cf_k import catastrophic_forgetting_k, last_layers, warm_restarts
 from rub.tasks.classification.methods.ct import convolution_transpose, transpose_kernels
 from rub.tasks.classification.methods.delete import delete, without_true_class
+from rub.tasks.classification.methods.eu_k import exact_unlearning_k
+from rub.tasks.classification.methods.fisher import fisher_forgetting, fisher_information
 from rub.tasks.classification.methods.ft import fine_tune
 from rub.tasks.classification.methods.ga import gradient_ascent
+from rub.tasks.classification.methods.jit import just_in_time
 from rub.tasks.classification.methods.l1_sparse import l1_sparse, l1_weight
 from rub.tasks.classification.methods.msg import msg, redraw, separation_gradients, warm_and_decay
 from rub.tasks.classification.methods.neggrad_plus import neggrad_plus
 from rub.tasks.classification.methods.rl import random_label, random_labels
+from rub.tasks.classification.methods.rurk import around, rurk
 from rub.tasks.classification.methods.salun import saliency_mask, salun
 from rub.tasks.classification.methods.scrub import decayed_rate, scrub
+from rub.tasks.classification.methods.sfron import saliency, sfron
 from rub.tasks.classification.methods.ssd import importance, ordered, selective_synaptic_dampening
+from rub.tasks.classification.methods.unsir import drawn_of_each, unsir
 from rub.training.batches import Augmentation
 from rub.training.saliency import MaskedStep, top_mask
 
@@ -79,14 +89,18 @@ def ce(model, samples, reduction="mean"):
     return F.cross_entropy(model(to_unit(samples.images)), samples.labels, reduction=reduction)
 
 
-def hand_sgd(model, losses, lr, momentum=0.9, weight_decay=5e-4):
-    """Apply theta -= lr b, b <- momentum b + grad + weight_decay theta, for each (loss, learning rate factor)."""
+def hand_sgd(model, losses, lr, momentum=0.9, weight_decay=5e-4, limit=float("inf")):
+    """Apply theta -= lr b, b <- momentum b + grad + weight_decay theta, for each (loss, learning rate factor).
+
+    A gradient above `limit` is shortened to it.
+    """
     buffers = [torch.zeros_like(p) for p in model.parameters()]
     for loss, factor in losses:
         found = torch.autograd.grad(loss(model), list(model.parameters()))
+        shorter = min(1, limit / sum(g.square().sum() for g in found).sqrt().item())
         with torch.no_grad():
             for p, b, g in zip(model.parameters(), buffers, found, strict=True):
-                b.mul_(momentum).add_(g + weight_decay * p)
+                b.mul_(momentum).add_(shorter * g + weight_decay * p)
                 p.sub_(lr * factor * b)
     return model
 
@@ -470,7 +484,7 @@ def test_in_eval_mode_batch_normalisation_stays_the_originals_while_weights_move
     assert moved.training and not moved.bn.training
 
 
-@pytest.mark.parametrize("method", [*FORGET_ONLY, delete], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", [*FORGET_ONLY, delete, boundary_expand], ids=lambda method: method.__name__)
 def test_by_default_batch_normalisation_drifts_as_the_control_of_that_name_without_a_step(method):
     drifted = drift(tiny(), FORGET, RETAIN, context(batch_size=4), passes=3)
     still = method(tiny(), FORGET, RETAIN, context(batch_size=4), lr=1e-12, epochs=3)
@@ -600,3 +614,366 @@ def test_ct_fine_tunes_on_a_cosine():
     transpose_kernels(reference)
     hand_sgd(reference, [(lambda m: ce(m, RETAIN), factor) for factor in (1, 0.75, 0.25)], 0.1)
     assert_same(convolution_transpose(model, FORGET, RETAIN, context(), lr=0.1, epochs=3), reference)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_boundary_expand_by_hand(mode):
+    ctx, reference = context(), tiny().train(mode == "train")
+    row = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, 12), generator=ctx.generator("extra")).double())
+    bias = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.row, self.bias = reference, row, bias
+
+        def forward(self, x):
+            features = F.avg_pool2d(reference.bn(reference.conv(x.double())).relu(), 3).flatten(1)
+            return torch.cat([reference.fc(features), features @ row.T + bias], 1)
+
+    losses = [(lambda m: F.cross_entropy(m(to_unit(FORGET.images)), torch.full((6,), CLASSES)), 1)] * 3
+    hand_sgd(Wide(), losses, 0.1, weight_decay=0)
+    moved = boundary_expand(tiny(), FORGET, RETAIN, ctx, lr=0.1, epochs=3, batch_norm=mode)
+    assert_same(moved, reference)
+    assert moved.fc.out_features == CLASSES
+    with pytest.raises(RubError, match="no linear last layer"):
+        boundary_expand(nn.Sequential(nn.Flatten()), FORGET, RETAIN, ctx)
+
+
+# --- methods that look around the forget images -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.1, 1e3])
+def test_rurk_by_hand(limit):
+    ctx, losses = context(), []
+    forgotten, draw = ctx.endless(FORGET, "forget"), ctx.generator("around")
+    for _ in range(2):
+        x, y = next(forgotten)
+        near = [(x + 0.2 * torch.randn(x.shape, generator=draw)).clamp(0, 1) for _ in range(3)]
+
+        def loss(m, x=x, y=y, near=near):
+            kept, known, again = ce(m, RETAIN), F.cross_entropy(m(x), y), m(torch.cat(near))
+            return kept - 0.3 * known - 0.5 * F.cross_entropy(again, torch.cat([y, y, y]))
+
+        losses.append((loss, 1))
+    reference = hand_sgd(tiny().train(), losses, 0.1, limit=limit)
+    moved = rurk(tiny(), FORGET, RETAIN, ctx, lr=0.1, tau=0.2, lambda_f=0.3, lambda_a=0.5, v=3, clip=limit)
+    assert_same(moved, reference)
+
+
+def test_rurk_searches_the_whole_ball_for_the_forgotten_label():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 2)).train()
+    x, y, ctx = to_unit(FORGET.images), FORGET.labels % 2, context()
+    found = around(model, x, y, 0.03, "pgd", 9, ctx.generator("around"), ctx)
+    towards = (model[1].weight[y] - model[1].weight[1 - y]).view_as(x).sign()  # of two classes, everywhere the same
+    assert torch.allclose(found, (x + 0.03 * towards).clamp(0, 1))
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def nearest_by_hand(model, x, y, eps, steps):
+    """Upstream's search for one image: a point that is not called y, and what it is called."""
+    point = x
+    while True:
+        for _ in range(steps):
+            leaf = point.clone().requires_grad_()
+            logits = model(leaf[None])
+            if (said := logits.argmax().item()) != y:
+                return point, said
+            (g,) = torch.autograd.grad(F.cross_entropy(logits, y[None]), leaf)
+            moved = point + eps / 10 * g / g.norm() - x
+            point = (x + moved * min(1, eps / moved.norm().item())).clamp(0, 1)
+        eps *= 2
+
+
+def test_amun_finds_the_examples_of_the_published_search():
+    model, x = tiny().eval(), to_unit(RETAIN.images)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        y[0] = (y[0] + 1) % CLASSES  # one that is wrong already stays where it is
+    points, said = adversarial(model, x, y, context(), 0.04, 5)
+    expected, labels = zip(*(nearest_by_hand(model, *one, 0.04, 5) for one in zip(x, y, strict=True)), strict=True)
+    assert torch.allclose(points, torch.stack(expected), atol=1e-4)
+    assert said.tolist() == list(labels)
+    assert (said != y).all() and torch.equal(points[0], x[0])
+
+
+def test_amun_gives_an_image_up_that_has_no_adversarial_example():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES)).requires_grad_(False)
+    model[1].weight.zero_()
+    model[1].bias.copy_(torch.tensor([0.0, 5.0, 0.0, 0.0]))
+    x, y = to_unit(FORGET.images), torch.ones(6, dtype=torch.long)
+    points, said = adversarial(model, x, y, context(), 0.04, 2)
+    assert torch.equal(points, x) and torch.equal(said, y)
+
+
+@pytest.mark.parametrize("forget_too", [True, False])
+def test_amun_trains_on_them_beside_the_images(forget_too):
+    model, original, ctx = tiny(), tiny().eval().requires_grad_(False), context()
+    points, said = adversarial(original, to_unit(FORGET.images), FORGET.labels, ctx, 0.04, 50)
+    sets = [RETAIN, FORGET] if forget_too else [RETAIN]
+    x = torch.cat([*(to_unit(one.images) for one in sets), points])
+    y = torch.cat([*(one.labels for one in sets), said])
+    losses = [(lambda m: F.cross_entropy(m(x), y), factor) for factor in (1, 1, 0.1)]
+    reference = hand_sgd(tiny().train(), losses, 0.1)
+    moved = amun(model, FORGET, RETAIN, ctx, lr=0.1, epochs=3, decay_every=2, forget_too=forget_too)
+    assert_same(moved, reference)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_jit_by_hand(mode):
+    ctx, reference = context(), tiny().train(mode == "train")
+    (x, _), draw = next(ctx.endless(FORGET, "batches")), ctx.generator("noise")
+    noise = [torch.randn(x.shape, generator=draw) for _ in range(3)]
+
+    def loss(m):
+        here, total = m(x), 0
+        for xi in noise:
+            near = (x + 0.3 * xi).clamp(x.min(), x.max())
+            rises = (here - m(near).detach()).square().sum(1).sqrt() / (near - x).square().sum((1, 2, 3)).sqrt()
+            total = total + rises.sum() / 3
+        return total
+
+    hand_sgd(reference, [(loss, 1)], 0.01, momentum=0, weight_decay=0)
+    moved = just_in_time(tiny(), FORGET, RETAIN, ctx, lr=0.01, sigma=0.3, samples=3, batch_norm=mode)
+    assert_same(moved, reference)
+    assert torch.equal(stats(moved), stats(tiny())) == (mode == "eval")
+
+
+def test_jit_measures_where_images_are_normalised():
+    class Scaled(nn.Module):
+        def __init__(self, inner, std):
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("mean", torch.full((1, 1, 1, 1), 0.25))
+            self.register_buffer("std", torch.full((1, 1, 1, 1), std))
+
+        def forward(self, x):
+            return self.inner(x)
+
+    one = just_in_time(Scaled(tiny(), 1.0), FORGET, RETAIN, context(), lr=0.01, sigma=0.1)
+    half = just_in_time(Scaled(tiny(), 0.5), FORGET, RETAIN, context(), lr=0.02, sigma=0.2)  # the same noise in pixels
+    assert torch.allclose(vector(one), vector(half), atol=1e-6)
+
+
+def test_l2ul_searches_towards_a_label_in_the_ball():
+    model, x, ctx = tiny().eval().requires_grad_(False), to_unit(FORGET.images), context()
+    wrong = (FORGET.labels + 1) % CLASSES
+    found = l2ul.targeted(model, x, wrong, ctx, ctx.generator("a"), 1.5, 0.2, 7)
+    away = torch.rand(x.shape, generator=ctx.generator("a")) - x
+    for image, start, label, point in zip(x, away, wrong, found, strict=True):
+        now = (image + 1.5 * start / start.norm()).clamp(0, 1)
+        for _ in range(7):
+            leaf = now.clone().requires_grad_()
+            (g,) = torch.autograd.grad(F.cross_entropy(model(leaf[None]), label[None]), leaf)
+            moved = now - 0.2 * g / g.norm() - image
+            now = (image + moved * min(1, 1.5 / moved.norm().item())).clamp(0, 1)
+        assert torch.allclose(point, now, atol=1e-4)
+    assert (found - x).flatten(1).norm(dim=1).max() <= 1.5 + 1e-5
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_l2ul_by_hand(mode):
+    ctx, start, original = context(), tiny(), tiny().eval().requires_grad_(False)
+    draw = ctx.generator("adversarial")
+    points, wrong = [], []
+    for _ in range(2):
+        wrong.append(random_labels(FORGET.labels, CLASSES, draw, exclude_true=True))
+        points.append(l2ul.targeted(original, to_unit(FORGET.images), wrong[-1], ctx, draw, 1.0, 0.1, 3))
+    found = torch.autograd.grad(
+        start.train()(to_unit(FORGET.images)).square().sum(1).sqrt().sum(), list(start.parameters())
+    )
+    least, most = [g.abs().min() for g in found], [g.abs().max() for g in found]
+    kept = [1 - (g.abs() - low) / (high - low) for g, low, high in zip(found, least, most, strict=True)]
+    begun = [p.detach().clone() for p in tiny().parameters()]
+
+    def loss(m):
+        known = F.cross_entropy(m(to_unit(FORGET.images)), FORGET.labels)
+        other = F.cross_entropy(m(torch.cat(points)), torch.cat(wrong))
+        near = sum((w * (p - b) ** 2).sum() for w, p, b in zip(kept, m.parameters(), begun, strict=True))
+        return -known * 6 / 18 + other * 12 / 18 + 0.7 * near / 2
+
+    reference = hand_sgd(tiny().train(mode == "train"), [(loss, 1), (loss, 1)], 0.05, weight_decay=1e-4)
+    choices = {"copies": 2, "lam": 0.7, "eps": 1.0, "step": 0.1, "steps": 3, "batch_norm": mode}
+    moved = l2ul.learning_to_unlearn(tiny(), FORGET, RETAIN, ctx, lr=0.05, epochs=2, **choices)
+    assert_same(moved, reference)
+
+
+def test_l2ul_ends_when_no_forget_image_is_right():
+    model = tiny()
+    with torch.no_grad():
+        unknown = (model.eval()(to_unit(FORGET.images)).argmax(1) + 1) % CLASSES
+    forget = Samples(FORGET.images, unknown, FORGET.ids)
+    moved = l2ul.learning_to_unlearn(model, forget, RETAIN, context(4), lr=1e-9, copies=2, steps=1, batch_norm="eval")
+    assert (vector(moved) - vector(tiny())).abs().max() < 1e-8, "one step of the 300 that are left"
+
+
+def test_l2ul_takes_a_forget_set_that_leaves_one_image_over():
+    model = nn.Sequential(nn.Conv2d(2, 3, 6), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, CLASSES))
+    forget = data(5, 1)  # one value for each channel: batch normalisation refuses a batch of one
+    moved = l2ul.learning_to_unlearn(model, forget, RETAIN, context(4), epochs=1, copies=1, steps=1, forget_batch=4)
+    assert torch.isfinite(vector(moved)).all()
+
+
+def test_l2_steps_stay_in_the_ball_and_in_the_pixel_range():
+    draw = torch.Generator().manual_seed(0)
+    x, way = torch.rand(2, 5, 1, 3, 3, generator=draw).unbind()
+    far = l2_step(x, way - 0.5, 3.0, x, 0.4)
+    assert ((far - x).flatten(1).norm(dim=1) <= 0.4 + 1e-6).all()
+    assert far.min() >= 0 and far.max() <= 1
+    assert torch.allclose(l2_step(x, way - 0.5, 0.0, x, 0.4), x)
+
+
+# --- SFRon, Fisher forgetting, the last k layers, UNSIR ---------------------------------------------------------------
+
+
+def test_sfron_by_hand():
+    ctx, reference, alpha, steps = context(), tiny(), 3.0, 5
+    squares = []
+    for samples in (FORGET, RETAIN):
+        found = torch.autograd.grad(ce(reference.eval(), samples), list(reference.parameters()))
+        squares.append([g**2 for g in found])
+    masks = [(f + 1e-15) / (r + 1e-15) >= 0.5 for f, r in zip(*squares, strict=True)]
+    assert all(
+        torch.equal(*pair) for pair in zip(saliency(tiny(), FORGET, RETAIN, ctx, 0.5).values(), masks, strict=True)
+    )
+    assert 0.1 < torch.cat([m.flatten() for m in masks]).double().mean() < 0.9
+    reference.train()
+    buffers = [torch.zeros_like(p) for p in reference.parameters()]
+
+    def descend(found, rate):
+        with torch.no_grad():
+            for p, b, g in zip(reference.parameters(), buffers, found, strict=True):
+                b.mul_(0.9).add_(g + 5e-4 * p)
+                p.sub_(rate * b)
+
+    for step in range(steps):
+        fall = 0.5 * (1 + np.cos(np.pi * step / steps))
+        if step % 2 == 0:
+            losses = ce(reference, FORGET, "none")
+            weights = losses.detach() ** -0.7
+            ascent = -alpha * fall * (weights * losses).sum() / weights.sum()
+            found = [
+                g * m for g, m in zip(torch.autograd.grad(ascent, list(reference.parameters())), masks, strict=True)
+            ]
+            norm = sum(g.square().sum() for g in found).sqrt()
+            descend([g * min(1, 0.2 / norm) for g in found], 0.05 * fall)
+        descend(torch.autograd.grad(ce(reference, RETAIN), list(reference.parameters())), 0.05 * fall)
+    choices = {"forget_every": 2, "alpha": alpha, "lam": 0.7, "gamma": 0.5, "clip": 0.2}
+    assert_same(sfron(tiny(), FORGET, RETAIN, ctx, lr=0.05, iterations=steps, **choices), reference)
+
+
+def fisher_by_hand(model, samples):
+    total = [torch.zeros_like(p) for p in model.parameters()]
+    for logits in model.eval()(to_unit(samples.images)):
+        for label in range(CLASSES):
+            found = torch.autograd.grad(-logits.log_softmax(0)[label], list(model.parameters()), retain_graph=True)
+            share = logits.softmax(0)[label].detach() / len(samples)
+            total = [t + share * g**2 for t, g in zip(total, found, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize("last_layer", ["erase", "noise"])
+@pytest.mark.parametrize("classes", [(), (1, 3)])
+def test_fisher_forgetting_by_hand(last_layer, classes):
+    ctx, model = replace(context(batch_size=5), forget_classes=classes), tiny()
+    fisher, draw, expected = fisher_by_hand(model, RETAIN), ctx.generator("noise"), {}
+    measured = fisher_information(tiny(), RETAIN, ctx).values()
+    assert all(torch.allclose(*pair, rtol=1e-6) for pair in zip(measured, fisher, strict=True))
+    for (name, p), f in zip(model.named_parameters(), fisher, strict=True):
+        last, mean = name.startswith("fc"), p.detach().clone()
+        spread = torch.minimum(1 / (f + 1e-8), torch.tensor(100.0 if last else 1000.0))
+        if p.ndim > 1:
+            spread = spread.mean(1, keepdim=True).expand(p.shape).clone()
+        spread = 1e-4 * spread
+        if last and last_layer == "erase":
+            mean[list(classes)], spread[list(classes)] = 0, 1e-4
+        spread = spread * (10 if last or p.ndim == 1 else 1)
+        expected[name] = mean + spread.sqrt() * torch.randn(p.shape, generator=draw)
+    moved = fisher_forgetting(tiny(), FORGET, RETAIN, ctx, alpha=1e-4, last_layer=last_layer)
+    assert all(torch.allclose(p, expected[name], atol=1e-6) for name, p in moved.named_parameters())
+    assert torch.equal(stats(moved), stats(tiny()))
+
+
+def test_fisher_forgetting_may_look_at_fewer_images():
+    one, two = (fisher_forgetting(tiny(), FORGET, RETAIN, context(), samples=count) for count in (3, None))
+    assert not torch.equal(vector(one), vector(two))
+
+
+def test_the_last_layers_are_counted_from_the_end():
+    model = tiny()
+    assert last_layers(model, 1, "cf-k") == [model.fc]
+    assert last_layers(model, 2, "cf-k") == [model.conv, model.bn, model.fc]
+    with pytest.raises(RubError, match=r"eu-k: k = 3, but Tiny has 2 layers"):
+        last_layers(model, 3, "eu-k")
+
+
+def test_warm_restarts_are_torchs():
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=2, eta_min=0.005)
+    for epoch in range(20):
+        assert warm_restarts(0.1, 0.005, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("method", [catastrophic_forgetting_k, exact_unlearning_k])
+@pytest.mark.parametrize("k", [1, 2])
+def test_training_the_last_k_layers_by_hand(method, k):
+    ctx, reference = context(), tiny().train()
+    if method is exact_unlearning_k:
+        draw = ctx.generator("redraw")
+        for layer in [reference.conv, reference.fc][-k:]:
+            fresh = torch.empty(layer.weight.shape, dtype=torch.float64)
+            layer.weight.data = nn.init.kaiming_normal_(fresh, generator=draw)
+        reference.fc.bias.data.zero_()
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trained = reference.fc if k == 1 else reference
+
+    losses = [(lambda m: ce(reference, RETAIN), factor) for factor in (1, 1, (0.1 + 1) / 2)]
+    hand_sgd(Last(), losses, 0.1, weight_decay=5e-5, limit=0.3)
+    moved = method(tiny(), FORGET, RETAIN, ctx, k=k, lr=0.1, min_lr=0.01, epochs=3, clip=0.3)
+    assert_same(moved, reference)
+    assert torch.equal(moved.conv.weight, tiny().conv.weight) == (k == 1)
+    assert all(p.requires_grad for p in moved.parameters())
+
+
+def test_unsir_by_hand():
+    ctx, original, reference = replace(context(), forget_classes=(1, 2)), tiny().eval(), tiny().train()
+    labels = torch.tensor([1] * 3 + [2] * 3)
+    noise = torch.randn(6, 2, 6, 6, generator=ctx.generator("noise")).requires_grad_()
+    optimizer = torch.optim.Adam([noise], lr=0.1)
+    for _ in range(4):
+        loss = -F.cross_entropy(original(noise), labels) + 0.1 * noise.square().sum((1, 2, 3)).mean()
+        (noise.grad,) = torch.autograd.grad(loss, noise)
+        optimizer.step()
+    steps = [
+        (torch.cat([to_unit(RETAIN.images), *[noise.detach()] * 2]), torch.cat([RETAIN.labels, labels, labels]), 0.02),
+        (to_unit(RETAIN.images), RETAIN.labels, 0.01),
+    ]
+    strong = []
+    for x, y, lr in steps:  # Adam's first step: theta - lr g / (|g| + eps)
+        found = torch.autograd.grad(F.cross_entropy(reference(x), y), list(reference.parameters()))
+        strong.append(torch.cat([g.flatten() for g in found]).abs() > 1e-4)
+        with torch.no_grad():
+            for p, g in zip(reference.parameters(), found, strict=True):
+                p.sub_(lr * g / (g.abs() + 1e-8))
+    choices = {"lr": 0.02, "repair_lr": 0.01, "noise_images": 3, "copies": 2, "noise_steps": 4}
+    moved = unsir(tiny(), FORGET, RETAIN, ctx, **choices)
+    both = strong[0] & strong[1]  # below, rounding of g decides the sign
+    assert both.double().mean() > 0.7
+    assert torch.allclose(vector(moved)[both], vector(reference)[both], atol=1e-4)
+
+
+def test_unsir_needs_forgotten_classes_and_takes_so_many_of_each():
+    with pytest.raises(RubError, match="unsir needs forgotten classes"):
+        unsir(tiny(), FORGET, RETAIN, context())
+    part = drawn_of_each(RETAIN, 2, context())
+    assert (
+        part.labels.bincount(minlength=CLASSES).tolist()
+        == RETAIN.labels.bincount(minlength=CLASSES).clamp(max=2).tolist()
+    )
+    assert len(set(part.ids.tolist())) == len(part)

@@ -100,7 +100,9 @@ def test_the_state_dict_is_that_of_the_network_inside(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssd", "iu", "iu-exact", "ct", "salun", "msg", "ft", "boundary-shrink", "scrub"])
+@pytest.mark.parametrize(
+    "name", ["ssd", "iu", "iu-exact", "ct", "salun", "msg", "ft", "boundary-shrink", "boundary-expand", "scrub", "cf-k"]
+)
 def test_methods_work_or_say_why_not(network, name, samples_of):
     entry = METHODS.get(name, "classification")
     quick = {"epochs": 1, "samples": 6, "damping": 10.0 if name == "iu-exact" else 0.5}

@@ -43,6 +43,7 @@ def listing(what: str, task: str | None) -> list[dict[str, Any]]:
             "name": _protocol(entry).name if what == "protocols" else entry.name,
             "task": entry.task,
             "summary": entry.summary,
+            **({"marks": entry.marks} if what == "methods" else {}),
             "origin": "" if entry.origin == "rub" else entry.origin,
         }
         for entry in KINDS[what].entries(task)
@@ -131,7 +132,10 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
         return
     found = described(entry)
     card = found.card
-    for title, text in (("paper", card.paper), ("equation", card.equation), ("upstream", card.upstream)):
+    facts = {"retain-free": entry.retain_free, "needs the original's training": entry.needs_training}
+    data = {title: "yes" if fact else "no" for title, fact in facts.items() if kind == "method"}
+    told = {"paper": card.paper, "equation": card.equation, "upstream": card.upstream, **data}
+    for title, text in told.items():
         if text:
             yield f"  [b]{title}[/b]  {escape(text)}"
     if found.parameters:

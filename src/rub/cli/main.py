@@ -175,8 +175,9 @@ def list_(
         console().print_json(json.dumps(rows))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
+    filled = [column for column in (rows[0] if rows else {}) if any(row[column] != "" for row in rows)]
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values() if value != ""))
+        table.add_row(*(escape(str(row[column])) for column in filled))
     console().print(table)
 
 

@@ -132,6 +132,20 @@ def set_normalisation(model: nn.Module, mean: Tensor, std: Tensor) -> None:
         cast(Tensor, buffer).copy_(values.reshape(1, -1, 1, 1))
 
 
+def normalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that a network normalises its images by, in [0, 1] pixel space; 0 and 1 without.
+
+    Example:
+        >>> network = Normalised(nn.Flatten(), torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.25))
+        >>> [value.item() for value in normalisation(network)], [value.item() for value in normalisation(nn.Flatten())]
+        ([0.5, 0.25], [0.0, 1.0])
+    """
+    mean, std = getattr(model, "mean", None), getattr(model, "std", None)
+    if isinstance(mean, Tensor) and isinstance(std, Tensor):
+        return mean, std
+    return torch.tensor(0.0), torch.tensor(1.0)
+
+
 def head(model: nn.Module) -> nn.Module | None:
     """Layer whose inputs are the penultimate features; None in a network without an `nn.Linear` that names no layer.
 

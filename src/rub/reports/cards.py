@@ -27,12 +27,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Described:
-    """What is said of a component; its origin is the package or file that defines it."""
+    """What is said of a component; its origin is the package or file that defines it, the marks those of a method."""
 
     summary: str
     card: Card
     parameters: tuple[Parameter, ...]
     origin: str
+    marks: str
 
 
 def described(entry: Entry[Any]) -> Described:
@@ -42,7 +43,7 @@ def described(entry: Entry[Any]) -> Described:
         said = Hyper.of(field.metadata)
         default = "" if field.is_required() else repr(field.default)
         parameters.append(Parameter(name, typed(field.annotation), said.range, default, said.doc, said.source))
-    return Described(entry.summary, card_of(entry), tuple(parameters), entry.origin)
+    return Described(entry.summary, card_of(entry), tuple(parameters), entry.origin, entry.marks)
 
 
 def typed(hint: Any) -> str:

@@ -59,7 +59,8 @@ _CONTROL_STYLES: Mapping[str, Mapping[str, Any]] = {
 _METADATA: Mapping[str, Mapping[str, Any]] = {"svg": {"Date": None}, "png": {}}
 _DECADES = 1e8  # from the highest to the lowest distance that is drawn
 _POINTS = 200  # of a step curve that are drawn: more cannot be told apart at this size
-_TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": 7.5, "svg.hashsalt": "rub"}
+_LEGEND_SIZE, _LEGEND_ROWS = 7.5, 25  # points, and the rows of that size that fit beside the axes
+_TEXT = {"font.size": 8.0, "axes.titlesize": 8.0, "legend.fontsize": _LEGEND_SIZE, "svg.hashsalt": "rub"}
 
 
 def draw_figures(
@@ -336,7 +337,8 @@ def _wide() -> tuple["Figure", Any]:
 
 
 def _legend_beside(axes: "Axes", handles: Sequence[Any]) -> None:
+    size = _LEGEND_SIZE * min(1, _LEGEND_ROWS / max(len(handles), 1))
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), frameon=False, labelspacing=0.35,
-        handlelength=3.2, borderaxespad=0,
+        handlelength=3.2, borderaxespad=0, fontsize=size,
     )  # fmt: skip

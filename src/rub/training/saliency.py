@@ -1,4 +1,4 @@
-"""Gradient saliency shared by SalUn and Scissorhands: summed gradients, global top-k masks, steps that obey a mask."""
+"""Gradient saliency that methods share: summed and squared gradients, global top-k masks, steps that obey a mask."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -39,6 +39,23 @@ def summed_gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[s
         for name, gradient in found.items():
             total[name] += gradient
     return total
+
+
+def squared_gradients(parameters: Parameters, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    """F = mean over losses of their squared gradients: the diagonal of the empirical Fisher matrix of a batch.
+
+    Example:
+        >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> squared_gradients({"w": weight}, [weight.sum(), -3 * weight[0]])["w"].tolist()
+        [5.0, 0.5]
+    """
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    count = 0
+    for found in gradients(parameters, losses):
+        count += 1
+        for name, gradient in found.items():
+            total[name] += gradient.square()
+    return {name: value / max(count, 1) for name, value in total.items()}
 
 
 def top_mask(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from rub.pipeline.graph import in_order
 FORGET = {"classes": (0,), "fraction": None, "ids": None, "seed": 0}
 
 
-def graph_of(*overrides):
-    suite = load_suite("quick", task="classification", methods=["ft"], overrides=list(overrides))
+def graph_of(*overrides, methods=("ft",)):
+    suite = load_suite("quick", task="classification", methods=list(methods), overrides=list(overrides))
     [(_, graph)] = api.plan(suite, api.make_runtime(device="cpu"))
     return graph
 
@@ -70,6 +70,12 @@ def test_a_dose_is_the_retain_set_and_that_share_of_the_forget_set():
 def test_what_is_no_dose_is_refused(wrong):
     with pytest.raises(RubError, match=wrong.partition("=")[0].partition("[")[0]):
         graph_of(wrong)
+
+
+def test_methods_of_whole_classes_are_refused_for_other_samples_before_anything_runs():
+    assert ("unsir", 0) in rows(graph_of(methods=["unsir"]))
+    with pytest.raises(RubError, match=r"methods\.unsir: forgets whole classes only; give forget\.classes"):
+        graph_of("forget={fraction: 0.1}", "doses=[]", methods=["ft", "unsir"])
 
 
 def test_a_task_with_one_original_says_so():

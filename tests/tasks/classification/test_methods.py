@@ -1,6 +1,7 @@
 """One table over every unlearning method of classification: it runs, is finite, repeats itself, and has a full card."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,13 +31,26 @@ TABLE = {
     "delete": {"epochs": 1},
     "msg": {"epochs": 1},
     "ct": {"epochs": 1},
+    "rurk": {"epochs": 1},
+    "amun": {"epochs": 1, "steps": 5},
+    "sfron": {"iterations": 4, "alpha": 1},
+    "fisher": {},
+    "cf-k": {"epochs": 1, "k": 1},
+    "eu-k": {"epochs": 1, "k": 1},
+    "unsir": {"noise_images": 4, "copies": 2, "noise_steps": 3},
+    "jit": {"samples": 2, "lr": 0.01},
+    "l2ul": {"epochs": 1, "copies": 2, "steps": 2},
+    "boundary-expand": {"epochs": 1, "lr": 0.01},
     "sham": {},
     "zero-row": {},
     "gauge": {},
     "drift": {},
 }
 CONTROLS = {"sham", "zero-row", "gauge", "drift"}
-DRAWN = {"ft", "rl", "l1-sparse", "salun", "neggrad-plus", "scrub", "bad-teacher", "msg", "ct"}
+DRAWN = {
+    "ft", "rl", "l1-sparse", "salun", "neggrad-plus", "scrub", "bad-teacher", "msg", "ct", "rurk", "amun", "sfron",
+    "fisher", "cf-k", "eu-k", "unsir", "jit", "l2ul", "boundary-expand",
+}  # fmt: skip
 
 
 class Small(nn.Module):
@@ -65,9 +79,10 @@ def case():
     return model, samples.select(samples.labels == 0), samples.select(samples.labels != 0)
 
 
-def unlearn(name, seed=0, **context):
+def unlearn(name, seed=0, retain=None, **context):
     entry = entry_of(name)
-    model, forget, retain = case()
+    model, forget, kept = case()
+    retain = kept if retain is None else retain
     ctx = UnlearnContext(
         seed=seed, num_classes=3, forget_classes=(0,), batch_size=8, augmentation=Augmentation(padding=1), **context
     )
@@ -120,6 +135,15 @@ def test_data_is_left_alone(name):
         assert torch.equal(now.labels, then.labels)
 
 
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - CONTROLS))
+def test_a_method_is_retain_free_or_looks_at_the_retain_set(name):
+    _, _, retain = case()
+    usual = unlearn(name)
+    turned = unlearn(name, retain=replace(retain, stored=255 - retain.stored))
+    same = all(torch.equal(usual[key], turned[key]) for key in usual)
+    assert same == entry_of(name).retain_free
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_hyperparameters_and_card(name):
     entry = entry_of(name)
@@ -148,6 +172,20 @@ def test_hyperparameters_and_card(name):
         ("drift", {"passes": 0}),
         ("scrub", {"temperature": 0}),
         ("sham", {"shift": 1}),
+        ("rurk", {"search": "fgsm"}),
+        ("rurk", {"tau": -0.1}),
+        ("amun", {"eps": 0}),
+        ("amun", {"decay_every": 0}),
+        ("sfron", {"forget_every": 0}),
+        ("sfron", {"clip": 0}),
+        ("fisher", {"last_layer": "keep"}),
+        ("fisher", {"alpha": -1e-6}),
+        ("cf-k", {"k": 0}),
+        ("eu-k", {"min_lr": -1}),
+        ("unsir", {"noise_images": 0}),
+        ("jit", {"sigma": 0}),
+        ("l2ul", {"copies": 0}),
+        ("boundary-expand", {"batch_norm": "frozen"}),
     ],
 )
 def test_values_out_of_range_are_refused(name, given):

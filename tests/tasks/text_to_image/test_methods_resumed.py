@@ -1,4 +1,4 @@
-"""Unlearning that is killed goes on from the state that it kept, and ends in the same weights."""
+"""Unlearning that is killed goes on from the state that it kept; the marked methods do not look at the retain side."""
 
 import pytest
 import torch
@@ -50,3 +50,17 @@ def test_a_method_ends_the_same(name, make_model, ends_the_same):
 
     context = UnlearnContext(seed=3, batch_size=2, sampler=Sampler("ddim", 3), anchor="a photo")
     ends_the_same(work, context, kills=(5, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SETTINGS, "uce", "rece"])
+def test_a_method_is_retain_free_or_looks_at_the_retain_side(name, make_model):
+    entry = METHODS.get(name, "text-to-image")
+    parameters = resolve(entry, {"iterations": 4, **SETTINGS[name]} if name in SETTINGS else {}, "test")
+    context = UnlearnContext(seed=3, batch_size=2, sampler=Sampler("ddim", 3), anchor="a photo")
+    usual, turned = (
+        weights(entry.load()(make_model(), side(NAMES, 0), side(kept, seed), context, **parameters))
+        for kept, seed in ((OTHERS, 1), (("a drawing", *OTHERS[1:]), 2))
+    )
+    same = all(torch.equal(*pair) for pair in zip(usual, turned, strict=True))
+    assert same == entry.retain_free

@@ -13,7 +13,7 @@ from rub.metrics.klom import FEWEST
 from rub.models.lookup import hyperparameters_in, network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import ATTACKS, card_of, unlearner
+from rub.registry import ATTACKS, METHODS, card_of, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage, radius_metrics
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec, RelearnSpec
@@ -58,6 +58,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.network = network_spec(experiment.model.model_dump())
         self.classwise = not experiment.forget.samples
         self.scenario = "" if self.classwise else "samples"
+        for name in () if self.classwise else experiment.methods:
+            if METHODS.get(name, self.task).classes_only:
+                raise RubError(f"methods.{name}: forgets whole classes only; give forget.classes, or leave {name} out")
         asked = "drift" in experiment.controls
         forget_only = "train" in [self.methods[name]["parameters"].get("batch_norm") for name in experiment.methods]
         drifts = (asked or forget_only) and _drifts(self.network, experiment.dataset.size)

@@ -1,6 +1,7 @@
-"""Pieces that several methods share: rounds of batches, frozen copies, distillation, learning rates, finiteness."""
+"""Pieces that several methods share: rounds of batches, images beside a set, distillation, L2 steps, finiteness."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rub.config.hyperparameters import Hyper
-from rub.data.samples import Samples
+from rub.data.samples import Samples, concatenate
 from rub.errors import Diverged, RubError
 from rub.models.network import batch_norms
 from rub.pipeline.checkpointing import Changing
@@ -80,6 +81,73 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Images that a method made, shuffled among those of a set: floats, which stay as they are.
+
+    Attributes:
+        samples: the set.
+        images: the others, float32 (M, C, H, W) on the CPU.
+        labels: theirs, int64 (M,).
+    """
+
+    samples: Samples
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def marked(self) -> Samples:
+        """As many samples as there are images, with rows as labels; those of the made images are blank."""
+        blank = torch.zeros(self.images.shape, dtype=torch.uint8)
+        both = concatenate([self.samples, Samples(blank, self.labels, torch.arange(len(blank)))])
+        return replace(both, labels=torch.arange(len(both)))
+
+    def batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch of the marked set: x (B, C, H, W), rows (B,)."""
+        place = rows.cpu() - len(self.samples)
+        made = torch.where(place >= 0)[0]
+        labels = torch.cat([self.samples.labels, self.labels])[rows.cpu()]
+        return x.index_copy(0, made.to(x.device), self.images[place[made]].to(x.device)), labels.to(x.device)
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, context: UnlearnContext) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) at x (B, C, H, W), and the gradient there of the batch's mean cross-entropy with y (B,)."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = context.forward(model, leaf)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), leaf)
+    return logits.detach(), gradient
+
+
+def l2_step(x: Tensor, direction: Tensor, step: float, centre: Tensor, radius: float) -> Tensor:
+    """A step of length `step` along each direction, back into the L2 ball around the centre, then into [0, 1].
+
+    Args:
+        x: where it begins, (B, C, H, W), as direction and centre.
+        direction: of any length above about 1e-10; a shorter one makes a shorter step.
+        step: length; negative goes the other way.
+        centre: of the ball.
+        radius: of the ball.
+
+    Example:
+        >>> l2_step(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]), 1.0, torch.zeros(1, 1, 1, 2), 0.5)
+        tensor([[[[0.3000, 0.4000]]]])
+    """
+
+    def length(values: Tensor) -> Tensor:
+        found: Tensor = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
+        return found
+
+    moved = x + step * direction / (length(direction) + 1e-10) - centre
+    return (centre + moved * (radius / length(moved)).clamp(max=1)).clamp(0, 1)
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, limit: float) -> None:
+    """Take a step with the gradients that are in place, shortened to an L2 norm of `limit` over all that is moved."""
+    nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], limit)
+    optimizer.step()
 
 
 def convolutions(model: nn.Module, method: str) -> dict[str, nn.Conv2d]:

@@ -11,7 +11,7 @@ from rub.data.samples import Samples
 from rub.models.weights import frozen
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
-from rub.tasks.classification.methods._steps import BatchNorm, train_mode
+from rub.tasks.classification.methods._steps import BatchNorm, input_gradient, train_mode
 
 CARD = Card(
     paper="Chen et al., Boundary Unlearning, CVPR 2023, arXiv 2303.11570",
@@ -33,9 +33,7 @@ CARD = Card(
 
 def nearest_labels(original: nn.Module, x: Tensor, y: Tensor, bound: float, context: UnlearnContext) -> Tensor:
     """Frozen original's argmax (int64, (B,)) at the FGSM points of x (B, C, H, W) in [0, 1]."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(context.forward(original, leaf), y), leaf)
+    _, gradient = input_gradient(original, x, y, context)
     point = (x + bound * gradient.sign()).clamp(0, 1).mul(255).round().div(255)
     with torch.no_grad():
         return context.forward(original, point).argmax(dim=1)

@@ -1,5 +1,6 @@
 """SSD: dampen the weights that matter much more to the forget set than to all data."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -11,7 +12,7 @@ from rub.data.samples import Samples, concatenate
 from rub.registry import Card, method
 from rub.tasks.classification.context import UnlearnContext
 from rub.tasks.classification.methods._steps import require_finite
-from rub.training.saliency import gradients
+from rub.training.saliency import squared_gradients
 
 CARD = Card(
     paper="Foster et al., Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening,"
@@ -39,18 +40,15 @@ def importance(
     model: nn.Module, samples: Samples, context: UnlearnContext, stream: str, batch_size: int
 ) -> dict[str, Tensor]:
     """F by parameter name: the mean over batches of the squared gradient of the batch-mean cross-entropy."""
-    parameters = dict(model.named_parameters())
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    own = ordered(samples, context, stream)
+    own, total = ordered(samples, context, stream), -(-len(samples) // batch_size)
     batches = context.batches(own, context.generator(""), batch_size=batch_size, shuffle=False, augment=False)
-    losses = (F.cross_entropy(context.forward(model, x), y) for x, y in batches)
-    count = 0
-    for found in gradients(parameters, losses):
-        count += 1
-        for name, gradient in found.items():
-            total[name] += gradient.square()
-        context.progress(count, -(-len(samples) // batch_size), f"importance of {stream}")
-    return {name: value / max(count, 1) for name, value in total.items()}
+
+    def losses() -> Iterator[Tensor]:
+        for count, (x, y) in enumerate(batches, 1):
+            yield F.cross_entropy(context.forward(model, x), y)
+            context.progress(count, total, f"importance of {stream}")
+
+    return squared_gradients(dict(model.named_parameters()), losses())
 
 
 @torch.no_grad()
