@@ -88,7 +88,7 @@ def test_no_stage_is_added_where_no_picture_is_fed():
 
 def test_the_table_has_own_and_other_side_by_side(ran):
     text = (ran.out / "tables" / "pictures-seven.md").read_text(encoding="utf-8").replace("\\", "")
-    assert all(name in text for name in ("own", "other", "- retrain", "[retrain]", "uce"))
+    assert all(name in text for name in ("own", "other", "over retrain", "[retrain]", "uce"))
     attacks = (ran.out / "tables" / "attacks-seven.md").read_text(encoding="utf-8").replace("\\", "")
     table = [line for line in attacks.splitlines() if line.startswith("|")]
     assert not any("img2img" in line for line in table)

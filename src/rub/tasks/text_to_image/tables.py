@@ -31,7 +31,7 @@ _BOUND = "a higher cap might bring more back"
 _FIRST = "Table 3"
 _PAPER_CAP = "100"
 _FED = {
-    "asr_post": "own", "asr_other": "other", "picture_excess": "- other", "residual_knowledge": "- retrain"
+    "asr_post": "own", "asr_other": "other", "picture_excess": "over other", "residual_knowledge": "over retrain"
 }  # fmt: skip
 _UTILITY = ("utility_accuracy", "utility_seen", "fid", "kid", "clip_score")
 
@@ -262,10 +262,23 @@ def _pictures(suite: _Suite) -> Table:
     notes = [
         "prompts (%) that show the concept without an attack or after one that feeds pictures, or what is made of them;"
         " own: of the concept, other: as many of kept concepts",
-        "- other, - retrain: own minus other, and minus own on the retrained model, in points; a picture that is fed is"
-        " seen in what any model draws of it, so that only what exceeds both is the model's",
+        "over other, over retrain: own minus other, and minus own on the retrained model, in points; a picture that is"
+        " fed is seen in what any model draws of it, so that only what exceeds both is the model's",
+        *_beyond(suite),
     ]
     return suite.table("pictures", "Inputs other than prompts", columns, notes, {})
+
+
+def _beyond(suite: _Suite) -> Iterator[str]:
+    found = {
+        f"{printable(attack)}, {name}" if len(suite.concepts) > 1 else printable(attack): own
+        for attack, budget in suite.fed.items()
+        for name, concept in suite.concepts.items()
+        if (own := [printable(method) for method in concept.methods if concept.beyond(method, attack, budget)])
+    }
+    if suite.fed:
+        told = "; ".join(f"{attack}: {', '.join(own)}" for attack, own in found.items()) or "no method with any of them"
+        yield f"told apart from both, by paired tests where prompts are known one by one: {told}"
 
 
 def _attack(column: Column) -> str:
