@@ -324,6 +324,21 @@ def test_batches_do_not_change_what_is_found(target, name):
     assert (one.images.int() - other.images.int()).abs().max() <= 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inpaint-centre", "recall", "shared-soft-prompt"])
+def test_a_search_that_is_killed_ends_in_the_same_bytes(target, name, ends_the_same):
+    function, parameters = ATTACKS[name]
+
+    def work(context):
+        found = run_attack(
+            function, parameters, target, Budget(6), context, Drawing(target.unlearned, Sampler("ddim", 2), unseen)
+        )
+        fed = [part for part in (found.embeddings, found.pictures, found.strength, found.holes) if part is not None]
+        return [found.step, found.images, found.gradient_steps, *fed]
+
+    ends_the_same(work, AttackContext(batch_size=2, sampler=Sampler("ddim", 2)), kills=(6, 5))
+
+
 def test_a_prompt_without_a_picture_keeps_none_of_an_earlier_step(target):
     class Once:
         def begin(self, state):

@@ -20,7 +20,7 @@ from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Candidates, Prompts
-from rub.tasks.text_to_image.attacks.harness import NOTHING, Drawing
+from rub.tasks.text_to_image.attacks.harness import NOTHING, Drawing, shapes_of
 from rub.tasks.text_to_image.stages import weights_of
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import image_sha256, model_reference
@@ -99,15 +99,10 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Prompts:
-    vocabulary, width = model.token_embeddings.shape
-    shapes: dict[str, tuple[int, ...]] = {"ids": (count, model.length), "seeds": (count,), "guidance": (count,)}
-    latents = (count, *model.latent_shape)
-    fed = {"embeddings": (count, model.length, width), "latents": latents, "pictures": latents, "strength": (count,)}
-    fed["holes"] = (count, *model.latent_shape[1:])
-    shapes |= {name: shape for name, shape in fed.items() if name in tensors}
-    if "pictures" in tensors or "strength" in tensors or "holes" in tensors:
-        shapes |= {name: fed[name] for name in ("pictures", "strength")}
-    for name, shape in shapes.items():
+    vocabulary, fed = len(model.token_embeddings), shapes_of(model, count)
+    needed = {"ids"} | ({"pictures", "strength"} if {"pictures", "strength", "holes"} & set(tensors) else set())
+    shapes = {name: shape for name, shape in fed.items() if name in needed or name in tensors}
+    for name, shape in {**shapes, "seeds": (count,), "guidance": (count,)}.items():
         given = tensors.get(name)
         if given is None or tuple(given.shape) != shape or not given.isfinite().all():
             raise RubError(f"the claim's {name} should be finite numbers of shape {shape}")

@@ -83,6 +83,13 @@ class Drawing:
         return made
 
 
+def shapes_of(model: Diffusion, count: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that may be fed to a model for so many prompts, by their names in `Candidates`."""
+    latents, ids = (count, *model.latent_shape), (count, model.length)
+    soft = {"embeddings": (*ids, model.token_embeddings.shape[1]), "latents": latents}
+    return {"ids": ids, **soft, "pictures": latents, "strength": (count,), "holes": (count, *model.latent_shape[1:])}
+
+
 def make_target(
     original: Diffusion, unlearned: Diffusion, prompts: Prompts, pictures: Tensor, batch_size: int, *, concept: str,
     anchor: str = "",
@@ -222,13 +229,8 @@ class _Run(AttributeState):
 
     def _checked(self, fed: Candidates, group: Tensor) -> Candidates:
         count, model = int(group.sum()), self.drawing.model
-        length, (vocabulary, width) = model.length, model.token_embeddings.shape
-        latents = (count, *model.latent_shape)
-        wanted: dict[str, tuple[int, ...]] = {
-            "ids": (count, length), "embeddings": (count, length, width), "latents": latents, "pictures": latents,
-            "strength": (count,), "holes": (count, *model.latent_shape[1:]),
-        }  # fmt: skip
-        for what, shape in wanted.items():
+        vocabulary = len(model.token_embeddings)
+        for what, shape in shapes_of(model, count).items():
             given = getattr(fed, what)
             if given is not None and tuple(given.shape) != shape:
                 raise RubError(f"{self.name}: proposed {what} {tuple(given.shape)}; should be {shape}")
