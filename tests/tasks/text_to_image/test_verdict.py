@@ -123,3 +123,12 @@ def test_wrong_requests_are_one_line(tmp_path, changes, said):
     with pytest.raises(RubError, match=said) as caught:
         request(tmp_path, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("cap", "wanted"), [(None, 50), (3, 3)])
+def test_attacks_that_are_added_have_the_largest_cap(tmp_path, cap, wanted):
+    given = {"original": "o", "unlearned": tmp_path, "concept": "church", "retain": ("tench",), "cap": cap}
+    asked = TextToImageAudit(**given, attacks=("img2img", "uma")).experiment()
+    caps = {name: attack.cap for name, attack in asked.protocol.attacks.items()}
+    assert caps == dict.fromkeys(("uma", "unlearndiffatk", "random-prefix", "seed-search", "img2img"), wanted)
+    assert asked.protocol.attacks["img2img"].run.name == "img2img"

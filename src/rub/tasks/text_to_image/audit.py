@@ -49,7 +49,7 @@ class TextToImageAudit(AuditRequest):
     protocol: str = "rub-audit-1"
     """A name from rub list protocols, or the path of a YAML file."""
     attacks: tuple[str, ...] = ()
-    """Attacks besides the protocol's, with the cap of its main one, such as img2img,inverted-latent."""
+    """Attacks besides the protocol's, with its largest cap, such as img2img,inverted-latent."""
     cap: Annotated[int | None, Field(ge=1)] = None
     """Attack steps instead of the protocol's."""
 
@@ -88,7 +88,7 @@ class TextToImageAudit(AuditRequest):
             given = protocol_of(self.protocol, self.task, TextToImageProtocol)
         except ValueError as error:
             raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
-        cap = self.cap or given.attacks[given.main_attack].cap
+        cap = self.cap or max((attack.cap for attack in given.attacks.values()), default=1)
         changed: dict[str, Any] = {name: {"cap": cap} for name in given.attacks} if self.cap else {}
         added = {name: {"run": name, "cap": cap} for name in self.attacks if name not in given.attacks}
         return {"name": self.protocol, "attacks": changed | added}
