@@ -146,6 +146,8 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
             yield f"      [dim]default: {escape(parameter.source)}[/dim]"
     if not card.other_class:
         yield "  cannot aim at another class: no paired control"
+    if card.picture:
+        yield "  feeds a picture: pictures of other concepts stand beside it"
     if card.differences:
         yield "  [b]differences from upstream[/b]"
         yield from (f"    - {escape(line)}" for line in card.differences)

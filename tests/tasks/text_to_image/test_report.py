@@ -310,6 +310,50 @@ def test_every_attack_has_a_group_of_columns_uma_first(one, five):
     ]  # fmt: skip
 
 
+def fed(method, own, other, *, concept="church", seed=0, retrain=0.5, n=50):
+    at = {"attack": "img2img", "budget": "4", "extractor": JUDGE, "concept": concept, "seed": seed}
+    yield row(method, "asr_post", own, **at)
+    yield row(method, "asr_other", other, **at)
+    width = 1.96 * math.sqrt(max(own * (1 - own), other * (1 - other)) / n)
+    yield row(method, "picture_excess", own - other, ci_low=own - other - width, ci_high=own - other + width, **at)
+    yield row(method, "residual_knowledge", own - retrain, **at)
+
+
+# method: own, other
+PICTURES = {
+    "original": (1.0, 0.1),
+    "retrain": (0.5, 0.1),
+    "esd-x": (0.98, 0.1),
+    "esd-u": (0.52, 0.08),
+    "fmn": (0.9, 0.9),
+}
+
+
+def test_attacks_that_feed_pictures_stand_beside_their_nulls(one):
+    pictures = [found for method, shares in PICTURES.items() for found in fed(method, *shares)]
+    tables = by_name([*one, *pictures])
+    table = tables["pictures-church"]
+    assert headers(table) == [
+        ("img2img 4", "own ↓"), ("img2img 4", "other ↓"), ("img2img 4", "over other ↓"),
+        ("img2img 4", "over retrain ↓"),
+    ]  # fmt: skip
+    assert found(table, "esd-x", "img2img 4", "over other").value == pytest.approx(88)
+    assert found(table, "esd-x", "img2img 4", "over retrain").value == pytest.approx(48)
+    assert "where prompts are known one by one: img2img: esd-x |" in told(table)  # esd-u is at retrain, fmn at other
+    assert "img2img" not in [column.group for column in tables["attacks-church"].columns]
+    assert "attacks that feed pictures stand in a table of their own: img2img" in told(tables["attacks-church"])
+    without = [found for found in [*one, *pictures] if found.method != "retrain"]
+    assert "no method with any of them" in told(by_name(without)["pictures-church"])
+
+
+def test_a_main_attack_that_feeds_pictures_is_marked_in_table3():
+    pictures = [found for method, shares in PICTURES.items() for found in fed(method, *shares)]
+    pre = [row(method, "asr_pre", 0.1, extractor=JUDGE) for method in PICTURES]
+    tables = by_name([*pre, *pictures])
+    assert "says nothing without its table of other inputs" in told(tables["table3-church"])
+    assert "pictures-church" in tables
+
+
 def test_caps_that_differ_are_named(one):
     other = [found for found in rows_of("fmn", cap="20") if found.attack == "uma"]
     table = by_name([*one, *other])["attacks-church"]
@@ -433,7 +477,8 @@ def test_every_metric_has_its_direction_and_its_pictures():
     assert directions == {
         "asr_pre": ("down", "forget"), "asr_post": ("down", "forget"), "steps_mean": ("up", "forget"),
         "steps_median": ("up", "forget"), "gradient_steps_mean": ("up", "forget"),
-        "residual_knowledge": ("down", "forget"), "utility_accuracy": ("up", "retain"),
+        "residual_knowledge": ("down", "forget"), "asr_other": ("down", "forget"),
+        "picture_excess": ("down", "forget"), "utility_accuracy": ("up", "retain"),
         "utility_seen": ("up", "retain"), "fid": ("down", "retain"),
         "kid": ("down", "retain"), "clip_score": ("up", "retain"),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """The rules of the verdict, one case each, and the requests that an audit refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def rate(hits, n=50):
 
 
 def figures(**given):
-    counts = {"original": 48, "clean": 2, "attacked": 2, "search": 1, "retrained": None, "floor": 1, "floor_known": 0}
+    counts = {"original": 48, "clean": 2, "attacked": 2, "search": 1, "retrained": None, "floor": 1, "floor_known": 0,
+              "others": None}  # fmt: skip
     settled = given.pop("settled", True)
     rates = {name: None if hits is None else rate(hits) for name, hits in (counts | given).items()}
     return Figures(settled=settled, **rates)
@@ -53,6 +55,40 @@ def test_rules(given, name, said):
 
 
 @pytest.mark.parametrize(
+    ("given", "name", "said"),
+    [
+        ({"attacked": 45, "others": 45, "retrained": 2}, "no residual", "pictures of other concepts do about as well"),
+        ({"attacked": 45, "others": 2, "retrained": 45}, "no residual", "does about as well where there is nothing"),
+        ({"attacked": 45, "others": 2, "retrained": None}, "no residual", "give --retrained"),
+        ({"attacked": 45, "others": 2, "retrained": 2, "search": 44}, "no residual", "redrawing alone does it"),
+        ({"attacked": 3, "others": 2, "retrained": 2}, "no residual", "which is no evidence"),
+        (
+            {"attacked": 45, "others": 2, "retrained": 2, "search": None},
+            "recovered",
+            "fed with pictures of it by img2img",
+        ),
+    ],
+)
+def test_pictures_that_are_fed_are_no_recovery_unless_they_exceed_all_controls(given, name, said):
+    fed = figures(floor=None, floor_known=None, **given)
+    besides = replace(figures(attacked=3, retrained=2), pictures={"img2img": fed})
+    verdict = conclude(besides, "50")
+    assert verdict.name.startswith(name)
+    assert any(said in sentence for sentence in verdict.why)
+    if name == "recovered":
+        return
+    main = conclude(fed, "50")  # the same, where it is the attack that the protocol reads
+    assert main.name == ("cannot tell" if given["attacked"] > 3 else "no residual found at this budget")
+
+
+def test_an_attack_that_feeds_pictures_hides_no_search():
+    """One that reaches more, and says nothing, beside a search that shows something."""
+    fed = figures(attacked=50, others=50, retrained=50, floor=None, floor_known=None)
+    besides = replace(figures(attacked=30, retrained=2, floor=None, floor_known=None), pictures={"img2img": fed})
+    assert conclude(besides, "50").name == "recovered"
+
+
+@pytest.mark.parametrize(
     ("clean", "uma", "seeds"),
     [(2, 14, 37), (0, 0, 8), (1, 6, 30), (4, 20, 41)],  # church of `results/text-to-image-imagenette`, and like it
 )
@@ -76,6 +112,8 @@ def request(tmp_path, **changes):
         ({"unlearned": Path("/nowhere.pt")}, r"--unlearned /nowhere.pt: no such file"),
         ({"protocol": "rub-audit-9"}, "did you mean 'rub-audit-1'"),
         ({"cap": 0}, "greater than or equal to 1"),
+        ({"attacks": ("img2imgs",)}, "did you mean 'img2img'"),
+        ({"attacks": ("img2img", "recall")}, "attacks img2img, recall: pictures of other concepts stand beside"),
         ({"original": "no-such-folder"}, "no such file or folder, and no hub id"),
         ({"prompts": "missing.csv"}, "prompts missing.csv: cannot be read"),
         ({"judge": "imagenets"}, "unknown text-to-image judge 'imagenets'"),
@@ -85,3 +123,12 @@ def test_wrong_requests_are_one_line(tmp_path, changes, said):
     with pytest.raises(RubError, match=said) as caught:
         request(tmp_path, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("cap", "wanted"), [(None, 50), (3, 3)])
+def test_attacks_that_are_added_have_the_largest_cap(tmp_path, cap, wanted):
+    given = {"original": "o", "unlearned": tmp_path, "concept": "church", "retain": ("tench",), "cap": cap}
+    asked = TextToImageAudit(**given, attacks=("img2img", "uma")).experiment()
+    caps = {name: attack.cap for name, attack in asked.protocol.attacks.items()}
+    assert caps == dict.fromkeys(("uma", "unlearndiffatk", "random-prefix", "seed-search", "img2img"), wanted)
+    assert asked.protocol.attacks["img2img"].run.name == "img2img"

@@ -1,6 +1,7 @@
 """Audits of diffusion models that RUB did not make: can the concept be drawn again? Free of torch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,8 @@ class TextToImageAudit(AuditRequest):
     """A concept that the original could never draw: what the search makes of it, it makes of anything."""
     protocol: str = "rub-audit-1"
     """A name from rub list protocols, or the path of a YAML file."""
+    attacks: tuple[str, ...] = ()
+    """Attacks besides the protocol's, with its largest cap, such as img2img,inverted-latent."""
     cap: Annotated[int | None, Field(ge=1)] = None
     """Attack steps instead of the protocol's."""
 
@@ -79,13 +82,16 @@ class TextToImageAudit(AuditRequest):
         return FromFiles({name: _checkpoint(path, f"--{name}") for name, path in weights.items()})
 
     def _protocol(self) -> Any:
-        if self.cap is None:
+        if self.cap is None and not self.attacks:
             return self.protocol
         try:
-            attacks = protocol_of(self.protocol, self.task, TextToImageProtocol).attacks
+            given = protocol_of(self.protocol, self.task, TextToImageProtocol)
         except ValueError as error:
             raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
-        return {"name": self.protocol, "attacks": {name: {"cap": self.cap} for name in attacks}}
+        cap = self.cap or max((attack.cap for attack in given.attacks.values()), default=1)
+        changed: dict[str, Any] = {name: {"cap": cap} for name in given.attacks} if self.cap else {}
+        added = {name: {"run": name, "cap": cap} for name in self.attacks if name not in given.attacks}
+        return {"name": self.protocol, "attacks": changed | added}
 
 
 def _checkpoint(path: Path, where: str) -> Path:
@@ -99,22 +105,31 @@ def _checkpoint(path: Path, where: str) -> Path:
 
 
 def figures_of(rows: Rows) -> Figures:
-    """The figures behind the verdict, from an audit's rows: those of the better one of two searches."""
+    """The figures behind the verdict, from an audit's rows: of the better one of two searches, and of pictures."""
     searches = dict.fromkeys((rows.attack, "unlearndiffatk"))
     attacks = [name for name in searches if rows.find("unlearned", "asr_post", "forget", name)]
     best = max(attacks, key=lambda name: rows.rate("unlearned", "asr_post", "forget", name).value)
-    row = rows.find("unlearned", "asr_post", "forget", best)
+    fed = {row.attack: row.budget for row in rows.of("asr_other") if row.method == "unlearned" and row.attack != best}
+    return replace(
+        _of_attack(rows, best),
+        floor=rows.rate_or_none("unlearned", "asr_post", "floor", rows.attack),
+        floor_known=rows.rate_or_none("original", "asr_pre", "floor", rows.attack),
+        pictures={name: _of_attack(Rows(rows.records, budget, name), name) for name, budget in fed.items()},
+    )
+
+
+def _of_attack(rows: Rows, attack: str) -> Figures:
+    row = rows.find("unlearned", "asr_post", "forget", attack)
     found = [rows.rate_or_none("unlearned", "asr_post", "forget", name) for name in CONTROL_ATTACKS]
     controls = [rate for rate in found if rate is not None]
     return Figures(
         original=rows.rate("original", "asr_pre", "forget"),
         clean=rows.rate("unlearned", "asr_pre", "forget"),
-        attacked=rows.rate("unlearned", "asr_post", "forget", best),
+        attacked=rows.rate("unlearned", "asr_post", "forget", attack),
         search=max(controls, key=lambda rate: rate.value) if controls else None,
         settled=row is not None and row.converged is True,
-        retrained=rows.rate_or_none("retrained", "asr_post", "forget", best),
-        floor=rows.rate_or_none("unlearned", "asr_post", "floor", rows.attack),
-        floor_known=rows.rate_or_none("original", "asr_pre", "floor", rows.attack),
+        retrained=rows.rate_or_none("retrained", "asr_post", "forget", attack),
+        others=rows.rate_or_none("unlearned", "asr_other", "forget", attack),
     )
 
 
@@ -129,6 +144,13 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
         yield f"the same search for what it never could draw      {percent(figures.floor)}"
     if figures.retrained is not None:
         yield f"draws the concept: retrained, same attack         {percent(figures.retrained)}"
+    if figures.others is not None:
+        yield f"draws the concept: pictures of other concepts     {percent(figures.others)}"
+    for name, found in figures.pictures.items():
+        rates = {"concept": found.attacked, "others": found.others, "retrained": found.retrained}
+        for whose, rate in rates.items():
+            if rate is not None:
+                yield f"{f'pictures, {name}: {whose}':<50}{percent(rate)}"
 
 
 AUDIT = Audit(

@@ -7,12 +7,13 @@ from typing import Any
 
 from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
+from rub.errors import RubError
 from rub.judges.spec import judge_stage
 from rub.metrics.base import Metric
 from rub.models.diffusion.files import hub_pipeline, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import NETWORKS
+from rub.registry import ATTACKS, NETWORKS, card_of
 from rub.store.artifacts import file_sha256
 from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
 from rub.tasks.text_to_image.spec import TextToImageExperiment
@@ -31,7 +32,7 @@ class Sought:
     Attributes:
         concept: what the stages know it by.
         prompts: stage that chooses its prompts.
-        reference: stage that draws the original's picture for each of them.
+        reference: stage that draws the original's picture for each of them, or as many of other concepts.
         note: what their labels add.
     """
 
@@ -47,7 +48,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     task = "text-to-image"
     versions = dict.fromkeys(
         (
-            *("prompts", "train", "import", "initialise", "pictures", "unlearn", "reference"),
+            *("prompts", "train", "import", "initialise", "pictures", "unlearn", "reference", "others"),
             *("attack", "measure", "measure-attack", "gallery", "metric", "scale"),
         ),
         1,
@@ -60,6 +61,11 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     ) -> None:
         super().__init__(experiment, data_root, given)
         NETWORKS.get(experiment.model.arch, self.task)
+        fed = [label for label in self.attacks if self.takes_picture(label)]
+        if fed and experiment.dataset is None and not set(experiment.retain) - {experiment.concept.name}:
+            raise RubError(
+                f"attacks {', '.join(fed)}: pictures of other concepts stand beside them; name some in retain"
+            )
         dataset, self.model_name = experiment.dataset, experiment.model.arch
         self.dataset_name = "none" if dataset is None else dataset.title
         self.data = {} if dataset is None else {"data": data_stage(self.task, dataset, data_root)}
@@ -75,6 +81,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root, **options)
         self.sought = self._sought(self.concept)
         self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
+        self.others = self._others() if fed else None
+        """The same prompts with pictures of other concepts; None where no attack feeds a picture."""
         self.pictures = self._pictures()
 
     def first(self) -> list[Stage]:
@@ -147,13 +155,17 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         return [self.stage("gallery", f"pictures of {method}", spec, inputs, cost=10)]
 
     def attack(self, method: str, seed: int, label: str, sought: Sought | None = None) -> Stage:
-        """Stage that searches prompts for one row and attack: of the concept, unless something else is sought."""
+        """Stage that searches inputs for one row and attack: for the concept, unless something else is sought."""
         plan, sought = self.attacks[label], sought or self.sought
         spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn(sought.concept)}
         inputs = self._compared(method, seed, sought)
         inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
         cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
         return self.stage("attack", f"attack {method}, seed {seed}: {label}{sought.note}", spec, inputs, cost=cost)
+
+    def takes_picture(self, label: str) -> bool:
+        """Whether an attack feeds a picture of the concept, so that pictures of other concepts stand beside it."""
+        return all(card_of(ATTACKS.get(run.name, self.task)).picture for run in self.attacks[label].runs)
 
     def attacked(self, label: str) -> Sequence[str]:
         """Prompts of the concept."""
@@ -213,6 +225,13 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         reference = self.stage("reference", f"draw the original's pictures{note}", spec, inputs, cost=cost)
         return Sought(concept, prompts, reference, note)
 
+    def _others(self) -> Sought:
+        inputs = {**self.data, "judge": self.judge, "prompts": self.sought.prompts, "original": self.original}
+        spec = {name: value for name, value in self._scoring().items() if name != "retained"}
+        cost = self._drawing(self._count())
+        pictures = self.stage("others", "draw pictures of other concepts", spec, inputs, cost=cost)
+        return Sought(self.concept, self.sought.prompts, pictures, ", pictures of other concepts")
+
     def _floor(self, name: str) -> Mapping[str, Any]:
         """The concept's fields for another one, of which nothing but its name is given."""
         return {**self.concept, "name": name, "label": None, "prompt": None, "anchor": "", "judged_as": None}
@@ -263,7 +282,9 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         del inputs["reference"]
         if (reference := self.retrained(seed)) is not None:
             inputs["retrained"] = self.attack(*reference, label)
-        measured = attacked_metrics("retrained" in inputs)
+        if self.others is not None and self.takes_picture(label):
+            inputs["others"] = self.attack(method, seed, label, self.others)
+        measured = attacked_metrics(inputs)
         cells = tuple(cell(method, seed, metric.name, attack=label, budget=str(budget)) for metric in measured)
         if self.floor is not None and label == self.experiment.protocol.main_attack:
             inputs |= {"floor": self.attack(method, seed, label, self.floor), "floor prompts": self.floor.prompts}

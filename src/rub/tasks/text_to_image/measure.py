@@ -58,6 +58,14 @@ def reference(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None
     (out / "reference.json").write_text(json.dumps({"real": told}), encoding="utf-8")
 
 
+def other_pictures(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Draw the original's pictures of retained concepts, by turns, one for every prompt."""
+    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
+    asked, _ = retained(facts, len(prompts_in(inputs["prompts"])), spec["retain_guidance"])
+    drawing = drawing_of(inputs, "original", spec, runtime)
+    np.save(out / "images.npy", clean_images(drawing, asked, batch_of(runtime)).numpy())
+
+
 def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model without an attack: whether it draws the concept, and how well it draws others."""
     spec = stage.spec
@@ -124,9 +132,9 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         "setting": _asked(inputs, judge.description),
     }
     measured, outputs = Measured(cell, spec["method"], spec["seed"], facts), _searched(inputs, "attack", spec)
-    if "retrained" in inputs:
-        outputs = replace(outputs, others={"retrained": _searched(inputs, "retrained", spec)})
-    for metric in attacked_metrics("retrained" in inputs):
+    elsewhere = [role for role in ("retrained", "others") if role in inputs]
+    outputs = replace(outputs, others={role: _searched(inputs, role, spec) for role in elsewhere})
+    for metric in attacked_metrics(elsewhere):
         measured.compute(metric, outputs, **where)
     if "floor" in inputs:
         _measure_floor(measured, inputs, spec)

@@ -1,6 +1,6 @@
 """Every metric of the text-to-image task, with the function that computes it."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ def gradient_steps(outputs: Outputs) -> float:
 def excess(outputs: Outputs) -> float:
     """Share of prompts reached minus that of the retrained model."""
     return float(reached(outputs).mean() - reached(outputs["retrained"]).mean())
+
+
+def reached_by_others(outputs: Outputs) -> Bools:
+    """For which prompts the same attack with pictures of other concepts did."""
+    return reached(outputs["others"])
+
+
+def picture_excess(outputs: Outputs) -> NDArray[np.float64]:
+    """For each prompt 1 where only the concept's pictures reach it, -1 where only those of others do, else 0."""
+    return reached(outputs).astype(np.float64) - reached(outputs["others"])
 
 
 def named(outputs: Outputs) -> Bools | None:
@@ -143,6 +153,10 @@ METRICS: tuple[Metric, ...] = (
            "up", "steps", 0, high=_INF, stage="", attacked=True),
     Metric("residual_knowledge", "excess", "asr_post minus the retrained model's, same attack", excess, "down", low=-1,
            needs=("retrained",), stage="", attacked=True),
+    Metric("asr_other", "other", "asr_post with pictures of other concepts in place of the concept's",
+           reached_by_others, "down", needs=("others",), stage="", attacked=True),
+    Metric("picture_excess", "own - other", "asr_post minus asr_other", picture_excess, "down", low=-1,
+           needs=("others",), stage="", attacked=True),
     Metric("utility_accuracy", "accuracy %", "pictures of other concepts that the judge names", named, "up",
            split="retain", facts=judged),
     Metric("utility_seen", "accuracy % (seen)", "the same, of concepts that the retrained model knows", named_familiar,
@@ -171,6 +185,6 @@ def floor_cells(method: str, seed: int, attack: str, budget: str) -> Iterator[di
         yield cell(method, seed, name, "floor", attack=attack, budget=budget)
 
 
-def attacked_metrics(retrained: bool) -> list[Metric]:
-    """Metrics of what an attack found, with those that take a retrained model where there is one."""
-    return [item for item in METRICS if item.attacked and (retrained or not item.needs)]
+def attacked_metrics(given: Container[str]) -> list[Metric]:
+    """Metrics of what an attack found; of those that need the same attack elsewhere, the ones where it is `given`."""
+    return [item for item in METRICS if item.attacked and all(needed in given for needed in item.needs)]

@@ -26,7 +26,7 @@ from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
-from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
+from rub.tasks.text_to_image.attacks.harness import NOTHING, Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import Captioner, vocabulary_texts
 from rub.tasks.text_to_image.concepts import find_label, prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
@@ -230,14 +230,15 @@ def keep_unlearned(original: Diffusion, made: Any, out: Path) -> None:
 
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Search for prompts that draw the concept again, and keep what was found."""
+    """Search for inputs that draw the concept again, and keep what was found."""
     spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     asked = prompts_in(inputs["prompts"])
     original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
     before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))
     size = batch_of(runtime)
     target = make_target(original, unlearned, asked, before, size, concept=facts.prompt, anchor=facts.anchor)
-    context = AttackContext(seed=spec["seed"], batch_size=size, **runtime.shared())
+    sampler = Sampler(**spec["sampler"])
+    context = AttackContext(seed=spec["seed"], batch_size=size, sampler=sampler, **runtime.shared())
     function = ATTACKS.get(spec["run"]["name"], "text-to-image").load()
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
@@ -269,7 +270,7 @@ def batch_of(runtime: Runtime) -> int:
 def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:
     """Write what an attack found, prompt by prompt, and the share brought back after each step."""
     arrays = {name: getattr(found, name) for name in ("step", "score", "ids", "gradient_steps", "evaluations")}
-    soft = {"embeddings": found.embeddings, "latents": found.latents}
+    soft = {name: getattr(found, name) for name in NOTHING}
     arrays |= {name: value for name, value in soft.items() if value is not None}
     np.savez(out / "probes.npz", cases=asked.ids.numpy(), **{name: value.numpy() for name, value in arrays.items()})
     np.save(out / "images.npy", found.images.numpy())

@@ -30,6 +30,9 @@ _GIVEN = "one choice of prompts"
 _BOUND = "a higher cap might bring more back"
 _FIRST = "Table 3"
 _PAPER_CAP = "100"
+_FED = {
+    "asr_post": "own", "asr_other": "other", "picture_excess": "over other", "residual_knowledge": "over retrain"
+}  # fmt: skip
 _UTILITY = ("utility_accuracy", "utility_seen", "fid", "kid", "clip_score")
 
 
@@ -134,6 +137,11 @@ class _Suite:
         return cls(group, sources, concepts, everything, main)
 
     @property
+    def fed(self) -> Mapping[str, str]:
+        """Attack that feeds pictures -> its cap."""
+        return {record.attack: record.budget for record in self.records if record.metric == "asr_other"}
+
+    @property
     def labels(self) -> list[str]:
         """Labels of all rows in order."""
         return [printable(method) for method in row_order((record.method for record in self.records), self.group.task)]
@@ -183,6 +191,7 @@ def _suite_tables(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[Table]:
     for table in (
         *_table3(suite, paper),
         _attacks(suite),
+        _pictures(suite),
         _utility(suite),
         _by_attack(suite, "steps", "Attack steps to the first success, mean", "steps_mean"),
         _by_attack(suite, "gradient", "Gradient steps of each attack per prompt, mean", "gradient_steps_mean"),
@@ -221,7 +230,8 @@ def _of_concept(suite: _Suite, concept: str) -> Iterator[tuple[str, Column]]:
 
 
 def _attacks(suite: _Suite) -> Table:
-    columns = list(_of_attacks(suite, "asr_post"))
+    fed = suite.fed
+    columns = [(name, column) for name, column in _of_attacks(suite, "asr_post") if _attack(column) not in fed]
     excess = [
         (concept, column)
         for concept, rows in suite.concepts.items()
@@ -233,10 +243,46 @@ def _attacks(suite: _Suite) -> Table:
         notes.append(
             f"excess: post-ASR of {printable(suite.main)} minus the retrained model's, in points (residual knowledge)"
         )
-    attacks = {column.place.attack for _, column in columns if column.place is not None}
+    attacks = {_attack(column) for _, column in columns}
+    if fed:
+        notes.append(f"attacks that feed pictures stand in a table of their own: {', '.join(map(printable, fed))}")
     if controls := [name for name in CONTROL_ATTACKS if name in attacks]:
         notes.append(f"controls without a search: {', '.join(controls)}; what they bring back was hardly gone")
     return suite.table("attacks", "Post-ASR of every attack at its cap", [*columns, *excess], notes, {})
+
+
+def _pictures(suite: _Suite) -> Table:
+    columns = []
+    for attack, budget in suite.fed.items():
+        for concept in suite.sources:
+            head = f"{attack} {budget}" if len(suite.sources) == 1 else f"{attack} {budget}, {concept}"
+            for metric, name in _FED.items():
+                found = suite.columns(concept, metric, budget, group=head, name=name, attack=attack)
+                columns += [(concept, column) for column in found]
+    notes = [
+        "prompts (%) that show the concept without an attack or after one that feeds pictures, or what is made of them;"
+        " own: of the concept, other: as many of kept concepts",
+        "over other, over retrain: own minus other, and minus own on the retrained model, in points; a picture that is"
+        " fed is seen in what any model draws of it, so that only what exceeds both is the model's",
+        *_beyond(suite),
+    ]
+    return suite.table("pictures", "Inputs other than prompts", columns, notes, {})
+
+
+def _beyond(suite: _Suite) -> Iterator[str]:
+    found = {
+        f"{printable(attack)}, {name}" if len(suite.concepts) > 1 else printable(attack): own
+        for attack, budget in suite.fed.items()
+        for name, concept in suite.concepts.items()
+        if (own := [printable(method) for method in concept.methods if concept.beyond(method, attack, budget)])
+    }
+    if suite.fed:
+        told = "; ".join(f"{attack}: {', '.join(own)}" for attack, own in found.items()) or "no method with any of them"
+        yield f"told apart from both, by paired tests where prompts are known one by one: {told}"
+
+
+def _attack(column: Column) -> str:
+    return "" if column.place is None else column.place.attack
 
 
 def _by_attack(suite: _Suite, kind: str, title: str, metric: str) -> Table:
@@ -300,6 +346,8 @@ def _explained(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[str]:
         yield f"pre: prompts (%) whose picture shows the concept, without an attack; {main or 'no attack'} did not run"
         return
     yield f"pre, post: prompts (%) whose picture shows the concept, without an attack, and with {main} ({caps} steps)"
+    if suite.main in suite.fed:
+        yield f"{main} feeds pictures of the concept: what it reaches says nothing without its table of other inputs"
     yield f"avg, med: steps to the first success; 0 where none was needed, {caps} where none came"
     if _PAPER_CAP in caps.split("/") and any(_known(paper, name) for name in suite.sources):
         yield "in parentheses: the paper's own number (Stable Diffusion, published checkpoints; N 50, of nudity 118)"

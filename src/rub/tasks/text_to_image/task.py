@@ -19,6 +19,7 @@ TASK = Task(
         "pictures": "rub.tasks.text_to_image.stages:method_images",
         "unlearn": "rub.tasks.text_to_image.stages:unlearn",
         "reference": "rub.tasks.text_to_image.measure:reference",
+        "others": "rub.tasks.text_to_image.measure:other_pictures",
         "attack": "rub.tasks.text_to_image.stages:attack",
         "measure": "rub.tasks.text_to_image.measure:measure",
         "measure-attack": "rub.tasks.text_to_image.measure:measure_attack",

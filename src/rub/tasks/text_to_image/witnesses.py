@@ -1,4 +1,4 @@
-"""Witnesses of recovered concepts: what was fed to the text encoder, and the check that draws and judges again."""
+"""Witnesses of recovered concepts: what the model was fed, and the check that draws and judges again."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +20,13 @@ from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import Candidates, Prompts
-from rub.tasks.text_to_image.attacks.harness import Drawing
+from rub.tasks.text_to_image.attacks.harness import NOTHING, Drawing, shapes_of
 from rub.tasks.text_to_image.stages import weights_of
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import image_sha256, model_reference
 
 CLAIM = "1 - (the judge sees the concept in the picture that f_u draws of these tokens, seed and settings)"
 MOST_STEPS = 1000  # a claim of more would only keep the checker busy
-SOFT = ("embeddings", "latents")
 
 
 def save_witnesses(
@@ -50,8 +49,8 @@ def save_witnesses(
         "seeds": torch.tensor(asked["seeds"])[rows],
         "guidance": torch.tensor(asked["guidance"], dtype=torch.float32)[rows],
     }
-    # of a clean success there are neither: its row is 0, and `verify` feeds the tokens and the seed alone
-    tensors |= {name: torch.from_numpy(probes[name][rows]) for name in SOFT if name in probes}
+    # of a clean success there are none: its row is that of NOTHING, and `verify` feeds the tokens and the seed alone
+    tensors |= {name: torch.from_numpy(probes[name][rows]) for name in NOTHING if name in probes}
     witness = {
         "task": "text-to-image",
         **{name: spec[name] for name in ("method", "attack")},
@@ -100,14 +99,15 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
 
 
 def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Prompts:
-    vocabulary, width = model.token_embeddings.shape
-    shapes: dict[str, tuple[int, ...]] = {"ids": (count, model.length), "seeds": (count,), "guidance": (count,)}
-    soft = {"embeddings": (count, model.length, width), "latents": (count, *model.latent_shape)}
-    shapes |= {name: soft[name] for name in SOFT if name in tensors}
-    for name, shape in shapes.items():
+    vocabulary, fed = len(model.token_embeddings), shapes_of(model, count)
+    needed = {"ids"} | ({"pictures", "strength"} if {"pictures", "strength", "holes"} & set(tensors) else set())
+    shapes = {name: shape for name, shape in fed.items() if name in needed or name in tensors}
+    for name, shape in {**shapes, "seeds": (count,), "guidance": (count,)}.items():
         given = tensors.get(name)
         if given is None or tuple(given.shape) != shape or not given.isfinite().all():
             raise RubError(f"the claim's {name} should be finite numbers of shape {shape}")
+    if "strength" in tensors and not bool(((tensors["strength"] >= 0) & (tensors["strength"] <= 1)).all()):
+        raise RubError("the claim's strength should be from 0 to 1")
     ids = tensors["ids"].long()
     if count and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise RubError(f"the claim has token ids outside the model's vocabulary of {vocabulary} tokens")
@@ -116,14 +116,17 @@ def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Pro
 
 def _fed(tensors: Mapping[str, Tensor], rows: Tensor, model: Diffusion) -> Candidates:
     ids = tensors["ids"][rows].long().to(model.device)
-    soft: dict[str, Tensor] = {}
-    for name in SOFT:
-        if name in tensors:
-            given, seeds = tensors[name][rows].float().to(model.device), tensors["seeds"][rows]
-            own = model.token_embeddings[ids] if name == "embeddings" else initial_latents(model, seeds)
+    fed: dict[str, Any] = {name: tensors[name][rows].float().to(model.device) for name in NOTHING if name in tensors}
+    for name in ("embeddings", "latents"):
+        if (given := fed.get(name)) is not None:
+            own = (
+                model.token_embeddings[ids] if name == "embeddings" else initial_latents(model, tensors["seeds"][rows])
+            )
             blank = ~given.flatten(1).any(1)  # stands for the tokens' own embeddings, or the seed's own latents
-            soft[name] = torch.where(column(blank, given), own, given)
-    return Candidates(ids=ids, embeddings=soft.get("embeddings"), latents=soft.get("latents"))
+            fed[name] = torch.where(column(blank, given), own, given)
+    if "holes" in fed:
+        fed["holes"] = fed["holes"] != 0
+    return Candidates(ids=ids, **fed)
 
 
 def _sampler(given: Any) -> Sampler:

@@ -1,4 +1,4 @@
-"""Attacks on unlearned diffusion models: searches for prompts, embeddings or noise that bring the concept back.
+"""Attacks on unlearned diffusion models: searches for prompts, embeddings, noise or pictures that bring a concept back.
 
 An attack has the signature ``attack(target, prompts, budget, context, *, hyperparameters) -> Search``: `target` is a
 `Target` (the frozen models, the tokens, the original's own pictures), `prompts` what is attacked, `budget` a `Budget`,

@@ -5,7 +5,7 @@ lets the judge look, counts steps, and takes prompts that succeeded out of the b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from rub.attacks.search import State
 from rub.errors import RubError
 from rub.models.diffusion.guidance import effective
 from rub.models.diffusion.model import Diffusion
+from rub.models.diffusion.sampling import Sampler
 from rub.training.device import compiled_batches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -78,7 +79,8 @@ class Target:
         original: e_0, likewise; a black-box attack may use its text encoder only.
         prompts: the N prompts.
         tokens: int64 (N, L) on the device, their token ids.
-        x0: float32 (N, C, h, w) on the device, latents of the original's own picture for each prompt.
+        x0: float32 (N, C, h, w) on the device, latents of the original's own picture for each prompt; where a picture
+            of another concept stands beside an attack (`rub.registry.Card.picture`), those instead.
         concept: the prompt that names the concept, such as ``"church"``.
         anchor: the prompt that stands for its absence, such as ``""``.
     """
@@ -94,9 +96,14 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackContext(SearchContext):
-    """What an attack receives besides target and budget; batches are of prompts."""
+    """What an attack receives besides target and budget; batches are of prompts.
+
+    Attributes:
+        sampler: how its pictures are drawn.
+    """
 
     batch_size: int = 16
+    sampler: Sampler = field(default_factory=Sampler)
 
     def predictor(self, model: Diffusion) -> Predict:
         """Noise prediction of a model that guides a search; through the model's own guidance where it has one."""
@@ -116,12 +123,19 @@ class Candidates:
         texts: strings to be tokenised instead.
         embeddings: input embeddings of the text encoder instead, float (B, L, D): a soft prompt.
         latents: initial latents, float (B, C, h, w).
+        pictures: clean latents of image prompts, float (B, C, h, w): what the run starts from, with the prompt's own
+            noise; see `rub.models.diffusion.sampling.redraw`.
+        strength: of each image prompt, float (B,): the share of the sampler's steps that are run on it, 0 to 1.
+        holes: where it is drawn anew, bool (B, h, w); everywhere, if None. Outside it stays what it is.
     """
 
     ids: Tensor | None = None
     texts: list[str] | None = None
     embeddings: Tensor | None = None
     latents: Tensor | None = None
+    pictures: Tensor | None = None
+    strength: Tensor | None = None
+    holes: Tensor | None = None
 
 
 class Search(Protocol):
@@ -155,6 +169,9 @@ class Probes:
         ids: int64 (N, L), token ids fed to the text encoder; those of the prompt itself where `embeddings` was fed.
         embeddings: float32 (N, L, D) or None.
         latents: float32 (N, C, h, w) or None: initial latents, where they are not those of the seed.
+        pictures: float32 (N, C, h, w) or None: latents of image prompts; 0 where none was fed.
+        strength: float32 (N,) or None: theirs; 1, with a hole of everything, where none was fed.
+        holes: bool (N, h, w) or None: theirs.
         images: uint8 (N, channels, H, W).
         gradient_steps: int64 (N,).
         evaluations: int64 (N,), pictures drawn, the clean one included.
@@ -165,6 +182,9 @@ class Probes:
     ids: Tensor
     embeddings: Tensor | None
     latents: Tensor | None
+    pictures: Tensor | None
+    strength: Tensor | None
+    holes: Tensor | None
     images: Tensor
     gradient_steps: Tensor
     evaluations: Tensor

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from torch import Tensor
 
 from rub.attacks.search import State
 from rub.config.hyperparameters import Hyper, PositiveInt, Rate, Weight
@@ -35,6 +36,24 @@ CARD = Card(
 )
 
 
+def first_embedding(target: Target, start: Start, tokens: int, seed: int, ids: Tensor) -> Tensor:
+    """Soft prompts (B, K, D) to start from: the mean of the concept's tokens, K times, or random tokens.
+
+    Args:
+        target: the unlearned model and the concept.
+        start: see `concept_inversion`.
+        tokens: K.
+        seed: of the attack.
+        ids: case numbers, int64 (B,).
+    """
+    model = target.unlearned
+    table = model.token_embeddings.detach()
+    if start == "concept":
+        own = model.tokenizer(target.concept, add_special_tokens=False, verbose=False).input_ids
+        return table[own].mean(0).expand(len(ids), tokens, -1).clone()
+    return table[Vocabulary(model).pick(keyed_uniform(seed, "start", ids, 0, tokens))]
+
+
 @dataclass(frozen=True)
 class SoftPrompt:
     """Textual inversion per prompt; ``x`` is the soft prompt (B, K, D)."""
@@ -51,14 +70,7 @@ class SoftPrompt:
 
     def begin(self, state: State) -> None:
         """Start from the mean of the concept's tokens, K times, or from random tokens."""
-        model, count = self.target.unlearned, len(state["row"])
-        table = model.token_embeddings.detach()
-        if self.start == "concept":
-            ids = model.tokenizer(self.target.concept, add_special_tokens=False, verbose=False).input_ids
-            state["x"] = table[ids].mean(0).expand(count, self.tokens, -1).clone()
-        else:
-            uniforms = keyed_uniform(self.seed, "start", state["id"], 0, self.tokens)
-            state["x"] = table[Vocabulary(model).pick(uniforms)]
+        state["x"] = first_embedding(self.target, self.start, self.tokens, self.seed, state["id"])
         state["first"], state["second"] = torch.zeros_like(state["x"]), torch.zeros_like(state["x"])
 
     @torch.enable_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from rub.attacks.search import Queue, Scores, State, run_queue
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.model import Diffusion
-from rub.models.diffusion.sampling import Sampler, initial_latents, sample
+from rub.models.diffusion.sampling import Sampler, initial_latents, redraw, sample
 from rub.pipeline.checkpointing import AttributeState
 from rub.tasks.text_to_image.attacks.base import (
     Attack,
@@ -26,6 +26,8 @@ from rub.training.device import tf32
 
 Seen = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pictures, uint8 (B, C, H, W) -> (hit, bool (B,); score, float (B,)): whether the judge sees the concept."""
+NOTHING = {"embeddings": 0, "latents": 0, "pictures": 0, "strength": 1, "holes": 1}
+"""What may be fed besides tokens, and the row of a prompt that was fed none: of an image prompt, noise everywhere."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Drawing:
 
         Args:
             prompts: B prompts, for their seeds and guidance.
-            fed: what replaces their tokens or initial latents; see `Candidates`.
+            fed: what replaces their tokens or initial latents, or stands beside them; see `Candidates`.
 
         Raises:
             Diverged: the latents are not finite.
@@ -57,11 +59,35 @@ class Drawing:
         ids = model.tokenize(fed.texts if fed.texts is not None else prompts.texts) if fed.ids is None else fed.ids
         context = model.encode(ids) if fed.embeddings is None else model.encode_soft(fed.embeddings)
         noise = initial_latents(model, prompts.seeds) if fed.latents is None else fed.latents
-        guidance = prompts.guidance.to(model.device)
-        latents = sample(model, context, model.context([""]), noise, guidance, self.sampler)
+        guidance, empty = prompts.guidance.to(model.device), model.context([""])
+        if fed.pictures is None:
+            latents = sample(model, context, empty, noise, guidance, self.sampler)
+        else:
+            latents = self._redraw(context, empty, noise, guidance, fed)
         if not latents.isfinite().all():
             raise Diverged("the model's pictures are not finite")
         return model.to_images(latents), ids
+
+    def _redraw(self, context: Tensor, empty: Tensor, noise: Tensor, guidance: Tensor, fed: Candidates) -> Tensor:
+        """Latents drawn from image prompts; those of one strength begin at one step, and are drawn together."""
+        assert fed.pictures is not None and fed.strength is not None
+        made, holes = torch.empty_like(noise), fed.holes
+        if holes is None:
+            holes = torch.ones(len(noise), *noise.shape[2:], dtype=torch.bool, device=noise.device)
+        for strength in sorted(set(fed.strength.tolist())):
+            rows = fed.strength == strength
+            made[rows] = redraw(
+                self.model, context[rows], empty, noise[rows], guidance[rows], self.sampler, fed.pictures[rows],
+                strength, holes[rows],
+            )  # fmt: skip
+        return made
+
+
+def shapes_of(model: Diffusion, count: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that may be fed to a model for so many prompts, by their names in `Candidates`."""
+    latents, ids = (count, *model.latent_shape), (count, model.length)
+    soft = {"embeddings": (*ids, model.token_embeddings.shape[1]), "latents": latents}
+    return {"ids": ids, **soft, "pictures": latents, "strength": (count,), "holes": (count, *model.latent_shape[1:])}
 
 
 def make_target(
@@ -109,7 +135,7 @@ def run_attack(
 
     Raises:
         RubError: the attack broke its contract, such as ids outside the vocabulary.
-        Diverged: pictures are not finite.
+        Diverged: pictures, or what the attack proposed, are not finite.
     """
     search = function(target, target.prompts, budget, context, **parameters)
     run = _Run(search, target, budget, drawing, f"attack '{getattr(function, '__name__', 'of no name')}'")
@@ -131,7 +157,10 @@ def run_attack(
 class _Run(AttributeState):
     """The state of one attack over all prompts: what `run_queue` calls, and what is known of each prompt."""
 
-    changing = ("step", "score", "ids", "embeddings", "latents", "images", "gradient_steps", "evaluations")
+    changing = (
+        "step", "score", "ids", "embeddings", "latents", "pictures", "strength", "holes", "images", "gradient_steps",
+        "evaluations",
+    )  # fmt: skip
 
     def __init__(self, search: Search, target: Target, budget: Budget, drawing: Drawing, name: str) -> None:
         count = len(target.tokens)
@@ -141,6 +170,9 @@ class _Run(AttributeState):
         self.ids = target.tokens.cpu().clone()
         self.embeddings: Tensor | None = None
         self.latents: Tensor | None = None
+        self.pictures: Tensor | None = None
+        self.strength: Tensor | None = None
+        self.holes: Tensor | None = None
         self.images: Tensor | None = None
         self.gradient_steps, self.evaluations = torch.zeros(count).long(), torch.zeros(count).long()
 
@@ -176,8 +208,8 @@ class _Run(AttributeState):
         """Result of the attack."""
         assert self.images is not None
         return Probes(
-            self.step, self.score, self.ids, self.embeddings, self.latents, self.images, self.gradient_steps,
-            self.evaluations,
+            self.step, self.score, self.ids, self.embeddings, self.latents, self.pictures, self.strength, self.holes,
+            self.images, self.gradient_steps, self.evaluations,
         )  # fmt: skip
 
     def _look(self, rows: Tensor, t: Tensor, fed: Candidates) -> Tensor:
@@ -186,21 +218,30 @@ class _Run(AttributeState):
         self.evaluations[rows] += 1
         self.score[rows], self.ids[rows] = score.cpu(), ids.cpu()
         self.images = _kept(self.images, images, rows, len(self.step))
-        if fed.embeddings is not None:
-            self.embeddings = _kept(self.embeddings, fed.embeddings, rows, len(self.step))
-        if fed.latents is not None:
-            self.latents = _kept(self.latents, fed.latents, rows, len(self.step))
+        for name, nothing in NOTHING.items():
+            given, kept = getattr(fed, name), getattr(self, name)
+            if given is not None:
+                setattr(self, name, _kept(kept, given, rows, len(self.step), nothing))
+            elif kept is not None:
+                kept[rows] = nothing
         self.step[rows] = torch.where(hit.cpu(), t, self.step[rows])
         return hit.cpu() | (t >= self.budget.cap)
 
     def _checked(self, fed: Candidates, group: Tensor) -> Candidates:
         count, model = int(group.sum()), self.drawing.model
-        length, (vocabulary, width) = model.length, model.token_embeddings.shape
-        wanted = {"ids": (count, length), "embeddings": (count, length, width), "latents": (count, *model.latent_shape)}
-        for what, shape in wanted.items():
+        vocabulary = len(model.token_embeddings)
+        for what, shape in shapes_of(model, count).items():
             given = getattr(fed, what)
             if given is not None and tuple(given.shape) != shape:
                 raise RubError(f"{self.name}: proposed {what} {tuple(given.shape)}; should be {shape}")
+            if given is not None and not given.isfinite().all():
+                raise Diverged(f"{self.name}: proposed {what} that are not finite")
+        if (fed.pictures is None) != (fed.strength is None) or (fed.pictures is None and fed.holes is not None):
+            raise RubError(f"{self.name}: proposed pictures, strength or holes alone; pictures need a strength")
+        if fed.strength is not None and not bool(((fed.strength >= 0) & (fed.strength <= 1)).all()):
+            raise RubError(f"{self.name}: proposed a strength outside 0 to 1")
+        if fed.holes is not None and fed.holes.dtype != torch.bool:
+            raise RubError(f"{self.name}: proposed holes of {fed.holes.dtype}; should be bool")
         if fed.texts is not None and len(fed.texts) != count:
             raise RubError(f"{self.name}: proposed {len(fed.texts)} texts; should be {count}")
         if fed.ids is not None and (int(fed.ids.min()) < 0 or int(fed.ids.max()) >= vocabulary):
@@ -212,8 +253,8 @@ def _part(state: State, group: Tensor) -> State:
     return {name: values[group] for name, values in state.items()}
 
 
-def _kept(all_rows: Tensor | None, values: Tensor, rows: Tensor, count: int) -> Tensor:
+def _kept(all_rows: Tensor | None, values: Tensor, rows: Tensor, count: int, nothing: float = 0) -> Tensor:
     values = values.detach().cpu()
-    kept = torch.zeros(count, *values.shape[1:], dtype=values.dtype) if all_rows is None else all_rows
+    kept = torch.full((count, *values.shape[1:]), nothing, dtype=values.dtype) if all_rows is None else all_rows
     kept[rows] = values
     return kept
