@@ -419,10 +419,10 @@ def test_a_plan_counts_what_is_in_the_store(rub, tiny, tmp_path):
     assert empty.code == full.code == 0
     assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()], "a plan runs nothing"
     for said, there in ((empty, 0), (full, 1)):
-        counted = {line.split()[0]: [int(part) for part in line.split()[1:5]] for line in said.out.splitlines()[-7:]}
+        counted = {line.split()[0]: [int(part) for part in line.split()[1:5]] for line in said.out.splitlines()[-8:]}
         assert counted["train"] == [2, 2 * there, 0, 2 - 2 * there]
         assert counted["unlearn"] == [3, 3 * there, 0, 3 - 3 * there]
-        assert set(counted) == {"data", "train", "shadow", "unlearn", "attack", "measure", "measure-attack"}
+        assert set(counted) == {"data", "train", "shadow", "unlearn", "attack", "measure", "measure-attack", "gap"}
 
 
 @pytest.mark.slow
