@@ -11,7 +11,7 @@ from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.models.diffusion.files import hub_checkpoint
 from rub.pipeline.graph_builder import FromFiles
-from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
+from rub.tasks.text_to_image.spec import Precision, TextToImageExperiment, TextToImageProtocol
 from rub.tasks.text_to_image.verdict import Figures, conclude
 
 CONTROL_ATTACKS = ("random-prefix", "seed-search")
@@ -49,6 +49,8 @@ class TextToImageAudit(AuditRequest):
     """A name from rub list protocols, or the path of a YAML file."""
     cap: Annotated[int | None, Field(ge=1)] = None
     """Attack steps instead of the protocol's."""
+    precision: Precision | None = None
+    """float32, tf32 or bfloat16, in which pictures are drawn, instead of the protocol's; successes are float32's."""
 
     def experiment(self) -> TextToImageExperiment:
         """The concept under the protocol, with other concepts for what is left of the model."""
@@ -79,13 +81,14 @@ class TextToImageAudit(AuditRequest):
         return FromFiles({name: _checkpoint(path, f"--{name}") for name, path in weights.items()})
 
     def _protocol(self) -> Any:
+        drawn = {} if self.precision is None else {"precision": self.precision}
         if self.cap is None:
-            return self.protocol
+            return {"name": self.protocol, **drawn} if drawn else self.protocol
         try:
             attacks = protocol_of(self.protocol, self.task, TextToImageProtocol).attacks
         except ValueError as error:
             raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
-        return {"name": self.protocol, "attacks": {name: {"cap": self.cap} for name in attacks}}
+        return {"name": self.protocol, "attacks": {name: {"cap": self.cap} for name in attacks}, **drawn}
 
 
 def _checkpoint(path: Path, where: str) -> Path:

@@ -123,6 +123,15 @@ class Candidates:
     embeddings: Tensor | None = None
     latents: Tensor | None = None
 
+    def select(self, rows: Tensor) -> "Candidates":
+        """Candidates for the prompts at these positions, int64 (B,)."""
+
+        def some(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows.to(part.device)]
+
+        texts = None if self.texts is None else [self.texts[row] for row in rows.tolist()]
+        return Candidates(some(self.ids), texts, some(self.embeddings), some(self.latents))
+
 
 class Search(Protocol):
     """How an attack moves: the only part in which attacks differ.

@@ -1,6 +1,6 @@
 """Forget-Me-Not: take the cross-attention off the tokens that name the concept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -60,7 +60,10 @@ class Recorder:
 
 @contextmanager
 def recorded(model: Diffusion, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Let every cross-attention layer append its probabilities at these tokens to the list; undone at the end."""
+    """Let every cross-attention layer append its probabilities at these tokens to the list; undone at the end.
+
+    A backward pass that predicts again (`Diffusion.micro_batch`) has to come before the end.
+    """
     layers = [module for name, module in model.unet.named_modules() if name.endswith("attn2")]
     before, kept = [layer.get_processor() for layer in layers], list[Tensor]()
     try:
@@ -96,18 +99,8 @@ def concept_positions(model: Diffusion, caption: str, concept: str, *, ends: End
     return torch.tensor(sorted(found), device=model.device)
 
 
-def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positions: Tensor) -> Tensor:
-    """||A||_F over layers, pictures, heads, pixels and positions.
-
-    Args:
-        model: its UNet attends.
-        x: noisy latents (B, C, h, w).
-        t: int64 (B,).
-        given: context of the caption, (1, L, D) or (B, L, D).
-        positions: int64 (P,).
-    """
-    with recorded(model, positions) as kept:
-        model.predict(x, t, given)
+def attention_norm(kept: Iterable[Tensor]) -> Tensor:
+    """||A||_F over layers, pictures, heads, pixels and positions, of probabilities that were `recorded`."""
     norm: Tensor = torch.cat([probabilities.float().flatten() for probabilities in kept]).norm()
     return norm
 
@@ -147,9 +140,11 @@ def fmn(
     for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
         clean = next(pictures)[0] if pictures else zeros
         x, t, _ = context.noised(model, clean, draws)
-        with context.autocast():
-            loss = attention_norm(model, x, t, given, positions)
-        context.backward(loss, optimizer)
+        with recorded(model, positions) as kept:
+            with context.autocast():
+                model.predict(x, t, given)
+                loss = attention_norm(kept)
+            context.backward(loss, optimizer)
         nn.utils.clip_grad_norm_(weights.values(), clip)
         optimizer.step()
     return freeze(model)
