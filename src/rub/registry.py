@@ -37,6 +37,9 @@ class Card:
         differences: one line per difference from upstream, upstream bugs that are off included.
         version: raised when a change of the code changes results; part of every stage key.
         other_class: of an attack on classifiers, whether it can aim each image at another class than its own.
+        passes: of a method on diffusion models, the UNet passes that it takes, a backward pass counting as two: called
+            with its hyperparameters, and with ``batch``, ``sampler_steps`` and ``shown``, how many pictures of a side
+            it is shown. None: it is not known.
     """
 
     paper: str = ""
@@ -45,6 +48,7 @@ class Card:
     differences: tuple[str, ...] = ()
     version: int = 1
     other_class: bool = True
+    passes: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)

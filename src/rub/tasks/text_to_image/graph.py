@@ -12,7 +12,7 @@ from rub.metrics.base import Metric
 from rub.models.diffusion.files import hub_pipeline, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import NETWORKS
+from rub.registry import NETWORKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
 from rub.tasks.text_to_image.spec import TextToImageExperiment
@@ -119,10 +119,17 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "seed": seed,
             **self.precision,
         }
-        steps = float(given["parameters"].get("iterations", 100))
         inputs = {"original": self.original, "pictures": self.pictures}
-        cost = 10 * steps * batch_size
+        cost = self._learning(method, batch_size)
         return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=cost)
+
+    def _learning(self, method: str, batch: int) -> float:
+        parameters, passes = self.methods[method]["parameters"], card_of(unlearner(method, self.task)).passes
+        if passes is None:
+            return 10.0 * float(parameters.get("iterations", 100)) * batch
+        shown = self.experiment.evaluation.pictures
+        given = {"batch": batch, "sampler_steps": self.experiment.protocol.sampler_steps, "shown": shown}
+        return float(passes(**parameters, **given))
 
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a checkpoint that changes the original."""
@@ -244,7 +251,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             **({} if self.data else self.precision),
         }
         inputs = {**self.data, "original": self.original}
-        return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=1000)
+        cost = 1000 if self.data else self._drawing(2 * experiment.evaluation.pictures)
+        return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=cost)
 
     def measure(self, method: str, seed: int) -> Stage:
         """Stage that measures a row without an attack."""

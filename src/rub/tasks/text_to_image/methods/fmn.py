@@ -36,6 +36,7 @@ CARD = Card(
         "pictures per step are the experiment's, and the norm goes over all of them; upstream 1",
         "the norm is not squared, there is no denoising loss and no retain picture, as upstream",
     ),
+    passes=lambda iterations, batch, **_: iterations * batch * 3,
 )
 
 
@@ -133,7 +134,7 @@ def fmn(
     positions = concept_positions(model, caption, concept, ends=ends)
     given = embedded(model, caption)
     weights = train_only(model.eval(), parameter_group(model, group))
-    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay, foreach=False)
     zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
     draws, pictures = context.generator("forget-noise"), context.pictures(forget, "forget") if real_pictures else None
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer, "draws": draws}

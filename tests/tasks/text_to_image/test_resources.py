@@ -1,4 +1,7 @@
-"""Less memory, the same result: activations that are made again, pictures decoded in slices, batches that halve."""
+"""What methods cost: passes as planned; memory, of which less gives the same result.
+
+Activations are made again, pictures are decoded in slices, batches halve.
+"""
 
 import json
 
@@ -12,7 +15,7 @@ from rub.models.diffusion.sampling import Sampler
 from rub.pipeline.execution import attempt
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
-from rub.registry import METHODS
+from rub.registry import METHODS, card_of
 from rub.store.artifacts import Store
 from rub.tasks.text_to_image import stages
 from rub.tasks.text_to_image.context import Side, UnlearnContext
@@ -58,6 +61,41 @@ def unlearned(name, model, precision="float32", iterations=3):
 def test_every_method_that_takes_steps_is_here():
     known = {entry.name for entry in METHODS.entries("text-to-image") if entry.origin == "rub"}
     assert known - STEPLESS == set(SETTINGS)
+
+
+def counted(name, model, batch=2, sampler_steps=8, **settings):
+    """UNet passes of a method, a backward pass counting as two, and those that its card tells."""
+    entry, passes = METHODS.get(name, "text-to-image"), []
+
+    def hook(unet, given, made):
+        passes.append(len(made.sample) * (3 if made.sample.requires_grad else 1))
+
+    handle = model.unet.register_forward_hook(hook)  # copies of the model have it too
+    parameters = resolve(entry, settings, "test")
+    context = UnlearnContext(seed=3, batch_size=batch, sampler=Sampler("ddim", sampler_steps), anchor="a photo")
+    entry.load()(model, side(NAMES, 0), side(OTHERS, 1), context, **parameters)
+    handle.remove()
+    return sum(passes), card_of(entry).passes(**parameters, batch=batch, sampler_steps=sampler_steps, shown=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_plan_knows_a_methods_passes_to_a_factor_of_two(name, make_model):
+    settings = SETTINGS[name] | ({"mask_batches": None} if name == "salun" else {})
+    found, planned = counted(name, make_model(), iterations=8, **settings)
+    assert found / 2 <= planned <= 2 * found
+
+
+@pytest.mark.parametrize("name", ["uce", "rece"])
+def test_edits_take_no_passes(name, make_model):
+    assert counted(name, make_model()) == (0, 0)
+
+
+def test_the_passes_of_advunlearn_are_mostly_its_attacks():
+    entry = METHODS.get("advunlearn", "text-to-image")
+    given = {"batch": 1, "sampler_steps": 50, "shown": 800}
+    planned = card_of(entry).passes(**resolve(entry, {}, "test"), **given)
+    assert 1.5e6 / 2 < planned < 2 * 1.5e6  # 800 attacks of 30 steps, each with a DDIM run of about 25 steps
 
 
 @pytest.mark.slow
