@@ -189,7 +189,7 @@ def hours_of(plans: Sequence[tuple[Experiment, Graph]], device: str, data_root: 
 
     Args:
         plans: from `plan`.
-        device: a name of `rub.pipeline.hours.PEAKS`, such as ``"a100"``.
+        device: a name of `rub.pipeline.hours.DEVICES`, such as ``"a100"``.
         data_root: folder with the standard data layouts.
 
     Raises:

@@ -1,43 +1,57 @@
 """Hours that a stage takes on a device that is not here, by arithmetic: its work over what such devices sustain."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rub.errors import unknown
 
-PEAKS: Mapping[str, Mapping[str, float]] = {
-    "a100": {"float32": 19.5, "tf32": 156, "bfloat16": 312},
-    "h100": {"float32": 67, "tf32": 495, "bfloat16": 989},
-    "rtx3090": {"float32": 35.6, "tf32": 35.6, "bfloat16": 71},
-    "rtx4090": {"float32": 82.6, "tf32": 82.6, "bfloat16": 165},
+
+@dataclass(frozen=True)
+class Device:
+    """What a data sheet says of a card, without sparsity.
+
+    Attributes:
+        peaks: FLOP/s in each precision; of bfloat16 with sums in float32.
+        bandwidth: bytes per second of its memory.
+    """
+
+    peaks: Mapping[str, float]
+    bandwidth: float
+
+
+DEVICES: Mapping[str, Device] = {
+    "a100": Device({"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12}, 2.0e12),
+    "h100": Device({"float32": 67e12, "tf32": 495e12, "bfloat16": 989e12}, 3.35e12),
+    "rtx3090": Device({"float32": 35.6e12, "tf32": 35.6e12, "bfloat16": 71e12}, 0.94e12),
+    "rtx4090": Device({"float32": 82.6e12, "tf32": 82.6e12, "bfloat16": 165e12}, 1.01e12),
 }
-"""TFLOP/s without sparsity, of NVIDIA's data sheets (A100, H100 SXM) and white papers (Ampere GA102, Ada); bfloat16
-with sums in float32."""
-SUSTAINED: Mapping[str, float] = {"float32": 2 / 3, "tf32": 1 / 3, "bfloat16": 1 / 3}
-"""Share of the peak that a UNet of convolutions and attention is taken to reach, 13 and 50 TFLOP/s of an A100: a guess
-to a factor of 2, tensor cores wait for memory more than the rest does."""
+"""Cards by name, of NVIDIA's data sheets (A100 SXM 80 GB, H100 SXM) and white papers (Ampere GA102, Ada)."""
+REACHED = 2 / 3  # of a peak, where memory is fast enough
+PER_BYTE = {"float32": 25.0, "tf32": 25.0, "bfloat16": 50.0}  # FLOPs of a UNet for each byte that memory moves
+"""Both are guesses to a factor of 2, which give an A100 13, 50 and 100 TFLOP/s; large caches (RTX 4090) do better."""
 
 
 def sustained(device: str, precision: str) -> float:
-    """FLOP/s of a device in a precision: of TF32 at least those of float32, which it stands in for.
+    """FLOP/s that a UNet gets, of convolutions and attention: two thirds of the peak, or less where memory is slower.
 
     Raises:
         RubError: an unknown device.
 
     Example:
-        >>> f"{sustained('a100', 'float32'):.1e}", f"{sustained('a100', 'tf32'):.1e}"
-        ('1.3e+13', '5.2e+13')
+        >>> [f"{sustained('a100', precision):.0e}" for precision in ("float32", "tf32", "bfloat16")]
+        ['1e+13', '5e+13', '1e+14']
     """
-    if device not in PEAKS:
-        raise unknown("device", device, PEAKS)
-    rates = {name: 1e12 * peak * SUSTAINED[name] for name, peak in PEAKS[device].items()}
-    return max(rates[precision], rates["float32"])
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    card = DEVICES[device]
+    return min(REACHED * card.peaks[precision], PER_BYTE[precision] * card.bandwidth)
 
 
 def hours(device: str, work: Mapping[str, float]) -> float:
     """Hours of a device for so many FLOPs in each precision.
 
     Example:
-        >>> round(hours("a100", {"tf32": 52e12 * 3600, "float32": 13e12 * 1800}), 2)
+        >>> round(hours("a100", {"tf32": 50e12 * 3600, "float32": 13e12 * 1800}), 2)
         1.5
     """
     return sum(flops / sustained(device, precision) for precision, flops in work.items()) / 3600

@@ -10,7 +10,7 @@ from rub.cli.main import app
 from rub.config.suite import load_suite
 from rub.errors import RubError
 from rub.pipeline.graph import Stage, in_order
-from rub.pipeline.hours import PEAKS, hours, sustained
+from rub.pipeline.hours import DEVICES, hours, sustained
 from rub.tasks.text_to_image.work import pass_flops, work_of
 
 STABLE_DIFFUSION = {  # unet/config.json of CompVis/stable-diffusion-v1-4
@@ -110,7 +110,7 @@ def test_hours_are_work_over_rate(root):
     assert set(found) == {stage.key for stage in in_order(plans[0][1].stages)}
 
 
-@pytest.mark.parametrize("device", PEAKS)
+@pytest.mark.parametrize("device", DEVICES)
 def test_less_precision_is_never_slower(device):
     assert sustained(device, "float32") <= sustained(device, "tf32") <= sustained(device, "bfloat16")
     assert hours(device, {}) == 0
