@@ -184,6 +184,28 @@ def stage_status(stages: Sequence[Stage], store: Store) -> list[StageStatus]:
     return rows
 
 
+def hours_of(plans: Sequence[tuple[Experiment, Graph]], device: str, data_root: Path | None) -> dict[str, float]:
+    """Stage key -> hours on a device that need not be here, by arithmetic; see `rub.pipeline.hours`.
+
+    Args:
+        plans: from `plan`.
+        device: a name of `rub.pipeline.hours.DEVICES`, such as ``"a100"``.
+        data_root: folder with the standard data layouts.
+
+    Raises:
+        RubError: an unknown device, or work that is not known: of other tasks, and of miniatures.
+    """
+    from rub.pipeline.hours import hours
+
+    found = {}
+    for experiment, graph in plans:
+        if not (target := task_of(experiment.task).work):
+            raise RubError(f"task {experiment.task}: the FLOPs of its stages are not known; leave out --hours-on")
+        work = load_target(target)(experiment, data_root)
+        found.update({stage.key: hours(device, work(stage)) for stage in in_order(graph.stages)})
+    return found
+
+
 @overload
 def audit(
     request: "AuditRequest | str",

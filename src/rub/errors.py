@@ -14,6 +14,14 @@ class Diverged(Exception):
     """Numbers stopped being finite inside a stage; its cells are marked failed with this reason."""
 
 
+class OutOfMemory(Exception):
+    """Memory ran out while a stage held `batch` of a runtime's batch size; `held` says what that was, in its words."""
+
+    def __init__(self, held: str, batch: int) -> None:
+        super().__init__(held)
+        self.batch = batch
+
+
 class NothingToMeasure(Exception):
     """No sample is left that a measurement could be of; its cells are marked failed with this reason."""
 

@@ -39,6 +39,9 @@ class Card:
         other_class: of an attack on classifiers, whether it can aim each image at another class than its own.
         picture: of an attack on text-to-image, whether it feeds a picture of the concept, or what was made of one: then
             the same attack with pictures of other concepts is measured beside it.
+        passes: of a method on diffusion models, the UNet passes that it takes, a backward pass counting as two: called
+            with its hyperparameters, and with ``batch``, ``sampler_steps`` and ``shown``, how many pictures of a side
+            it is shown. None: it is not known.
     """
 
     paper: str = ""
@@ -48,6 +51,7 @@ class Card:
     version: int = 1
     other_class: bool = True
     picture: bool = False
+    passes: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from rub.attacks.search import Queue, run_queue
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MAEConfig, MaskedAutoencoder
 from rub.models.network import build_network
-from rub.pipeline.checkpointing import Checkpointer
+from rub.pipeline import runtime
+from rub.pipeline.checkpointing import Checkpointer, ParameterState
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime, compute
 from rub.store.artifacts import Store, whole_state
@@ -144,7 +145,16 @@ def sealed(value):
     return sha256(stream.getvalue()).hexdigest().encode() + stream.getvalue()
 
 
-@pytest.mark.parametrize("value", [{}, [1], {"mark": "now", "seconds": "soon", "state": {}}, b"not a dict"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [1],
+        {"mark": "now", "seconds": "soon", "state": {}},
+        b"not a dict",
+        {"mark": "now", "seconds": 1, "state": {}},
+    ],
+)
 def test_a_file_of_others_that_is_no_state_is_passed_over(value, tmp_path):
     (tmp_path / "loop-1.state").write_bytes(sealed(value))
     assert whole_state(tmp_path / "loop-1.state")
@@ -168,6 +178,33 @@ def test_pipes_and_links_are_no_states(tmp_path):
 def test_a_state_of_other_code_is_passed_over(tmp_path):
     kept_state(tmp_path, mark="then")
     assert Checkpointer(tmp_path, 0.0, "now").section("loop", {"draws": torch.Generator()}).restore() == 0
+
+
+def test_a_state_of_another_kind_of_device_is_read(tmp_path, monkeypatch):
+    def changing(seed):
+        weight = torch.nn.Parameter(torch.full((2,), float(seed)))
+        optimizer = torch.optim.Adam([weight])
+        weight.grad = torch.full((2,), float(seed))
+        optimizer.step()
+        return {"weights": ParameterState({"w": weight}), "optimizer": optimizer}, weight
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # as on a machine with two GPUs
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state()] * 2)
+    there, weight = changing(3)
+    Checkpointer(tmp_path, 0.0, "now", "cuda NVIDIA A100").section("loop", there).keep(7)
+    here, other = changing(5)
+    checkpointer = Checkpointer(tmp_path, 0.0, "now", "cpu x2")
+    assert checkpointer.section("loop", here).restore() == 7
+    assert torch.equal(other, weight)
+    assert all(
+        torch.equal(here["optimizer"].state[other][name], value)
+        for name, value in there["optimizer"].state[weight].items()
+    )
+    assert checkpointer.devices == ("cuda NVIDIA A100", "cpu x2")
+    checkpointer.section("loop", here).keep(9)
+    back = Checkpointer(tmp_path, 0.0, "now", "cuda NVIDIA A100")
+    assert back.read("loop-2.state") is not None
+    assert back.devices == ("cuda NVIDIA A100", "cpu x2", "cuda NVIDIA A100")
 
 
 def test_parts_of_one_name_keep_apart(tmp_path):
@@ -214,3 +251,19 @@ def test_a_stage_keeps_its_state_in_the_store_until_it_ends(tmp_path):
     draws = torch.Generator().manual_seed(1)
     assert made.file("last.txt").read_text() == f"2 {torch.rand(6, generator=draws)[5].item()}"
     assert made.manifest["seconds"] >= 0
+
+
+def test_an_artifact_names_the_devices_that_made_it(tmp_path, monkeypatch):
+    store, stage = Store(tmp_path), Stage("t", "count", 1, "count", {"seed": 1})
+
+    def progress(done, total, note=""):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "device_name", lambda device: "cuda NVIDIA A100")
+    with pytest.raises(KeyboardInterrupt):
+        compute(stage, Counting(), {}, store, Runtime(checkpoint_seconds=0.0, progress=progress))
+    monkeypatch.setattr(runtime, "device_name", lambda device: "cpu x2")
+    made = compute(stage, Counting(), {}, store, Runtime(checkpoint_seconds=0.0))
+    assert made.manifest["device"] == "cuda NVIDIA A100, then cpu x2"
+    assert made.file("last.txt").read_text().startswith("2 ")  # went on after the fourth

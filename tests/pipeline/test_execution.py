@@ -123,6 +123,21 @@ def test_where_memory_runs_out_batches_halve(picky_stage, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
+@pytest.mark.slow
+def test_models_of_earlier_stages_go_before_batches_halve(picky_stage, tmp_path, monkeypatch):
+    runtime = replace(make_runtime(device="cpu"), batch_size=256)
+    runtime.cache.get("a model", object)
+    monkeypatch.setattr(sys.modules["rub_picky"], "picky", _needs_an_empty_cache)
+    outcome = attempt(picky_stage(256), Picky(), {}, Store(tmp_path), runtime)
+    assert outcome.artifact.file("batch.txt").read_text() == "256"
+
+
+def _needs_an_empty_cache(stage, inputs, out, runtime):
+    if len(runtime.cache):
+        raise MemoryError
+    picky(stage, inputs, out, runtime)
+
+
 def test_what_counts_as_out_of_memory():
     import torch
 

@@ -128,6 +128,9 @@ def plan(
     store: STORE = None,
     data_root: DATA = None,
     prompts: PROMPTS = None,
+    hours_on: Annotated[
+        str | None, typer.Option(help="a100, h100, rtx3090 or rtx4090: hours that what is missing takes there.")
+    ] = None,
     plugin: PLUGIN = None,
 ) -> None:
     """Show the graph: which stages are in the store, under way or missing, and their cost. Runs nothing."""
@@ -137,19 +140,27 @@ def plan(
     from rub.store.artifacts import Store
 
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
-    plans = api.plan(loaded, api.make_runtime(data_root=data_root, device="cpu"))
+    runtime = api.make_runtime(data_root=data_root, device="cpu")
+    plans = api.plan(loaded, runtime)
+    hours = None if hours_on is None else api.hours_of(plans, hours_on, runtime.data_root)
     listed = api.stage_status(
         [stage for _, graph in plans for stage in graph.stages], Store(store or api.default_store())
     )
-    table = Table("stage", "number", "in store", "partial", "missing", "MiB kept", "million passes missing", box=None)
+    columns = ["stage", "number", "in store", "partial", "missing", "MiB kept", "million passes missing"]
+    table = Table(*columns, *([f"hours on {hours_on}"] if hours else []), box=None)
     for kind in dict.fromkeys(row.stage.kind for row in listed):
         rows = [row for row in listed if row.stage.kind == kind]
         kept = [row.kept for row in rows if row.kept is not None]
         partial = [row.partial for row in rows if row.partial]
-        cost = sum(row.stage.cost for row in rows if row.kept is None) / 1e6
+        left = [row.stage for row in rows if row.kept is None]
         counts = (len(rows), len(kept), len(partial), len(rows) - len(kept) - len(partial))
-        table.add_row(kind, *map(str, counts), f"{sum([*kept, *partial]) / 2**20:.1f}", f"{cost:.2f}")
+        told = [f"{sum([*kept, *partial]) / 2**20:.1f}", f"{sum(stage.cost for stage in left) / 1e6:.2f}"]
+        told += [f"{sum(hours[stage.key] for stage in left):.1f}"] if hours else []
+        table.add_row(kind, *map(str, counts), *told)
     console().print(table)
+    if hours:
+        missing = sum(hours[row.stage.key] for row in listed if row.kept is None)
+        say(f"about {missing:.0f} hours on one {hours_on}, by arithmetic, to a factor of 2; every search to its cap")
     for note in (note for _, graph in plans for note in graph.notes):
         console().print(f"note: {note}", highlight=False)
 

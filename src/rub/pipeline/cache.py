@@ -24,6 +24,9 @@ class Cache:
         value: T = self._values[key]
         return value
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def clear(self) -> None:
         """Forget all values."""
         self._values.clear()

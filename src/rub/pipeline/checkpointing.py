@@ -1,9 +1,9 @@
 """How long work survives being killed: every few minutes a stage keeps the state that it would go on from.
 
 A part of a stage (a training loop, a search) names what changes while it runs; those things speak torch's convention,
-``state_dict`` and ``load_state_dict``. Torch's global random numbers are kept beside them. On a CPU, a run that goes on
-from a state ends in the same bytes as one that was never killed; on a GPU, whose sums do not repeat to the bit, it ends
-as near as another run would.
+``state_dict`` and ``load_state_dict``. Torch's global random numbers are kept beside them. On one CPU, a run that goes
+on from a state ends in the same bytes as one that was never killed; on a GPU, whose sums do not repeat to the bit, and
+on another device than the one that wrote the state, it ends as near as another run would.
 """
 
 import io
@@ -83,15 +83,16 @@ class Checkpointer:
     """Where the parts of one running stage keep their states: a folder of this stage alone, or nowhere.
 
     A state is kept every so many seconds, or after every step for 0; one with another mark, of other code, is passed
-    over.
+    over. One of another device is read.
 
     Example:
         >>> Checkpointer().section("train", {}).restore()
         0
     """
 
-    def __init__(self, folder: Path | None = None, every: float = 0.0, mark: str = "") -> None:
-        self.folder, self.every, self.mark = folder, every, mark
+    def __init__(self, folder: Path | None = None, every: float = 0.0, mark: str = "", device: str = "") -> None:
+        self.folder, self.every, self.mark, self.device = folder, every, mark, device
+        self.before: tuple[str, ...] = ()  # devices of the runs before this one
         self.earlier = 0.0  # seconds of the runs before this one
         self._began = self._kept = time.monotonic()
         self._cost = 0.0  # seconds that the last state took to write
@@ -101,6 +102,11 @@ class Checkpointer:
     def seconds(self) -> float:
         """Seconds of work so far, those before the kill included."""
         return self.earlier + time.monotonic() - self._began
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices that the work was done on, one after the other, the present one last."""
+        return self.before if self.before[-1:] == (self.device,) else (*self.before, self.device)
 
     def section(self, name: str, changing: Changing) -> "Section":
         """Part of the stage, such as ``"train"``; a second one of the same name is another part."""
@@ -124,7 +130,8 @@ class Checkpointer:
         try:
             with written.open("x+b") as file:  # never through a link
                 file.write(b"0" * STATE_HEAD)
-                torch.save({"mark": self.mark, "seconds": self.seconds, "state": state}, file)
+                facts = {"mark": self.mark, "devices": list(self.devices), "seconds": self.seconds}
+                torch.save({**facts, "state": state}, file)
                 file.seek(STATE_HEAD)
                 digest = file_digest(file, "sha256").hexdigest()
                 file.seek(0)
@@ -149,11 +156,13 @@ class Checkpointer:
             try:
                 content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
                 mark, seconds, state = content["mark"], float(content["seconds"]), content["state"]
+                devices = tuple(str(name) for name in content["devices"])
             except Exception:  # someone else's file fails in any way
                 return None
         if mark != self.mark:
             return None
         self.earlier = max(self.earlier, seconds)
+        self.before = max(self.before, devices, key=len)
         return cast("dict[str, Any]", state)
 
 
@@ -184,8 +193,9 @@ class Section:
             else:
                 thing.load_state_dict(kept["changing"][role])
         torch.set_rng_state(kept["random"]["cpu"])
-        if kept["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(kept["random"]["cuda"])
+        cuda = kept["random"]["cuda"]
+        if cuda and len(cuda) == torch.cuda.device_count():  # else it is of another machine
+            torch.cuda.set_rng_state_all(cuda)
         return int(kept["done"])
 
     def keep(self, done: int) -> None:

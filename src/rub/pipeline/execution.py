@@ -5,14 +5,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from rub.errors import Diverged, NothingToMeasure, RubError
+from rub.errors import Diverged, NothingToMeasure, OutOfMemory, RubError
 from rub.pipeline.graph import Stage
 from rub.pipeline.memory import return_freed_memory
 from rub.pipeline.runtime import Runtime, compute
@@ -65,21 +65,25 @@ def attempt(
 ) -> Outcome:
     """Run a stage into the store and return how it ended; where memory runs out, again with half the batch.
 
-    The time limit is of all tries together.
+    Models of earlier stages go first, if there are any. The time limit is of all tries together.
 
     Raises:
         RubError: the request itself is wrong; what the stage would go on from is kept, as where memory or time ran out.
     """
+    others = len(runtime.cache) > 0
     try:
         with time_limit(minutes):
             while True:
                 try:
                     return Outcome("done", compute(stage, task, inputs, store, runtime))
                 except Exception as error:
-                    if not out_of_memory(error) or runtime.batch_size < 2 * SMALLEST_BATCH:
+                    lost = memory_lost(error, runtime)
+                    if lost is None or (lost.batch < 2 * SMALLEST_BATCH and not others):
                         raise
-                    runtime = replace(runtime, batch_size=runtime.batch_size // 2)
+                    if not others:
+                        runtime = replace(runtime, batch_size=lost.batch // 2)
                 _free(runtime)
+                others = False
     except RubError:
         raise
     except TimedOut:
@@ -90,10 +94,10 @@ def attempt(
     except NothingToMeasure as error:
         return Outcome("failed", reason=f"{stage.label}: {error}")
     except Exception as error:
-        if out_of_memory(error):
+        if (lost := memory_lost(error, runtime)) is not None:
             traceback.clear_frames(error.__traceback__)  # what the stage held would be held until the error is gone
             _free(runtime)
-            return Outcome("failed", reason=f"{stage.label}: out of memory, with batches of {runtime.batch_size} too")
+            return Outcome("failed", reason=f"{stage.label}: out of memory, with {lost} too")
         store.forget_partial(stage.key)
         return Outcome("failed", reason=f"{stage.label}: {one_line(error)}")
 
@@ -105,6 +109,31 @@ def one_line(error: Exception) -> str:
     # The last line that is not inside a library.
     frame = next((item for item in reversed(frames) if "site-packages" not in item.filename), frames[-1])
     return f"{type(error).__name__}: {line} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def memory_lost(error: Exception, runtime: Runtime) -> OutOfMemory | None:
+    """What was held when memory ran out; None where it did not."""
+    if isinstance(error, OutOfMemory):
+        return error
+    size = runtime.batch_size
+    return OutOfMemory(f"batches of {size}", size) if out_of_memory(error) else None
+
+
+@contextmanager
+def told_in(unit: str, held: Callable[[], int], share: int) -> Iterator[None]:
+    """Where memory runs out in the body, say how many of a unit it held: `share` of the runtime's batch for each.
+
+    Raises:
+        OutOfMemory: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        count = max(held(), 1)
+        raise OutOfMemory(f"{count} {unit}{'s' * (count > 1)} at a time", share * count) from None
 
 
 def out_of_memory(error: Exception) -> bool:

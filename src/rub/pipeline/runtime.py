@@ -77,14 +77,15 @@ def compute(stage: Stage, task: Task, inputs: Mapping[str, Artifact], store: Sto
 
         # A claim is made in full float32; torch's default rounds convolutions.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # A state is read by the code, libraries and kind of device that wrote it: others need not end in the same bytes.
-    mark = canonical([facts["code_version"], facts["library_versions"], facts["device"]]).decode()
-    checkpointer = Checkpointer(store.partial(stage.key), runtime.checkpoint_seconds, mark)
+    # A state is read by the code and libraries that wrote it, on any device: results agree to rounding.
+    mark = canonical([facts["code_version"], facts["library_versions"]]).decode()
+    checkpointer = Checkpointer(store.partial(stage.key), runtime.checkpoint_seconds, mark, facts["device"])
 
     def fill(out: Path) -> None:
         with retain_freed_memory():
             function(stage, inputs, out, replace(runtime, checkpointer=checkpointer))
         facts["seconds"] = round(checkpointer.seconds, 3)
+        facts["device"] = ", then ".join(checkpointer.devices)
 
     made = store.write(stage.kind, stage.key, facts, fill)
     store.forget_partial(stage.key)

@@ -14,7 +14,7 @@ from rub.pipeline.callback import Progress, silent
 from rub.pipeline.checkpointing import Changing, Checkpointer, Section
 from rub.pipeline.rng import seeded
 from rub.training.batches import Augmentation, Stream, cuts, refilled
-from rub.training.device import compiled, copy_to_host_async, on_device, tf32
+from rub.training.device import compiled, copy_to_host_async, on_device, reduced, tf32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,7 @@ class TrainContext:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Compute the body in the context's precision; weights stay float32."""
-        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with tf32(self.precision == "tf32"), bfloat16:
+        with reduced(self.precision, self.device):
             yield
 
     def sgd(self, model: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:

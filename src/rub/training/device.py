@@ -42,6 +42,23 @@ def tf32(enabled: bool) -> Iterator[None]:
             flag.allow_tf32 = value
 
 
+@contextmanager
+def reduced(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute the body in a precision; weights stay float32.
+
+    Args:
+        precision: ``"float32"``, ``"tf32"`` (see `tf32`), or ``"bfloat16"`` (autocast).
+        device: where the body computes.
+
+    Example:
+        >>> with reduced("bfloat16", torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    with tf32(precision == "tf32"), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
+
+
 def compiled(function: F, enabled: bool = True) -> F:
     """Network, or a function of one, compiled for the shapes that it meets; as it is where not `enabled`.
 

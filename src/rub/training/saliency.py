@@ -73,9 +73,14 @@ def top_mask(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]
         ([True, False], [True, False])
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
-    order = torch.argsort(flat, descending=True, stable=True)
-    keep = torch.zeros_like(flat, dtype=torch.bool)
-    keep[order[: round(fraction * len(flat))]] = True
+    count = round(fraction * len(flat))
+    if 0 < count < len(flat):
+        least = flat.kthvalue(len(flat) - count + 1).values  # a sort would take several times the memory
+        keep = flat > least
+        level = flat == least
+        keep |= level & (level.cumsum(0, dtype=torch.int32) <= count - keep.sum())
+    else:
+        keep = torch.full_like(flat, count > 0, dtype=torch.bool)
     parts = torch.split(keep, [score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 

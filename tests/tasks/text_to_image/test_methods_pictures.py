@@ -549,7 +549,9 @@ def probabilities_by_hand(model, x, t, prompts):
 def test_the_norm_is_that_of_the_softmax_at_the_positions(model):
     one, positions = batch(model, 0, CAPTIONS), torch.tensor([2, 5, 6])
     total = sum(p[..., [2, 5, 6]].square().sum() for p in probabilities_by_hand(model, one.x, one.t, CAPTIONS))
-    found = attention_norm(model, one.x, one.t, one.given, positions)
+    with recorded(model, positions) as kept:
+        model.predict(one.x, one.t, one.given)
+    found = attention_norm(kept)
     assert found.item() == pytest.approx(total.sqrt().item(), rel=1e-5)
     assert close(gradient(found, model), gradient(total.sqrt(), model))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rub.errors import RubError
 from rub.models.weights import freeze
@@ -32,6 +33,7 @@ SCHEDULE: Mapping[str, Any] = {
     "prediction_type": "epsilon",
 }
 """The noise schedule of Stable Diffusion 1.x and 2.x-base (`scheduler_config.json` of its version 1.4)."""
+PIXELS = 1024 * 1024  # of the pictures that the autoencoder holds at once: four of 512 x 512, 256 of 64 x 64
 
 
 class Diffusion(nn.Module):
@@ -44,6 +46,9 @@ class Diffusion(nn.Module):
         tokenizer: a `CLIPTokenizer`; its ``model_max_length`` is L.
         schedule: the noise schedule, a diffusers scheduler config.
         guidance: what acts while pictures are drawn, or None.
+        micro_batch: rows whose activations `predict` holds for a gradient, or None for all. Of more rows it forgets the
+            activations, and makes them again in the backward pass, so many rows at a time: equal to rounding.
+        widest: most rows that were predicted with a gradient so far.
     """
 
     alpha_bar: Tensor
@@ -62,6 +67,8 @@ class Diffusion(nn.Module):
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.schedule = tokenizer, dict(schedule)
         self.guidance: Guided | None = None
+        self.micro_batch: int | None = None
+        self.widest = 0
         self.prediction = str(self.schedule.get("prediction_type", "epsilon"))
         if self.prediction not in ("epsilon", "v_prediction"):
             raise RubError(f"model: predicts '{self.prediction}'; should be 'epsilon' or 'v_prediction'")
@@ -132,11 +139,22 @@ class Diffusion(nn.Module):
         Of a UNet that predicts v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho 2022, appendix D)
         it is sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t.
         """
-        made = cast(Tensor, self.unet(x, t, encoder_hidden_states=context.expand(len(x), -1, -1)).sample)
+        rows, context = len(x), context.expand(len(x), -1, -1)
+        if torch.is_grad_enabled():
+            self.widest = max(self.widest, rows)
+        if self.micro_batch is None or rows <= self.micro_batch or not torch.is_grad_enabled():
+            made = self._made(x, t, context)
+        else:
+            times = t if isinstance(t, Tensor) and t.ndim else torch.as_tensor(t, device=x.device).expand(rows)
+            parts = zip(*(torch.split(part, self.micro_batch) for part in (x, times, context)), strict=True)
+            made = torch.cat([checkpoint(self._made, *part, use_reentrant=False) for part in parts])
         if self.prediction == "epsilon":
             return made
         alpha = self._alpha_at(torch.as_tensor(t, device=x.device)).reshape(-1, 1, 1, 1)
         return alpha.sqrt() * made + (1 - alpha).sqrt() * x
+
+    def _made(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
+        return cast(Tensor, self.unet(x, t, encoder_hidden_states=context).sample)
 
     def _alpha_at(self, t: Tensor) -> Tensor:
         """alpha_bar at time steps, between two of them by sigma, which samplers make linear in t."""
@@ -151,19 +169,36 @@ class Diffusion(nn.Module):
         alpha = self.alpha_bar[t].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
+    @property
+    def _pixels_per_latent(self) -> int:
+        config: Any = self.vae.config if self.vae is not None else None
+        return int(config.patch if hasattr(config, "patch") else 2 ** (len(config.block_out_channels) - 1))
+
     @torch.no_grad()
     def to_latents(self, images: Tensor) -> Tensor:
         """Clean latents x_0 of uint8 images (B, 1 or 3, H, W): the mean of the encoder, scaled."""
         x = images.to(self.device).float() / 127.5 - 1
         if self.vae is None:
             return x
-        return cast(Tensor, self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor)
+        parts = torch.split(x, _most(x.shape[2:]))
+        return torch.cat([self.vae.encode(part).latent_dist.mean * self.vae.config.scaling_factor for part in parts])
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
         """uint8 images (B, 1 or 3, H, W) of clean latents, on the CPU."""
-        x = latents if self.vae is None else self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+        if self.vae is None:
+            return _levels(latents)
+        x = latents / self.vae.config.scaling_factor
+        parts = torch.split(x, _most(x.shape[2:], self._pixels_per_latent))
+        return torch.cat([_levels(self.vae.decode(part).sample) for part in parts])
+
+
+def _most(sides: Sequence[int], scale: int = 1) -> int:
+    return max(PIXELS // (scale**2 * sides[0] * sides[1]), 1)
+
+
+def _levels(x: Tensor) -> Tensor:
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def frozen(model: Diffusion) -> Diffusion:

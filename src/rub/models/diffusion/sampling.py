@@ -59,8 +59,8 @@ def guided(
     step or int64 (B,), g float (B,); `memory` is what guidance keeps from step to step of a run.
     """
     if model.guidance is None and bool((weight == 1).all()):
-        return model.predict(x, t, context)
-    without, given = both(model, x, t, context, empty, memory)
+        return model.predict(x, t, context).float()
+    without, given = (made.float() for made in both(model, x, t, context, empty, memory))
     return without + weight.reshape(-1, 1, 1, 1) * (given - without)
 
 

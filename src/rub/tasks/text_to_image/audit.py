@@ -12,7 +12,7 @@ from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.models.diffusion.files import hub_checkpoint
 from rub.pipeline.graph_builder import FromFiles
-from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
+from rub.tasks.text_to_image.spec import Precision, TextToImageExperiment, TextToImageProtocol
 from rub.tasks.text_to_image.verdict import Figures, conclude
 
 CONTROL_ATTACKS = ("random-prefix", "seed-search")
@@ -52,6 +52,8 @@ class TextToImageAudit(AuditRequest):
     """Attacks besides the protocol's, with its largest cap, such as img2img,inverted-latent."""
     cap: Annotated[int | None, Field(ge=1)] = None
     """Attack steps instead of the protocol's."""
+    precision: Precision | None = None
+    """float32, tf32 or bfloat16, in which pictures are drawn, instead of the protocol's; successes are float32's."""
 
     def experiment(self) -> TextToImageExperiment:
         """The concept under the protocol, with other concepts for what is left of the model."""
@@ -82,8 +84,9 @@ class TextToImageAudit(AuditRequest):
         return FromFiles({name: _checkpoint(path, f"--{name}") for name, path in weights.items()})
 
     def _protocol(self) -> Any:
+        drawn: dict[str, Any] = {} if self.precision is None else {"precision": self.precision}
         if self.cap is None and not self.attacks:
-            return self.protocol
+            return {"name": self.protocol, **drawn} if drawn else self.protocol
         try:
             given = protocol_of(self.protocol, self.task, TextToImageProtocol)
         except ValueError as error:
@@ -91,7 +94,7 @@ class TextToImageAudit(AuditRequest):
         cap = self.cap or max((attack.cap for attack in given.attacks.values()), default=1)
         changed: dict[str, Any] = {name: {"cap": cap} for name in given.attacks} if self.cap else {}
         added = {name: {"run": name, "cap": cap} for name in self.attacks if name not in given.attacks}
-        return {"name": self.protocol, "attacks": changed | added}
+        return {"name": self.protocol, "attacks": changed | added, **drawn}
 
 
 def _checkpoint(path: Path, where: str) -> Path:

@@ -97,7 +97,7 @@ class UnlearnContext(TrainContext):
         return x, t.to(self.device)
 
     def adam(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-        """Adam over these parameters.
+        """Adam over these parameters, one after the other: all together would take their size once more.
 
         Raises:
             RubError: there are none.
@@ -105,7 +105,7 @@ class UnlearnContext(TrainContext):
         chosen = list(parameters)
         if not chosen:
             raise RubError("unlearning: no parameter of this model is selected for training")
-        return torch.optim.Adam(chosen, lr=lr)
+        return torch.optim.Adam(chosen, lr=lr, foreach=False)
 
 
 def draw_noise(model: Diffusion, shape: Iterable[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from rub.metrics.base import Metric
 from rub.models.diffusion.files import hub_pipeline, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
-from rub.registry import ATTACKS, NETWORKS, card_of
+from rub.registry import ATTACKS, NETWORKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
 from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
 from rub.tasks.text_to_image.spec import TextToImageExperiment
@@ -79,6 +79,9 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         images = 0 if dataset is None else 1.5 * num_images(dataset, 9_500)  # and half as many out of distribution
         options: dict[str, Any] = {"version": 2, "images": images, "measured": True}
         self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root, **options)
+        precision = experiment.protocol.precision
+        self.precision = {} if precision == "float32" else {"precision": precision}
+        """What stages that draw, or learn, know of it."""
         self.sought = self._sought(self.concept)
         self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
         self.others = self._others() if fed else None
@@ -122,11 +125,19 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "sampler_steps": experiment.protocol.sampler_steps,
             "batch_size": batch_size,
             "seed": seed,
+            **self.precision,
         }
-        steps = float(given["parameters"].get("iterations", 100))
         inputs = {"original": self.original, "pictures": self.pictures}
-        cost = 10 * steps * batch_size
+        cost = self._learning(method, batch_size)
         return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=cost)
+
+    def _learning(self, method: str, batch: int) -> float:
+        parameters, passes = self.methods[method]["parameters"], card_of(unlearner(method, self.task)).passes
+        if passes is None:
+            return 10.0 * float(parameters.get("iterations", 100)) * batch
+        shown = self.experiment.evaluation.pictures
+        given = {"batch": batch, "sampler_steps": self.experiment.protocol.sampler_steps, "shown": shown}
+        return float(passes(**parameters, **given))
 
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a checkpoint that changes the original."""
@@ -158,6 +169,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """Stage that searches inputs for one row and attack: for the concept, unless something else is sought."""
         plan, sought = self.attacks[label], sought or self.sought
         spec = {"run": self.runs[label][0], "cap": plan.cap, "seed": seed, **self._drawn(sought.concept)}
+        spec |= self.precision
         inputs = self._compared(method, seed, sought)
         inner = float(self.runs[label][0]["parameters"].get("inner_steps", 0))
         cost = self._count() * plan.cap * (3.0 * inner + _DRAWN * self.experiment.protocol.sampler_steps)
@@ -177,7 +189,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
 
     def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """Pictures that were drawn already, and the models that draw those of other concepts."""
-        return self._scoring(), self._compared(method, seed) | {"clean": self.measure(method, seed)}
+        inputs = self._compared(method, seed) | {"clean": self.measure(method, seed)}
+        return self._scoring() | self.precision, inputs
 
     def _compared(self, method: str, seed: int, sought: Sought | None = None) -> dict[str, Stage]:
         sought = sought or self.sought
@@ -254,13 +267,15 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "count": experiment.evaluation.pictures,
             "validation": None if experiment.dataset is None else experiment.dataset.validation,
             "sampler": None if self.data else self._sampler(),
+            **({} if self.data else self.precision),
         }
         inputs = {**self.data, "original": self.original}
-        return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=1000)
+        cost = 1000 if self.data else self._drawing(2 * experiment.evaluation.pictures)
+        return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=cost)
 
     def measure(self, method: str, seed: int) -> Stage:
         """Stage that measures a row without an attack."""
-        spec = {"method": method, "seed": seed, **self._scoring()}
+        spec = {"method": method, "seed": seed, **self._scoring(), **self.precision}
         if without := self.experiment.retrain_without:  # its kept concepts are not all known to the retrained model
             spec["unseen"] = list(without)
         inputs = self._compared(method, seed)

@@ -22,7 +22,7 @@ from rub.tasks.text_to_image.attacks.base import Prompts
 from rub.tasks.text_to_image.metrics import FLOOR, attacked_metrics, cell
 from rub.tasks.text_to_image.metrics import METRICS as SHIPPED
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
-from rub.tasks.text_to_image.stages import batch_of, clean_images, drawing_of, prompts_in, weights_of
+from rub.tasks.text_to_image.stages import batch_of, clean_hits, clean_images, drawing_of, prompts_in, weights_of
 from rub.tasks.text_to_image.witnesses import save_witnesses
 
 Inputs = Mapping[str, Artifact]
@@ -71,18 +71,18 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec = stage.spec
     measured = Measured(cell, spec["method"], spec["seed"], origin(inputs["unlearned"], inputs["unlearned"]))
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
-    images = clean_images(drawing, prompts_in(inputs["prompts"]), batch_of(runtime))
+    images, seen = clean_hits(drawing, prompts_in(inputs["prompts"]), batch_of(runtime))
     np.save(out / "images.npy", images.numpy())
     judge = load_judge(inputs["judge"], inputs, runtime)
     asked = {"extractor": identity(judge), "setting": _asked(inputs, judge.description)}
-    ids, hits = prompts_in(inputs["prompts"]).ids.numpy(), drawing.seen(images)[0].numpy()
-    seen = {
+    ids, hits = prompts_in(inputs["prompts"]).ids.numpy(), seen.numpy()
+    found = {
         "forget": Outputs(ids, np.full_like(ids, -1), images=images.numpy(), scores={"hit": hits}, facts=asked),
         **_of_others(inputs, spec, runtime),
     }
     for metric in SHIPPED:
-        if metric.stage and metric.split in seen:
-            measured.compute(metric, seen[metric.split])
+        if metric.stage and metric.split in found:
+            measured.compute(metric, found[metric.split])
     measured.save(out)
 
 

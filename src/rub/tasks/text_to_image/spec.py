@@ -10,6 +10,8 @@ from rub.data.spec import DatasetSpec
 from rub.errors import RubError
 from rub.judges.spec import JudgeSpec
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
 
 class ModelSpec(Frozen):
     """Which diffusion model."""
@@ -43,7 +45,7 @@ class TrainingSpec(Frozen):
     """Pictures per step of the autoencoder, which costs far more per picture than the UNet on its latents."""
     mirror: bool | None = None
     """Mirror half of the pictures; as the data set allows when left out."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 class ConceptSpec(Frozen):
@@ -96,6 +98,9 @@ class TextToImageProtocol(Protocol):
     a shorter text encoder, those that leave an attack less than 8 tokens."""
     guidance: float | None = Field(None, ge=1)
     """Classifier-free guidance of every prompt; each prompt's own when left out."""
+    precision: Precision = Field("float32", exclude_if=lambda precision: precision == "float32")
+    """In which pictures are drawn and methods compute, weights stay float32; the original's pictures and every success
+    are drawn in float32."""
 
 
 class Evaluation(Frozen):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.sampling import Sampler, initial_latents, sample
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.models.weights import freeze
+from rub.pipeline.execution import told_in
 from rub.pipeline.graph import Stage
 from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
@@ -33,9 +35,11 @@ from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
 from rub.training.batches import Augmentation
+from rub.training.device import reduced
 
 Inputs = Mapping[str, Artifact]
 MODEL = "model.safetensors"
+SHARE = 8  # of a runtime's batch size, for a prompt that is searched or a picture that is learned from
 ROOM = 8  # tokens left free for an attack, where the text encoder is shorter than the protocol thinks
 
 
@@ -168,7 +172,8 @@ def method_images(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> 
             captions = [f"a photo of {facts.names[label][0]}" for label in chosen.labels.tolist()]
         else:
             captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
-            latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
+            with reduced(spec.get("precision", "float32"), model.device):
+                latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
         np.save(out / f"{side}_latents.npy", latents.numpy())
         facts_ = {"prompts": names, "captions": captions}
         (out / f"{side}.json").write_text(json.dumps(facts_), encoding="utf-8")
@@ -183,7 +188,7 @@ def _pool(dataset: ImageDataset, validation: float, facts: ResolvedConcept, side
 
 def _sampled(model: Diffusion, captions: list[str], sampler: Sampler, runtime: Runtime) -> Tensor:
     # latents of images that the model draws of these captions; the seed of each is its place
-    parts, size = [], max(runtime.batch_size // 8, 1)
+    parts, size = [], batch_of(runtime)
     for start in range(0, len(captions), size):
         texts = captions[start : start + size]
         noise = initial_latents(model, torch.arange(start, start + len(texts)))
@@ -203,20 +208,26 @@ def side_of(inputs: Inputs, side: str) -> Side:
 
 
 def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
-    """Run an unlearning method on a private copy of the original, and keep what it changed in a published format."""
+    """Run an unlearning method on a private copy of the original, and keep what it changed in a published format.
+
+    A step holds the activations of at most `batch_of` pictures.
+    """
     spec = stage.spec
-    original = model_of(inputs, "original", runtime)
+    original = model_of(inputs, "original", replace(runtime, device="cpu"))  # only compared with at the end
     context = UnlearnContext(
         seed=spec["seed"],
         batch_size=spec["batch_size"],
         anchor=spec["anchor"],
         sampler=Sampler("ddim", spec["sampler_steps"]),
+        precision=spec.get("precision", "float32"),
         **runtime.shared(),
     )
     method = unlearner(spec["method"]["name"], "text-to-image").load()
-    model = frozen(original).requires_grad_(True)
+    model = frozen(original).to(runtime.device).requires_grad_(True)
+    model.micro_batch = batch_of(runtime)
+    held = told_in("picture", lambda: min(model.widest, batch_of(runtime)), SHARE)
     # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
-    with torch.random.fork_rng():
+    with held, torch.random.fork_rng():
         torch.manual_seed(spec["seed"])
         sides = side_of(inputs, "forget"), side_of(inputs, "retain")
         made = method(model, *sides, context, **spec["method"]["parameters"])
@@ -241,7 +252,8 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     context = AttackContext(seed=spec["seed"], batch_size=size, sampler=sampler, **runtime.shared())
     function = ATTACKS.get(spec["run"]["name"], "text-to-image").load()
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
-    found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
+    with told_in("prompt", lambda: min(size, len(asked)), SHARE):
+        found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
     save_probes(found, asked, out, spec["cap"])
 
 
@@ -253,7 +265,7 @@ def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runt
         judgement = judge(images)
         return judge.hits(judgement, facts.judged_as), judge.score_of(judgement, facts.judged_as)
 
-    return Drawing(model_of(inputs, role, runtime), Sampler(**spec["sampler"]), seen)
+    return Drawing(model_of(inputs, role, runtime), Sampler(**spec["sampler"]), seen, spec.get("precision", "float32"))
 
 
 def clean_images(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
@@ -262,9 +274,16 @@ def clean_images(drawing: Drawing, asked: Prompts, size: int) -> Tensor:
     return torch.cat([drawing.draw(asked.select(part), Candidates())[0] for part in rows])
 
 
+def clean_hits(drawing: Drawing, asked: Prompts, size: int) -> tuple[Tensor, Tensor]:
+    """(images, hit, bool (N,)): those of `clean_images`, and whether the judge sees the concept; see `Drawing.look`."""
+    rows = torch.split(torch.arange(len(asked)), size)
+    looks = [drawing.look(asked.select(part), Candidates()) for part in rows]
+    return torch.cat([images for images, *_ in looks]), torch.cat([hit.cpu() for *_, hit, _ in looks])
+
+
 def batch_of(runtime: Runtime) -> int:
-    """Number of prompts that advance together: a search holds far more per prompt than an evaluation per image."""
-    return max(runtime.batch_size // 8, 1)
+    """Prompts that advance together, and pictures of a method's step: a gradient holds far more than an evaluation."""
+    return max(runtime.batch_size // SHARE, 1)
 
 
 def save_probes(found: Probes, asked: Prompts, out: Path, cap: int) -> None:

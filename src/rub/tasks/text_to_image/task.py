@@ -30,6 +30,7 @@ TASK = Task(
     metrics=METRICS,
     report="rub.tasks.text_to_image.report:REPORTING",
     audit="rub.tasks.text_to_image.audit:AUDIT",
+    work="rub.tasks.text_to_image.work:work_of",
     verify="rub.tasks.text_to_image.witnesses:verify",
 )
 """Table 3: unlearn a concept from a diffusion model, then search prompts that draw it again."""

@@ -137,6 +137,13 @@ class Candidates:
     strength: Tensor | None = None
     holes: Tensor | None = None
 
+    def select(self, rows: Tensor) -> "Candidates":
+        """Candidates for the prompts at these positions, int64 (B,)."""
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        chosen = {name: part[rows.to(part.device)] for name, part in tensors.items()}
+        texts = None if self.texts is None else [self.texts[row] for row in rows.tolist()]
+        return replace(self, texts=texts, **chosen)
+
 
 class Search(Protocol):
     """How an attack moves: the only part in which attacks differ.

@@ -1,7 +1,7 @@
 """The one way to run an attack: it searches; the harness draws, lets the judge look, and counts the steps."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from rub.tasks.text_to_image.attacks.base import (
     Search,
     Target,
 )
-from rub.training.device import tf32
+from rub.training.device import reduced, tf32
 
 Seen = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pictures, uint8 (B, C, H, W) -> (hit, bool (B,); score, float (B,)): whether the judge sees the concept."""
@@ -38,11 +38,28 @@ class Drawing:
         model: frozen.
         sampler: DDIM or LMS, and its steps.
         seen: what the judge says.
+        precision: in which pictures are drawn; see `rub.training.device.reduced`. That the judge sees the concept is
+            said of pictures in float32 alone.
     """
 
     model: Diffusion
     sampler: Sampler
     seen: Seen
+    precision: str = "float32"
+
+    def look(self, prompts: Prompts, fed: Candidates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(pictures, ids, hit, score): what is drawn, see `draw`, and what the judge says of it, see `Seen`.
+
+        Where the judge sees the concept in a picture of less precision, it is drawn again in float32, and that counts.
+        """
+        images, ids = self.draw(prompts, fed)
+        hit, score = self.seen(images)
+        if self.precision != "float32" and hit.any():
+            rows = hit.nonzero().flatten().cpu()
+            again = replace(self, precision="float32")
+            images[rows], _, *told = again.look(prompts.select(rows), fed.select(rows))
+            hit[hit.clone()], score[rows.to(score.device)] = told
+        return images, ids, hit, score
 
     @torch.no_grad()
     def draw(self, prompts: Prompts, fed: Candidates) -> tuple[Tensor, Tensor]:
@@ -60,13 +77,14 @@ class Drawing:
         context = model.encode(ids) if fed.embeddings is None else model.encode_soft(fed.embeddings)
         noise = initial_latents(model, prompts.seeds) if fed.latents is None else fed.latents
         guidance, empty = prompts.guidance.to(model.device), model.context([""])
-        if fed.pictures is None:
-            latents = sample(model, context, empty, noise, guidance, self.sampler)
-        else:
-            latents = self._redraw(context, empty, noise, guidance, fed)
-        if not latents.isfinite().all():
-            raise Diverged("the model's pictures are not finite")
-        return model.to_images(latents), ids
+        with reduced(self.precision, model.device):
+            if fed.pictures is None:
+                latents = sample(model, context, empty, noise, guidance, self.sampler)
+            else:
+                latents = self._redraw(context, empty, noise, guidance, fed)
+            if not latents.isfinite().all():
+                raise Diverged("the model's pictures are not finite")
+            return model.to_images(latents), ids
 
     def _redraw(self, context: Tensor, empty: Tensor, noise: Tensor, guidance: Tensor, fed: Candidates) -> Tensor:
         """Latents drawn from image prompts; those of one strength begin at one step, and are drawn together."""
@@ -213,8 +231,7 @@ class _Run(AttributeState):
         )  # fmt: skip
 
     def _look(self, rows: Tensor, t: Tensor, fed: Candidates) -> Tensor:
-        images, ids = self.drawing.draw(self.target.prompts.select(rows), fed)
-        hit, score = self.drawing.seen(images)
+        images, ids, hit, score = self.drawing.look(self.target.prompts.select(rows), fed)
         self.evaluations[rows] += 1
         self.score[rows], self.ids[rows] = score.cpu(), ids.cpu()
         self.images = _kept(self.images, images, rows, len(self.step))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from math import ceil
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ from rub.tasks.text_to_image.methods.esd import esd_loss
 Attack = Literal["adam", "sign"]
 Init = Literal["latest", "random"]
 Retained = Literal["experiment", "objects"]
+
+
+def _passes(
+    iterations: int, warmup: int, attack_every: int, attack_steps: int, gamma: float, retain_batch: int, batch: int,
+    sampler_steps: int, **_: Any,
+) -> float:  # fmt: skip
+    # every loss draws an x_t of its own: half of the sampler's steps, each with and without the prompt
+    attacks = ceil(max(iterations - warmup, 0) / attack_every)
+    held = retain_batch * (sampler_steps + 1 + 3) if gamma else 0
+    searched = attacks * attack_steps * batch * (sampler_steps + 1 + 3)
+    return iterations * (batch * (sampler_steps + 2 + 3) + held) + searched
+
 
 CARD = Card(
     paper="Zhang et al., Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models,"
@@ -43,6 +56,7 @@ CARD = Card(
         "one prompt, the concept's first; upstream may split its prompt in several",
         "upstream's --lr takes integers only, and the default of its --dataset_retain is none of its choices",
     ),
+    passes=_passes,
 )
 
 

@@ -31,6 +31,9 @@ CARD = Card(
         "latents are what the model drew; upstream decodes them, and samples the autoencoder's posterior",
         "noise-based training and the group embedding are left out",
     ),
+    passes=lambda iterations, pictures, prior_weight, batch, sampler_steps, **_: (
+        pictures * 2 * sampler_steps + iterations * batch * (1 + 3 + (3 if prior_weight else 0))
+    ),
 )
 
 
@@ -77,7 +80,7 @@ def concept_ablation(
     drawn = anchor_pictures(frozen(model), anchor, pictures, guidance, context)
     batches = noisy_pictures(model, Side((anchor,), drawn, (caption,) * pictures), context, "anchor")
     weights, other = train_only(model.eval(), parameter_group(model, group)), embedded(model, anchor)
-    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay, foreach=False)
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer, "batches": batches}
     for _ in context.counted(iterations, changing):
         batch = next(batches)

@@ -1,6 +1,7 @@
 """EraseDiff: descend on the retain pictures while the concept's captions learn to draw something else."""
 
 from itertools import islice
+from math import ceil
 from typing import Annotated
 
 import torch
@@ -37,6 +38,9 @@ CARD = Card(
         "no adaptive lambda: the paper's BOME step is not in upstream's code, whose negative lambda is a branch that"
         " does nothing or uses an undefined name",
         "pictures per step are the experiment's; upstream 16",
+    ),
+    passes=lambda iterations, every, inner_steps, batch, **_: (
+        batch * (ceil(iterations / every) * inner_steps * (1 + 3) + iterations * (1 + 3 + 3))
     ),
 )
 

@@ -46,6 +46,8 @@ CARD = Card(
         "the old code's group names are those of groups that exist; in the new code, whose README names them, they"
         " select nothing",
     ),
+    # x_t takes half of the sampler's steps, each with and without the prompt
+    passes=lambda iterations, batch, sampler_steps, **_: iterations * batch * (sampler_steps + 2 + 3),
 )
 
 

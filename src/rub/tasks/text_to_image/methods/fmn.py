@@ -1,6 +1,6 @@
 """Forget-Me-Not: take the cross-attention off the tokens that name the concept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -36,6 +36,7 @@ CARD = Card(
         "pictures per step are the experiment's, and the norm goes over all of them; upstream 1",
         "the norm is not squared, there is no denoising loss and no retain picture, as upstream",
     ),
+    passes=lambda iterations, batch, **_: iterations * batch * 3,
 )
 
 
@@ -60,7 +61,10 @@ class Recorder:
 
 @contextmanager
 def recorded(model: Diffusion, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Let every cross-attention layer append its probabilities at these tokens to the list; undone at the end."""
+    """Let every cross-attention layer append its probabilities at these tokens to the list; undone at the end.
+
+    A backward pass that predicts again (`Diffusion.micro_batch`) has to come before the end.
+    """
     layers = [module for name, module in model.unet.named_modules() if name.endswith("attn2")]
     before, kept = [layer.get_processor() for layer in layers], list[Tensor]()
     try:
@@ -96,18 +100,8 @@ def concept_positions(model: Diffusion, caption: str, concept: str, *, ends: End
     return torch.tensor(sorted(found), device=model.device)
 
 
-def attention_norm(model: Diffusion, x: Tensor, t: Tensor, given: Tensor, positions: Tensor) -> Tensor:
-    """||A||_F over layers, pictures, heads, pixels and positions.
-
-    Args:
-        model: its UNet attends.
-        x: noisy latents (B, C, h, w).
-        t: int64 (B,).
-        given: context of the caption, (1, L, D) or (B, L, D).
-        positions: int64 (P,).
-    """
-    with recorded(model, positions) as kept:
-        model.predict(x, t, given)
+def attention_norm(kept: Iterable[Tensor]) -> Tensor:
+    """||A||_F over layers, pictures, heads, pixels and positions, of probabilities that were `recorded`."""
     norm: Tensor = torch.cat([probabilities.float().flatten() for probabilities in kept]).norm()
     return norm
 
@@ -140,16 +134,18 @@ def fmn(
     positions = concept_positions(model, caption, concept, ends=ends)
     given = embedded(model, caption)
     weights = train_only(model.eval(), parameter_group(model, group))
-    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay, foreach=False)
     zeros = torch.zeros(context.batch_size, *model.latent_shape, device=context.device)
     draws, pictures = context.generator("forget-noise"), context.pictures(forget, "forget") if real_pictures else None
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer, "draws": draws}
     for _ in context.counted(iterations, {**changing, "pictures": pictures} if pictures else changing):
         clean = next(pictures)[0] if pictures else zeros
         x, t, _ = context.noised(model, clean, draws)
-        with context.autocast():
-            loss = attention_norm(model, x, t, given, positions)
-        context.backward(loss, optimizer)
+        with recorded(model, positions) as kept:
+            with context.autocast():
+                model.predict(x, t, given)
+                loss = attention_norm(kept)
+            context.backward(loss, optimizer)
         nn.utils.clip_grad_norm_(weights.values(), clip)
         optimizer.step()
     return freeze(model)

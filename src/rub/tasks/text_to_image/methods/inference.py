@@ -32,12 +32,14 @@ SLD = Card(
         "the warm-up ends at the noise level where upstream's 50 steps would, whatever sampler draws",
         "in a search there is no step before, and nu is 0",
     ),
+    passes=lambda **_: 0,
 )
 NEGATIVE = Card(
     paper="Used in practice since Stable Diffusion; as a baseline of concept erasure in Gandikota et al., ICCV 2023"
     " (ESD), arXiv 2303.07345",
     equation="e(x, s) + s_g (e(x, c) - e(x, s)), s the concept's prompt instead of the empty one",
     upstream="diffusers, negative_prompt of StableDiffusionPipeline",
+    passes=lambda **_: 0,
 )
 
 

@@ -28,6 +28,7 @@ CARD = Card(
         " what it is told",
         "the result is what the last round left; upstream keeps the round whose pictures show the concept least",
     ),
+    passes=lambda **_: 0,
 )
 
 

@@ -52,6 +52,9 @@ CARD = Card(
         "the last batch of the mask's pass is filled up with pictures of a second one",
         "the result is what the last step left, as upstream",
     ),
+    passes=lambda iterations, mask_batches, guidance, batch, shown, **_: (
+        batch * ((mask_batches or ceil(shown / batch)) * (6 if guidance else 3) + iterations * (1 + 3 + 3))
+    ),
 )
 
 

@@ -55,6 +55,9 @@ CARD = Card(
         "training ends after `iterations` steps; upstream trains 3 or 5 epochs and takes a checkpoint on the way",
         "pictures per step are the experiment's; upstream 8 for classes, 16 for nudity",
     ),
+    passes=lambda iterations, prune_batches, guidance, batch, **_: (
+        batch * (prune_batches * (6 if guidance else 3) + iterations * (3 + 3))
+    ),
 )
 
 
@@ -172,8 +175,12 @@ def scissorhands(
     """
     drawn, anchor = redrawn_names(model), embedded(model, context.anchor)
     everything = train_only(model.eval(), parameter_group(model, "full"))
-    scores = connection_sensitivity(model, everything, forget, context, batches=prune_batches, guidance=guidance)
-    redraw({name: everything[name] for name in drawn}, top_mask(scores, 1 - sparsity), init, context.generator("init"))
+    mask = top_mask(
+        connection_sensitivity(model, everything, forget, context, batches=prune_batches, guidance=guidance),
+        1 - sparsity,
+    )
+    redraw({name: everything[name] for name in drawn}, mask, init, context.generator("init"))
+    del mask
     weights = train_only(model, parameter_group(model, group))
     optimizer = context.adam(weights.values(), lr)
     changing: Changing = {"weights": ParameterState(weights), "optimizer": optimizer}

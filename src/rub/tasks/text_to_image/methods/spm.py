@@ -32,6 +32,9 @@ CARD = Card(
         " number of anchors",
         "every draw comes from the seed; upstream's acceptance and scale come from Python's global generator",
     ),
+    passes=lambda iterations, anchors, batch, sampler_steps, **_: (
+        iterations * (batch * (sampler_steps + 2 + 3) + anchors * (1 + 3))
+    ),
 )
 
 

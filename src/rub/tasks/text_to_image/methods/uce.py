@@ -34,6 +34,7 @@ CARD = Card(
         " upstream erases the name alone and preserves what it is told",
         "no add_prompts, expand_prompts: templates around the names",
     ),
+    passes=lambda **_: 0,
 )
 
 
