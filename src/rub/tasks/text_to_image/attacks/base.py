@@ -5,7 +5,7 @@ lets the judge look, counts steps, and takes prompts that succeeded out of the b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
