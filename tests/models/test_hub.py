@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rub.errors import RubError
-from rub.models.diffusion.files import hub_checkpoint, hub_pipeline, missing, read_files, wanted
+from rub.models.diffusion.files import find_checkpoint, hub_pipeline, missing, read_files, wanted
 from rub.models.hub import HubName
 
 PIPELINE = {
@@ -82,14 +82,14 @@ def test_a_place_in_a_repository_is_named_with_a_colon(hub):
         "church_unlearned/pytorch_model.bin": "weights", "nudity_unlearned/model.safetensors": "weights",
         "zips/esd.pt": "weights",
     }  # fmt: skip
-    found = hub_checkpoint("OPTML-Group/AdvUnlearn@v1:church_unlearned", "--unlearned")
+    found = find_checkpoint("OPTML-Group/AdvUnlearn@v1:church_unlearned", "--unlearned")
     assert found == hub.cache / "church_unlearned"
     assert sorted(hub.fetched) == ["church_unlearned/config.json", "church_unlearned/model.safetensors"]
     hub.fetched = []
-    assert hub_checkpoint("OPTML-Group/AdvUnlearn:zips/esd.pt", "--unlearned") == hub.cache / "zips/esd.pt"
+    assert find_checkpoint("OPTML-Group/AdvUnlearn:zips/esd.pt", "--unlearned") == hub.cache / "zips/esd.pt"
     assert hub.fetched == ["zips/esd.pt"]
     with pytest.raises(RubError, match="the hub has no tench_unlearned there"):
-        hub_checkpoint("OPTML-Group/AdvUnlearn:tench_unlearned", "--unlearned")
+        find_checkpoint("OPTML-Group/AdvUnlearn:tench_unlearned", "--unlearned")
 
 
 @pytest.mark.parametrize("name", ["church.pt", "./a/b", "a/b/c", "/a/b", "a/b:../../etc", "a b/c", "a/b@"])

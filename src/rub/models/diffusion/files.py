@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from rub.config.suite import located
+from rub.errors import RubError
 from rub.models.files import FILES, weights_files
 from rub.models.files import INDEX as SHARDS
 from rub.models.hub import HubName, snapshot
@@ -13,6 +15,7 @@ PIPELINE = "model_index.json"  # of a diffusers folder
 PARTS = ("unet", "text_encoder", "vae")
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZERS = (("tokenizer/tokenizer.json",), ("tokenizer/vocab.json", "tokenizer/merges.txt"))
+_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 
 
@@ -73,14 +76,26 @@ def _weights(names: Collection[str], folder: str) -> Iterator[str]:
         yield from (name for name in names if (m := _SHARD.fullmatch(name)) and m.groups() == (stem, f".{ending}"))
 
 
+def find_checkpoint(place: str | Path, where: str, data_root: Path | None = None) -> Path:
+    """Checkpoint that an option or a field names: on disk, also below the data root, or on the hub.
+
+    Raises:
+        RubError: nothing there, and no hub id; or a hub that does not have it, or cannot be reached.
+    """
+    path = located(place, data_root)
+    if path.exists():
+        return path
+    file = path.suffix in _ENDINGS and ":" not in str(place)
+    if "/" not in str(place) or path.is_absolute() or file:
+        raise RubError(
+            f"{where} {place}: no such file or folder; give a .pt or .safetensors file, a folder or a hub id"
+        )
+    return snapshot(HubName.parse(str(place), where), wanted=wanted, lacks=_lacks_weights)
+
+
 def hub_pipeline(name: str, where: str = "model.weights") -> Path:
     """Folder of a hub model, whole: what a cache lacks is fetched, and nothing that is not read."""
     return snapshot(HubName.parse(name, where), wanted=wanted, lacks=_lacks)
-
-
-def hub_checkpoint(name: str, where: str) -> Path:
-    """Folder or file of a hub checkpoint, ``owner/name[@revision][:place]``."""
-    return snapshot(HubName.parse(name, where), wanted=wanted, lacks=_lacks_weights)
 
 
 def _lacks(folder: Path) -> str:

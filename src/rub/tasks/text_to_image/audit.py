@@ -9,7 +9,7 @@ from pydantic import Field
 from rub.audits.base import Audit, AuditRequest, Rows, percent, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
-from rub.models.diffusion.files import hub_checkpoint
+from rub.models.diffusion.files import find_checkpoint
 from rub.pipeline.graph_builder import FromFiles
 from rub.tasks.text_to_image.spec import TextToImageExperiment, TextToImageProtocol
 from rub.tasks.text_to_image.verdict import Figures, conclude
@@ -76,7 +76,7 @@ class TextToImageAudit(AuditRequest):
     def models(self) -> FromFiles:
         """Published checkpoints that change the original, which the experiment names."""
         weights = {"unlearned": self.unlearned} | ({"retrained": self.retrained} if self.retrained else {})
-        return FromFiles({name: _checkpoint(path, f"--{name}") for name, path in weights.items()})
+        return FromFiles({name: find_checkpoint(path, f"--{name}") for name, path in weights.items()})
 
     def _protocol(self) -> Any:
         if self.cap is None:
@@ -86,16 +86,6 @@ class TextToImageAudit(AuditRequest):
         except ValueError as error:
             raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
         return {"name": self.protocol, "attacks": {name: {"cap": self.cap} for name in attacks}}
-
-
-def _checkpoint(path: Path, where: str) -> Path:
-    """The checkpoint on disk, or on the hub."""
-    if path.exists():
-        return path
-    file = path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") and ":" not in str(path)
-    if "/" not in str(path) or path.is_absolute() or file:
-        raise RubError(f"{where} {path}: no such file or folder; give a .pt or .safetensors file, a folder or a hub id")
-    return hub_checkpoint(str(path), where)
 
 
 def figures_of(rows: Rows) -> Figures:

@@ -1,7 +1,8 @@
 """From an experiment of the text-to-image task to its graph of stages. Free of torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
 from rub.judges.spec import judge_stage
 from rub.metrics.base import Metric
-from rub.models.diffusion.files import hub_pipeline, read_files
+from rub.models.diffusion.files import find_checkpoint, hub_pipeline, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
 from rub.store.artifacts import file_sha256
-from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
-from rub.tasks.text_to_image.spec import TextToImageExperiment
+from rub.tasks.text_to_image.metrics import PAPERS_PROMPTS, attacked_metrics, cell, clean_metrics, floor_cells
+from rub.tasks.text_to_image.spec import PAPERS_LIMIT, TextToImageExperiment
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
 DOSE_SEED = 3000
@@ -64,7 +65,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         self.dataset_name = "none" if dataset is None else dataset.title
         self.data = {} if dataset is None else {"data": data_stage(self.task, dataset, data_root)}
         self.concept = {
-            **experiment.concept.model_dump(exclude={"prompts"}),
+            **experiment.concept.model_dump(exclude={"prompts", "pictured", "tokens"}),
             "judge": experiment.judge.name,
             "retain": list(experiment.retain),
             **({"floor": experiment.floor} if experiment.floor else {}),
@@ -73,13 +74,34 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         images = 0 if dataset is None else 1.5 * num_images(dataset, 9_500)  # and half as many out of distribution
         options: dict[str, Any] = {"version": 2, "images": images, "measured": True}
         self.judge = judge_stage(self.task, experiment.judge, self.data.get("data"), dataset, data_root, **options)
+        self.checkpoints = {
+            row: find_checkpoint(one.weights, f"checkpoints.{row}", data_root)
+            for row, one in experiment.checkpoints.items()
+        }
+        """Row -> where a model lies that others unlearned."""
+        self.runs = {label: [self._inserting(run) for run in runs] for label, runs in self.runs.items()}
         self.sought = self._sought(self.concept)
         self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
         self.pictures = self._pictures()
 
     def first(self) -> list[Stage]:
-        """The stage that notices prompts that cannot be before anything is unlearned."""
-        return [sought.prompts for sought in (self.sought, self.floor) if sought is not None]
+        """Stages that notice prompts that cannot be, and checkpoints of others, before anything is unlearned."""
+        asked = [sought.prompts for sought in (self.sought, self.floor) if sought is not None]
+        return [*asked, *(self.model(row, 0) for row in self.checkpoints)]
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Rows of every task, and those of published checkpoints before the methods that are run."""
+        rows, run = list(super().rows()), self.experiment.methods
+        yield from (row for row in rows if row[0] not in run)
+        yield from ((row, 0) for row in self.checkpoints)
+        yield from (row for row in rows if row[0] in run)
+
+    def model(self, method: str, seed: int) -> Stage:
+        """Stage that makes the weights of a row, or reads a published checkpoint."""
+        if (path := self.checkpoints.get(method)) is not None:
+            name = f" ({self.experiment.name})" if self.experiment.name else ""
+            return self._imported(path, f"read {method}{name}", {"original": self.original})
+        return super().model(method, seed)
 
     def trained(self, number: int) -> Stage:
         """Stage that trains the original, or reads the weights that the experiment names."""
@@ -200,10 +222,11 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         note = "" if concept is self.concept else f", floor {concept['name']}"
         spec = {
             "concept": concept,
-            "given": None if note else self._given(),
+            "given": None if note else self._given,
             "count": evaluation.prompts,
             "token_limit": protocol.token_limit,
             "guidance": protocol.guidance,
+            **({"source": PAPERS_PROMPTS} if not note and self._papers_prompts() else {}),
         }
         inputs = {**self.data, "original": self.original}
         prompts = self.stage("prompts", f"choose the prompts{note}", spec, inputs, cost=10)
@@ -217,6 +240,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """The concept's fields for another one, of which nothing but its name is given."""
         return {**self.concept, "name": name, "label": None, "prompt": None, "anchor": "", "judged_as": None}
 
+    @cached_property
     def _given(self) -> list[dict[str, Any]] | None:
         # prompts that a user names, so that the stage's key holds them; None: the shipped ones
         concept = self.experiment.concept
@@ -228,6 +252,24 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         columns = zip(found.ids.tolist(), found.texts, found.seeds.tolist(), found.guidance.tolist(), strict=True)
         return [{"id": case, "prompt": text, "seed": seed, "guidance": weight} for case, text, seed, weight in columns]
 
+    def _papers_prompts(self) -> bool:
+        # those behind the paper's Table 3: all of UnlearnDiffAtk's file, with its own seeds and guidance
+        given, protocol = self.experiment.concept.prompts, self.experiment.protocol
+        if not isinstance(given, str) or self.experiment.evaluation.prompts is not None:
+            return False
+        if protocol.guidance is not None or protocol.token_limit != PAPERS_LIMIT:
+            return False
+        from rub.tasks.text_to_image.concepts import is_papers_file
+
+        return is_papers_file(located(given, self.data_root), self.experiment.concept.name)
+
+    def _inserting(self, run: dict[str, Any]) -> dict[str, Any]:
+        """What a spec says of a search, with the concept's own number of inserted tokens, where it inserts any."""
+        tokens = self.experiment.concept.tokens
+        if tokens is None or not {"tokens", "fed"} <= run["parameters"].keys():
+            return run
+        return {**run, "parameters": {**run["parameters"], "tokens": tokens}}
+
     def _pictures(self) -> Stage:
         experiment = self.experiment
         spec = {
@@ -236,6 +278,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "validation": None if experiment.dataset is None else experiment.dataset.validation,
             "sampler": None if self.data else self._sampler(),
         }
+        if experiment.concept.pictured is not None:
+            spec["pictured"] = experiment.concept.pictured
         inputs = {**self.data, "original": self.original}
         return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=1000)
 
@@ -259,6 +303,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "witnesses": self.experiment.evaluation.witnesses,
             **self._drawn(self.concept),
         }
+        if (tokens := self.experiment.concept.tokens) is not None:
+            spec["tokens"] = tokens
         inputs = self._compared(method, seed) | {"attack": self.attack(method, seed, label)}
         del inputs["reference"]
         if (reference := self.retrained(seed)) is not None:
@@ -287,7 +333,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         }
 
     def _count(self) -> int:
-        return self.experiment.evaluation.prompts or 50
+        return self.experiment.evaluation.prompts or len(self._given or ()) or 50
 
     def _drawing(self, count: int) -> float:
         return _DRAWN * count * self.experiment.protocol.sampler_steps

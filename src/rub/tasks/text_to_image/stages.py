@@ -137,6 +137,7 @@ def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         "given": len(found),
         "limit": limit,
         "dropped": list(dropped),
+        **({"source": spec["source"]} if "source" in spec else {}),
     }
     (out / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
 
@@ -167,7 +168,8 @@ def method_images(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> 
             latents = encoded(model, chosen, mirror=False)[0]
             captions = [f"a photo of {facts.names[label][0]}" for label in chosen.labels.tolist()]
         else:
-            captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
+            shown = [spec.get("pictured", facts.prompt)] if side == "forget" else names
+            captions = [f"a photo of {shown[place % len(shown)]}" for place in range(count)]
             latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
         np.save(out / f"{side}_latents.npy", latents.numpy())
         facts_ = {"prompts": names, "captions": captions}
