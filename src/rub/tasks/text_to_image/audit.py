@@ -22,7 +22,9 @@ class TextToImageAudit(AuditRequest):
 
     task = "text-to-image"
     original: str
-    """Model before unlearning: a diffusers folder or a hub id."""
+    """Model before unlearning: a diffusers folder, a hub id, or one .ckpt or .safetensors file with its config."""
+    config: str | None = None
+    """Diffusers folder or hub id with configs and tokenizer of an original in one file."""
     unlearned: Path
     """A UNet (or part), a text encoder, an SPM or LoRA, a guidance's JSON, a folder, or owner/name:subfolder."""
     concept: str
@@ -57,7 +59,7 @@ class TextToImageAudit(AuditRequest):
             TextToImageExperiment,
             {
                 "task": self.task,
-                "model": {"arch": "stable-diffusion", "weights": self.original},
+                "model": {"arch": "stable-diffusion", "weights": self.original, "config": self.config},
                 "judge": {"name": self.judge, "weights": self.judge_weights},
                 "concept": {
                     "name": self.concept,

@@ -8,9 +8,10 @@ from typing import Any
 
 from rub.config.suite import located
 from rub.data.spec import data_stage, num_images
+from rub.errors import RubError
 from rub.judges.spec import judge_stage
 from rub.metrics.base import Metric
-from rub.models.diffusion.files import find_checkpoint, hub_pipeline, read_files
+from rub.models.diffusion.files import KIND, find_checkpoint, find_frame, find_model, frame_files, header, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import NETWORKS
@@ -108,7 +109,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         model = self.experiment.model
         if model.weights is None:
             return self._train("train original", "all", self.experiment.seeds.train + number)
-        return self._imported(_found(model.weights, self.data_root), "import the original", {})
+        return self._imported(self._weights(model.weights), "import the original", {}, self._frame)
 
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a miniature without the concept."""
@@ -200,7 +201,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         assert experiment.dataset is not None
         without = experiment.retrain_without
         spec: dict[str, Any] = {
-            "model": experiment.model.model_dump(exclude={"weights"}),
+            "model": experiment.model.model_dump(exclude={"weights", "config"}),
             "training": experiment.training.model_dump(),
             "subset": subset,
             "validation": experiment.dataset.validation,
@@ -344,14 +345,29 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         shared = kind in ("train", "import") or not name
         return super().stage(kind, label if shared else f"{label} ({name})", *arguments, **options)
 
-    def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage]) -> Stage:
-        files = read_files(path)
-        base = path if path.is_dir() else path.parent
-        spec = {"sha256": {item.relative_to(base).as_posix(): file_sha256(item) for item in files}}
-        return self.stage("import", label, spec, inputs, files={"weights": path}, cost=1000)
+    def _weights(self, weights: str) -> Path:
+        path, config = find_model(weights, "model.weights", self.data_root), self.experiment.model.config
+        if path.is_dir() and config is not None:
+            raise RubError(f"model.config {config}: is for weights in one file; {weights} is a folder, with configs")
+        if path.is_file() and config is None and header(path).get(KIND) != "model":
+            raise RubError(
+                f"model.weights {weights}: tensors alone; name the folder or hub id with their configs and tokenizer in"
+                " model.config (--config), such as CompVis/stable-diffusion-v1-4"
+            )
+        return path
+
+    @cached_property
+    def _frame(self) -> Path | None:
+        config = self.experiment.model.config
+        return None if config is None else find_frame(config, "model.config", self.data_root)
+
+    def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage], frame: Path | None = None) -> Stage:
+        spec, files = {"sha256": _hashes(read_files(path), path)}, {"weights": path}
+        if frame is not None:
+            spec["config"], files["config"] = _hashes(frame_files(frame), frame), frame
+        return self.stage("import", label, spec, inputs, files=files, cost=1000)
 
 
-def _found(weights: str, data_root: Path | None) -> Path:
-    if (place := located(weights, data_root)).exists():
-        return place
-    return hub_pipeline(weights)
+def _hashes(files: Iterable[Path], path: Path) -> dict[str, str]:
+    base = path if path.is_dir() else path.parent
+    return {item.relative_to(base).as_posix(): file_sha256(item) for item in files}

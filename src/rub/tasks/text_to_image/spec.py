@@ -22,7 +22,10 @@ class ModelSpec(Frozen):
     arch: str
     """A name of `rub list models --task text-to-image`; ``stable-diffusion`` reads `weights`."""
     weights: str | None = None
-    """A diffusers folder (also below the data root), a file of RUB's, or a hub id; needed by ``stable-diffusion``."""
+    """A diffusers folder (also below the data root), one file, or a hub id; needed by ``stable-diffusion``."""
+    config: str | None = Field(None, exclude_if=lambda config: config is None)
+    """A diffusers folder or hub id with configs and tokenizer, for `weights` in one file of CompVis's layout, which has
+    none; its weights are not read."""
     length: int = Field(32, ge=8, le=77)
     """Tokens that a prompt is padded to; of a miniature."""
     vocabulary: int = Field(1500, ge=514, le=49408)
@@ -178,6 +181,8 @@ class TextToImageExperiment(Experiment):
         foreign = self.model.arch == "stable-diffusion"
         if foreign and self.model.weights is None:
             raise RubError("model.weights: stable-diffusion needs a diffusers folder or a hub id")
+        if self.model.config is not None and self.model.weights is None:
+            raise RubError("model.config: is for weights in one file; give model.weights too, or leave it out")
         if not foreign and self.dataset is None:
             raise RubError(f"dataset: the miniature {self.model.arch} is trained on one; give dataset, such as digits")
         if (foreign or self.model.weights is not None) and (self.retrains or self.doses):

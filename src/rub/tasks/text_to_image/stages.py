@@ -88,7 +88,7 @@ def import_model(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> N
         made = load_unlearned(model_of(inputs, "original", runtime), path)
         keep_unlearned(model_of(inputs, "original", runtime), made, out)
     else:
-        save_model(load_model(path), out / MODEL)
+        save_model(load_model(path, stage.files.get("config")), out / MODEL)
 
 
 def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
