@@ -72,7 +72,7 @@ def test_a_cache_that_holds_the_tokenizer_alone_is_completed(hub):
 def test_of_the_configs_of_a_single_file_no_weights_are_fetched(hub):
     assert find_frame("CompVis/stable-diffusion-v1-4") == hub.cache
     assert sorted(hub.fetched) == [name for name in READ if not name.endswith((".safetensors", ".bin"))]
-    with pytest.raises(RubError, match="the hub has no unet/config.json there"):
+    with pytest.raises(RubError, match=r"the hub has no unet/config\.json there"):
         hub.files = {name: text for name, text in PIPELINE.items() if name != "unet/config.json"}
         (hub.cache / "unet" / "config.json").unlink()
         find_frame("CompVis/stable-diffusion-v1-4")

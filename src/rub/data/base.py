@@ -1,7 +1,7 @@
 """What a data set declares: where its files lie, how they are read, and what a suite may ask of it. Free of torch."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -44,6 +44,8 @@ class DatasetSource:
         images: number of training images, where it is known before they are read; for estimates of cost.
         classes: number of classes, likewise, or how to count those of the place; a forgotten class that does not exist
             is then refused before the run.
+        names: class names in the order of the labels, likewise, or how to list those of the place; none where they
+            cannot be listed. A concept that is none of them is then refused before the run.
     """
 
     name: str
@@ -58,6 +60,7 @@ class DatasetSource:
     flip: bool = False
     images: int | None = None
     classes: int | Callable[[Path], int] | None = None
+    names: Sequence[str] | Callable[[Path], Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         if strange := sorted(self.takes.keys() - set(OPTIONS)):
@@ -134,7 +137,7 @@ def dataset(name: str, **declared: Any) -> Callable[[F], F]:
 
     Args:
         name: as suites call it.
-        declared: fields of `DatasetSource`: layout, by_path, mean, std, flip, images, classes.
+        declared: fields of `DatasetSource`: layout, by_path, mean, std, flip, images, classes, names.
     """
 
     def register(function: F) -> F:

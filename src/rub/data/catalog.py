@@ -6,18 +6,33 @@ everywhere else.
 
 from rub.data import readers
 from rub.data.base import DatasetSource
-from rub.data.folders import folder_fingerprint, imagenet_fingerprint, num_class_folders, read_folder, read_imagenet
+from rub.data.folders import (
+    class_folders,
+    folder_fingerprint,
+    imagenet_fingerprint,
+    num_class_folders,
+    read_folder,
+    read_imagenet,
+)
 from rub.data.hub import HubDataset
 from rub.data.imagenet import HubImageNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-DIGITS = DatasetSource("digits", readers.read_digits, fingerprint=readers.digits_fingerprint, images=1433, classes=10)
+DIGITS = DatasetSource(
+    "digits",
+    readers.read_digits,
+    fingerprint=readers.digits_fingerprint,
+    images=1433,
+    classes=10,
+    names=tuple("0123456789"),
+)
 CIFAR10 = DatasetSource(
     "cifar10", readers.read_cifar10, "cifar-10-batches-py",
     hub=HubDataset("uoft-cs/cifar10", "img", "label", "test"),
     mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
     flip=True, images=50_000, classes=10,
+    names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )  # fmt: skip
 CIFAR100 = DatasetSource(
     "cifar100", readers.read_cifar100, "cifar-100-python",
@@ -37,6 +52,12 @@ IMAGENET = DatasetSource(
     mean=IMAGENET_MEAN, std=IMAGENET_STD, flip=True,
 )  # fmt: skip
 FOLDER = DatasetSource(
-    "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=num_class_folders
+    "folder",
+    read_folder,
+    by_path=True,
+    fingerprint=folder_fingerprint,
+    flip=True,
+    classes=num_class_folders,
+    names=class_folders,
 )
-NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes)
+NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes, names=readers.npz_names)

@@ -92,7 +92,12 @@ def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
 
 def num_class_folders(folder: Path) -> int:
     """Number of classes of an image folder."""
-    return len(list_folder(folder).classes)
+    return len(class_folders(folder))
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the classes of an image folder, in the order of the labels."""
+    return list_folder(folder).classes
 
 
 def list_imagenet(folder: Path, selection: Selection = EVERYTHING) -> Listing:

@@ -105,6 +105,11 @@ def num_npz_classes(path: Path) -> int:
         return 0
 
 
+def npz_names(path: Path) -> tuple[str, ...]:
+    """What the classes of an ``.npz`` are called: their numbers; none where they cannot be read."""
+    return tuple(map(str, range(num_npz_classes(path))))
+
+
 def from_arrays(
     where: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, classes: Sequence[str] | None = None
 ) -> Read:

@@ -1,6 +1,6 @@
 """Which judge a suite asks for, where judges come from, and the stage that makes one. Free of torch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +72,8 @@ class JudgeSource:
         files: those of a folder that are read, and copied into the artifact.
         kept_as: name of the one weight file in the artifact, whatever it was called; "" keeps names.
         package: distribution whose version decides results.
+        labels: path of the weights -> what the judge calls its classes, read without the network, so that a concept
+            which it does not know is refused before the run; none where that cannot be told.
         title: in the stage's label.
     """
 
@@ -81,6 +83,7 @@ class JudgeSource:
     files: Callable[[Path], Iterable[Path]] = all_files
     kept_as: str = ""
     package: str = ""
+    labels: Callable[[Path], Sequence[str]] = lambda weights: ()
     title: str = ""
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rub.config.suite import located
-from rub.data.spec import data_stage, num_images
+from rub.data.class_names import find_label, names_of, spaced
+from rub.data.spec import class_names, data_stage, num_images
 from rub.errors import RubError
-from rub.judges.spec import judge_stage
+from rub.judges.spec import judge_stage, source_of
 from rub.metrics.base import Metric
 from rub.models.diffusion.files import KIND, find_checkpoint, find_frame, find_model, frame_files, header, read_files
 from rub.pipeline.graph import Stage
@@ -81,9 +82,36 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         }
         """Row -> where a model lies that others unlearned."""
         self.runs = {label: [self._inserting(run) for run in runs] for label, runs in self.runs.items()}
+        self._check_known()
         self.sought = self._sought(self.concept)
         self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
         self.pictures = self._pictures()
+
+    def _check_known(self) -> None:
+        """Refuse a concept that the data or the judge do not have, where that is known before anything is trained."""
+        concept, dataset, name = self.experiment.concept, self.experiment.dataset, spaced(self.experiment.concept.name)
+        if dataset is not None:
+            if not (classes := class_names(dataset, self.data_root)):
+                return
+            name = self._name_among(classes)
+        weights = self.judge.files.get("weights")
+        source = source_of(self.experiment.judge.name, self.task)
+        if weights is not None and (known := source.labels(weights)):
+            from rub.judges.base import index_of
+
+            index_of(name if concept.judged_as is None else concept.judged_as, known)
+
+    def _name_among(self, classes: Sequence[str]) -> str:
+        experiment, names = self.experiment, names_of(classes)
+        given, floor = experiment.concept.label, experiment.floor
+        label = find_label(experiment.concept.name, classes, names) if given is None else given
+        if floor is not None:
+            find_label(floor, classes, names)
+        for field, asked in (("concept.label", (label,)), ("retrain_without", experiment.retrain_without or ())):
+            if missing := [one for one in asked if not 0 <= one < len(classes)]:
+                last = len(classes) - 1
+                raise RubError(f"{field}: class {missing[0]} does not exist; the data has classes 0 to {last}")
+        return names[label][0]
 
     def first(self) -> list[Stage]:
         """Stages that notice prompts that cannot be, and checkpoints of others, before anything is unlearned."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.class_names import names_of
+from rub.data.class_names import find_label, names_of
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
@@ -28,7 +28,7 @@ from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import Captioner, vocabulary_texts
-from rub.tasks.text_to_image.concepts import find_label, prompts_of, within
+from rub.tasks.text_to_image.concepts import prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
