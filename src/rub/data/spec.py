@@ -100,19 +100,6 @@ def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | Non
         raise RubError("forget: the forget set is empty; there should be something to forget")
 
 
-def class_names(dataset: DatasetSpec, data_root: Path | None) -> tuple[str, ...]:
-    """Class names of a data set in the order of the labels, where they are known before images are read; else ()."""
-    from rub.data.imagenet import i2i_wnids
-
-    if dataset.classes is not None:
-        return i2i_wnids() if dataset.classes == "i2i" else dataset.classes
-    names = source_of(dataset.name).names
-    if not callable(names):
-        return tuple(names)
-    place = source_of(dataset.name).place(data_root, located(dataset.path, data_root) if dataset.path else None)
-    return () if place is None else tuple(names(place))
-
-
 def check_classes(classes: Iterable[int], count: int) -> None:
     """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
     chosen = set(classes)
@@ -126,6 +113,19 @@ def check_classes(classes: Iterable[int], count: int) -> None:
 def num_images(dataset: DatasetSpec, otherwise: int) -> int:
     """Number of training images for estimates of cost, or `otherwise` where it is not known before they are read."""
     return source_of(dataset.name).images or otherwise
+
+
+def class_names(dataset: DatasetSpec, data_root: Path | None) -> tuple[str, ...]:
+    """Class names of a data set in the order of the labels, where they are known before images are read; else ()."""
+    from rub.data.imagenet import i2i_wnids
+
+    if dataset.classes is not None:
+        return i2i_wnids() if dataset.classes == "i2i" else dataset.classes
+    names = source_of(dataset.name).names
+    if not callable(names):
+        return tuple(names)
+    place = source_of(dataset.name).place(data_root, located(dataset.path, data_root) if dataset.path else None)
+    return () if place is None else tuple(names(place))
 
 
 def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:

@@ -72,9 +72,9 @@ class JudgeSource:
         files: those of a folder that are read, and copied into the artifact.
         kept_as: name of the one weight file in the artifact, whatever it was called; "" keeps names.
         package: distribution whose version decides results.
+        title: in the stage's label.
         labels: path of the weights -> what the judge calls its classes, read without the network, so that a concept
             which it does not know is refused before the run; none where that cannot be told.
-        title: in the stage's label.
     """
 
     train: "Callable[[Mapping[str, Any], ImageDataset, Path, Runtime], dict[str, Any]] | None" = None
@@ -83,8 +83,8 @@ class JudgeSource:
     files: Callable[[Path], Iterable[Path]] = all_files
     kept_as: str = ""
     package: str = ""
-    labels: Callable[[Path], Sequence[str]] = lambda weights: ()
     title: str = ""
+    labels: Callable[[Path], Sequence[str]] = lambda weights: ()
 
 
 def judge(name: str, *, task: str, card: Card | None = None, source: JudgeSource | None = None) -> Callable[[F], F]:

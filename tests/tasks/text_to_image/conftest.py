@@ -3,6 +3,7 @@ Stable Diffusion 1.4, with all that its folder has.
 """
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -158,3 +159,41 @@ def sd_folder(tmp_path_factory):
         made = {name: value.contiguous() for name, value in state.items()}
         safetensors.torch.save_file(made, folder / part / f"{files[part]}.safetensors", {"format": "pt"})
     return folder
+
+
+LDM_VAE = [
+    ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+    ("mid_block.attentions.0", "mid.attn_1"), ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
+    (".resnets.", ".block."), (".downsamplers.0.", ".downsample."), (".upsamplers.0.", ".upsample."),
+    ("down_blocks", "down"), ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
+    ("to_out.0", "proj_out"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sd_model(sd_folder):
+    """The model of that folder."""
+    from rub.models.diffusion.checkpoints import load_model
+
+    return load_model(sd_folder)
+
+
+@pytest.fixture(scope="session")
+def sd_ldm(sd_model):
+    """Its tensors as CompVis's sd-v1-4.ckpt names them."""
+    import torch
+
+    from rub.models.diffusion.checkpoints import to_compvis
+
+    state = to_compvis(sd_model.unet.state_dict(), sd_model.unet.config)
+    for name, value in sd_model.vae.state_dict().items():
+        inner = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{3 - int(found[1])}", name)
+        for new, old in LDM_VAE:
+            inner = inner.replace(new, old)
+        matrix = ".attn_1." in inner and value.ndim == 2
+        state[f"first_stage_model.{inner}"] = (value[:, :, None, None] if matrix else value).contiguous()
+    text = "cond_stage_model.transformer.text_model."
+    for name, value in sd_model.text_encoder.state_dict().items():
+        state[text + name.removeprefix("text_model.")] = value
+    state |= {f"{text}embeddings.position_ids": torch.arange(77)[None], "alphas_cumprod": sd_model.alpha_bar.clone()}
+    return {**state, "betas": torch.ones(1000), "model_ema.decay": torch.ones(())}

@@ -12,42 +12,25 @@ import safetensors.torch
 import torch
 
 from rub.errors import RubError
-from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model, to_compvis
+from rub.models.diffusion.checkpoints import load_model, load_unlearned, save_model
 from rub.pipeline.graph import in_order
 from rub.tasks.text_to_image.audit import TextToImageAudit
 from rub.tasks.text_to_image.task import TASK
 
 pytestmark = pytest.mark.slow
 
-LDM_VAE = [
-    ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
-    ("mid_block.attentions.0", "mid.attn_1"), ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
-    (".resnets.", ".block."), (".downsamplers.0.", ".downsample."), (".upsamplers.0.", ".upsample."),
-    ("down_blocks", "down"), ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
-    ("to_out.0", "proj_out"),
-]  # fmt: skip
 OPEN_CLIP = [
     ("encoder.layers.", "transformer.resblocks."), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
     ("self_attn.out_proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
     ("final_layer_norm", "ln_final"), ("embeddings.token_embedding", "token_embedding"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
 ]  # fmt: skip
-TEXT = "cond_stage_model.transformer.text_model."
 
 
 def renamed(name, pairs):
     for new, old in pairs:
         name = name.replace(new, old)
     return name
-
-
-def ldm_vae(state):
-    made = {}
-    for name, value in state.items():
-        inner = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{3 - int(found[1])}", renamed(name, LDM_VAE))
-        matrix = ".attn_1." in inner and value.ndim == 2
-        made[f"first_stage_model.{inner}"] = (value[:, :, None, None] if matrix else value).contiguous()
-    return made
 
 
 def encoder(model):
@@ -72,26 +55,6 @@ def open_clip(state, layers):
     return {f"cond_stage_model.model.{name}": value.contiguous() for name, value in made.items()}
 
 
-@pytest.fixture(scope="module")
-def whole(sd_folder):
-    """The folder's model."""
-    return load_model(sd_folder)
-
-
-@pytest.fixture(scope="module")
-def ldm(whole):
-    """Its tensors as sd-v1-4.ckpt names them."""
-    state = to_compvis(whole.unet.state_dict(), whole.unet.config) | ldm_vae(whole.vae.state_dict())
-    state |= {f"{TEXT}{name}": value for name, value in encoder(whole).items()}
-    state |= {f"{TEXT}embeddings.position_ids": torch.arange(77)[None], "alphas_cumprod": whole.alpha_bar.clone()}
-    return {
-        **state,
-        "betas": torch.ones(1000),
-        "model_ema.decay": torch.ones(()),
-        "model_ema.num_updates": torch.ones(()),
-    }
-
-
 def same(one, other):
     sides = [
         {**made.unet.state_dict(), **made.vae.state_dict(), **encoder(made), "alpha": made.alpha_bar}
@@ -104,20 +67,20 @@ def without(state, *starts):
     return {name: value for name, value in state.items() if not name.startswith(starts)}
 
 
-def test_a_file_holds_what_diffusers_converts_it_to(whole, ldm):
+def test_a_file_holds_what_diffusers_converts_it_to(sd_model, sd_ldm):
     """So that the file which these tests write is one that others would read."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-    unet = convert_ldm_unet_checkpoint(dict(ldm), dict(whole.unet.config))
-    vae = convert_ldm_vae_checkpoint(dict(ldm), dict(whole.vae.config))
-    for made, module in ((unet, whole.unet), (vae, whole.vae)):
+    unet = convert_ldm_unet_checkpoint(dict(sd_ldm), dict(sd_model.unet.config))
+    vae = convert_ldm_vae_checkpoint(dict(sd_ldm), dict(sd_model.vae.config))
+    for made, module in ((unet, sd_model.unet), (vae, sd_model.vae)):
         own = module.state_dict()
         assert made.keys() == own.keys() and all(torch.equal(made[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize("form", ["model.safetensors", "model.ckpt", "half.safetensors"])
-def test_a_file_with_the_configs_of_its_folder_is_that_model(whole, ldm, sd_folder, tmp_path, form):
-    state = {name: value.half() for name, value in ldm.items()} if form.startswith("half") else ldm
+def test_a_file_with_the_configs_of_its_folder_is_that_model(sd_model, sd_ldm, sd_folder, tmp_path, form):
+    state = {name: value.half() for name, value in sd_ldm.items()} if form.startswith("half") else sd_ldm
     path = tmp_path / form
     if form.endswith("ckpt"):
         torch.save({"state_dict": state, "epoch": 3, "global_step": 7, "optimizer_states": []}, path)
@@ -125,37 +88,37 @@ def test_a_file_with_the_configs_of_its_folder_is_that_model(whole, ldm, sd_fold
         safetensors.torch.save_file(state, path)
     made = load_model(path, sd_folder)
     assert not made.training
-    assert made.tokenize(["an old church"]).tolist() == whole.tokenize(["an old church"]).tolist()
+    assert made.tokenize(["an old church"]).tolist() == sd_model.tokenize(["an old church"]).tolist()
     if not form.startswith("half"):
-        assert same(made, whole)
+        assert same(made, sd_model)
         return
     assert all(value.dtype == torch.float32 for value in made.state_dict().values())
     name = "down_blocks.0.resnets.0.conv1.weight"
-    assert torch.equal(made.unet.state_dict()[name], whole.unet.state_dict()[name].half().float())
+    assert torch.equal(made.unet.state_dict()[name], sd_model.unet.state_dict()[name].half().float())
 
 
-def test_the_running_mean_goes_before_the_weights(whole, ldm, sd_folder, tmp_path):
+def test_the_running_mean_goes_before_the_weights(sd_model, sd_ldm, sd_folder, tmp_path):
     start = "model.diffusion_model."
     means = {
         f"model_ema.diffusion_model{name.removeprefix(start).replace('.', '')}": value
-        for name, value in ldm.items() if name.startswith(start)
+        for name, value in sd_ldm.items() if name.startswith(start)
     }  # fmt: skip
-    noisy = {name: value + 1 if name.startswith(start) else value for name, value in ldm.items()}
+    noisy = {name: value + 1 if name.startswith(start) else value for name, value in sd_ldm.items()}
     safetensors.torch.save_file(noisy | means, tmp_path / "full-ema.safetensors")
-    assert same(load_model(tmp_path / "full-ema.safetensors", sd_folder), whole)
+    assert same(load_model(tmp_path / "full-ema.safetensors", sd_folder), sd_model)
 
 
-def test_open_clips_encoder_of_stable_diffusion_2(whole, ldm, sd_folder, tmp_path):
+def test_open_clips_encoder_of_stable_diffusion_2(sd_model, sd_ldm, sd_folder, tmp_path):
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-    own = encoder(whole)
-    state = without(ldm, "cond_stage_model.") | open_clip(own, 2)
-    converted = convert_open_clip_checkpoint(whole.text_encoder, dict(state))
+    own = encoder(sd_model)
+    state = without(sd_ldm, "cond_stage_model.") | open_clip(own, 2)
+    converted = convert_open_clip_checkpoint(sd_model.text_encoder, dict(state))
     kept = {name.removeprefix("text_model."): value for name, value in converted.items()}
     assert all(torch.equal(kept[name], value) for name, value in own.items() if name in kept)
     assert len(own.keys() - kept.keys()) <= 1, "position ids at most"
     safetensors.torch.save_file(state, tmp_path / "v2-1.safetensors")
-    assert same(load_model(tmp_path / "v2-1.safetensors", sd_folder), whole)
+    assert same(load_model(tmp_path / "v2-1.safetensors", sd_folder), sd_model)
 
 
 @pytest.fixture
@@ -180,14 +143,14 @@ class Runs:
         return eval, (f"open({str(self.marker)!r}, 'w').close()",)
 
 
-def test_lightnings_own_file_is_read_and_code_in_one_does_not_run(ldm, sd_folder, tmp_path, lightning, monkeypatch):
+def test_lightnings_own_file_is_read_and_code_in_one_does_not_run(sd_ldm, sd_folder, tmp_path, lightning, monkeypatch):
     path = tmp_path / "sd-v1-4.ckpt"
-    torch.save({"state_dict": ldm, "callbacks": {lightning: {"best_model_path": ""}}}, path)
+    torch.save({"state_dict": sd_ldm, "callbacks": {lightning: {"best_model_path": ""}}}, path)
     monkeypatch.undo()
     load_model(path, sd_folder)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    torch.save({"state_dict": ldm, "callbacks": {"x": Runs(tmp_path / "ran")}}, path)
+    torch.save({"state_dict": sd_ldm, "callbacks": {"x": Runs(tmp_path / "ran")}}, path)
     with pytest.raises(RubError, match="could run code and are not loaded"):
         load_model(path, sd_folder)
     assert not (tmp_path / "ran").exists()
@@ -199,6 +162,14 @@ FAULTS = {
     "unet alone": (lambda state: without(state, "first_", "cond_"), "holds no text_encoder and no vae"),
     "less": (lambda state: without(state, "first_stage_model.quant_conv.bias"), "1 missing .quant_conv.bias"),
     "stray": (lambda state: {**state, "embedding_manager.x": torch.ones(1)}, "1 keys of no known layout .embedding_m"),
+    "mean": (lambda state: {**state, "model_ema.diffusion_modelx": torch.ones(1)}, "no known layout .model_ema.diff"),
+    "two layouts": (
+        lambda state: {**state, "first_stage_model.encoder.conv_norm_out.bias": torch.ones(64)},
+        "two keys mean the same tensor of its vae",
+    ),
+    "two encoders": (
+        lambda state: {**state, "cond_stage_model.model.ln_final.bias": torch.ones(32)}, "holds two text encoders",
+    ),
     "more": (lambda state: {**state, "first_stage_model.x": torch.ones(1)}, "1 unexpected"),
     "schedule": (lambda state: {**state, "alphas_cumprod": torch.ones(1000)}, "another noise schedule than"),
     "sdxl": (lambda state: {**state, "conditioner.embedders.0.x": torch.ones(1)}, "is SDXL .two text encoders."),
@@ -212,9 +183,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_file_is_named_in_one_line(ldm, sd_folder, tmp_path, fault):
+def test_a_faulty_file_is_named_in_one_line(sd_ldm, sd_folder, tmp_path, fault):
     change, said = FAULTS[fault]
-    safetensors.torch.save_file(change(ldm), tmp_path / "model.safetensors")
+    safetensors.torch.save_file(change(sd_ldm), tmp_path / "model.safetensors")
     with pytest.raises(RubError, match=said) as error:
         load_model(tmp_path / "model.safetensors", sd_folder)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
@@ -224,11 +195,11 @@ def test_a_faulty_file_is_named_in_one_line(ldm, sd_folder, tmp_path, fault):
 
 
 @pytest.fixture
-def original(ldm, tmp_path, image_classifier, monkeypatch):
+def original(sd_ldm, tmp_path, image_classifier, monkeypatch):
     """The file, and the graph of an audit of it with some config."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = tmp_path / "sd-v1-4.safetensors"
-    safetensors.torch.save_file(ldm, path)
+    safetensors.torch.save_file(sd_ldm, path)
 
     def plan(config, weights=path):
         request = TextToImageAudit(
@@ -251,7 +222,7 @@ def test_the_key_is_made_of_the_file_and_of_the_configs_alone(original, sd_folde
     assert original(frame).key != before.key
 
 
-def test_what_a_plan_refuses(original, sd_folder, tmp_path, whole):
+def test_what_a_plan_refuses(original, sd_folder, tmp_path, sd_model):
     for config, weights, said in (
         (None, None, "model.weights .*sd-v1-4.safetensors: tensors alone; name the folder or hub id"),
         (sd_folder, sd_folder, "model.config .*: is for weights in one file"),
@@ -263,13 +234,13 @@ def test_what_a_plan_refuses(original, sd_folder, tmp_path, whole):
         with pytest.raises(RubError, match=said) as error:
             original(config, **({} if weights is None else {"weights": weights}))
         assert "\n" not in str(error.value)
-    save_model(whole, tmp_path / "own.safetensors")
+    save_model(sd_model, tmp_path / "own.safetensors")
     assert original(None, tmp_path / "own.safetensors").spec["sha256"].keys() == {"own.safetensors"}
 
 
-def test_a_file_is_an_unlearned_model_too(whole, ldm, tmp_path):
-    changed = {name: value + 0.1 if "attn2" in name else value for name, value in ldm.items()}
+def test_a_file_is_an_unlearned_model_too(sd_model, sd_ldm, tmp_path):
+    changed = {name: value + 0.1 if "attn2" in name else value for name, value in sd_ldm.items()}
     safetensors.torch.save_file(changed, tmp_path / "esd.safetensors")
-    made = load_unlearned(whole, tmp_path / "esd.safetensors")
+    made = load_unlearned(sd_model, tmp_path / "esd.safetensors")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert torch.equal(made.unet.state_dict()[name], whole.unet.state_dict()[name] + 0.1)
+    assert torch.equal(made.unet.state_dict()[name], sd_model.unet.state_dict()[name] + 0.1)

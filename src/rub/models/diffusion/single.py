@@ -19,7 +19,13 @@ from rub.models.weights import read_state
 
 _VAE, _CLIP, _OPEN_CLIP = "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
 _AVERAGE = "model_ema."
-_LEFT_OUT = ("first_stage_model.loss.", "cond_stage_model.logit_scale")  # of training; no part of the model
+# Of training; no part of the model.
+_LEFT_OUT = (
+    "first_stage_model.loss.",
+    "cond_stage_model.logit_scale",
+    f"{_AVERAGE}decay",
+    f"{_AVERAGE}num_updates",
+)
 # How files of other models begin, which look alike.
 _OTHERS = {
     "conditioner.embedders.": "SDXL (two text encoders)",
@@ -36,6 +42,7 @@ def load_single(file: Path, config: Path) -> Diffusion:
 
     Where the file holds a running mean of the UNet beside its weights (``model_ema.``), that is the model: it is what
     people draw with, and what diffusers' folders hold. Methods that train from such a file begin with the weights.
+    Weights without a mean were not trained.
 
     Raises:
         RubError: no such file, code in a pickle, a model of another kind, a part that is not there, a key of no known
@@ -62,12 +69,15 @@ def _split(state: Mapping[str, Tensor], frame: Contents, file: Path) -> Parts:
         start = next((start for start in given if key.startswith(start)), None)
         if start is not None and not key.startswith(_LEFT_OUT):
             given[start][key.removeprefix(start)] = value
-        elif "." in key and not key.startswith((_AVERAGE, *_LEFT_OUT)):  # without a dot: buffers of the schedule
+        elif "." in key and not key.startswith(_LEFT_OUT):  # without a dot: buffers of the schedule
             unknown.append(key)
-    if unknown:
+    means = {f"{_AVERAGE}diffusion_model{name.replace('.', '')}": name for name in given[compvis.PREFIX]}
+    if unknown := [key for key in unknown if key not in means]:
         raise RubError(f"checkpoint {file}: {len(unknown)} keys of no known layout ({', '.join(unknown[:3])})")
-    parts = {"unet": _averaged(state, given[compvis.PREFIX]), "vae": given[_VAE]}
-    parts["text_encoder"] = given[_CLIP] or given[_OPEN_CLIP]
+    if given[_CLIP] and given[_OPEN_CLIP]:
+        raise RubError(f"checkpoint {file}: holds two text encoders ({_CLIP}, {_OPEN_CLIP}); should hold one")
+    unet = {name: state.get(mean, given[compvis.PREFIX][name]) for mean, name in means.items()}
+    parts = {"unet": unet, "vae": given[_VAE], "text_encoder": given[_CLIP] or given[_OPEN_CLIP]}
     configs = {part: config for part, config in frame.configs.items() if config is not None}
     if absent := [part for part in configs if not parts[part]]:
         missing = " and no ".join(absent)
@@ -75,14 +85,13 @@ def _split(state: Mapping[str, Tensor], frame: Contents, file: Path) -> Parts:
     if more := [part for part in parts if parts[part] and part not in configs]:
         raise RubError(f"checkpoint {file}: holds a {more[0]}, for which there is no config")
     names = {part: outline(part, config, file) for part, config in configs.items()}
-    parts["unet"] = compvis.from_compvis(parts["unet"], names["unet"], configs["unet"])
-    parts["vae"] = compvis.vae_from_compvis(parts["vae"], names.get("vae", {}))
+    made = {
+        "unet": compvis.from_compvis(parts["unet"], names["unet"], configs["unet"]),
+        "vae": compvis.vae_from_compvis(parts["vae"], names.get("vae", {})),
+    }
+    if twice := [part for part in made if len(made[part]) < len(parts[part])]:
+        raise RubError(f"checkpoint {file}: two keys mean the same tensor of its {twice[0]}; keep those of one layout")
+    parts |= made
     if given[_OPEN_CLIP]:
         parts["text_encoder"] = compvis.encoder_from_open_clip(parts["text_encoder"], names["text_encoder"])
     return {part: named_normally(parts[part], part, file) for part in configs}
-
-
-def _averaged(state: Mapping[str, Tensor], unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # names of running means have lost their dots
-    flat = {name: f"{_AVERAGE}diffusion_model{name.replace('.', '')}" for name in unet}
-    return {name: state.get(flat[name], value) for name, value in unet.items()}
