@@ -11,12 +11,15 @@ from sklearn.svm import SVC
 from rub.errors import RubError
 from rub.metrics.membership import (
     ShadowOutputs,
+    auc_interval,
     audit_auc,
     lira_scores,
+    population_scores,
     rmia_scores,
     shokri_fit,
     svc_fit,
     tune_offline_a,
+    ulira_scores,
 )
 from rub.metrics.signals import entropy, logit_confidence, modified_entropy, shokri_features, svc_features
 
@@ -275,3 +278,66 @@ def test_what_cannot_be_judged_is_refused():
         ShadowOutputs(shadows.logits[0], shadows.member, shadows.labels)
     with pytest.raises(ValueError, match=r"labels \(N,\)"):
         ShadowOutputs(shadows.logits, shadows.member, shadows.labels[:3])
+
+
+def test_attack_p_is_a_count_over_the_population_of_the_class():
+    rng = np.random.default_rng(3)
+    logits, pool = rng.normal(0, 2, (20, CLASSES)), rng.normal(0, 2, (40, CLASSES))
+    labels, of_pool = np.arange(20) % CLASSES, np.arange(40) % CLASSES
+    found = population_scores(logits, labels, pool, of_pool)
+    for row, label, score in zip(logits, labels, found, strict=True):
+        own = [softmax_at(other, label) for other, its in zip(pool, of_pool, strict=True) if its == label]
+        assert score == pytest.approx(np.mean([softmax_at(row, label) >= one for one in own]))
+    with pytest.raises(RubError, match="no point of class 4"):
+        population_scores(logits, labels, pool[of_pool < 4], of_pool[of_pool < 4])
+
+
+def test_delong_by_pairs_and_against_resampling():
+    rng = np.random.default_rng(4)
+    members, others = rng.normal(0.6, 1, 90).round(1), rng.normal(0, 1, 70).round(1)  # rounded, so that some tie
+    pairs = np.array([[1.0 if m > o else 0.5 if m == o else 0.0 for o in others] for m in members])
+    auc, n, low, high = auc_interval(members, others)
+    assert (auc, n) == (pytest.approx(pairs.mean()), 160)
+    variance = pairs.mean(axis=1).var(ddof=1) / 90 + pairs.mean(axis=0).var(ddof=1) / 70
+    assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-5)
+    drawn = [pairs[rng.integers(0, 90, 90)][:, rng.integers(0, 70, 70)].mean() for _ in range(2000)]
+    assert math.sqrt(variance) == pytest.approx(np.std(drawn), rel=0.1)
+    assert auc_interval([1.0, 2.0], [-1.0, 0.0])[2:] == (1.0, 1.0)
+    with pytest.raises(RubError, match="1 members and 3 others"):
+        auc_interval([1.0], [1.0, 2.0, 3.0])
+
+
+def forgetting(left, shadows=24, points=200, seed=5):
+    """Signals (K, N) of shadows that keep `left` of what a point they trained on added; and whether they did."""
+    rng = np.random.default_rng(seed)
+    half = rng.random((shadows // 2, points)) < 0.5
+    member = np.stack([half, ~half], axis=1).reshape(shadows, points)
+    return rng.normal(0, 3, points) + rng.normal(0, 1, (shadows, points)) + left * member, member
+
+
+@pytest.mark.parametrize("enough", [2, 100])
+def test_ulira_by_loops(enough):
+    phi, member = forgetting(1.0, shadows=12, points=15)
+    found = ulira_scores(phi, member, enough=enough)
+    for k in range(12):
+        others = [j for j in range(12) if j != k]
+        groups = [[[phi[j, n] for j in others if member[j, n] == side] for n in range(15)] for side in (True, False)]
+        for n in range(15):
+            logs = []
+            for side in groups:
+                spread = np.var(side[n], ddof=1)
+                if enough == 100:
+                    spread = sum(np.var(g) * len(g) for g in side) / sum(len(g) - 1 for g in side)
+                mean = np.mean(side[n])
+                logs.append(-((phi[k, n] - mean) ** 2) / (2 * spread) - math.log(spread) / 2)
+            assert found[k, n] == pytest.approx(logs[0] - logs[1])
+
+
+def test_ulira_rises_with_what_is_left():
+    aucs = []
+    for left in (0.0, 1.0, 3.0):
+        phi, member = forgetting(left)
+        aucs.append(audit_auc(ulira_scores(phi, member).ravel(), member.ravel()))
+    assert abs(aucs[0] - 0.5) < 0.03 and aucs == sorted(aucs) and aucs[2] > 0.95
+    with pytest.raises(RubError, match="fewer than two other shadows"):
+        ulira_scores(*(part[:4] for part in forgetting(1.0)))

@@ -32,6 +32,8 @@ VerdictName = Literal[
     "recovered",
     "ordinary",
     "hidden",
+    "remembered",
+    "over-forgotten",
     "no residual found",
     "no residual found at this budget",
     "cannot tell",
@@ -183,6 +185,8 @@ def run_audit(
     task: Task = task_of(experiment.task)
     graph = task.graph(experiment, runtime.data_root, models).graph()
     with display:
+        for note in graph.notes:
+            display.note(f"note: {note}")
         outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)
     suite = Suite(name="audit", summary="an audit", experiments=(experiment,))
     result = collect(suite, [(experiment, graph)], outcomes)

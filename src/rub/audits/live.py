@@ -23,12 +23,14 @@ class LiveData:
     Attributes:
         train: forgotten and retained training images, in the order of their ids.
         test: images that no model saw.
-        forget_classes: the classes of the forgotten ones, which no retained one has.
+        forget_classes: the classes of the forgotten ones where no retained one has them; else empty.
+        forget_ids: ids of the forgotten ones where retained ones are of the same classes; else empty.
     """
 
     train: Samples
     test: Samples
     forget_classes: tuple[int, ...]
+    forget_ids: tuple[int, ...] = ()
 
     @property
     def labels(self) -> Tensor:
@@ -41,21 +43,18 @@ def live_data(forget: Images, retain: Images, test: Images) -> LiveData:
     sets = {"forget": forget, "retain": retain, "test": test}
     forgotten, retained, unseen = (samples_of(images, name=name) for name, images in sets.items())
     classes = tuple(sorted(set(forgotten.labels.tolist())))
-    if shared := set(classes) & set(retained.labels.tolist()):
-        raise RubError(
-            f"forget and retain both have class {min(shared)}; an audit is about whole classes: for single images use"
-            " rub.recover"
-        )
+    single = bool(set(classes) & set(retained.labels.tolist()))
     for name, images in (("retain", retained), ("test", unseen)):
         if images.shape != forgotten.shape:
             raise RubError(f"{name}: images {images.shape}; should be {forgotten.shape}, as those of forget")
     of_forgotten = torch.isin(unseen.labels, torch.tensor(classes))
-    if not of_forgotten.any() or of_forgotten.all():
+    if not of_forgotten.any() or (of_forgotten.all() and not single):
         raise RubError("test: should have images of forgotten classes and of retained ones")
     train = concatenate([forgotten, retained])
-    distinct = len(set(train.ids.tolist())) == len(train)
-    train = train.select(train.ids.argsort()) if distinct else replace(train, ids=torch.arange(len(train)))
-    return LiveData(train, unseen, classes)
+    if len(set(train.ids.tolist())) < len(train):
+        train = replace(train, ids=torch.arange(len(train)))
+    chosen = tuple(train.ids[: len(forgotten)].tolist()) if single else ()
+    return LiveData(train.select(train.ids.argsort()), unseen, () if single else classes, chosen)
 
 
 def register(data: LiveData, classes: int) -> None:

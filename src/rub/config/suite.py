@@ -321,6 +321,7 @@ def load_suite(
         if not experiments:
             raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
     if methods is not None:
+        _check_named(methods, [item.get("task") for item in experiments])
         experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
@@ -349,6 +350,17 @@ def load_suite(
         return Suite.model_validate({**raw, "experiments": parsed})
     except ValidationError as error:
         raise RubError(first_error(error, where, Suite.model_fields)) from None
+
+
+def _check_named(methods: Sequence[str], tasks: Sequence[Any]) -> None:
+    """Raise `RubError` for a name that no task of a suite has a method of."""
+    known = dict.fromkeys(entry.name for task in tasks for entry in METHODS.entries(task))
+    always = {entry.name for task in tasks for entry in CONTROLS.entries(task) if entry.always}
+    for name in methods:
+        if name in always:
+            raise RubError(f"--methods {name}: a control that always runs; leave it out")
+        if name not in known:
+            raise RubError(f"--methods: {unknown('method', name, known)}")
 
 
 def _known_of(item: Mapping[str, Any], methods: Sequence[str]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rub.config.suite import Frozen, located
 from rub.data.base import source_of
+from rub.data.id_files import read_ids
 from rub.data.selection import Selection
 from rub.errors import RubError
 from rub.pipeline.graph import Stage
@@ -71,22 +72,55 @@ class TrainingSpec(Frozen):
 
 
 class ForgetSpec(Frozen):
-    """What is to be forgotten: whole classes (jointly), a random fraction of the training set, or listed samples."""
+    """What is to be forgotten: whole classes (jointly), a random fraction of all samples or of classes, or listed ones.
+
+    Example:
+        >>> ForgetSpec(classes=(0, 3)).samples, ForgetSpec(classes=(0, 3), fraction=0.5).samples
+        (False, True)
+        >>> ForgetSpec(fraction=0.1).title, ForgetSpec(ids=(7, 9)).title
+        ('10 % of the samples', '2 listed samples')
+    """
 
     classes: tuple[int, ...] | None = None
+    """Whole classes; with a fraction, those that it is drawn from."""
     fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of the training samples, or of those of `classes`, drawn at random."""
     ids: tuple[int, ...] | None = None
+    """Ids of samples, or the path of an .npy, .csv or .txt file of them."""
     seed: int = Field(0, ge=0)
     """Seed of the random fraction."""
+
+    @field_validator("ids", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        return read_ids(Path(value)) if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _one_way(self) -> "ForgetSpec":
         given = [name for name in ("classes", "fraction", "ids") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of classes, fraction and ids, got {' and '.join(given) or 'none'}")
+        if len(given) != 1 and given != ["classes", "fraction"]:
+            said = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of classes, fraction and ids, or a fraction of classes, got {said}")
         if self.classes == () or self.ids == ():
             raise ValueError("the forget set is empty")
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether single samples are forgotten, of classes that are kept."""
+        return self.fraction is not None or self.ids is not None
+
+    @property
+    def title(self) -> str:
+        """The forget set in words."""
+        if self.ids is not None:
+            return f"{len(self.ids)} listed samples"
+        classes = (
+            ""
+            if self.classes is None
+            else ("class " if len(self.classes) == 1 else "classes ") + ", ".join(map(str, self.classes))
+        )
+        return classes if self.fraction is None else f"{100 * self.fraction:g} % of {classes or 'the samples'}"
 
 
 def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None) -> None:
@@ -95,18 +129,18 @@ def check_forget(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | Non
     known = 200 if dataset.classes == "i2i" else len(dataset.classes or ()) or source.classes
     count = known(located(dataset.path or "", data_root)) if callable(known) else known
     if forget.classes is not None and count:
-        check_classes(forget.classes, count)
+        check_classes(forget.classes, count, whole=not forget.samples)
     if forget.fraction is not None and source.images and forget.fraction * source.images < 0.5:  # rounds to none
         raise RubError("forget: the forget set is empty; there should be something to forget")
 
 
-def check_classes(classes: Iterable[int], count: int) -> None:
-    """Raise `RubError` for a class that does not exist among `count`, or when all of them are to be forgotten."""
+def check_classes(classes: Iterable[int], count: int, *, whole: bool = True) -> None:
+    """Raise `RubError` for a class that does not exist among `count`, or when all of them are forgotten whole."""
     chosen = set(classes)
     for label in sorted(chosen):
         if not 0 <= label < count:
             raise RubError(f"forget.classes: class {label} does not exist; the data has classes 0 to {count - 1}")
-    if len(chosen) == count:
+    if whole and len(chosen) == count:
         raise RubError("forget: the forget set is the whole training set; there should be something to keep")
 
 

@@ -35,7 +35,7 @@ class Splits:
         retain: D_r, the other training samples.
         validation: held out of all training.
         test: all test samples.
-        forget_classes: classes forgotten whole; empty for other forget sets.
+        forget_classes: classes forgotten whole; empty where single samples are forgotten.
     """
 
     forget: Samples
@@ -44,10 +44,10 @@ class Splits:
     test: Samples
     forget_classes: tuple[int, ...]
 
-    def test_where(self, *, forgotten: bool) -> Samples:
-        """Test samples of forgotten, or of retained, classes."""
-        inside = torch.isin(self.test.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
-        return self.test.select(inside if forgotten else ~inside)
+    @property
+    def unseen(self) -> Samples:
+        """Test samples of the classes that forgotten ones are of."""
+        return self.test.select(torch.isin(self.test.labels, self.forget.labels))
 
 
 def save_dataset(dataset: ImageDataset, folder: Path) -> None:
@@ -148,14 +148,17 @@ def split(dataset: ImageDataset, forget: Mapping[str, Any], validation: float) -
     outside = held_out(dataset.train.labels, validation)
     train = dataset.train.select((~outside).nonzero()[:, 0])
     classes: tuple[int, ...] = ()
+    within = torch.ones(len(train), dtype=torch.bool)
     if forget["classes"] is not None:
-        classes = tuple(forget["classes"])
-        check_classes(classes, len(dataset.classes))
-        chosen = torch.isin(train.labels, torch.tensor(classes))
-    elif forget["fraction"] is not None:
+        check_classes(forget["classes"], len(dataset.classes), whole=forget["fraction"] is None)
+        within = torch.isin(train.labels, torch.tensor(forget["classes"]))
+    if forget["fraction"] is not None:
+        places = within.nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=seeded(forget["seed"], "forget"))
         chosen = torch.zeros(len(train), dtype=torch.bool)
-        order = torch.randperm(len(train), generator=seeded(forget["seed"], "forget"))
-        chosen[order[: round(forget["fraction"] * len(train))]] = True
+        chosen[places[order[: round(forget["fraction"] * len(places))]]] = True
+    elif forget["classes"] is not None:
+        classes, chosen = tuple(forget["classes"]), within
     else:
         wanted = torch.tensor(forget["ids"])
         strangers = wanted[~torch.isin(wanted, train.ids)]

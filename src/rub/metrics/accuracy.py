@@ -84,6 +84,28 @@ def probe_accuracy(
     return float(recall_score(y_test[asked], found, labels=list(forget_classes), average="macro", zero_division=0))
 
 
+def js_divergence(logits: ArrayLike, other_logits: ArrayLike) -> NDArray[np.float64]:
+    """Jensen-Shannon divergence of two predictions of each sample, float (N,), log base 2, in [0, 1].
+
+    JS(p, q) = (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> js_divergence([[0.0, 0.0], [99.0, 0.0]], [[0.0, 0.0], [0.0, 99.0]]).round(6).tolist()
+        [0.0, 1.0]
+    """
+    from scipy.special import log_softmax, rel_entr
+
+    p, q = (np.exp(log_softmax(np.asarray(part, np.float64), axis=1)) for part in (logits, other_logits))
+    if p.shape != q.shape:
+        raise ValueError(f"predictions differ in shape: {p.shape} and {q.shape}")
+    middle = (p + q) / 2
+    both = rel_entr(p, middle).sum(axis=1) + rel_entr(q, middle).sum(axis=1)
+    return np.asarray(np.clip(both / (2 * np.log(2)), 0.0, 1.0))
+
+
 def residual_knowledge(recovered_unlearned: ArrayLike, recovered_retrained: ArrayLike) -> float:
     """How much more of the forget set the attack recovers from the unlearned than from the retrained model.
 

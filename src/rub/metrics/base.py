@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 Direction = Literal["up", "down", "reference"]
 
 
+def direction_of(direction: Direction, scenario: str) -> Direction:
+    """What is better in a scenario: of single samples, less than a model keeps that never saw them is no better.
+
+    Example:
+        >>> direction_of("down", ""), direction_of("down", "samples"), direction_of("up", "samples")
+        ('down', 'reference', 'up')
+    """
+    return "reference" if scenario == "samples" and direction == "down" else direction
+
+
 @dataclass(frozen=True, eq=False)
 class Outputs:
     """What a model makes of one evaluation set: arrays of N samples, in the order of `ids`.
@@ -117,6 +127,8 @@ class Metric:
         shadows: how many shadow models it takes, at least.
         seeded: whether it has a value for each membership seed, with the shadow models of that seed.
         classwise: whether it takes whole classes that are forgotten.
+        samplewise: whether it takes single samples that are forgotten.
+        made: whether it takes models that RUB made, and not checkpoints.
         stage: kind of the stage that measures it without an attack; "" where none does.
         knowledge: ``"rises"`` or ``"falls"`` with what is left of the forgotten knowledge, which puts it on the dose
             scale; "" of what is no measure of that.
@@ -139,6 +151,8 @@ class Metric:
     shadows: int = 0
     seeded: bool = False
     classwise: bool = False
+    samplewise: bool = False
+    made: bool = False
     stage: str = "measure"
     knowledge: Literal["rises", "falls", ""] = ""
     attacked: bool = False
@@ -296,7 +310,7 @@ class Cells:
     def __call__(
         self,
         method: str,
-        seed: int,
+        seed: int | None,
         metric: str,
         split: str = "",
         *,
@@ -320,7 +334,9 @@ class Cells:
 class Measured:
     """The rows of one measuring stage, all of one model; `facts` are record fields that they share."""
 
-    def __init__(self, cell: Callable[..., dict[str, Any]], method: str, seed: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, cell: Callable[..., dict[str, Any]], method: str, seed: int | None, facts: Mapping[str, Any]
+    ) -> None:
         self.cell, self.method, self.seed, self.facts = cell, method, seed, facts
         self.rows: list[dict[str, Any]] = []
         self.values: list[dict[str, Any]] = []

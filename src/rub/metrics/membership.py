@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rub.errors import RubError
 from rub.metrics.signals import Feature, Floats, logit_confidence, shokri_features, svc_features, true_log_probability
+from rub.metrics.statistics import NORMAL
 from rub.store.artifacts import Artifact
 
 Bools = NDArray[np.bool_]
@@ -286,6 +287,107 @@ def lira_scores(logits: ArrayLike, shadows: ShadowOutputs, *, enough: int = 16) 
     if not (sigma > 0).all():
         raise RubError("LiRA: the OUT shadows of a point do not vary: train at least two different shadows per point")
     return np.asarray((logit_confidence(logits, shadows.labels) - mean) / sigma)
+
+
+def ulira_scores(signals: ArrayLike, member: ArrayLike, *, enough: int = 16) -> Floats:
+    """U-LiRA score of every point in every shadow, float (K, N) (Hayes et al. 2024, arXiv 2403.01218); high: forgotten.
+
+    log N(phi; mu_f, s_f) - log N(phi; mu_n, s_n), with phi the logit-scaled confidence of the point in this shadow, and
+    mean and spread those of the other shadows: f where the point was trained on and then forgotten, n where it was
+    never seen. So each shadow is audited by the others, and the unlearning method by all of them.
+
+    Args:
+        signals: float (K, N), phi of N points of the forget set in K shadows: models that were trained on a random half
+            of the data and then forgot what they had of the forget set.
+        member: bool (K, N), whether the point was in that half.
+        enough: spreads are the point's own (ddof 1) where every point has this many shadows of either kind, else one
+            for all points: the pooled deviation from each point's mean.
+
+    Raises:
+        RubError: a point that fewer than two others forgot, or never saw.
+    """
+    phi, truth = np.asarray(signals, np.float64), np.asarray(member, np.bool_)
+    scores = np.empty_like(phi)
+    for k in range(len(phi)):
+        rest = np.arange(len(phi)) != k
+        sides = [_fitted(phi[rest], side, enough) for side in (truth[rest], ~truth[rest])]
+        seen, unseen = (-(((phi[k] - mean) / spread) ** 2) / 2 - np.log(spread) for mean, spread in sides)
+        scores[k] = seen - unseen
+    return scores
+
+
+def _fitted(phi: Floats, kind: Bools, enough: int) -> tuple[Floats, Floats]:
+    """Mean and spread (N,) of each point over the shadows that are of this kind for it, bool (K, N)."""
+    counts = kind.sum(axis=0)
+    if counts.min() < 2:
+        raise RubError("U-LiRA: a point was forgotten, or never seen, by fewer than two other shadows: add shadows")
+    mean = np.mean(phi, axis=0, where=kind)
+    squares = np.sum((phi - mean) ** 2, axis=0, where=kind)
+    own = squares / (counts - 1) if counts.min() >= enough else np.full_like(mean, squares.sum() / (counts - 1).sum())
+    return mean, np.sqrt(np.maximum(own, np.finfo(np.float64).tiny))
+
+
+def population_scores(
+    logits: ArrayLike, labels: ArrayLike, population_logits: ArrayLike, population_labels: ArrayLike
+) -> Floats:
+    """Attack-P score, float (N,) in [0, 1], of each audited point (Ye et al., CCS 2022, section 4.2); high for members.
+
+    score(x) = Pr_z[ p(x|theta) >= p(z|theta) ] over population points z of the class of x: RMIA's ratio without any
+    reference model, so that it takes the audited model alone. Points that are hard or easy by nature are not told from
+    non-members and members; the audited model's original shows what it can see.
+
+    Args:
+        logits: float (N, C), the audited model on the audited points.
+        labels: integer (N,).
+        population_logits: float (M, C), the same model on points that nobody trained on.
+        population_labels: integer (M,), with every class of `labels` among them.
+
+    Raises:
+        RubError: a class without population points.
+
+    Example:
+        >>> population_scores([[2.0, 0.0], [0.0, 2.0]], [0, 0], [[1.0, 0.0], [3.0, 0.0]], [0, 0]).tolist()
+        [0.5, 0.0]
+    """
+    own, pool = np.asarray(labels), np.asarray(population_labels)
+    said, outside = true_log_probability(logits, own), true_log_probability(population_logits, pool)
+    scores = np.empty(len(own))
+    for label in np.unique(own):
+        among = np.sort(outside[pool == label])
+        if not len(among):
+            raise RubError(f"membership: the population has no point of class {label}: hold out or give more images")
+        scores[own == label] = np.searchsorted(among, said[own == label], side="right") / len(among)
+    return scores
+
+
+def auc_interval(members: ArrayLike, others: ArrayLike) -> tuple[float, int, float, float]:
+    """AUC of scores for telling members (M,) from others (N,), M + N, and the 95 % interval of DeLong et al. (1988).
+
+    Var = var(V10) / M + var(V01) / N, with V10 the share of others below each member, ties half, and V01 the share of
+    members above each other point.
+
+    Raises:
+        RubError: fewer than two of either.
+
+    Example:
+        >>> auc_interval([2.0, 3.0, 1.0], [0.0, 2.5])[:2]
+        (0.6666666666666666, 5)
+    """
+    inside, outside = np.asarray(members, np.float64), np.asarray(others, np.float64)
+    if min(len(inside), len(outside)) < 2:
+        raise RubError(f"membership: {len(inside)} members and {len(outside)} others: needs two of both kinds")
+    above = _below(inside, outside)
+    beneath = 1 - _below(outside, inside)
+    auc = float(above.mean())
+    half = NORMAL * float(np.sqrt(above.var(ddof=1) / len(inside) + beneath.var(ddof=1) / len(outside)))
+    return auc, len(inside) + len(outside), max(auc - half, 0.0), min(auc + half, 1.0)
+
+
+def _below(points: Floats, others: Floats) -> Floats:
+    """Share of the others below each point, ties half."""
+    ordered = np.sort(others)
+    places = (np.searchsorted(ordered, points, side) for side in ("left", "right"))
+    return np.asarray(sum(places) / (2 * len(ordered)))
 
 
 def audit_auc(scores: ArrayLike, member: ArrayLike) -> float:

@@ -61,6 +61,8 @@ class GraphBuilder(ABC, Generic[E]):
     model_name: str
     several_originals: ClassVar[bool] = False
     """Whether the task measures more than one original model."""
+    scenario: str = ""
+    """What kind of forget set it is, as `rub.store.records.Record` has it."""
     controls: tuple[str, ...] = ()
     """The task's own rows beside the original and the retrained models that are no methods."""
 
@@ -91,6 +93,7 @@ class GraphBuilder(ABC, Generic[E]):
         stages = [*self.first(), *(self.model(*row) for row in rows if self.given is not None)]
         measured = {row: self.measurements(*row) for row in rows}
         stages += [stage for made in measured.values() for stage in made]
+        stages += self.together()
         if self.experiment.doses:
             stages += self._scale(measured)
         originals = {row: number for row in rows if (number := self.original_of(*row))}
@@ -213,7 +216,7 @@ class GraphBuilder(ABC, Generic[E]):
     def common(self) -> dict[str, str]:
         """Record fields that all rows share."""
         protocol: str = self.experiment.protocol.name
-        names = {"task": self.task, "experiment": self.experiment.name, "protocol": protocol}
+        names = {"task": self.task, "experiment": self.experiment.name, "protocol": protocol, "scenario": self.scenario}
         return names | {"dataset": self.dataset_name, "model": self.model_name}
 
     def stage(
@@ -261,6 +264,10 @@ class GraphBuilder(ABC, Generic[E]):
     def outputs(self, metric: Metric, method: str, seed: int) -> tuple[dict[str, Any], dict[str, Stage]]:
         """Spec and inputs of a stage that reads what a row's model makes of the evaluation sets, for a metric."""
         raise NotImplementedError(f"{self.task} has no evaluation sets")
+
+    def together(self) -> Iterable[Stage]:
+        """Stages that measure all seeds of a method together."""
+        return ()
 
     def gallery(self, method: str, seed: int) -> list[Stage]:
         """Stage of a row's pictures, in a list; none without pictures."""

@@ -56,6 +56,10 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def note(self, line: str) -> None:
+        """Say a line before the work begins."""
+        self._say(line)
+
     def start(self, stages: Sequence[Stage], store: Store) -> None:
         """Begin a run of these stages, of which some are already in the store."""
         cached = {stage.key for stage in stages if store.has(stage.kind, stage.key)}

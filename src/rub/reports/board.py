@@ -1,4 +1,4 @@
-"""The leaderboard: one board for each task, data set and protocol, a row for each method of each group of records."""
+"""The leaderboard: a board for each task, data set, protocol and scenario, a row per method of each group."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,16 @@ from rub.reports.table import Cell, Column
 from rub.reports.tables import Source
 from rub.reports.task_report import report_of
 from rub.reports.text import printable
+from rub.reports.wrecks import wrecks
 from rub.store.records import Record
 
 
 @dataclass(frozen=True)
 class BoardRow:
-    """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack."""
+    """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack.
+
+    `destroyed` says what is left of a wreck, which has no rank; "" of any other row.
+    """
 
     page: str
     group: Group
@@ -25,15 +29,20 @@ class BoardRow:
     cells: tuple[Cell, ...]
     seeds: int
     n: int
+    destroyed: str = ""
 
 
 @dataclass(frozen=True)
 class Board:
-    """Rows that may be compared, of each experiment its controls, then its methods, the most robust first."""
+    """Rows that may be compared, of each experiment its controls, then its methods, then wrecks.
+
+    The most robust method is first, or, where single samples are forgotten, the one that is closest to retraining.
+    """
 
     task: str
     dataset: str
     protocol: str
+    scenario: str
     columns: tuple[Column, ...]
     rows: tuple[BoardRow, ...]
 
@@ -44,15 +53,15 @@ Part = tuple[str, Group, Sequence[Record], str]
 
 def boards(parts: Iterable[Part]) -> list[Board]:
     """Boards of all parts, in the order of tasks, data sets and protocols."""
-    gathered: dict[tuple[str, str, str], list[Part]] = {}
+    gathered: dict[tuple[str, str, str, str], list[Part]] = {}
     for page, group, records, main in parts:
-        key = (group.task, group.dataset, group.protocol)
+        key = (group.task, group.dataset, group.protocol, group.scenario)
         gathered.setdefault(key, []).append((page, group, extracted(records), main))
     order = [entry.name for entry in TASKS.entries()]
     return [_board(*key, gathered[key]) for key in sorted(gathered, key=lambda key: (order.index(key[0]), *key))]
 
 
-def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Board:
+def _board(task: str, dataset: str, protocol: str, scenario: str, parts: Sequence[Part]) -> Board:
     reporting = report_of(task)
     columns = reporting.leaders([record for _, _, records, _ in parts for record in records], parts[0][3])
     wanted = (reporting.robustness.metric, reporting.robustness.split)
@@ -61,13 +70,17 @@ def _board(task: str, dataset: str, protocol: str, parts: Sequence[Part]) -> Boa
     columns = [columns[k] for k in used]
     rows = [replace(row, cells=tuple(row.cells[k] for k in used)) for row in rows]
     places = [(k, column.place) for k, column in enumerate(columns) if column.place is not None]
-    robust = [k for k, place in places if place[:2] == wanted and math.isfinite(level(place.budget))]
+    if scenario:
+        ranked = [k for k, place in places if place.metric == reporting.closest]
+    else:
+        ranked = [k for k, place in places if place[:2] == wanted and math.isfinite(level(place.budget))]
 
-    def rank(row: BoardRow) -> tuple[str, str, str, bool, float]:
-        value = 0.0 if row.control else row.cells[robust[-1]].value if robust else None
-        return row.group.model, row.page, row.group.experiment, not row.control, math.inf if value is None else value
+    def rank(row: BoardRow) -> tuple[str, str, str, bool, bool, float]:
+        value = 0.0 if row.control else row.cells[ranked[-1]].value if ranked else None
+        place = (row.group.model, row.page, row.group.experiment, not row.control)
+        return *place, bool(row.destroyed) and not row.control, math.inf if value is None else value
 
-    return Board(task, dataset, protocol, tuple(columns), tuple(sorted(rows, key=rank)))
+    return Board(task, dataset, protocol, scenario, tuple(columns), tuple(sorted(rows, key=rank)))
 
 
 def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Iterator[BoardRow]:
@@ -87,7 +100,8 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
             seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
             if record.attack == main and (record.metric, record.split) == wanted:
                 counts[name] = max(counts.get(name, 0), record.n)
+    wrecked = {printable(name): said for name, said in wrecks(records, report_of(group.task).utility).items()}
     for row in table.rows:
         cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
-        own = (len(seeds.get(row.label, ())), counts.get(row.label, 0))
+        own = (len(seeds.get(row.label, ())), counts.get(row.label, 0), wrecked.get(row.label, ""))
         yield BoardRow(page, group, row.label, is_control(row.label, group.task), cells, *own)

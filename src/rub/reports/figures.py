@@ -90,7 +90,7 @@ def draw_figures(
         for task, reporting in tasks.items():
             groups = grouped(records, task)
             for group, own in groups.items():
-                mine = [row for row in rows if all(row[field] == getattr(group, field) for field in Group._fields)]
+                mine = [row for row in rows if Group.of(row) == group]
                 end = slug("-".join([*([task] if len(tasks) > 1 else []), group.experiment or group.dataset]))
                 main = main_attack(own, mains)
                 for kind, figure in _figures(own, mine, reporting, main).items():

@@ -43,6 +43,7 @@ class Curve(Frozen):
     dataset: str
     model: str
     protocol: str
+    scenario: str = ""
     method: str
     unlearn_seed: int | None
     attack: str
@@ -57,7 +58,7 @@ class Curve(Frozen):
 class Gallery(Frozen):
     """A picture in ``figures/``, a row of ``galleries.json``."""
 
-    group: tuple[str, str, str, str, str, str]
+    group: tuple[str, ...] = Field(min_length=6, max_length=7)
     name: str = Field(pattern=r"^gallery-[a-z0-9-]{1,200}$")
     caption: str
 

@@ -65,8 +65,7 @@ def draw_galleries(galleries: Iterable[Mapping[str, Any]], folder: Path) -> list
             title = printable(f"{shown}, seed {row['unlearn_seed']}: {images}")
             gallery_figure(tiles, title).savefig(folder / f"{name}.png", dpi=_DPI)
             caption = f"{title}. Columns: {', '.join(map(printable, tiles.columns))}. {reporting.captions['gallery']}"
-            group = Group(*(str(row[field]) for field in Group._fields))
-            drawn.append(FigureFile(group, name, caption, vector=False))
+            drawn.append(FigureFile(Group.of(row), name, caption, vector=False))
     return drawn
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from rub.config.suite import main_among
 from rub.metrics import statistics
@@ -27,6 +27,13 @@ class Group(NamedTuple):
     dataset: str
     model: str
     protocol: str
+    scenario: str = ""
+
+    @classmethod
+    def of(cls, row: Record | Mapping[str, Any]) -> Self:
+        """Group of a record, or of a row of another list, which older runs wrote without a scenario."""
+        fields = row if isinstance(row, Mapping) else row.__dict__
+        return cls(**{name: str(fields[name]) for name in cls._fields if name in fields or name != "scenario"})
 
 
 class Place(NamedTuple):
@@ -62,7 +69,7 @@ def grouped(records: Iterable[Record], task: str) -> dict[Group, list[Record]]:
     found: dict[Group, list[Record]] = defaultdict(list)
     for record in records:
         if record.task == task:
-            found[Group(*(getattr(record, field) for field in Group._fields))].append(record)
+            found[Group.of(record)].append(record)
     return dict(found)
 
 

@@ -61,8 +61,7 @@ class Page:
 
 def page_group(row: Record | Mapping[str, Any]) -> Group:
     """Page that a record, or a row with the fields of `Group`, belongs to."""
-    fields = row if isinstance(row, Mapping) else row.__dict__
-    return Group(*(str(fields[name]) for name in Group._fields))._replace(experiment="")
+    return Group.of(row)._replace(experiment="")
 
 
 def page_records(records: Iterable[Record]) -> dict[Group, list[Record]]:

@@ -12,6 +12,7 @@ import yaml
 
 from rub.config.suite import Experiment, Suite
 from rub.errors import RubError
+from rub.metrics.base import direction_of
 from rub.pipeline.execution import Outcome
 from rub.pipeline.graph import Graph, Stage
 from rub.pipeline.runtime import code_version
@@ -172,7 +173,7 @@ def _records(stage: Stage, outcome: Outcome, graph: Graph, common: Mapping[str, 
     if outcome.artifact is None:
         failed = {"value": None, "n": 0, "status": "failed", "reason": outcome.reason, "key": stage.key}
         rows = [{**dict(cell), **failed} for cell in stage.cells]
-        return [Record.model_validate({**common, **row, "original": _original(graph, row)}) for row in rows]
+        return [Record.model_validate({**common, **_placed(graph, row)}) for row in rows]
     if not stage.cells:
         return []
     manifest = outcome.artifact.manifest
@@ -183,5 +184,10 @@ def _records(stage: Stage, outcome: Outcome, graph: Graph, common: Mapping[str, 
         "library_versions": manifest["library_versions"],
         "created": manifest["created"],
     }
-    rows = [{**row, "original": _original(graph, row)} for row in outcome.artifact.json("rows.json")]
-    return [Record.model_validate({**common, **provenance, **row}) for row in rows]
+    rows = outcome.artifact.json("rows.json")
+    return [Record.model_validate({**common, **provenance, **_placed(graph, row)}) for row in rows]
+
+
+def _placed(graph: Graph, row: Mapping[str, Any]) -> dict[str, Any]:
+    better = direction_of(row["direction"], graph.common.get("scenario", ""))
+    return {**row, "original": _original(graph, row), "direction": better}

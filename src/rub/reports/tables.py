@@ -208,7 +208,7 @@ def further(source: Source, shipped: Iterable[str]) -> list[Table]:
             columns.append(Column(group, printable(place.metric), place, record.direction, False, 4, ""))
         else:
             shown = said.percent, said.decimals, said.stored_unit
-            columns.append(Column(group, printable(said.title), place, said.direction, *shown))
+            columns.append(Column(group, printable(said.title), place, record.direction, *shown))
     columns.sort(key=lambda column: column.group != "no attack")
     return fitting(source.table("metrics", "Further metrics", columns)) if columns else []
 
@@ -259,7 +259,7 @@ def seeds_note(records: Sequence[Record], table: Table, given: str, samples: str
         samples: what the samples are.
     """
     own = [record for record in records if not is_control(record.method, record.task)]
-    seeds = {record.unlearn_seed for record in own}
+    seeds = {record.unlearn_seed for record in own} - {None}
     originals = len({record.original for record in own})
     mia = {record.mia_seed for record in records if record.mia_seed is not None}
     count = max(len(seeds) // max(originals, 1), 1)
@@ -290,5 +290,5 @@ def _over(over: Sequence[str], samples: str) -> str:
 
 def label(group: Group) -> str:
     """What a group is, for the title of a table."""
-    parts = (group.suite, group.experiment, group.dataset, group.model, group.protocol)
+    parts = (group.suite, group.experiment, group.dataset, group.model, group.protocol, group.scenario)
     return ", ".join(printable(part) for part in dict.fromkeys(parts) if part not in ("", "none"))

@@ -9,9 +9,11 @@ from rub.metrics.base import Metric
 from rub.pipeline.task import Task
 from rub.registry import TASKS, load_target, task_of
 from rub.reports.doses import dose_tables, on_scale
-from rub.reports.grouping import Mains, budgets_of, extracted, grouped, main_attack
+from rub.reports.grouping import Mains, budgets_of, extracted, grouped, is_control, main_attack
 from rub.reports.table import Column, Table, fitting
 from rub.reports.tables import Columns, Source, further, paper_numbers
+from rub.reports.text import printable
+from rub.reports.wrecks import wrecks
 from rub.store.records import Record
 
 _STOPPED = "the value is where it stopped"
@@ -79,6 +81,8 @@ class TaskReport:
         success: what the success figure shows the share of.
         forgotten: what is attacked, for the legend beside `beside`.
         together: whether one table shows all experiments of a suite.
+        closest: metric that is small where a model is close to the retrained one; where single samples are forgotten,
+            leaderboards rank by it.
     """
 
     tables: Callable[[Sequence[Record], Mapping[str, Any] | None, Mains], list[Table]]
@@ -98,6 +102,7 @@ class TaskReport:
     success: str = "share of forget images recovered"
     forgotten: str = "forget images"
     together: bool = False
+    closest: str = ""
 
     def tables_of(self, records: Sequence[Record], keys: Mapping[str, str], mains: Mains | None = None) -> list[Table]:
         """Tables of this task's records: of every experiment, or of all experiments together.
@@ -118,7 +123,8 @@ class TaskReport:
         for part in [names] if self.together else [[name] for name in names]:
             own = [record for record in records if record.metric in shipped and record.experiment in part]
             key = next((keys[name] for name in part if keys.get(name)), "")
-            found += self.tables(own, paper_numbers(key), mains or {})
+            made = self.tables(own, paper_numbers(key), mains or {})
+            found += [self._with_wrecks(made[0], own), *made[1:]] if made else []
         for group, all_ in grouped(records, records[0].task).items():
             own = extracted(all_)
             source = Source(group, own, lambda columns, behind: (), _STOPPED, self.first, main_attack(all_, mains))
@@ -126,6 +132,17 @@ class TaskReport:
             found += [part for table in doses for part in fitting(table)]
             found += further(replace(source, records=[record for record in own if not on_scale(record)]), shipped)
         return found
+
+    def _with_wrecks(self, table: Table, records: Sequence[Record]) -> Table:
+        """The first table of some records, with a note for each wreck among them."""
+        groups = grouped(records, records[0].task).values() if records else ()
+        notes = [
+            f"DESTROYED: {printable(method)}: {said}: no other number of it says anything"
+            for own in groups
+            for method, said in wrecks(own, self.utility).items()
+            if not is_control(method, own[0].task)
+        ]
+        return replace(table, notes=(*table.notes, *dict.fromkeys(notes)))
 
 
 def read_report(target: str, metrics: Iterable[Metric], **functions: Any) -> TaskReport:

@@ -55,6 +55,8 @@ class Record(Frozen):
     extractor: str = ""
     """What looked at the images, such as ``digits-resnet10@3f2a...`` or ``inception-v3-compat@6726...``; values of
     different extractors do not compare."""
+    scenario: Literal["", "samples"] = ""
+    """``samples``: single samples are forgotten, of classes that are kept; else whole classes, or concepts."""
     setting: str = ""
     """What else decides the value: reference set, splits, threshold."""
     converged: bool | None = None

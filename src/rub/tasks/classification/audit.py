@@ -1,6 +1,6 @@
 """Audits of image classifiers that RUB did not make: can the knowledge be brought back? Free of torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from rub.audits.base import (
     Audit,
     AuditRequest,
     Rows,
+    Verdict,
     dataset_of,
     ends_of,
     existing,
@@ -19,11 +20,14 @@ from rub.audits.base import (
     rate_of,
     validated,
 )
+from rub.data.spec import TrainingSpec
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
+from rub.tasks.classification import verdict, verdict_samples
 from rub.tasks.classification.metrics import METRICS
 from rub.tasks.classification.spec import ClassificationExperiment
-from rub.tasks.classification.verdict import Contrast, Estimate, Figures, Layer, conclude
+from rub.tasks.classification.verdict import Contrast, Estimate, Figures, Layer
+from rub.tasks.classification.verdict_samples import SampleFigures, Signal
 
 CHANCE = 0.25  # a checkpoint that is right less often was hardly trained on such inputs
 
@@ -38,8 +42,14 @@ class ClassificationAudit(AuditRequest):
     """Checkpoint after unlearning."""
     data: str
     """A name from rub list datasets, or the path of an image folder or .npz."""
-    forget_classes: tuple[int, ...]
-    """Forgotten classes, such as 0,3."""
+    forget_classes: tuple[int, ...] = ()
+    """Forgotten classes, such as 0,3; with --forget-fraction, those that it is drawn from."""
+    forget_ids: Path | None = None
+    """Forgotten samples instead: an .npy, .csv or .txt file of their ids."""
+    forget_fraction: float | None = None
+    """Forgotten share of the training samples instead, drawn at random by --forget-seed."""
+    forget_seed: int = 0
+    """Seed of the share."""
     retrained: Path | None = None
     """Checkpoint trained without the forget set."""
     arch: str | None = None
@@ -62,11 +72,24 @@ class ClassificationAudit(AuditRequest):
     """A name from rub list protocols, or the path of a YAML file."""
     samples: Annotated[int, Field(ge=10)] = 256
     """Forget images to attack (half as many controls)."""
+    shadows: Annotated[int, Field(ge=0)] = 0
+    """Shadow models to train for membership attacks, an even number; 0: attacks that take none."""
+    shadow_epochs: Annotated[int, Field(ge=1)] = 30
+    """Epochs of each; as many as the original had is best."""
 
     def experiment(self) -> ClassificationExperiment:
-        """The forgotten classes, jointly, under the protocol."""
-        dataset = dataset_of(self.data, self.size)
-        return experiment_of(dataset, self.model(), self.forget_classes, self.protocol, self.samples)
+        """The forget set under the protocol."""
+        if not self.forget_classes and self.forget_ids is None and self.forget_fraction is None:
+            raise RubError("--forget-classes: give what was forgotten: classes such as 0,3, --forget-ids or a fraction")
+        share = {"fraction": self.forget_fraction, "seed": self.forget_seed}
+        forget = {"classes": self.forget_classes or None, "ids": self.forget_ids, **share}
+        protocol: Any = self.protocol
+        if self.shadows:
+            protocol = {"name": self.protocol, "shadows_per_seed": self.shadows}
+        made = experiment_of(dataset_of(self.data, self.size), self.model(), forget, protocol, self.samples)
+        training = TrainingSpec(epochs=self.shadow_epochs, schedule="onecycle")
+        evaluation = made.evaluation.model_copy(update={"shadows": self.shadows > 0})
+        return made.model_copy(update={"training": training, "evaluation": evaluation})
 
     def model(self) -> dict[str, Any]:
         """The network: as it is named, or as the original's keys and shapes tell."""
@@ -103,16 +126,17 @@ class ClassificationAudit(AuditRequest):
 
 
 def experiment_of(
-    dataset: Mapping[str, Any], model: Mapping[str, Any], forget_classes: Sequence[int], protocol: Any, samples: int
+    dataset: Mapping[str, Any], model: Mapping[str, Any], forget: Mapping[str, Any], protocol: Any, samples: int
 ) -> ClassificationExperiment:
-    """The experiment that measures an audit's models: jointly forgotten classes, under a protocol."""
+    """The experiment that measures an audit's models: a forget set, under a protocol, without shadow models."""
+    counts = {"attack_samples": samples, "control_samples": max(samples // 2, 5), "retain_samples": 5000}
     fields = {
         "task": "classification",
         "dataset": dataset,
         "model": model,
-        "forget": {"classes": forget_classes},
+        "forget": forget,
         "protocol": protocol,
-        "evaluation": {"attack_samples": samples, "control_samples": max(samples // 2, 5), "retain_samples": 5000},
+        "evaluation": {**counts, "shadows": False},
     }
     experiment = validated(ClassificationExperiment, fields)
     if experiment.protocol.radius is None:
@@ -122,6 +146,8 @@ def experiment_of(
     return experiment
 
 
+SIGNALS = ("mia_population", "boundary", "mia_rmia", "mia_lira")  # AUCs that tell forgotten from unseen images
+MEMBERSHIP = ("mia_svc", "mia_population", "mia_rmia", "mia_lira")
 LAYERS = {  # metric -> how much it has to differ between original and retrained model to tell anything
     "head_refit": MARGIN,
     "probe_balanced": MARGIN,
@@ -131,8 +157,10 @@ LAYERS = {  # metric -> how much it has to differ between original and retrained
 }
 
 
-def figures_of(rows: Rows) -> Figures:
+def figures_of(rows: Rows) -> Figures | SampleFigures:
     """The figures behind the verdict, from an audit's rows."""
+    if rows.records[0].scenario == "samples":
+        return _sample_figures(rows)
     measured = [record for record in rows.records if record.value is not None]
     attacked = [
         record for record in measured
@@ -153,9 +181,38 @@ def figures_of(rows: Rows) -> Figures:
         transplant=layers.pop("transplant", None),
         transplant_accuracy=next((r.value for r in rows.of("transplant_ta") if r.method == "unlearned"), None),
         layers=tuple(layers.values()),
+        membership=tuple(layer for metric in MEMBERSHIP if (layer := _layer(rows, metric))),
         attack=rows.attack,
         normalisation=normalisation,
     )
+
+
+def _sample_figures(rows: Rows) -> SampleFigures:
+    accuracy = {record.method: float(record.value or 0) for record in rows.of("ta")}
+    unseen = {role: rows.rate(role, "ua_test", "forget_test") for role in accuracy}
+    gap = rows.find("unlearned", "avg_gap", "forget")
+    kept, _, _ = rows.record("unlearned", "own_radius", "forget").setting.partition(" ")
+    return SampleFigures(
+        accuracy=accuracy,
+        chance=1 / int(kept),
+        recognised={role: rows.rate(role, "ua", "forget") for role in accuracy},
+        unseen=unseen,
+        signals=tuple(_signal(rows, metric) for metric in SIGNALS if rows.of(metric)),
+        gap=gap.value if gap else None,
+    )
+
+
+def _signal(rows: Rows, metric: str) -> Signal:
+    found = {record.method: Estimate(*ends_of(record)) for record in rows.of(metric)}
+    title = next(declared.title for declared in METRICS if declared.name == metric)
+    return Signal(title, found["original"], found["unlearned"], found.get("retrained"))
+
+
+def concluded(figures: Figures | SampleFigures, budget: str) -> Verdict:
+    """The verdict for an audit's figures."""
+    if isinstance(figures, SampleFigures):
+        return verdict_samples.conclude(figures, budget)
+    return verdict.conclude(figures, budget)
 
 
 def _contrast(rows: Rows) -> Contrast:
@@ -181,8 +238,11 @@ def _layer(rows: Rows, metric: str) -> Layer | None:
     return Layer(title, values["original"], values["unlearned"], values.get("retrained"), margin)
 
 
-def told(figures: Figures, budget: str) -> Iterator[str]:
+def told(figures: Figures | SampleFigures, budget: str) -> Iterator[str]:
     """The figures as lines of text."""
+    if isinstance(figures, SampleFigures):
+        yield from verdict_samples.told(figures, budget)
+        return
     contrast, attack = figures.contrast, figures.attack.upper()
     yield _line("TA, kept classes", *(f"{role} {100 * value:.1f} %" for role, value in figures.accuracy.items()))
     yield _line("UA, clean, original", percent(figures.known))
@@ -195,7 +255,7 @@ def told(figures: Figures, budget: str) -> Iterator[str]:
     yield _line("radius (geometric mean)", f"own class {own}", f"another class {other}")
     chosen = contrast.selectivity
     yield _line("selectivity, log2(other / own)", f"{chosen.value:+.2f} ({chosen.low:+.2f} to {chosen.high:+.2f})")
-    for layer in (figures.log_odds, figures.transplant, *figures.layers):
+    for layer in (figures.log_odds, figures.transplant, *figures.layers, *figures.membership):
         if layer is not None:
             values = (("original", layer.original), ("unlearned", layer.unlearned), ("retrained", layer.retrained))
             yield _line(layer.title, *(f"{role} {value:.3f}" for role, value in values if value is not None))
@@ -215,7 +275,7 @@ AUDIT = Audit(
     example="--original before.pth --unlearned after.pth --arch resnet18 --data cifar10 --data-root data "
     "--forget-classes 0",
     figures=figures_of,
-    conclude=conclude,
+    conclude=concluded,
     told=told,
     modules="rub.tasks.classification.live:audit",
 )

@@ -16,7 +16,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.attacks.radius import log2_radius, radii
-from rub.tasks.classification.metrics import cell, metrics_of_stage
+from rub.tasks.classification.metrics import cell, radius_metrics
 from rub.tasks.classification.spec import RadiusSpec
 from rub.tasks.classification.stages import WEIGHTS, eligible, load_model, wrong_classes
 
@@ -30,17 +30,18 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     setting = f"{len(dataset.classes) - len(parts.forget_classes)} kept classes, {normalisation(model)}"
     measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": setting})
     found: dict[str, NDArray[Any]] = {}
+    sets: dict[str, Outputs] = {}
     for name, count in spec["samples"].items():
         samples = eligible(parts, name, count, inputs, dataset, runtime)
         context = AttackContext(ids=samples.ids, batch_size=runtime.batch_size, **runtime.shared())
         others = wrong_classes(model, samples, parts, dataset, runtime)
         own, other = (radii(model, samples.images, labels, search, context) for labels in (samples.labels, others))
         scores = {key: log2_radius(part, search).double().numpy() for key, part in (("own", own), ("other", other))}
-        outputs = Outputs(samples.ids.numpy(), samples.labels.numpy(), scores=scores, spec=spec)
-        for metric in metrics_of_stage("radius"):
-            measured.compute(metric, outputs, split=name)
+        sets[name] = Outputs(samples.ids.numpy(), samples.labels.numpy(), scores=scores, spec=spec)
         found |= {f"{name}_ids": samples.ids.numpy(), f"{name}_other_class": others.numpy()}
         found |= {f"{name}_own": own.numpy(), f"{name}_other": other.numpy()}
+    for name, metric in radius_metrics(bool(parts.forget_classes), sets):
+        measured.compute(metric, metric.asked(sets.__getitem__, name), split=name)
     np.savez(out / "radii.npz", **found)  # type: ignore[arg-type]  # no array is named allow_pickle
     measured.save(out)
 

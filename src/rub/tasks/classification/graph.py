@@ -9,17 +9,19 @@ from rub.config.hyperparameters import resolved
 from rub.data.spec import check_forget, data_stage, num_images
 from rub.errors import RubError
 from rub.metrics.base import Cells, Metric
+from rub.metrics.klom import FEWEST
 from rub.models.lookup import hyperparameters_in, network_spec, network_title
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import ATTACKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
-from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage
+from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage, radius_metrics
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec, RelearnSpec
 
 SHADOW_SEED = 2000  # training seeds of different roles must not meet
 DOSE_SEED = 3000
 OTHER_SEED = 5000
+LEAST_SHADOWS = 6  # of U-LiRA: without the audited one, each point is in two and out of two
 
 
 class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
@@ -31,13 +33,18 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         "train": 1,
         "import": 2,  # a given mean and std hold
         "shadow": 1,
+        "half": 1,
+        "unlearn-half": 1,
+        "ulira": 1,
         "initialise": 1,
         "unlearn": 1,
         "attack": 2,  # convergence counts moves
         "radius": 1,
         "relearn": 1,
-        "measure": 3,  # layers
+        "measure": 4,  # membership without shadows, ZRF, passes
         "measure-attack": 3,  # of the very images, those recognised before
+        "gap": 1,
+        "klom": 1,
         "scale": 1,
         "metric": 1,
     }
@@ -49,7 +56,8 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         super().__init__(experiment, data_root, given)
         self.dataset_name, self.model_name = experiment.dataset.title, _title(experiment.model)
         self.network = network_spec(experiment.model.model_dump())
-        self.classwise = experiment.forget.classes is not None
+        self.classwise = not experiment.forget.samples
+        self.scenario = "" if self.classwise else "samples"
         asked = "drift" in experiment.controls
         forget_only = "train" in [self.methods[name]["parameters"].get("batch_norm") for name in experiment.methods]
         drifts = (asked or forget_only) and _drifts(self.network, experiment.dataset.size)
@@ -63,8 +71,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.size = num_images(experiment.dataset, 10_000)
         check_forget(experiment.forget, experiment.dataset, data_root)
         self.parts = {"forget": experiment.forget.model_dump(), "validation": experiment.dataset.validation}
-        pairs = range(experiment.seeds.mia * experiment.protocol.shadows_per_seed) if given is None else ()
-        self.shadows = {f"shadow_{index}": self._shadow(index) for index in pairs}
+        self.parts |= {} if self.classwise else {"scenario": self.scenario}  # no key changes where it is the classes'
+        count = experiment.seeds.mia * experiment.protocol.shadows_per_seed if experiment.evaluation.shadows else 0
+        self.shadows = {f"shadow_{index}": self._shadow(index) for index in range(count)}
 
     def notes(self) -> tuple[str, ...]:
         """What is left out where no whole class is forgotten."""
@@ -75,7 +84,9 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             for label, plan in self.attacks.items()
             if "other" in plan.splits and not self._aims(label)
         )
-        noted = (() if self.classwise else lacking) + (unseen if self.drifts is None else ()) + unpaired
+        cost = f"{len(self.shadows)} shadow models, {self.experiment.training.epochs} epochs each on half of the images"
+        trained = (f"trains {cost}",) if self.shadows and self.given is not None else ()
+        noted = trained + (() if self.classwise else lacking) + (unseen if self.drifts is None else ()) + unpaired
         return super().notes() + noted
 
     def _controls(self) -> Iterator[str]:
@@ -114,19 +125,21 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
 
     def unlearn(self, method: str, seed: int) -> Stage:
         """Stage that runs a method on its original."""
-        given = self.methods.get(method) or resolved(unlearner(method, self.task), {}, method)
+        spec = self._unlearning(method, seed)
+        epochs = float(spec["method"]["parameters"].get("epochs", 2))
+        inputs = {"data": self.data, "original": self.originals[self.original_of(method, seed)]}
+        return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=3 * epochs * self.size)
+
+    def _unlearning(self, method: str, seed: int) -> dict[str, Any]:
         training = self.experiment.training
-        spec = {
-            "method": given,
+        return {
+            "method": self.methods.get(method) or resolved(unlearner(method, self.task), {}, method),
             **self.parts,
             "seed": seed,
             "batch_size": training.batch_size,
             "padding": training.padding,
             "precision": training.precision,
         }
-        epochs = float(given["parameters"].get("epochs", 2))
-        inputs = {"data": self.data, "original": self.originals[self.original_of(method, seed)]}
-        return self.stage("unlearn", f"unlearn {method}, seed {seed}", spec, inputs, cost=3 * epochs * self.size)
 
     def imported(self, row: str, given: FromFiles) -> Stage:
         """Stage that reads a checkpoint; its key holds the hash of the file."""
@@ -174,31 +187,77 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "few_images": experiment.protocol.few_images,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
+            "made": self.given is None,
         }
         inputs = {"data": self.data, **self.pair(method, seed), **self.shadows}
         held_out = self.experiment.dataset.validation > 0
-        measured = clean_metrics(self.classwise, shadows=len(self.shadows), held_out=held_out)
+        made = self.given is None
+        measured = clean_metrics(self.classwise, shadows=len(self.shadows), held_out=held_out, made=made)
         cells = [each for metric in measured for each in self.cells(metric, method, seed)]
         return self.stage("measure", f"measure {method}, seed {seed}", spec, inputs, cost=0.3 * self.size, cells=cells)
 
     def further(self, method: str, seed: int) -> Iterator[Stage]:
-        """The paired contrast, where the protocol searches radii, and the metrics of plug-ins."""
+        """The gap to retraining, the paired contrast where the protocol searches radii, metrics of plug-ins."""
+        yield from self._gap(method, seed)
         if self.experiment.protocol.radius is not None:
             yield self._radius(method, seed, self.experiment.protocol.radius)
         if self.classwise and self.experiment.protocol.relearn is not None:
             yield self._relearn(method, seed, self.experiment.protocol.relearn)
         yield from super().further(method, seed)
 
+    def together(self) -> Iterator[Stage]:
+        """KLOM and U-LiRA of every method, where they are asked for."""
+        if self.experiment.evaluation.klom:
+            yield from self._klom()
+        if self.experiment.evaluation.ulira:
+            yield from self._ulira(self.experiment.evaluation.ulira)
+
+    def _ulira(self, count: int) -> Iterator[Stage]:
+        if count < LEAST_SHADOWS:
+            raise RubError(f"evaluation.ulira: {count} shadows; it takes {LEAST_SHADOWS} at least")
+        halves = [self._shadow(index, "half") for index in range(count)]
+        for method in self.experiment.methods:
+            cost = 1.5 * float(self.methods[method]["parameters"].get("epochs", 2)) * self.size
+            forgot = {
+                f"shadow_{index}": self.stage(
+                    "unlearn-half", f"unlearn {method} on shadow {index}", self._unlearning(method, index),
+                    {"data": self.data, "original": half}, cost=cost,
+                )
+                for index, half in enumerate(halves)
+            }  # fmt: skip
+            cells = [Cells([metric])(method, None, metric.name) for metric in metrics_of_stage("ulira")]
+            yield self.stage("ulira", f"U-LiRA of {method}", {"method": method}, forgot, cost=1000, cells=cells)
+
+    def _klom(self) -> Iterator[Stage]:
+        seeds = self.experiment.seeds.originals * self.experiment.seeds.unlearn
+        if min(self.retrains, seeds) < FEWEST:
+            said = f"{seeds} unlearning seeds and {self.retrains} retrained models"
+            raise RubError(f"evaluation.klom: {said}; it takes {FEWEST} of both (seeds.unlearn)")
+        retrained = {f"retrained_{seed}": self.model("retrain", seed) for seed in range(self.retrains)}
+        for method in self.experiment.methods:
+            models = {f"unlearned_{seed}": self.model(method, seed) for seed in range(seeds)}
+            spec = {"method": method, **self.parts}
+            cells = [Cells([metric])(method, None, metric.name) for metric in metrics_of_stage("klom")]
+            inputs, cost = {"data": self.data, **models, **retrained}, 0.1 * self.size * (seeds + self.retrains)
+            text = f"compare all seeds of {method} with retrain"
+            yield self.stage("klom", text, spec, inputs, cost=cost, cells=cells)
+
+    def _gap(self, method: str, seed: int) -> Iterator[Stage]:
+        reference = self.retrained(seed)
+        if reference == (method, seed):  # two retrained models show what seeds alone do
+            reference = ("retrain", (seed + 1) % self.retrains) if self.given is None and self.retrains > 1 else None
+        if reference is not None:
+            inputs = {"unlearned": self.measure(method, seed), "retrained": self.measure(*reference)}
+            cells = [each for metric in metrics_of_stage("gap") for each in self.cells(metric, method, seed)]
+            spec = {"method": method, "seed": seed}
+            yield self.stage("gap", f"compare {method}, seed {seed}, with retrain", spec, inputs, cost=1, cells=cells)
+
     def _radius(self, method: str, seed: int, search: RadiusSpec) -> Stage:
         evaluation = self.experiment.evaluation
         samples = {"forget": evaluation.attack_samples, "forget_test": evaluation.control_samples}
         spec = {"method": method, "seed": seed, **self.parts, "radius": search.model_dump(), "samples": samples}
-        cells = [
-            each
-            for split in samples
-            for metric in metrics_of_stage("radius")
-            for each in self.cells(metric, method, seed, split=split)
-        ]
+        found = radius_metrics(self.classwise, samples)
+        cells = [each for split, metric in found for each in self.cells(metric, method, seed, split=split)]
         count = sum(number or self.size // 10 for number in samples.values())
         rungs = log2(search.largest / search.smallest) + 1
         inputs = {"data": self.data, **self.pair(method, seed), **self._knowing()}
@@ -293,7 +352,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         }
         return self.stage("train", label, spec, {"data": self.data}, cost=3.0 * experiment.training.epochs * self.size)
 
-    def _shadow(self, index: int) -> Stage:
+    def _shadow(self, index: int, kind: str = "shadow") -> Stage:
         # 2i and 2i + 1 are trained on complementary halves.
         experiment = self.experiment
         spec = {
@@ -305,7 +364,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "half": index % 2,
         }
         cost = 1.5 * experiment.training.epochs * self.size
-        return self.stage("shadow", f"train shadow {index}", spec, {"data": self.data}, cost=cost)
+        return self.stage(kind, f"train {kind} {index}", spec, {"data": self.data}, cost=cost)
 
 
 def _drifts(network: Mapping[str, Any], size: int | None) -> bool | None:

@@ -47,9 +47,9 @@ def audit(
         original: f, before unlearning: any module of images (N, C, H, W) in [0, 1] to logits; it normalises inside.
         unlearned: f_u, with the same classes; its architecture may differ.
         retrained: a model that never saw the forget set, if there is one.
-        forget: training images of the forgotten classes, as a pair (images, labels), a `Dataset` or a `DataLoader`;
-            images are uint8, or floats in [0, 1].
-        retain: training images of the other classes, likewise.
+        forget: forgotten training images, as a pair (images, labels), a `Dataset` or a `DataLoader`; images are uint8,
+            or floats in [0, 1]. Where retained ones are of the same classes, single images were forgotten.
+        retain: the other training images, likewise.
         test: images that no model saw, of all classes.
         protocol: a classification protocol: its name, its file, or its fields.
         samples: forget images to attack; half as many for the controls.
@@ -58,7 +58,7 @@ def audit(
         display: shows progress; silent when None.
 
     Raises:
-        RubError: models or images that cannot be used, or a forget set that is not all of its classes.
+        RubError: models or images that cannot be used.
     """
     data = live_data(forget, retain, test)
     place = device_of(unlearned, device)
@@ -73,7 +73,7 @@ def audit(
         check_labels(data.labels, live.classes, classes, role)
     experiment = experiment_of(
         {"name": DATASET, "validation": 0.0}, {"arch": _arch("original"), "mean": (0.0,), "std": (1.0,)},
-        data.forget_classes, protocol, samples,
+        {"ids": data.forget_ids} if data.forget_ids else {"classes": data.forget_classes}, protocol, samples,
     )  # fmt: skip
     with scoped(), TemporaryDirectory() as folder, torch.inference_mode(False):
         register(data, classes)

@@ -12,16 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rub.data.samples import ImageDataset, Samples, concatenate
-from rub.data.splits import Splits, input_dataset, split, subset
+from rub.data.splits import Splits, input_dataset, split, subset, trainable, training_set
 from rub.metrics.base import Measured, Metric, Outputs, joined, measure_metric, origin_of, row_of
 from rub.metrics.membership import Shadows
+from rub.metrics.signals import logit_confidence
 from rub.models.network import head
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
 from rub.registry import METRICS as OWN_METRICS
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.metrics import POPULATION, attacked_metrics, cell, clean_metrics, metrics_of_stage, right
-from rub.tasks.classification.stages import WEIGHTS, load_model
+from rub.tasks.classification.metrics import (
+    GAPS,
+    POPULATION,
+    attacked_metrics,
+    cell,
+    clean_metrics,
+    metrics_of_stage,
+    right,
+)
+from rub.tasks.classification.stages import COST, WEIGHTS, load_model, untrained
 from rub.tasks.classification.witnesses import save_witnesses
 from rub.training.batches import Augmentation
 from rub.training.classifier import look
@@ -36,11 +45,59 @@ def measure(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Measure one model on clean images."""
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
     measured, view = Measured(cell, stage.spec["method"], stage.spec["seed"], facts), View(stage, inputs, runtime)
-    classwise, held_out = bool(view.parts.forget_classes), stage.spec["validation"] > 0
-    for metric in clean_metrics(classwise, shadows=view.shadows, held_out=held_out):
-        outputs = metric.asked(view)
+    made, held_out = stage.spec["made"], stage.spec["validation"] > 0
+    counted = {"passes": view.passes} if made else {}
+    for metric in clean_metrics(bool(view.parts.forget_classes), shadows=view.shadows, held_out=held_out, made=made):
+        outputs = replace(metric.asked(view), facts=counted)
         for where, shadows in view.shadowed(metric):
             measured.compute(metric, replace(outputs, shadows=shadows), **where)
+    measured.save(out)
+
+
+def measure_gap(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Compare what was measured of a row without an attack with what was measured of the retrained model."""
+    found = {
+        role: {row["metric"]: row for row in inputs[role].json("rows.json")} for role in ("unlearned", "retrained")
+    }
+    sides = {
+        role: Outputs(
+            np.arange(rows["ua"]["n"]), np.empty(0, np.int64), facts={name: rows[name]["value"] for name in GAPS}
+        )
+        for role, rows in found.items()
+    }
+    facts = {name: found["unlearned"]["ua"][name] for name in ("weights_sha256", "seconds", "device")}
+    measured = Measured(cell, stage.spec["method"], stage.spec["seed"], facts)
+    for metric in metrics_of_stage("gap"):
+        measured.compute(metric, replace(sides["unlearned"], others={"retrained": sides["retrained"]}))
+    measured.save(out)
+
+
+def measure_klom(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Compare what all models of a method say of forgotten images with what all retrained models say of them."""
+    view = View(stage, inputs, runtime)
+    margins: dict[str, list[NDArray[np.float64]]] = {"unlearned": [], "retrained": []}
+    for role in sorted(inputs):
+        if (side := role.partition("_")[0]) in margins:
+            seen = view.look(role, view.parts.forget)
+            margins[side].append(logit_confidence(seen.logits, seen.labels))
+            view.models.clear()  # one model at a time in memory
+    ids, labels = view.parts.forget.ids.numpy(), view.parts.forget.labels.numpy()
+    sides = {side: Outputs(ids, labels, scores={"margins": np.stack(own, 1)}) for side, own in margins.items()}
+    measured = Measured(cell, stage.spec["method"], None, {})
+    for metric in metrics_of_stage("klom"):
+        measured.compute(metric, replace(sides["unlearned"], others={"retrained": sides["retrained"]}))
+    measured.save(out)
+
+
+def measure_ulira(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Tell what shadow models forgot from what they never saw, each by all others."""
+    found = [np.load(inputs[role].file("forget.npz"), allow_pickle=False) for role in sorted(inputs)]
+    signals = np.stack([logit_confidence(one["logits"], one["labels"]) for one in found], 1)
+    scores = {"signals": signals, "member": np.stack([one["member"] for one in found], 1)}
+    outputs = Outputs(found[0]["ids"], found[0]["labels"], scores=scores)
+    measured = Measured(cell, stage.spec["method"], None, {})
+    for metric in metrics_of_stage("ulira"):
+        measured.compute(metric, outputs)
     measured.save(out)
 
 
@@ -157,15 +214,31 @@ class View:
             return subset(self.parts.validation, POPULATION, "rmia-population")
         if name == "validation":
             return self.parts.validation
-        if name == "forget_test" and self.parts.forget_classes:
-            return self.parts.test_where(forgotten=True)
+        if name == "forget_test":
+            return self.parts.unseen
         return self.parts.forget if name == "forget" else self.parts.test
 
     def model(self, role: str) -> nn.Module:
-        """A model among the stage's inputs, loaded once."""
+        """A model among the stage's inputs, or the unlearned one's network ``untrained``, made once."""
         if role not in self.models:
-            self.models[role] = load_model(self.inputs[role], self.dataset).to(self.runtime.device)
+            made = untrained if role == "untrained" else load_model
+            artifact = self.inputs["unlearned" if role == "untrained" else role]
+            self.models[role] = made(artifact, self.dataset).to(self.runtime.device)
         return self.models[role]
+
+    @property
+    def passes(self) -> float | None:
+        """Images that went through the network while the measured model was made, per training image; None if unknown.
+
+        Training takes its set once an epoch; what a method took was counted while it ran.
+        """
+        made = self.inputs["unlearned"]
+        everything = len(trainable(self.dataset, self.stage.spec["validation"]))
+        if made.manifest["kind"] == "train":
+            spec = made.manifest["spec"]
+            trained = training_set(self.dataset, spec["subset"], spec["validation"])
+            return float(spec["training"]["epochs"] * len(trained) / everything)
+        return made.json(COST)["images"] / everything if COST in made.manifest["files"] else None
 
     def look(self, role: str, samples: Samples) -> Outputs:
         """Outputs of a model for some images."""
@@ -206,11 +279,13 @@ class View:
             yield {}, self._shadows(range(self.shadows), 0)
 
     def _made(self, name: str) -> Outputs:
-        if name == "forget_test" and self.parts.forget_classes:  # they are in there
+        if name == "forget_test":  # they are in there
             test = self("test")
-            return test.select(np.isin(test.labels, self.parts.forget_classes))
+            return test.select(np.isin(test.ids, self.parts.unseen.ids.numpy()))
         if name == "original":
             return self.look("original", self.parts.test.select([]))
+        if name == "untrained":
+            return self.look("untrained", self.parts.forget)
         if name in ("probe", "few"):
             count = self.stage.spec["probe_per_class" if name == "probe" else "few_images"]
             return joined([self.look("unlearned", part) for part in self.of_each_class(name, count).values()])

@@ -1,13 +1,16 @@
 """Every metric of the classification task, with the function that computes it."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rub.metrics import layers
-from rub.metrics.accuracy import correct, probe_accuracy, residual_knowledge, residual_ratio
+from rub.metrics.accuracy import correct, js_divergence, probe_accuracy, residual_knowledge, residual_ratio
 from rub.metrics.base import Cells, Counted, Metric, Outputs
+from rub.metrics.klom import klom
+from rub.metrics.statistics import NORMAL
 
 if TYPE_CHECKING:
     from rub.metrics.membership import ShadowOutputs, Shadows
@@ -16,6 +19,7 @@ POPULATION = 2000  # held-out images that RMIA compares with
 TUNING_POINTS = 2000  # enough to choose RMIA's a from eleven values
 OFFLINE_A = 0.33  # with too few shadows to tune it: the value of the RMIA paper's code for CIFAR
 LIRA_SHADOWS = 4  # each point is out of half of them, and LiRA's spread needs two
+GAPS = ("ua", "ra", "ta", "mia_svc")  # what the average gap is over (SalUn, Fan et al. 2024)
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Audited = tuple[NDArray[np.float32], "ShadowOutputs"]  # what the model and the shadows say of the same points
@@ -34,6 +38,11 @@ def right_before(outputs: Outputs) -> Bools:
 def right_of_kept(outputs: Outputs) -> Bools:
     """The same, of the classes that were kept."""
     return right(outputs.select(_kept(outputs)))
+
+
+def of_kept_classes(outputs: Outputs) -> dict[str, str]:
+    """Among how many classes an accuracy on kept ones is."""
+    return {"setting": f"of {outputs.num_classes - len(outputs.forget_classes)} classes"}
 
 
 def ranked(outputs: Outputs) -> float:
@@ -111,22 +120,82 @@ def called_by_svc(outputs: Outputs) -> Bools:
 
 def rmia(outputs: Outputs) -> Counted:
     """AUC of offline RMIA, forgotten training images against unseen images of the same classes."""
-    from rub.metrics.membership import audit_auc, rmia_scores, tune_offline_a
+    from rub.metrics.membership import auc_interval, rmia_scores, tune_offline_a
 
     shadows, (audited, (seen, population), member) = _shadows(outputs), _audited(outputs)
     a = OFFLINE_A
     if len(shadows) >= LIRA_SHADOWS:
         pool = np.random.default_rng(0).permutation(shadows.used)[:TUNING_POINTS]
         a = tune_offline_a(shadows.train.points(pool), population)
-    return Counted(audit_auc(rmia_scores(*audited, seen, population, offline_a=a), member), len(member))
+    scores = rmia_scores(*audited, seen, population, offline_a=a)
+    return Counted(*auc_interval(scores[member], scores[~member]))
 
 
 def lira(outputs: Outputs) -> Counted:
     """AUC of offline LiRA on the same images."""
-    from rub.metrics.membership import audit_auc, lira_scores
+    from rub.metrics.membership import auc_interval, lira_scores
 
     audited, _, member = _audited(outputs)
-    return Counted(audit_auc(lira_scores(*audited), member), len(member))
+    scores = lira_scores(*audited)
+    return Counted(*auc_interval(scores[member], scores[~member]))
+
+
+def against_population(outputs: Outputs) -> Counted:
+    """AUC of Attack-P, which takes no further model: forgotten training images against unseen ones of their classes.
+
+    The population is what was held out of all training, or half of the unseen images.
+    """
+    from rub.metrics.membership import auc_interval, population_scores
+
+    unseen, population = outputs["forget_test"], outputs["population"]
+    if not len(population):
+        half = np.random.default_rng(0).permutation(len(unseen)) % 2 == 0
+        unseen, population = unseen.select(half), unseen.select(~half)
+    known = np.isin(unseen.labels, population.labels)
+    pairs = [(part.logits, part.labels) for part in (outputs, unseen.select(known))]
+    scores = [population_scores(*pair, population.logits, population.labels) for pair in pairs]
+    return Counted(*auc_interval(*scores))
+
+
+def nearer_boundary(outputs: Outputs) -> Counted:
+    """AUC of the distance to the decision boundary, forgotten training images against unseen ones of their classes."""
+    from rub.metrics.membership import auc_interval
+
+    return Counted(*auc_interval(selectivity(outputs), selectivity(outputs["forget_test"])))
+
+
+def zero_retain_forgetting(outputs: Outputs) -> Counted:
+    """Mean over forgotten images of 1 - JS of the prediction and that of a network of the kind that was never trained.
+
+    ZRF of Chundawat et al. (AAAI 2023); its code divides by the number of classes once more, which is off here.
+    """
+    values = 1 - js_divergence(outputs.logits, outputs["untrained"].logits)
+    half = NORMAL * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Counted(float(values.mean()), len(values), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def passes(outputs: Outputs) -> float | None:
+    """Images that went through the network while the model was made, per training image; None where nobody counted."""
+    return outputs.facts.get("passes")
+
+
+def average_gap(outputs: Outputs) -> float:
+    """Mean of the absolute differences to the retrained model in UA, RA, TA and MIA SVC."""
+    return float(np.mean([abs(outputs.facts[name] - outputs["retrained"].facts[name]) for name in GAPS]))
+
+
+def margins_apart(outputs: Outputs) -> Counted:
+    """Mean KLOM of the forgotten images, all unlearned models against all retrained ones."""
+    values = klom(outputs.scores["margins"].T, outputs["retrained"].scores["margins"].T)
+    return Counted(float(values.mean()), len(values))
+
+
+def forgotten_or_unseen(outputs: Outputs) -> Counted:
+    """AUC of U-LiRA over all shadows and forgotten images."""
+    from rub.metrics.membership import audit_auc, ulira_scores
+
+    signals, member = (outputs.scores[name].T for name in ("signals", "member"))
+    return Counted(audit_auc(ulira_scores(signals, member).ravel(), member.ravel()), len(outputs))
 
 
 def own_radius(outputs: Outputs) -> Floats:
@@ -218,7 +287,8 @@ _INF = float("inf")
 _PART, _AUC, _LOG = ("fraction", 3), ("AUC", 3), ("log2", 2)  # units and decimals
 
 METRICS: tuple[Metric, ...] = (
-    Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test"),
+    Metric("ta", "TA", "accuracy on test images of the classes that were kept", right_of_kept, "up", split="test",
+           facts=of_kept_classes),
     Metric("ta_all", "TA all", "accuracy on all test images, those of forgotten classes included", right,
            "reference", split="test"),
     Metric("va", "VA", "accuracy on held-out images of the classes that were kept, by which settings are chosen",
@@ -226,8 +296,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("ra", "RA", "accuracy on the training images that were kept", right, "up", split="retain"),
     Metric("ua", "UA", "accuracy on the forgotten training images (the paper's UA, not 1 - UA)", right, "down",
            attacked=True, knowledge="rises"),
-    Metric("ua_test", "UA test", "accuracy on test images of the forgotten classes, never trained on", right, "down",
-           split="forget_test", classwise=True, attacked=True, knowledge="rises"),
+    Metric("ua_test", "UA test", "accuracy on test images of the classes of forgotten ones, never trained on", right,
+           "down", split="forget_test", attacked=True, knowledge="rises"),
     Metric("ua_before", "before", "attacked images that are recognised without the attack", right_before,
            "down", needs=("clean",), stage="", attacked=True),
     Metric("own_radius", "own", "log2 of the smallest change in 1/255 at which an image is said to be of its own class",
@@ -240,6 +310,9 @@ METRICS: tuple[Metric, ...] = (
            own_reached, "reference", stage="radius", knowledge="rises"),
     Metric("other_reached", "other reached", "images that reach another class within the largest budget",
            other_reached, "reference", stage="radius"),
+    Metric("boundary", "boundary AUC", "how well log2(other / own) tells forgotten from unseen images, 0.5: not at all",
+           nearer_boundary, "reference", *_AUC, needs=("forget_test",), samplewise=True, stage="radius",
+           knowledge="rises"),
     Metric("residual_knowledge", "excess", "UA after the attack minus the retrained model's", excess, "down", low=-1,
            needs=("retrained",), stage="", attacked=True, facts=both_converged),
     Metric("residual_ratio", "ratio", "recovered images per image that retrain gives up too", ratio, "down", "ratio",
@@ -266,6 +339,18 @@ METRICS: tuple[Metric, ...] = (
            "reference", *_PART, split="forget_test", needs=("probe",), classwise=True, knowledge="rises"),
     Metric("mia_svc", "MIA SVC", "forgotten images called members by SalUn's SVC (it prints 1 - this)", called_by_svc,
            "down", *_PART, needs=("retain", "test"), knowledge="rises"),
+    Metric("mia_population", "MIA population", "how well Attack-P tells forgotten from unseen images, without shadows",
+           against_population, "reference", *_AUC, needs=("forget_test", "population"), knowledge="rises"),
+    Metric("zrf", "ZRF", "1 - JS divergence to an untrained network's predictions on forgotten images, log base 2",
+           zero_retain_forgetting, "reference", *_PART, needs=("untrained",), knowledge="falls", made=True),
+    Metric("avg_gap", "avg gap", "mean distance to the retrained model in UA, RA, TA and MIA SVC", average_gap,
+           "reference", needs=("retrained",), stage="gap"),
+    Metric("ulira", "U-LiRA", "how well U-LiRA tells what a method made shadow models forget from what they never saw",
+           forgotten_or_unseen, "reference", *_AUC, stage="ulira"),
+    Metric("klom", "KLOM", "KL divergence of a forgotten image's margins, all unlearned models to all retrained ones",
+           margins_apart, "reference", "nats", 2, high=_INF, needs=("retrained",), stage="klom"),
+    Metric("passes", "passes", "images through the network while the model was made, per training image", passes,
+           "reference", "per image", 2, high=_INF, made=True, optional=True),
     Metric("mia_shadow", "MIA", "forgotten images called members by a Shokri shadow-model attack", called_by_shadows,
            "down", *_PART, shadows=2, seeded=True, attacked=True, knowledge="rises"),
     Metric("mia_rmia", "RMIA", "how well offline RMIA tells forgotten from unseen images", rmia, "reference", *_AUC,
@@ -282,10 +367,21 @@ def metrics_of_stage(kind: str) -> list[Metric]:
     return [item for item in METRICS if item.stage == kind]
 
 
-def clean_metrics(classwise: bool, *, shadows: int, held_out: bool) -> list[Metric]:
-    """Metrics of ``measure``: where whole classes are forgotten or not, with so many shadow models, images held out."""
+def clean_metrics(classwise: bool, *, shadows: int, held_out: bool, made: bool) -> list[Metric]:
+    """Metrics of ``measure``, for whole classes or not, so many shadow models, images held out, models made here."""
     own = [item for item in metrics_of_stage("measure") if held_out or item.split != "validation"]
+    own = [item for item in own if made or not item.made]
     return [item for item in own if item.shadows <= shadows and (classwise or not item.classwise)]
+
+
+def radius_metrics(classwise: bool, sets: Iterable[str]) -> list[tuple[str, Metric]]:
+    """Sets and metrics of ``radius``: each set has all, but for those that compare sets, which have a set of their own.
+
+    These are measured where single samples are forgotten.
+    """
+    own = metrics_of_stage("radius")
+    alone = [(name, item) for name in sets for item in own if not item.samplewise]
+    return alone + [(item.split, item) for item in own if item.samplewise and not classwise]
 
 
 def attacked_metrics(split: str, *, shadows: int, retrained: bool) -> list[Metric]:

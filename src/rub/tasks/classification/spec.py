@@ -101,6 +101,12 @@ class Evaluation(Frozen):
     """Same for same-class test images and steered retain images."""
     retain_samples: int | None = Field(None, ge=1)
     """Retain images that RA is measured on."""
+    shadows: bool = Field(True, exclude_if=lambda shadows: shadows)
+    """Whether shadow models are trained, `protocol.shadows_per_seed` for each MIA seed; without, MIA takes none."""
+    ulira: int = Field(0, ge=0, multiple_of=2, exclude_if=lambda ulira: not ulira)
+    """Shadow models for U-LiRA, on each of which every method is run anew; 0: not measured. Six are the fewest."""
+    klom: bool = Field(False, exclude_if=lambda klom: not klom)
+    """Whether KLOM is measured, over all seeds of each method and all retrained models; it takes ten of both."""
     witnesses: int | None = Field(None, ge=0)
     """Recovered forget images kept as witnesses, per cell; all of them when left out."""
 

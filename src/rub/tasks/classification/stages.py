@@ -30,9 +30,11 @@ from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 from rub.training.classifier import predict
 from rub.training.classifier import train as fit
+from rub.training.counting import counting
 
 Inputs = Mapping[str, Artifact]
-WEIGHTS, NETWORK = "weights.safetensors", "network.json"
+UNTRAINED_SEED = 0
+WEIGHTS, NETWORK, COST = "weights.safetensors", "network.json", "cost.json"
 
 
 def train(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -68,18 +70,37 @@ def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     Shadows 2i and 2i + 1 get complementary halves, so each sample is out of exactly half of all shadows.
     """
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
-    samples = trainable(dataset, spec["validation"])
-    order = torch.randperm(len(samples), generator=seeded(spec["half_seed"], "half"))
-    member = torch.zeros(len(samples), dtype=torch.bool)
-    member[order[: len(samples) // 2]] = True
-    member = member if spec["half"] == 0 else ~member
-    model = _fit(spec, dataset, samples.select(member.nonzero()[:, 0]), spec["seed"], runtime)
-    inside = torch.zeros(int(dataset.train.ids.max()) + 1, dtype=torch.bool)
-    inside[samples.ids[member]] = True
-    np.save(out / "member.npy", inside[dataset.train.ids].numpy())
+    own = _half(spec, dataset)
+    model = _fit(spec, dataset, own, spec["seed"], runtime)
+    np.save(out / "member.npy", torch.isin(dataset.train.ids, own.ids).numpy())
     for name, part in (("train", dataset.train), ("test", dataset.test)):
         logits = predict(model, part, batch_size=runtime.batch_size, device=runtime.device)
         np.save(out / f"{name}_logits.npy", logits.numpy().astype(np.float32))
+
+
+def train_half(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Train a model as shadow models are, on one half of the training data, and keep it, for methods to be run on."""
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    own = _half(spec, dataset)
+    _save_model(_fit(spec, dataset, own, spec["seed"], runtime), spec["model"], dataset, out)
+    np.save(out / "ids.npy", own.ids.numpy())
+
+
+def unlearn_half(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
+    """Run a method on a model of one half, with what is forgotten of that half; keep what it says of the forget set."""
+    spec, dataset = stage.spec, input_dataset(inputs, runtime)
+    parts = split(dataset, spec["forget"], spec["validation"])
+    seen = torch.from_numpy(np.load(inputs["original"].file("ids.npy"), allow_pickle=False))
+    member = torch.isin(parts.forget.ids, seen)
+    forget, retain = parts.forget.select(member), parts.retain.select(torch.isin(parts.retain.ids, seen))
+    context = replace(_context(spec["seed"], spec, dataset, runtime), forget_classes=parts.forget_classes)
+    original = load_model(inputs["original"], dataset).to(runtime.device)
+    model = _forgotten(spec, original, forget, retain, context)
+    logits = predict(model, parts.forget, batch_size=runtime.batch_size, device=runtime.device)
+    np.savez(
+        out / "forget.npz", ids=parts.forget.ids.numpy(), labels=parts.forget.labels.numpy(), member=member.numpy(),
+        logits=logits.numpy().astype(np.float32),
+    )  # fmt: skip
 
 
 def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -87,16 +108,11 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     spec, dataset = stage.spec, input_dataset(inputs, runtime)
     parts = split(dataset, spec["forget"], spec["validation"])
     context = replace(_context(spec["seed"], spec, dataset, runtime), forget_classes=parts.forget_classes)
-    method = unlearner(spec["method"]["name"], "classification").load()
     original = load_model(inputs["original"], dataset).to(runtime.device)
-    # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
-    with torch.random.fork_rng():
-        torch.manual_seed(spec["seed"])
-        model = method(original, parts.forget, parts.retain, context, **spec["method"]["parameters"])
-    model = model.eval()
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise Diverged(f"{name} holds values that are not finite")
+    with counting(original) as images:
+        model = _forgotten(spec, original, parts.forget, parts.retain, context)
+    if not context.checkpointer.earlier:  # else a part was counted by a run that was killed
+        (out / COST).write_text(json.dumps({"images": sum(images)}), encoding="utf-8")
     save_weights(model, out / WEIGHTS)
     (out / NETWORK).write_text(json.dumps(inputs["original"].json(NETWORK)), encoding="utf-8")
 
@@ -153,8 +169,7 @@ def choose(parts: Splits, name: str, count: int | None) -> Samples:
     if name in ("forget", "other"):
         return subset(parts.forget, count, "attack-forget")
     if name == "forget_test":
-        pool = parts.test_where(forgotten=True) if parts.forget_classes else parts.test
-        return subset(pool, count, "attack-forget-test")
+        return subset(parts.unseen, count, "attack-forget-test")
     return subset(parts.retain, count if count is not None else len(parts.forget), "attack-retain")
 
 
@@ -167,8 +182,7 @@ def eligible(
 
     Args:
         parts: the splits.
-        name: ``forget`` or ``other``, which are the same images, or ``forget_test`` for unseen images of forgotten
-            classes (any test images without such).
+        name: ``forget`` or ``other``, which are the same images, or ``forget_test`` for unseen images of their classes.
         count: most images; all when None.
         inputs: a stage's, with ``original``, and all originals as ``known_...`` where there are several.
         dataset: what they classify.
@@ -179,7 +193,7 @@ def eligible(
     """
     pool, stream = parts.forget, "eligible-forget"
     if name == "forget_test":
-        pool, stream = parts.test_where(forgotten=True) if parts.forget_classes else parts.test, "eligible-unseen"
+        pool, stream = parts.unseen, "eligible-unseen"
 
     def right(original: Artifact) -> Tensor:
         model = load_model(original, dataset).to(runtime.device)
@@ -222,6 +236,39 @@ def load_model(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
     """Network of a model artifact, in eval mode, on the CPU."""
     model = _network(artifact.json(NETWORK), dataset, seed=0)
     load_weights(artifact.file(WEIGHTS), model)
+    return model.eval()
+
+
+def untrained(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
+    """The network of a model artifact as it is before training, in eval mode, on the CPU."""
+    return _network(artifact.json(NETWORK), dataset, seed=UNTRAINED_SEED).eval()
+
+
+def _half(spec: Mapping[str, Any], dataset: ImageDataset) -> Samples:
+    """Training samples of one of two complementary halves, drawn by the spec's ``half_seed``."""
+    samples = trainable(dataset, spec["validation"])
+    order = torch.randperm(len(samples), generator=seeded(spec["half_seed"], "half"))
+    member = torch.zeros(len(samples), dtype=torch.bool)
+    member[order[: len(samples) // 2]] = True
+    return samples.select((member if spec["half"] == 0 else ~member).nonzero()[:, 0])
+
+
+def _forgotten(
+    spec: Mapping[str, Any], original: nn.Module, forget: Samples, retain: Samples, context: UnlearnContext
+) -> nn.Module:
+    """What a method makes of a model, in eval mode.
+
+    Raises:
+        Diverged: its weights are not finite.
+    """
+    method = unlearner(spec["method"]["name"], "classification").load()
+    # A method may draw from torch's global generator (a plug-in, say): seeding it keeps the stage a pure function.
+    with torch.random.fork_rng():
+        torch.manual_seed(spec["seed"])
+        model: nn.Module = method(original, forget, retain, context, **spec["method"]["parameters"])
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Diverged(f"{name} holds values that are not finite")
     return model.eval()
 
 

@@ -5,22 +5,25 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from rub.metrics.base import direction_of
 from rub.reports.grouping import (
     Mains,
     Place,
     board_of,
     budgets_of,
+    estimate,
     grouped,
     is_control,
     main_attack,
     row_order,
     tie_letters,
+    told_apart,
 )
 from rub.reports.table import Cell, Column, Table, fitting
 from rub.reports.tables import Columns, Source, failures, seeds_note
 from rub.reports.text import printable
 from rub.store.records import Record
-from rub.tasks.classification.metrics import METRICS
+from rub.tasks.classification.metrics import GAPS, METRICS
 
 _CLEAN = "no attack"  # a leaderboard's upper header
 _TELLING = "2/255"  # of a curve: networks differ most there
@@ -36,16 +39,23 @@ def classification_tables(
 ) -> list[Table]:
     """Tables of every (suite, experiment, dataset, model, protocol) among the records.
 
-    Table 1 in the paper's shape; the paired contrast; what remains, without an attack; where it is; attacks and
-    controls, one table per budget; and, when the main attack ran at more budgets than Table 1 shows, its robustness
-    curve. Means are over seeds, intervals over images and models (`rub.metrics.statistics.estimate`). Each table fits
-    80 columns; `paper` is from `rub.reports.tables.paper_numbers`.
+    Table 1 in the paper's shape; the gap to retraining and what it costs; the paired contrast; what remains, without
+    an attack; where it is; attacks and controls, one table per budget; and, when the main attack ran at more budgets
+    than Table 1 shows, its robustness curve. Means are over seeds, intervals over images and models
+    (`rub.metrics.statistics.estimate`). Each table fits 80 columns; `paper` is from
+    `rub.reports.tables.paper_numbers`.
     """
     tables: list[Table] = []
     for group, own in grouped(records, "classification").items():
         source = Source(group, own, _explained, "UA is a lower bound", "Table 1", main_attack(own, mains))
         shown = headline(source.budgets)
-        tables += [_table1(source, shown, paper or {}), _contrast(source), _remains(source), _layers(source)]
+        tables += [
+            _table1(source, shown, paper or {}),
+            _gap(source),
+            _contrast(source),
+            _remains(source),
+            _layers(source),
+        ]
         beside = set(source.others)
         others = {record.budget for record in own if record.attack in beside}
         budgets = budgets_of(own)
@@ -74,9 +84,13 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
         ['TA ↑', 'UA ↓', 'own ≈', 'selectivity ≈', 'MIA ↓', 'log-odds AUC ≈']
     """
     main = main or main_attack(records)
-    made, budgets = Columns(METRICS, main), budgets_of(records, main)
+    scenario = records[0].scenario if records else ""
+    made, budgets = _columns(main, scenario), budgets_of(records, main)
     shown = headline(budgets)
     columns = [made("", "ta"), made(_CLEAN, "ua")]
+    if scenario:
+        clean = [made(_CLEAN, name) for name in ("ra", "mia_svc", "mia_population", "boundary")]
+        return [made("", "avg_gap"), *columns, *clean, *(made(budget, "ua", budget) for budget in shown)]
     curve = _TELLING in budgets
     if curve:
         columns.append(made(_TELLING, "ua", _TELLING))
@@ -87,9 +101,13 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
     return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "log_odds_auc")]
 
 
+def _columns(main: str, scenario: str) -> Columns:
+    return Columns(METRICS, main, lambda metric, split: direction_of(metric.direction, scenario))
+
+
 def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> Table:
     group, records = source.group, source.records
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     columns = [made("", "ta", decimals=2)]
     for budget in ("none", *shown):
         columns += [made(budget, "ua", budget, decimals=2), made(budget, "mia_shadow", budget)]
@@ -99,8 +117,8 @@ def _table1(source: Source, shown: Sequence[str], paper: Mapping[str, Any]) -> T
         notes.append(f"in parentheses: the paper's own number (its network: ResNet-50; here: {printable(group.model)})")
         if group.dataset == "tiny-imagenet":
             notes.append("the paper's TA here seems to count the forgotten classes: compare it with TA all")
-    notes += [*_failed_controls(records, source.main), *_beyond(table, source.main)]
-    tied = _ties(source, shown[-1]) if shown else {}
+    notes += [*_failed_controls(records, source.main), *_beyond(table, source.main), *_too_far(source)]
+    tied = _ties(source, shown[-1]) if shown and not group.scenario else {}
     if tied:
         cells = [Cell((tied.get(row.label, ""),)) for row in table.rows]
         rows = [replace(row, cells=(*row.cells, cell)) for row, cell in zip(table.rows, cells, strict=True)]
@@ -152,24 +170,68 @@ def _beyond(table: Table, main: str) -> list[str]:
     ]
 
 
+def _too_far(source: Source) -> Iterator[str]:
+    """Where single samples are forgotten: rows that recognise fewer of them than the retrained model does."""
+    if not source.group.scenario:
+        return
+    board, place = board_of(source.records), Place("ua", "forget", "none", "none")
+    reference = next((board[row, place] for row in ("retrain", "retrained") if (row, place) in board), ())
+    said = estimate(reference, 100)
+    for method in dict.fromkeys(record.method for record in source.records):
+        own = board.get((method, place), ())
+        found = estimate(own, 100)
+        if said and found and found.mean < said.mean and told_apart(own, reference):
+            yield (
+                f"OVER-FORGOTTEN: {printable(method)} recognises {found.mean:.1f} % of the forgotten images, a model"
+                f" that never saw them {said.mean:.1f} %: they stand out, which is no forgetting"
+            )
+
+
+def _gap(source: Source) -> Table:
+    made = _columns(source.main, source.group.scenario)
+    columns = [made("", name) for name in ("avg_gap", *GAPS, "klom", "ulira")]
+    columns.append(made("", "passes", controls=True))
+    table = source.table("gap", "Distance to the retrained model, and what it costs", columns)
+    if not any(column.place and column.place.metric == "avg_gap" for column in table.columns):
+        return replace(table, columns=())
+    seconds = {
+        printable(method): fmean(record.seconds for record in found)
+        for (method, place), found in board_of(source.records).items()
+        if place[:3] == ("ua", "forget", "none") and all(record.status == "ok" for record in found)
+    }
+    rows = tuple(
+        replace(row, cells=(*row.cells, Cell((f"{seconds[row.label]:.0f}" if seconds.get(row.label) else "-",))))
+        for row in table.rows
+    )
+    notes = (
+        *table.notes,
+        "avg gap: mean distance to the retrained model in UA, RA, TA and MIA SVC; retrain's own: to another seed of it",
+        "passes: images through the network, teachers included, per training image; RTE: seconds, means over seeds",
+    )
+    return replace(table, columns=(*table.columns, Column("", "RTE", unit="s")), rows=rows, notes=notes)
+
+
 def _contrast(source: Source) -> Table:
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     columns = [
         made(images, metric, split=split, name=name)
         for images, split in (("forgotten images", "forget"), ("unseen images", "forget_test"))
         for metric, name in _RADII
     ]
+    columns.append(made("", "boundary"))
     return source.table("contrast", "Paired contrast: log2 radius in 1/255", columns)
 
 
 def _remains(source: Source) -> Table:
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     columns = [
         made("TA", "ta", name="kept"),
         made("TA", "ta_all", name="all"),
         made("", "ra"),
         made("UA", "ua_test", name="test"),
+        made("", "zrf"),
         made("MIA", "mia_svc", name="SVC"),
+        made("MIA", "mia_population", name="population"),
         made("MIA", "mia_rmia"),
         made("MIA", "mia_lira"),
     ]
@@ -177,7 +239,7 @@ def _remains(source: Source) -> Table:
 
 
 def _layers(source: Source) -> Table:
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     columns = [
         made("log-odds", "log_odds_auc", name="AUC"),
         made("head", "head_refit", name="refitted"),
@@ -193,7 +255,7 @@ def _layers(source: Source) -> Table:
 
 
 def _attacks(source: Source, budget: str) -> Table:
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     columns = [
         made(source.main, "ua_before", budget),
         made(source.main, "ua", budget),
@@ -208,7 +270,7 @@ def _attacks(source: Source, budget: str) -> Table:
 
 
 def _curve(source: Source) -> Table:
-    made = Columns(METRICS, source.main)
+    made = _columns(source.main, source.group.scenario)
     lines = (
         ("UA", "ua", "forget"), ("other", "ua", "other"), ("test", "ua_test", "forget_test"), ("steer", "ua", "retain"),
     )  # fmt: skip
@@ -255,5 +317,7 @@ def _explained(columns: Sequence[Column], records: Sequence[Record]) -> Iterator
         yield "refitted, balanced, prototypes: balanced accuracy of forgotten and kept, from a few images a class"
     if any(column.group == "relearning" for column in columns):
         yield "relearning: log2 of the steps of fine-tuning, on all classes or kept ones alone, until half is back"
+    if any(column.place and column.place.metric == "boundary" for column in columns):
+        yield "boundary AUC: how well log2(other / own) tells forgotten from unseen images of their classes; .5: chance"
     if any("steer" in (column.name, column.group.removesuffix(" at")) for column in columns):
         yield "test: unseen images of forgotten classes; steer: kept images pushed into a forgotten class (control)"

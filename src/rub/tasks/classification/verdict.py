@@ -1,7 +1,7 @@
 """The verdict of an audit: from figures to one of six outcomes, with the sentences that say why."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rub.audits.base import MARGIN, MOVING, Rate, Rule, Verdict, first_of, percent
 
@@ -85,6 +85,7 @@ class Figures:
         log_odds: the gauge-free score of the head.
         transplant: UA on unseen images with the original's last layer on the model's features.
         transplant_accuracy: TA with that layer, of the unlearned model: whether it fits the features at all.
+        membership: what membership attacks say of the forget set; no rule reads it.
         normalisation: what inputs are normalised by, as far as it is known.
         layers: what needs a retrained model to be read: refitted head, probe, prototypes, relearning.
     """
@@ -100,7 +101,8 @@ class Figures:
     log_odds: Layer | None = None
     transplant: Layer | None = None
     transplant_accuracy: float | None = None
-    layers: tuple[Layer, ...] = field(default_factory=tuple)
+    layers: tuple[Layer, ...] = ()
+    membership: tuple[Layer, ...] = ()
     attack: str = "uma"
     normalisation: str = ""
 

@@ -54,6 +54,8 @@ def audit(
         RubError: models, images or fields that cannot be used.
     """
     data = live_data(forget, retain, test)
+    if data.forget_ids:
+        raise RubError("forget and retain both have images of one class; masked autoencoders forget whole classes")
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     place = device_of(unlearned, device)
     with scoped(), TemporaryDirectory() as folder, torch.inference_mode(False):
