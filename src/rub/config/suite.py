@@ -321,7 +321,7 @@ def load_suite(
         if not experiments:
             raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
     if methods is not None:
-        _check_named(methods, [item.get("task") for item in experiments])
+        _check_named(methods, experiments)
         experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
@@ -352,9 +352,11 @@ def load_suite(
         raise RubError(first_error(error, where, Suite.model_fields)) from None
 
 
-def _check_named(methods: Sequence[str], tasks: Sequence[Any]) -> None:
-    """Raise `RubError` for a name that no task of a suite has a method of."""
+def _check_named(methods: Sequence[str], experiments: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `RubError` for a name that is no method of a suite's tasks, and no row of its checkpoints."""
+    tasks = [item.get("task") for item in experiments]
     known = dict.fromkeys(entry.name for task in tasks for entry in METHODS.entries(task))
+    known |= dict.fromkeys(row for item in experiments for row in _published(item))
     always = {entry.name for task in tasks for entry in CONTROLS.entries(task) if entry.always}
     for name in methods:
         if name in always:
