@@ -155,11 +155,13 @@ def class_names(dataset: DatasetSpec, data_root: Path | None) -> tuple[str, ...]
 
     if dataset.classes is not None:
         return i2i_wnids() if dataset.classes == "i2i" else dataset.classes
-    names = source_of(dataset.name).names
-    if not callable(names):
-        return tuple(names)
-    place = source_of(dataset.name).place(data_root, located(dataset.path, data_root) if dataset.path else None)
-    return () if place is None else tuple(names(place))
+    source, path = source_of(dataset.name), located(dataset.path, data_root) if dataset.path is not None else None
+    if not callable(source.names):
+        return tuple(source.names)
+    if path is not None and not path.exists():  # what reads it says so
+        return ()
+    place = source.place(data_root, path)
+    return () if place is None else tuple(source.names(place))
 
 
 def data_stage(task: str, dataset: DatasetSpec, data_root: Path | None) -> Stage:
