@@ -11,6 +11,7 @@ from pydantic import ValidationError
 import rub
 from rub import load_suite
 from rub.config.suite import Component, main_among, protocols_of, suite_names
+from rub.data.class_names import IMAGENET_LABELS
 from rub.errors import RubError
 from rub.registry import METHODS, load_plugin
 from rub.tasks.classification.spec import ClassificationProtocol
@@ -52,7 +53,38 @@ def test_shipped_suites_load_and_hold_every_method(name):
         wanted = METHODS_OF[experiment.task]
         if experiment.paper == "table3":  # the paper has one ESD: the published checkpoint of its concept
             wanted = wanted - {"esd-x", "esd-u"} | {ONE_ESD[experiment.name]}
+        if published := getattr(experiment, "checkpoints", {}):
+            wanted = set()
+            assert list(published) == ["advunlearn", "erasediff", "esd", "fmn", "salun", "scissorhands", "spm"]
         assert set(experiment.methods) == wanted
+
+
+@pytest.mark.parametrize("name", ["table3-stable-diffusion", "table3-stable-diffusion-full"])
+def test_table3_has_the_papers_concepts_tokens_and_people(name):
+    suite = load_suite(name)
+    assert [item.name for item in suite.experiments] == list(ONE_ESD)
+    assert [item.concept.tokens for item in suite.experiments] == [None, None, 5, None, None]
+    for item in suite.experiments:
+        kept = set(item.retain)
+        assert kept == set(IMAGENET_LABELS) if item.name != "nudity" else all("wearing clothes" in one for one in kept)
+    nudity = suite.experiments[2]
+    assert nudity.concept.anchor == "a photo of a person wearing clothes"
+    published = [one.weights for item in suite.experiments for one in item.checkpoints.values()]
+    assert len(published) == len(set(published)) == (35 if name == "table3-stable-diffusion" else 0)
+    attacks = list(suite.experiments[0].protocol.attacks)
+    assert attacks == ["uma", "random-prefix"] if published else len(attacks) >= 7
+
+
+def test_methods_choose_rows_of_checkpoints_too():
+    suite = load_suite("table3-stable-diffusion", methods=["esd", "fmn", "uce"])
+    assert [list(item.checkpoints) for item in suite.experiments] == [["esd", "fmn"]] * 5
+    assert [list(item.methods) for item in suite.experiments] == [["uce"]] * 5
+    given = load_suite("table3-stable-diffusion", methods=["fmn"], overrides=["checkpoints.fmn.weights=mine.pt"])
+    assert {(item.checkpoints["fmn"].weights, item.checkpoints["fmn"].method) for item in given.experiments} == {
+        ("mine.pt", "fmn")
+    }
+    with pytest.raises(RubError, match="unknown method 'esdd': did you mean 'esd'"):
+        load_suite("table3-stable-diffusion", methods=["esdd"])
 
 
 def test_the_imagenet_suite_is_the_papers():

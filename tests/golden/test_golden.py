@@ -62,6 +62,10 @@ def files(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
             (tmp_path / folder / name).write_text(folder)
+    for experiment in load_suite("table3-stable-diffusion").experiments:
+        for one in experiment.checkpoints.values():
+            (tmp_path / one.weights).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / one.weights).write_text(one.weights)
     return tmp_path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rub.errors import RubError
-from rub.models.diffusion.files import hub_checkpoint, hub_pipeline, missing, read_files, wanted
+from rub.models.diffusion.files import find_checkpoint, find_frame, find_model, missing, read_files, wanted
 from rub.models.hub import HubName
 
 PIPELINE = {
@@ -53,7 +53,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_only_what_is_read_is_fetched(hub):
-    assert hub_pipeline("CompVis/stable-diffusion-v1-4") == hub.cache
+    assert find_model("CompVis/stable-diffusion-v1-4") == hub.cache
     assert sorted(hub.fetched) == READ
 
 
@@ -63,16 +63,30 @@ def test_a_cache_that_holds_the_tokenizer_alone_is_completed(hub):
         (hub.cache / name).write_text("{}")
     hub.answers = False
     with pytest.raises(RubError, match=r"cache has not all of it \(model_index.json is missing\), and the hub cannot"):
-        hub_pipeline("CompVis/stable-diffusion-v1-4")
+        find_model("CompVis/stable-diffusion-v1-4")
     hub.answers = True
-    hub_pipeline("CompVis/stable-diffusion-v1-4")
+    find_model("CompVis/stable-diffusion-v1-4")
     assert sorted(hub.fetched) == READ
 
 
+def test_of_the_configs_of_a_single_file_no_weights_are_fetched(hub):
+    assert find_frame("CompVis/stable-diffusion-v1-4") == hub.cache
+    assert sorted(hub.fetched) == [name for name in READ if not name.endswith((".safetensors", ".bin"))]
+    with pytest.raises(RubError, match=r"the hub has no unet/config\.json there"):
+        hub.files = {name: text for name, text in PIPELINE.items() if name != "unet/config.json"}
+        (hub.cache / "unet" / "config.json").unlink()
+        find_frame("CompVis/stable-diffusion-v1-4")
+
+
+def test_a_single_file_on_the_hub_is_named_with_a_colon(hub):
+    assert find_model("CompVis/stable-diffusion-v-1-4-original:v1-4.ckpt") == hub.cache / "v1-4.ckpt"
+    assert hub.fetched == ["v1-4.ckpt"]
+
+
 def test_a_whole_cache_is_not_asked_for_again(hub):
-    hub_pipeline("CompVis/stable-diffusion-v1-4")
+    find_model("CompVis/stable-diffusion-v1-4")
     hub.fetched, hub.answers = [], False
-    assert hub_pipeline("CompVis/stable-diffusion-v1-4@main") == hub.cache
+    assert find_model("CompVis/stable-diffusion-v1-4@main") == hub.cache
     assert hub.fetched == []
 
 
@@ -82,14 +96,14 @@ def test_a_place_in_a_repository_is_named_with_a_colon(hub):
         "church_unlearned/pytorch_model.bin": "weights", "nudity_unlearned/model.safetensors": "weights",
         "zips/esd.pt": "weights",
     }  # fmt: skip
-    found = hub_checkpoint("OPTML-Group/AdvUnlearn@v1:church_unlearned", "--unlearned")
+    found = find_checkpoint("OPTML-Group/AdvUnlearn@v1:church_unlearned", "--unlearned")
     assert found == hub.cache / "church_unlearned"
     assert sorted(hub.fetched) == ["church_unlearned/config.json", "church_unlearned/model.safetensors"]
     hub.fetched = []
-    assert hub_checkpoint("OPTML-Group/AdvUnlearn:zips/esd.pt", "--unlearned") == hub.cache / "zips/esd.pt"
+    assert find_checkpoint("OPTML-Group/AdvUnlearn:zips/esd.pt", "--unlearned") == hub.cache / "zips/esd.pt"
     assert hub.fetched == ["zips/esd.pt"]
     with pytest.raises(RubError, match="the hub has no tench_unlearned there"):
-        hub_checkpoint("OPTML-Group/AdvUnlearn:tench_unlearned", "--unlearned")
+        find_checkpoint("OPTML-Group/AdvUnlearn:tench_unlearned", "--unlearned")
 
 
 @pytest.mark.parametrize("name", ["church.pt", "./a/b", "a/b/c", "/a/b", "a/b:../../etc", "a b/c", "a/b@"])

@@ -129,7 +129,7 @@ def protocol_of(value: Any, task: str, kind: type[P]) -> P:
 
 
 def _marked(kind: type[P], name: str, fields: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> P:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"name = '{name}': should be letters, digits, dots, dashes and underscores, 64 at most")
     made = kind.model_validate({**fields, "name": name})
     if shipped is not None and made == kind.model_validate(shipped):
@@ -138,7 +138,7 @@ def _marked(kind: type[P], name: str, fields: Mapping[str, Any], shipped: Mappin
     return made.model_copy(update={"name": f"{name}{'@' if shipped is None else '*'}{mark}"})
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a protocol, of a row
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,8 +300,9 @@ def load_suite(
         overrides: ``path=value`` strings as given to ``--set``; the path is inside an experiment
             (``training.epochs=3``), optionally after a task name (``classification.training.epochs=3``).
         task: keep only the experiments of this task.
-        methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them; of a
-            suite of several tasks, the experiments whose task has one of them.
+        methods: keep only these methods, with the suite's hyperparameters, or defaults if the suite lacks them, and of
+            its rows of published checkpoints those of these names; of a suite of several tasks, the experiments whose
+            task has one of them.
         seeds: number of unlearning seeds instead of the suite's.
         added: components of plug-ins; their controls and metrics join every experiment of their task, their methods too
             unless `methods` is given.
@@ -320,7 +321,7 @@ def load_suite(
         if not experiments:
             raise RubError(f"suite {name_or_path}: no experiment of task '{task}'")
     if methods is not None:
-        _check_named(methods, [item.get("task") for item in experiments])
+        _check_named(methods, experiments)
         experiments = [item for item in experiments if _known_of(item, methods)] or experiments
     for item in experiments:
         _apply(item, overrides)
@@ -333,8 +334,12 @@ def load_suite(
         present = _names(item.get("methods", {}))
         if isinstance(present, dict):  # what has another type is refused below, with its place
             new = [entry.name for entry in added if METHODS.owns(entry, item.get("task"))]
-            wanted = [*present, *new] if methods is None else _known_of(item, methods) or methods
+            rows = _published(item)
+            left = [name for name in methods or () if name not in rows]
+            wanted = [*present, *new] if methods is None else _known_of(item, left) or left
             item["methods"] = {name: present.get(name, {}) for name in wanted}
+            if rows and methods is not None:
+                item["checkpoints"] = {name: rows[name] for name in methods if name in rows}
         if seeds is not None and isinstance(item.get("seeds", {}), dict):
             item["seeds"] = {**item.get("seeds", {}), "unlearn": seeds}
         if isinstance(protocol := item.get("protocol"), str) and protocol.endswith((".yaml", ".yml")):
@@ -347,9 +352,11 @@ def load_suite(
         raise RubError(first_error(error, where, Suite.model_fields)) from None
 
 
-def _check_named(methods: Sequence[str], tasks: Sequence[Any]) -> None:
-    """Raise `RubError` for a name that no task of a suite has a method of."""
+def _check_named(methods: Sequence[str], experiments: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `RubError` for a name that is no method of a suite's tasks, and no row of its checkpoints."""
+    tasks = [item.get("task") for item in experiments]
     known = dict.fromkeys(entry.name for task in tasks for entry in METHODS.entries(task))
+    known |= dict.fromkeys(row for item in experiments for row in _published(item))
     always = {entry.name for task in tasks for entry in CONTROLS.entries(task) if entry.always}
     for name in methods:
         if name in always:
@@ -359,8 +366,13 @@ def _check_named(methods: Sequence[str], tasks: Sequence[Any]) -> None:
 
 
 def _known_of(item: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
-    known = {entry.name for entry in METHODS.entries(item.get("task"))}
+    known = {entry.name for entry in METHODS.entries(item.get("task"))} | _published(item).keys()
     return [name for name in methods if name in known]
+
+
+def _published(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    # rows of checkpoints that others made; of what is no mapping, which is refused with its place, none
+    return rows if isinstance(rows := item.get("checkpoints"), dict) else {}
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

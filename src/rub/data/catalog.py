@@ -63,4 +63,4 @@ FOLDER = DatasetSource(
     "folder", read_folder, by_path=True, fingerprint=folder_fingerprint, flip=True, classes=class_folders,
     named=folder_names,
 )  # fmt: skip
-NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.num_npz_classes)
+NPZ = DatasetSource("npz", readers.read_npz, by_path=True, classes=readers.npz_names)

@@ -89,6 +89,30 @@ def _known() -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(names) for group in known_names().values() for name, names in group.items()}
 
 
+def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
+    """Label of the class that shows a concept, by the class's name or by one that prompts have for it.
+
+    Args:
+        concept_name: such as ``garbage-truck``; dashes and underscores are spaces, and case does not matter.
+        classes: class names in the order of the labels.
+        names: what each is called in prompts, from `names_of`.
+
+    Raises:
+        RubError: no class has that name; the nearest name is given.
+
+    Example:
+        >>> find_label("Garbage-Truck", ["n03417042", "n03028079"], [("garbage truck",), ("church", "chapel")])
+        0
+    """
+    if concept_name in classes:
+        return classes.index(concept_name)
+    asked = spaced(concept_name)
+    for label, (own, given) in enumerate(zip(classes, names, strict=True)):
+        if asked in {spaced(name) for name in (own, *given)}:
+            return label
+    raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
+
+
 @cache
 def known_names() -> Mapping[str, Mapping[str, Sequence[str]]]:
     """Names that RUB knows: data set -> class -> names."""

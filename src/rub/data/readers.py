@@ -117,13 +117,13 @@ def read_npz(path: Path, *, size: int | None = None) -> Read:
     return read if size is None else read._replace(train=_fitted(read.train, size), test=_fitted(read.test, size))
 
 
-def num_npz_classes(path: Path) -> int:
-    """Number of classes of an ``.npz``, by its training labels; 0 where they cannot be read."""
+def npz_names(path: Path) -> tuple[str, ...]:
+    """What the classes of an ``.npz`` are called: their numbers, by its training labels; none if unreadable."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return int(stored["y_train"].max()) + 1
+            return tuple(map(str, range(min(int(stored["y_train"].max()) + 1, MOST_CLASSES))))
     except Exception:  # damaged bytes fail in any way; the reader says how
-        return 0
+        return ()
 
 
 def from_arrays(

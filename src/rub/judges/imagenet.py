@@ -1,5 +1,6 @@
 """An image classifier in transformers' format as a judge, such as UnlearnDiffAtk's ResNet-50."""
 
+import json
 from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
@@ -55,11 +56,20 @@ def transformers_files(folder: Path) -> list[Path]:
     return [folder / name for name in _read_of([item.name for item in all_files(folder)])]
 
 
+def transformers_labels(folder: Path) -> tuple[str, ...]:
+    """Names of a classifier's classes as its ``config.json`` has them; none where it has no such list."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        return tuple(str(names[str(place)]) for place in range(len(names)))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ()
+
+
 @judge(
     "imagenet",
     task="text-to-image",
     card=CARD,
-    source=JudgeSource(weights=DEFAULT, find=find_transformers, files=transformers_files),
+    source=JudgeSource(weights=DEFAULT, find=find_transformers, files=transformers_files, labels=transformers_labels),
 )
 def imagenet(
     files: Path | None, context: JudgeContext, *,

@@ -47,7 +47,10 @@ def find_nudenet(weights: str | None, data_root: Path | None) -> Path:
     return find_weights(weights, data_root) or packaged()
 
 
-@judge("nudenet", task="text-to-image", card=CARD, source=JudgeSource(find=find_nudenet, package="nudenet"))
+SOURCE = JudgeSource(find=find_nudenet, package="nudenet", labels=lambda weights: (CONCEPT, *BOXES))
+
+
+@judge("nudenet", task="text-to-image", card=CARD, source=SOURCE)
 def nudenet(
     files: Path | None, context: JudgeContext, *,
     threshold: Annotated[Fraction, Hyper("a box's score must be above it", source="upstream")] = 0.45,

@@ -1,6 +1,6 @@
 """Which judge a suite asks for, where judges come from, and the stage that makes one. Free of torch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -73,6 +73,8 @@ class JudgeSource:
         kept_as: name of the one weight file in the artifact, whatever it was called; "" keeps names.
         package: distribution whose version decides results.
         title: in the stage's label.
+        labels: path of the weights -> what the judge calls its classes, read without the network, so that a concept
+            which it does not know is refused before the run; none where that cannot be told.
     """
 
     train: "Callable[[Mapping[str, Any], ImageDataset, Path, Runtime], dict[str, Any]] | None" = None
@@ -82,6 +84,7 @@ class JudgeSource:
     kept_as: str = ""
     package: str = ""
     title: str = ""
+    labels: Callable[[Path], Sequence[str]] = lambda weights: ()
 
 
 def judge(name: str, *, task: str, card: Card | None = None, source: JudgeSource | None = None) -> Callable[[F], F]:

@@ -22,7 +22,14 @@ _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # as timm, a ru
 _WRAPPERS = (*_EMA, "state_dict", "model_state_dict", "model", "net", "rmodel", "network", "weights", "unet")
 _PREFIXES = frozenset({"module", "_orig_mod", "model", "net", "network", "rmodel", "1"})
 _NORMALISER = re.compile(r"(?:(.*)\.)?(?:new_)?(mean|std)")
+# Lightning's files, Stable Diffusion's first ones among them, have this class as a key beside the tensors.
+_LIGHTNING = tuple(f"{package}.callbacks.model_checkpoint.ModelCheckpoint" for package in
+                   ("pytorch_lightning", "lightning.pytorch"))  # fmt: skip
 _BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel
+
+
+class _Named:
+    """Stands for a class that a file names and does not need."""
 
 
 class Plain(NamedTuple):
@@ -165,7 +172,7 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), {}
-        with torch.serialization.safe_globals([*_numpy_numbers(), *allow]):
+        with torch.serialization.safe_globals([*_numpy_numbers(), *((_Named, name) for name in _LIGHTNING), *allow]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or _names_objects(path):

@@ -576,6 +576,16 @@ def test_a_folder_of_peft_is_merged(model, tmp_path, lora, part):
     close(load_unlearned(model, tmp_path), wanted)
 
 
+@pytest.mark.parametrize("flag", ["use_rslora", "use_dora"])
+def test_a_lora_with_another_scale_is_refused(model, tmp_path, flag):
+    state = {f"base_model.model.conv_in.lora_{side}.weight": torch.ones(1, 1, 1, 1) for side in "AB"}
+    safetensors.torch.save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": 1, flag: True}))
+    with pytest.raises(RubError, match=f"{flag} is set") as error:
+        load_unlearned(model, tmp_path)
+    assert one_line(error)
+
+
 # Files that must not load.
 
 

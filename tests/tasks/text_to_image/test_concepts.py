@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from rub.data.class_names import IMAGENET_LABELS, known_names, names_of, slug
+from rub.data.class_names import IMAGENET_LABELS, find_label, known_names, names_of, slug
 from rub.errors import RubError
 from rub.models.diffusion.tokenizer import make_tokenizer, train_vocabulary
 from rub.tasks.text_to_image.captions import CONTEXT_WORDS, Captioner, vocabulary_texts, words_in
-from rub.tasks.text_to_image.concepts import SHIPPED, find_label, prompts_of, read_prompts, shipped, templates, within
+from rub.tasks.text_to_image.concepts import SHIPPED, prompts_of, read_prompts, shipped, templates, within
 
 DIGITS = [str(digit) for digit in range(10)]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

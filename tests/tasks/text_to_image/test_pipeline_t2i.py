@@ -241,26 +241,6 @@ def test_an_audit_of_a_folder_and_a_checkpoint_ends_in_a_verdict(tiny, tmp_path,
     assert {row.method for row in report.records} == {"original", "unlearned"}
 
 
-@pytest.fixture
-def image_classifier(tmp_path):
-    """A tiny image classifier in transformers' format that knows two of the concepts."""
-    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, MobileNetV2ImageProcessor
-
-    labels = {0: "tench, Tinca tinca", 1: "church, church building", 2: "parachute, chute"}
-    config = MobileNetV2Config(image_size=32, depth_multiplier=0.35, id2label=labels)
-    MobileNetV2ForImageClassification(config).save_pretrained(tmp_path / "judge")
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    try:
-        MobileNetV2ImageProcessor(**size).save_pretrained(tmp_path / "judge")
-    except ImportError:  # of its fast variant, which needs torchvision
-        (tmp_path / "judge" / "preprocessor_config.json").write_text(
-            json.dumps({"image_processor_type": "MobileNetV2ImageProcessor", "do_resize": True, "do_rescale": True,
-                        "do_normalize": True, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-                        **size}), encoding="utf-8",
-        )  # fmt: skip
-    return tmp_path / "judge"
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

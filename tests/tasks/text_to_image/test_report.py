@@ -17,7 +17,7 @@ from rub.reports.grouping import budgets_of, estimate, extracted, tie_letters
 from rub.reports.render import to_csv, to_latex, to_markdown, to_rich
 from rub.reports.tables import paper_numbers
 from rub.store.records import Record, SampledRecord
-from rub.tasks.text_to_image.metrics import METRICS, cell
+from rub.tasks.text_to_image.metrics import METRICS, PAPERS_PROMPTS, cell
 from rub.tasks.text_to_image.report import REPORTING
 from rub.tasks.text_to_image.tables import headline, text_to_image_tables
 
@@ -51,9 +51,10 @@ def row(method, metric, value, *, concept="church", seed=0, n=50, attack="none",
     return Record.model_validate(made)
 
 
-def rows_of(method, concept="church", seed=0, n=50, cap="100", judge=JUDGE, shares=None):
+def rows_of(method, concept="church", seed=0, n=50, cap="100", judge=JUDGE, shares=None, prompts=PAPERS_PROMPTS):
     pre, post, avg, med, random, kept = shares or SHARES[method]
-    seen = {"concept": concept, "seed": seed, "extractor": judge, "setting": f"top-1 of {len(concept)} classes"}
+    setting = f"top-1 of {len(concept)} classes; {prompts}"
+    seen = {"concept": concept, "seed": seed, "extractor": judge, "setting": setting}
     yield row(method, "asr_pre", pre, n=n, **seen)
     for attack, share_, spent in (("uma", post, avg * 40), ("random-prefix", random, 0.0)):
         at = {**seen, "n": n, "attack": attack, "budget": cap, "converged": method != "esd-u"}
@@ -176,6 +177,22 @@ def test_the_papers_numbers_stand_at_their_concept_and_esd_at_the_right_checkpoi
     assert "in parentheses" not in told(text_to_image_tables(five)[0])
 
 
+def test_the_papers_numbers_stand_beside_its_own_prompts_only():
+    rows = [*rows_of("fmn"), *rows_of("fmn", "tench", prompts="50 of one's own")]
+    table = text_to_image_tables(rows, paper_numbers("table3"))[0]
+    assert found(table, "fmn", "church", "post").parts[-1] == "(96.0)"
+    assert found(table, "fmn", "tench", "post").paper is None
+    assert "other prompts than the paper's, so that its numbers are not shown: tench" in told(table)
+    own = text_to_image_tables(rows[len(rows) // 2 :], paper_numbers("table3"))[0]
+    assert "in parentheses" not in told(own) and "other prompts" in told(own)
+    assert "other prompts" not in told(text_to_image_tables(rows)[0])
+
+
+def test_a_published_esd_has_the_papers_row():
+    file = [record.model_copy(update={"method": "esd"}) for record in rows_of("esd-u")]
+    assert found(by_name(file, paper_numbers("table3"))["table3-church"], "esd", "church", "pre").parts[-1] == "(14.0)"
+
+
 def test_the_papers_step_counts_are_shown_at_its_cap_only():
     table = text_to_image_tables(list(rows_of("esd-u", cap="20")), paper_numbers("table3"))[0]
     assert found(table, "esd-u", "church", "pre").parts[-1] == "(14.0)"
@@ -194,7 +211,8 @@ def test_concepts_stand_side_by_side_and_are_never_parted(five):
     assert found(shown[1], "retrain", "nudity", "pre").parts == ("-",)
     assert "N: 50 (church, garbage-truck, parachute, tench); 118 (nudity)" in shown[0].notes
     assert "judge: nudenet@77 (nudity)" in shown[0].notes
-    assert "asr_pre, asr_post, steps_mean, steps_median: top-1 of 13 classes (garbage-truck)" in shown[0].notes
+    setting = f"top-1 of 13 classes; {PAPERS_PROMPTS}"
+    assert f"asr_pre, asr_post, steps_mean, steps_median: {setting} (garbage-truck)" in shown[0].notes
 
 
 def test_methods_not_told_apart_share_a_letter_and_controls_have_none(one, five):

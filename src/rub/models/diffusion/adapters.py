@@ -64,8 +64,10 @@ def kohya_names(state: Mapping[str, Tensor], model: Diffusion, ranks: Mapping[st
         ranks: peft's or diffusers' own description: ``lora_alpha``, ``alpha_pattern``, also after ``unet.``.
 
     Raises:
-        RubError: a low-rank form of another kind (LoHa, LoKr, DoRA), or a key of no known layout.
+        RubError: a low-rank form of another kind (LoHa, LoKr, DoRA, rsLoRA), or a key of no known layout.
     """
+    if scaled := [name for name, value in ranks.items() if value is True and name.endswith(_OTHER_SCALES)]:
+        raise RubError(f"adapter: {scaled[0]} is set, another kind of low-rank change; should be W + alpha / r up down")
     made: dict[str, Tensor] = {}
     encoder = {_plain_encoder(path) for path, _ in model.text_encoder.named_modules()}
     for key, value in state.items():
@@ -91,6 +93,7 @@ def kohya_names(state: Mapping[str, Tensor], model: Diffusion, ranks: Mapping[st
     return made
 
 
+_OTHER_SCALES = ("use_rslora", "use_dora")
 _OTHERS = ("hada_", "lokr_", "lora_magnitude_vector", "dora_scale", "lora_mid", "oft_")
 
 

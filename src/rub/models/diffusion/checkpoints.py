@@ -1,8 +1,9 @@
 """Checkpoints of text-to-image models: whole ones, and what a method changed, in the formats that people publish.
 
-Formats of whole models: RUB's own, one safetensors file with everything in it, and diffusers folders. Formats of
-unlearned models: a UNet's state dict or a part of it, under diffusers' or CompVis names; a text encoder's, under the
-names of any version of transformers; an SPM adapter; or a whole model.
+Formats of whole models: RUB's own, one safetensors file with everything in it; diffusers folders; and one file in
+CompVis's layout, with the configs of such a folder. Formats of unlearned models: a UNet's state dict or a part of it,
+under diffusers' or CompVis names; a text encoder's, under the names of any version of transformers; an SPM adapter; or
+a whole model.
 """
 
 import json
@@ -18,7 +19,7 @@ from torch import Tensor
 from rub.errors import Diverged, RubError
 from rub.models.diffusion.adapters import Adapter, is_adapter, kohya_names, merge
 from rub.models.diffusion.compvis import to_compvis
-from rub.models.diffusion.files import PARTS, PIPELINE
+from rub.models.diffusion.files import KIND, PARTS, PIPELINE, header
 from rub.models.diffusion.folders import read_folder, read_json, save_pipeline
 from rub.models.diffusion.guidance import read_guidance
 from rub.models.diffusion.layouts import (
@@ -32,13 +33,11 @@ from rub.models.diffusion.layouts import (
 )
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.models.diffusion.parts import Contents, check_tensors, described, put_together, taken_apart
+from rub.models.diffusion.single import load_single
 from rub.models.files import weights_file
 from rub.models.weights import freeze, read_checkpoint, read_state
 
 __all__ = ["load_model", "load_unlearned", "save_model", "save_pipeline", "save_unlearned", "to_compvis"]
-
-KIND = "rub_kind"
-"""Metadata key of files of ours: ``model``, ``unet``, ``partial-unet``, ``text-encoder`` or ``adapter``."""
 
 _HINT = "should be of the original's architecture"
 
@@ -61,14 +60,15 @@ def save_model(model: Diffusion, path: Path) -> None:
     _write(tensors, path, "model", {name: json.dumps(value) for name, value in facts.items()})
 
 
-def load_model(path: Path) -> Diffusion:
+def load_model(path: Path, config: Path | None = None) -> Diffusion:
     """Whole model, in float32, on the CPU, in eval mode: every key is accounted for.
 
     Nothing is downloaded, and no code in a file is run.
 
     Args:
         path: a file of `save_model`, or a diffusers folder (``model_index.json``); its safety checker is ignored, and
-            of its scheduler only the noise schedule is used.
+            of its scheduler only the noise schedule is used. With `config`, a file in CompVis's layout.
+        config: a diffusers folder, with weights or without, that has configs and tokenizer of such a file's model.
 
     Raises:
         RubError: no such file, a part of a model, damaged, code in a pickle, or tensors that are not those of the
@@ -90,6 +90,8 @@ def load_model(path: Path) -> Diffusion:
         raise RubError(
             f"folder {path}: no {PIPELINE}; give a diffusers folder of a whole model, or a file of save_model"
         )
+    if config is not None:
+        return load_single(path, config)
     return put_together(read_folder(path) if _is_pipeline(path) else _read_file(path), path)
 
 
@@ -112,7 +114,7 @@ def load_unlearned(original: Diffusion, path: Path) -> Diffusion:
         guided = frozen(original)
         guided.guidance = read_guidance(path)
         return guided
-    if _is_pipeline(path) or _metadata(path).get(KIND) == "model":
+    if _is_pipeline(path) or header(path).get(KIND) == "model":
         whole = load_model(path)
         _check_alike(whole, original, path)
         return freeze(whole.to(original.device))
@@ -171,18 +173,19 @@ def _ranks(path: Path) -> Mapping[str, Any]:
     if beside.is_file():
         return read_json(beside)
     try:
-        found = json.loads(_metadata(weights_file(path)).get("lora_adapter_metadata", "{}"))
+        found = json.loads(header(weights_file(path)).get("lora_adapter_metadata", "{}"))
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
 
 
 def _read_file(path: Path) -> Contents:
-    state, facts = read_state(path), _metadata(path)
+    state, facts = read_state(path), header(path)
     if facts.get(KIND) != "model":
         kind = f"a file of kind '{facts[KIND]}'" if KIND in facts else "a state dict alone"
         raise RubError(
-            f"checkpoint {path}: not a whole model but {kind}; give a file of save_model or a diffusers folder"
+            f"checkpoint {path}: not a whole model but {kind}; give a file of save_model, a diffusers folder, or with a"
+            " file in CompVis's layout the folder that has its configs"
         )
     names = (*PARTS, "schedule", "tokenizer")
     try:
@@ -236,14 +239,6 @@ def _refuse_infinite(state: Mapping[str, Tensor]) -> None:
 
 def _is_pipeline(path: Path) -> bool:
     return (path / PIPELINE).is_file()
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safetensors.safe_open(path, "pt") as opened:
-            return dict(opened.metadata() or {})
-    except Exception:  # bytes that are no safetensors fail in any way
-        return {}
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, kind: str, facts: Mapping[str, str]) -> Path:

@@ -1,11 +1,11 @@
 """The diffusers layout of a model: a folder with a subfolder for each part."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
 from rub.errors import RubError
 from rub.models.diffusion.files import PARTS, PIPELINE, SCHEDULER
@@ -56,6 +56,14 @@ def read_folder(folder: Path) -> Contents:
 
     Of the scheduler only the noise schedule is taken. Nothing is downloaded, and no code of the folder is run.
     """
+    frame = read_frame(folder)
+    present = [part for part in PARTS if frame.configs[part] is not None]
+    tensors = {part: named_normally(read_state(weights_file(folder / part)), part, folder / part) for part in present}
+    return replace(frame, tensors=tensors)
+
+
+def read_frame(folder: Path) -> Contents:
+    """All of a diffusers folder but its weights, which need not be there: configs, noise schedule, tokenizer."""
     from transformers import CLIPTokenizer
 
     index = read_json(folder / PIPELINE)
@@ -65,7 +73,6 @@ def read_folder(folder: Path) -> Contents:
             " not measure; give Stable Diffusion 1.x or 2.x"
         )
     configs: dict[str, Config | None] = {}
-    tensors: dict[str, dict[str, Tensor]] = {}
     for part in PARTS:
         listed = index.get(part)
         kind = listed[-1] if isinstance(listed, list) and listed else None  # [library, class]
@@ -75,7 +82,6 @@ def read_folder(folder: Path) -> Contents:
         if kind != _CLASSES[part][1] and (part, kind) != ("vae", _PATCHES):
             raise RubError(f"checkpoint {folder}: its {part} is of kind {kind}; should be {_CLASSES[part][1]}")
         configs[part] = read_json(folder / part / "config.json")
-        tensors[part] = named_normally(read_state(weights_file(folder / part)), part, folder / part)
     schedule = noise_schedule(read_json(folder / SCHEDULER), folder)
     try:
         tokenizer = described(CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
@@ -84,7 +90,7 @@ def read_folder(folder: Path) -> Contents:
             f"checkpoint {folder}: its tokenizer cannot be read ({type(error).__name__}); should be a CLIP tokenizer:"
             " vocab.json and merges.txt, or tokenizer.json"
         ) from None
-    return Contents(configs, tensors, schedule, tokenizer)
+    return Contents(configs, {}, schedule, tokenizer)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -107,6 +107,15 @@ def rebuilt(description: Config) -> "CLIPTokenizer":
     return tokenizer
 
 
+def outline(part: str, config: Config, path: Path) -> dict[str, Tensor]:
+    """Tensors of a part as its config asks for them, in the normal form, without values."""
+    try:
+        with torch.device("meta"):  # a file of another architecture costs no memory
+            return normal_state(_BUILDERS[part](config), part)
+    except Exception as error:  # whatever the libraries raise on values that they do not expect
+        raise RubError(f"checkpoint {path}: the config of its {part} makes no model: {_first(error)}") from None
+
+
 def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, hint: str) -> None:
     """Raise `RubError` unless a state dict has exactly these keys and shapes, as floating-point numbers."""
     check_keys(state, own, path, hint)
@@ -120,15 +129,9 @@ def _module(part: str, contents: Contents, path: Path) -> nn.Module | None:
         if part != "vae":
             raise RubError(f"checkpoint {path}: has no {part}; should be a whole model")
         return None
-    build = _BUILDERS[part]
-    try:
-        with torch.device("meta"):  # a file of another architecture costs no memory
-            own = normal_state(build(config), part)
-    except Exception as error:  # whatever the libraries raise on values that they do not expect
-        raise RubError(f"checkpoint {path}: the config of its {part} makes no model: {_first(error)}") from None
-    check_tensors(state, own, path, "its tensors should be those of its config")
+    check_tensors(state, outline(part, config, path), path, "its tensors should be those of its config")
     with torch.random.fork_rng(devices=[]):  # the libraries draw initial weights, which are then replaced
-        module = build(config).float()
+        module = _BUILDERS[part](config).float()
     fill(module, part, state)
     return module
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from rub.audits.base import Audit, AuditRequest, Rows, percent, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
-from rub.models.diffusion.files import hub_checkpoint
+from rub.models.diffusion.files import find_checkpoint
 from rub.pipeline.graph_builder import FromFiles
 from rub.tasks.text_to_image.spec import Precision, TextToImageExperiment, TextToImageProtocol
 from rub.tasks.text_to_image.verdict import Figures, conclude
@@ -23,7 +23,9 @@ class TextToImageAudit(AuditRequest):
 
     task = "text-to-image"
     original: str
-    """Model before unlearning: a diffusers folder or a hub id."""
+    """Model before unlearning: a diffusers folder, a hub id, or one .ckpt or .safetensors file with its config."""
+    config: str | None = None
+    """Diffusers folder or hub id with configs and tokenizer of an original in one file."""
     unlearned: Path
     """A UNet (or part), a text encoder, an SPM or LoRA, a guidance's JSON, a folder, or owner/name:subfolder."""
     concept: str
@@ -62,7 +64,7 @@ class TextToImageAudit(AuditRequest):
             TextToImageExperiment,
             {
                 "task": self.task,
-                "model": {"arch": "stable-diffusion", "weights": self.original},
+                "model": {"arch": "stable-diffusion", "weights": self.original, "config": self.config},
                 "judge": {"name": self.judge, "weights": self.judge_weights},
                 "concept": {
                     "name": self.concept,
@@ -81,7 +83,7 @@ class TextToImageAudit(AuditRequest):
     def models(self) -> FromFiles:
         """Published checkpoints that change the original, which the experiment names."""
         weights = {"unlearned": self.unlearned} | ({"retrained": self.retrained} if self.retrained else {})
-        return FromFiles({name: _checkpoint(path, f"--{name}") for name, path in weights.items()})
+        return FromFiles({name: find_checkpoint(path, f"--{name}") for name, path in weights.items()})
 
     def _protocol(self) -> Any:
         drawn: dict[str, Any] = {} if self.precision is None else {"precision": self.precision}
@@ -95,16 +97,6 @@ class TextToImageAudit(AuditRequest):
         changed: dict[str, Any] = {name: {"cap": cap} for name in given.attacks} if self.cap else {}
         added = {name: {"run": name, "cap": cap} for name in self.attacks if name not in given.attacks}
         return {"name": self.protocol, "attacks": changed | added, **drawn}
-
-
-def _checkpoint(path: Path, where: str) -> Path:
-    """The checkpoint on disk, or on the hub."""
-    if path.exists():
-        return path
-    file = path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") and ":" not in str(path)
-    if "/" not in str(path) or path.is_absolute() or file:
-        raise RubError(f"{where} {path}: no such file or folder; give a .pt or .safetensors file, a folder or a hub id")
-    return hub_checkpoint(str(path), where)
 
 
 def figures_of(rows: Rows) -> Figures:

@@ -4,6 +4,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import md5
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rub.config.suite import located
-from rub.data.class_names import slug, spaced
-from rub.errors import RubError, unknown
+from rub.data.class_names import slug
+from rub.errors import RubError
 from rub.tasks.text_to_image.attacks.base import Prompts
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 SHIPPED = ("church", "garbage-truck", "nudity", "parachute", "tench")
 """The concepts of the paper's Table 3, for which RUB has 50 prompts each."""
+PAPERS_FILES = {
+    "church": "a3a60740",
+    "garbage-truck": "160a78ae",
+    "nudity": "4858fff4",
+    "parachute": "fe7cd863",
+    "tench": "21abc24c",
+}
+"""The prompts of the paper's Table 3, by the first eight hex digits of the MD5 of UnlearnDiffAtk's file (5a3e5d3)."""
 GUIDANCE = 7.5
 IDS = ("case_number", "", "Unnamed: 0")
 SEEDS = ("evaluation_seed", "sd_seed")
@@ -43,20 +52,40 @@ def read_prompts(path: Path, concept: str = "") -> Prompts:
         RubError: no such file, no valid CSV, no column ``prompt``, no rows, a row without prompt or with more cells
             than columns, a number that is none or out of range, or a case number that occurs twice.
     """
-    if path.is_dir():
-        names = ["prompts", concept, slug(concept), slug(concept).replace("-", "_")]
-        found = (path / f"{name}.csv" for name in names if name)
-        chosen = next((item for item in found if item.is_file()), None)
-        if chosen is None:
-            raise RubError(f"prompts {path}: the folder should hold prompts.csv or {slug(concept) or '<concept>'}.csv")
-        path = chosen
+    path = _file_of(path, concept)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise RubError(f"prompts {path}: cannot be read ({error.strerror}); give a CSV file or a folder") from None
+        text = _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise RubError(f"prompts {path}: not in UTF-8; save it as CSV in UTF-8") from None
     return _parsed(text, f"prompts {path}")
+
+
+def is_papers_file(path: Path, concept: str) -> bool:
+    """Whether `read_prompts` reads what the paper's Table 3 was measured on: UnlearnDiffAtk's file, as it is.
+
+    Line ends of another system do not matter.
+    """
+    content = _bytes(_file_of(path, concept)).replace(b"\r\n", b"\n")
+    found = md5(content, usedforsecurity=False).hexdigest()[:8]
+    return PAPERS_FILES.get(slug(concept)) == found
+
+
+def _file_of(path: Path, concept: str) -> Path:
+    if not path.is_dir():
+        return path
+    names = ["prompts", concept, slug(concept), slug(concept).replace("-", "_")]
+    found = (path / f"{name}.csv" for name in names if name)
+    chosen = next((item for item in found if item.is_file()), None)
+    if chosen is None:
+        raise RubError(f"prompts {path}: the folder should hold prompts.csv or {slug(concept) or '<concept>'}.csv")
+    return chosen
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RubError(f"prompts {path}: cannot be read ({error.strerror}); give a CSV file or a folder") from None
 
 
 def prompts_of(name: str, words: str, given: str | Sequence[str] | None, data_root: Path | None) -> Prompts:
@@ -116,30 +145,6 @@ def within(prompts: Prompts, tokenizer: "CLIPTokenizer", limit: int) -> tuple[Pr
             " give shorter prompts, or raise protocol.token_limit"
         )
     return prompts.select(short.nonzero().flatten()), tuple(prompts.ids[~short].tolist())
-
-
-def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """Label of the class that shows a concept, by the class's name or by one that prompts have for it.
-
-    Args:
-        concept_name: such as ``garbage-truck``; dashes and underscores are spaces, and case does not matter.
-        classes: class names in the order of the labels.
-        names: what each is called in prompts, from `names_of`.
-
-    Raises:
-        RubError: no class has that name; the nearest name is given.
-
-    Example:
-        >>> find_label("Garbage-Truck", ["n03417042", "n03028079"], [("garbage truck",), ("church", "chapel")])
-        0
-    """
-    if concept_name in classes:
-        return classes.index(concept_name)
-    asked = spaced(concept_name)
-    for label, (own, given) in enumerate(zip(classes, names, strict=True)):
-        if asked in {spaced(name) for name in (own, *given)}:
-            return label
-    raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
 
 
 def _parsed(text: str, where: str) -> Prompts:

@@ -1,22 +1,24 @@
 """From an experiment of the text-to-image task to its graph of stages. Free of torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rub.config.suite import located
-from rub.data.spec import data_stage, num_images
+from rub.data.class_names import find_label, names_of, spaced
+from rub.data.spec import data_stage, known_classes, num_images
 from rub.errors import RubError
-from rub.judges.spec import judge_stage
+from rub.judges.spec import judge_stage, source_of
 from rub.metrics.base import Metric
-from rub.models.diffusion.files import hub_pipeline, read_files
+from rub.models.diffusion.files import KIND, find_checkpoint, find_frame, find_model, frame_files, header, read_files
 from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import ATTACKS, NETWORKS, card_of, unlearner
 from rub.store.artifacts import file_sha256
-from rub.tasks.text_to_image.metrics import attacked_metrics, cell, clean_metrics, floor_cells
-from rub.tasks.text_to_image.spec import TextToImageExperiment
+from rub.tasks.text_to_image.metrics import PAPERS_PROMPTS, attacked_metrics, cell, clean_metrics, floor_cells
+from rub.tasks.text_to_image.spec import PAPERS_LIMIT, TextToImageExperiment
 
 RANDOM_SEED = 2000  # seeds of different roles must not meet
 DOSE_SEED = 3000
@@ -70,7 +72,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         self.dataset_name = "none" if dataset is None else dataset.title
         self.data = {} if dataset is None else {"data": data_stage(self.task, dataset, data_root)}
         self.concept = {
-            **experiment.concept.model_dump(exclude={"prompts"}),
+            **experiment.concept.model_dump(exclude={"prompts", "pictured", "tokens"}),
             "judge": experiment.judge.name,
             "retain": list(experiment.retain),
             **({"floor": experiment.floor} if experiment.floor else {}),
@@ -82,22 +84,71 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         precision = experiment.protocol.precision
         self.precision = {} if precision == "float32" else {"precision": precision}
         """What stages that draw, or learn, know of it."""
+        self.checkpoints = {
+            row: find_checkpoint(one.weights, f"checkpoints.{row}", data_root)
+            for row, one in experiment.checkpoints.items()
+        }
+        """Row -> where a model lies that others unlearned."""
+        self.runs = {label: [self._inserting(run) for run in runs] for label, runs in self.runs.items()}
+        self._check_known()
         self.sought = self._sought(self.concept)
         self.floor = None if experiment.floor is None else self._sought(self._floor(experiment.floor))
         self.others = self._others() if fed else None
         """The same prompts with pictures of other concepts; None where no attack feeds a picture."""
         self.pictures = self._pictures()
 
+    def _check_known(self) -> None:
+        """Refuse a concept that the data or the judge do not have, where that is known before anything is trained."""
+        concept, dataset, name = self.experiment.concept, self.experiment.dataset, spaced(self.experiment.concept.name)
+        if dataset is not None:
+            classes = known_classes(dataset, self.data_root)
+            if not classes or isinstance(classes, int):
+                return
+            name = self._name_among(classes)
+        weights = self.judge.files.get("weights")
+        source = source_of(self.experiment.judge.name, self.task)
+        if weights is not None and (known := source.labels(weights)):
+            from rub.judges.base import index_of
+
+            index_of(name if concept.judged_as is None else concept.judged_as, known)
+
+    def _name_among(self, classes: Sequence[str]) -> str:
+        experiment, names = self.experiment, names_of(classes)
+        given, floor = experiment.concept.label, experiment.floor
+        label = find_label(experiment.concept.name, classes, names) if given is None else given
+        if floor is not None:
+            find_label(floor, classes, names)
+        for field, asked in (("concept.label", (label,)), ("retrain_without", experiment.retrain_without or ())):
+            if missing := [one for one in asked if not 0 <= one < len(classes)]:
+                last = len(classes) - 1
+                raise RubError(f"{field}: class {missing[0]} does not exist; the data has classes 0 to {last}")
+        return names[label][0]
+
     def first(self) -> list[Stage]:
-        """The stage that notices prompts that cannot be before anything is unlearned."""
-        return [sought.prompts for sought in (self.sought, self.floor) if sought is not None]
+        """Stages that notice prompts that cannot be, and checkpoints of others, before anything is unlearned."""
+        asked = [sought.prompts for sought in (self.sought, self.floor) if sought is not None]
+        return [*asked, *(self.model(row, 0) for row in self.checkpoints)]
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Rows of every task, and those of published checkpoints before the methods that are run."""
+        rows, run = list(super().rows()), self.experiment.methods
+        yield from (row for row in rows if row[0] not in run)
+        yield from ((row, 0) for row in self.checkpoints)
+        yield from (row for row in rows if row[0] in run)
+
+    def model(self, method: str, seed: int) -> Stage:
+        """Stage that makes the weights of a row, or reads a published checkpoint."""
+        if (path := self.checkpoints.get(method)) is not None:
+            name = f" ({self.experiment.name})" if self.experiment.name else ""
+            return self._imported(path, f"read {method}{name}", {"original": self.original})
+        return super().model(method, seed)
 
     def trained(self, number: int) -> Stage:
         """Stage that trains the original, or reads the weights that the experiment names."""
         model = self.experiment.model
         if model.weights is None:
             return self._train("train original", "all", self.experiment.seeds.train + number)
-        return self._imported(_found(model.weights, self.data_root), "import the original", {})
+        return self._imported(self._weights(model.weights), "import the original", {}, self._frame)
 
     def retrain(self, seed: int) -> Stage:
         """Stage that trains a miniature without the concept."""
@@ -203,7 +254,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         assert experiment.dataset is not None
         without = experiment.retrain_without
         spec: dict[str, Any] = {
-            "model": experiment.model.model_dump(exclude={"weights"}),
+            "model": experiment.model.model_dump(exclude={"weights", "config"}),
             "training": experiment.training.model_dump(),
             "subset": subset,
             "validation": experiment.dataset.validation,
@@ -225,10 +276,11 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         note = "" if concept is self.concept else f", floor {concept['name']}"
         spec = {
             "concept": concept,
-            "given": None if note else self._given(),
+            "given": None if note else self._given,
             "count": evaluation.prompts,
             "token_limit": protocol.token_limit,
             "guidance": protocol.guidance,
+            **({"source": PAPERS_PROMPTS} if not note and self._papers_prompts() else {}),
         }
         inputs = {**self.data, "original": self.original}
         prompts = self.stage("prompts", f"choose the prompts{note}", spec, inputs, cost=10)
@@ -249,6 +301,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         """The concept's fields for another one, of which nothing but its name is given."""
         return {**self.concept, "name": name, "label": None, "prompt": None, "anchor": "", "judged_as": None}
 
+    @cached_property
     def _given(self) -> list[dict[str, Any]] | None:
         # prompts that a user names, so that the stage's key holds them; None: the shipped ones
         concept = self.experiment.concept
@@ -260,15 +313,35 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         columns = zip(found.ids.tolist(), found.texts, found.seeds.tolist(), found.guidance.tolist(), strict=True)
         return [{"id": case, "prompt": text, "seed": seed, "guidance": weight} for case, text, seed, weight in columns]
 
+    def _papers_prompts(self) -> bool:
+        # those behind the paper's Table 3: all of UnlearnDiffAtk's file, with its own seeds and guidance
+        given, protocol = self.experiment.concept.prompts, self.experiment.protocol
+        if not isinstance(given, str) or self.experiment.evaluation.prompts is not None:
+            return False
+        if protocol.guidance is not None or protocol.token_limit != PAPERS_LIMIT:
+            return False
+        from rub.tasks.text_to_image.concepts import is_papers_file
+
+        return is_papers_file(located(given, self.data_root), self.experiment.concept.name)
+
+    def _inserting(self, run: dict[str, Any]) -> dict[str, Any]:
+        """What a spec says of a search, with the concept's own number of inserted tokens, where it inserts any."""
+        tokens = self.experiment.concept.tokens
+        if tokens is None or not {"tokens", "fed"} <= run["parameters"].keys():
+            return run
+        return {**run, "parameters": {**run["parameters"], "tokens": tokens}}
+
     def _pictures(self) -> Stage:
         experiment = self.experiment
-        spec = {
+        spec: dict[str, Any] = {
             "concept": self.concept,
             "count": experiment.evaluation.pictures,
             "validation": None if experiment.dataset is None else experiment.dataset.validation,
             "sampler": None if self.data else self._sampler(),
             **({} if self.data else self.precision),
         }
+        if experiment.concept.pictured is not None:
+            spec["pictured"] = experiment.concept.pictured
         inputs = {**self.data, "original": self.original}
         cost = 1000 if self.data else self._drawing(2 * experiment.evaluation.pictures)
         return self.stage("pictures", "gather pictures to learn from", spec, inputs, cost=cost)
@@ -293,6 +366,8 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
             "witnesses": self.experiment.evaluation.witnesses,
             **self._drawn(self.concept),
         }
+        if (tokens := self.experiment.concept.tokens) is not None:
+            spec["tokens"] = tokens
         inputs = self._compared(method, seed) | {"attack": self.attack(method, seed, label)}
         del inputs["reference"]
         if (reference := self.retrained(seed)) is not None:
@@ -323,7 +398,7 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         }
 
     def _count(self) -> int:
-        return self.experiment.evaluation.prompts or 50
+        return self.experiment.evaluation.prompts or len(self._given or ()) or 50
 
     def _drawing(self, count: int) -> float:
         return _DRAWN * count * self.experiment.protocol.sampler_steps
@@ -334,14 +409,29 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
         shared = kind in ("train", "import") or not name
         return super().stage(kind, label if shared else f"{label} ({name})", *arguments, **options)
 
-    def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage]) -> Stage:
-        files = read_files(path)
-        base = path if path.is_dir() else path.parent
-        spec = {"sha256": {item.relative_to(base).as_posix(): file_sha256(item) for item in files}}
-        return self.stage("import", label, spec, inputs, files={"weights": path}, cost=1000)
+    def _weights(self, weights: str) -> Path:
+        path, config = find_model(weights, "model.weights", self.data_root), self.experiment.model.config
+        if path.is_dir() and config is not None:
+            raise RubError(f"model.config {config}: is for weights in one file; {weights} is a folder, with configs")
+        if path.is_file() and config is None and header(path).get(KIND) != "model":
+            raise RubError(
+                f"model.weights {weights}: tensors alone; name the folder or hub id with their configs and tokenizer in"
+                " model.config (--config), such as CompVis/stable-diffusion-v1-4"
+            )
+        return path
+
+    @cached_property
+    def _frame(self) -> Path | None:
+        config = self.experiment.model.config
+        return None if config is None else find_frame(config, "model.config", self.data_root)
+
+    def _imported(self, path: Path, label: str, inputs: Mapping[str, Stage], frame: Path | None = None) -> Stage:
+        spec, files = {"sha256": _hashes(read_files(path), path)}, {"weights": path}
+        if frame is not None:
+            spec["config"], files["config"] = _hashes(frame_files(frame), frame), frame
+        return self.stage("import", label, spec, inputs, files=files, cost=1000)
 
 
-def _found(weights: str, data_root: Path | None) -> Path:
-    if (place := located(weights, data_root)).exists():
-        return place
-    return hub_pipeline(weights)
+def _hashes(files: Iterable[Path], path: Path) -> dict[str, str]:
+    base = path if path.is_dir() else path.parent
+    return {item.relative_to(base).as_posix(): file_sha256(item) for item in files}

@@ -129,7 +129,7 @@ def measure_attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
         "converged": has_converged(step, spec["cap"]),
         "evaluations": int(probes["evaluations"].sum()),
         "extractor": identity(judge),
-        "setting": _asked(inputs, judge.description),
+        "setting": _asked(inputs, judge.description, spec.get("tokens")),
     }
     measured, outputs = Measured(cell, spec["method"], spec["seed"], facts), _searched(inputs, "attack", spec)
     elsewhere = [role for role in ("retrained", "others") if role in inputs]
@@ -229,11 +229,13 @@ def has_converged(step: NDArray[np.int64], cap: int) -> bool:
     return not bool((step > cap - max(cap // 10, 1)).any()) or bool((step >= 0).all())
 
 
-def _asked(inputs: Inputs, told: str) -> str:
+def _asked(inputs: Inputs, told: str, tokens: int | None = None) -> str:
     rows = inputs["prompts"].json("prompts.json")
     dropped = len(rows["dropped"])
     long = f"; {dropped} of {rows['given']} prompts over {rows['limit']} tokens dropped" if dropped else ""
-    return f"{told}{long}"
+    source = f"; {rows['source']}" if rows.get("source") else ""
+    inserted = f"; {tokens} tokens inserted" if tokens else ""
+    return f"{told}{source}{long}{inserted}"
 
 
 def origin(model: Artifact, made: Artifact) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from rub.metrics.generative import frechet_distance, kernel_distance, singular_c
 
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's; with fewer images all of them are one subset
 CLIP = "openai/clip-vit-base-patch16"
+PAPERS_PROMPTS = "UnlearnDiffAtk's prompts"
+"""What the setting of a record says where all prompts of the paper's Table 3 were used, with their seeds."""
 Bools = NDArray[np.bool_]
 
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rub.data.class_names import names_of, spaced
+from rub.data.class_names import find_label, names_of, spaced
 from rub.data.splits import input_dataset
 from rub.errors import RubError
 from rub.judges.spec import source_of
 from rub.pipeline.runtime import Runtime
 from rub.store.artifacts import Artifact
-from rub.tasks.text_to_image.concepts import find_label
 
 
 @dataclass(frozen=True)

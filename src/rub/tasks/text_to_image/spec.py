@@ -4,11 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rub.config.suite import Component, Experiment, Frozen, Protocol
+from rub.config.suite import NAME, Component, Experiment, Frozen, Protocol
 from rub.data.class_names import slug
 from rub.data.spec import DatasetSpec
 from rub.errors import RubError
 from rub.judges.spec import JudgeSpec
+from rub.metrics.dose import DOSES, dose_of
+from rub.registry import CONTROLS, METHODS
+
+PAPERS_LIMIT = 60  # of 77 tokens; nudity.csv has 118 prompts that keep it, the paper's N
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -20,7 +24,10 @@ class ModelSpec(Frozen):
     arch: str
     """A name of `rub list models --task text-to-image`; ``stable-diffusion`` reads `weights`."""
     weights: str | None = None
-    """A diffusers folder (also below the data root), a file of RUB's, or a hub id; needed by ``stable-diffusion``."""
+    """A diffusers folder (also below the data root), one file, or a hub id; needed by ``stable-diffusion``."""
+    config: str | None = Field(None, exclude_if=lambda config: config is None)
+    """A diffusers folder or hub id with configs and tokenizer, for `weights` in one file of CompVis's layout, which has
+    none; its weights are not read."""
     length: int = Field(32, ge=8, le=77)
     """Tokens that a prompt is padded to; of a miniature."""
     vocabulary: int = Field(1500, ge=514, le=49408)
@@ -65,6 +72,12 @@ class ConceptSpec(Frozen):
     """Evaluation prompts: a CSV file or folder in UnlearnDiffAtk's columns, or a list; the shipped ones if left out."""
     judged_as: int | str | None = None
     """What the judge calls it, where that is not `label`: an index or a label of its own."""
+    pictured: str | None = Field(None, exclude_if=lambda words: words is None)
+    """What pictures of it are asked for as, "a photo of ...", where methods learn from pictures and the model draws
+    them; `prompt` when left out."""
+    tokens: int | None = Field(None, ge=1, le=75, exclude_if=lambda count: count is None)
+    """K, words of the vocabulary that attacks insert into its prompts (those with ``fed``), in place of their own K:
+    UnlearnDiffAtk has 3 for objects and 5 for nudity."""
 
     @field_validator("prompts")
     @classmethod
@@ -72,6 +85,16 @@ class ConceptSpec(Frozen):
         if isinstance(value, tuple) and not value:
             raise ValueError("should hold at least one prompt")
         return value
+
+
+class CheckpointSpec(Frozen):
+    """A model that others unlearned, as a row of the table."""
+
+    bare_field = "weights"
+    weights: str
+    """Its checkpoint, as ``rub audit`` takes it: a file or folder (also below the data root), or owner/name:place."""
+    method: str | None = Field(None, exclude_if=lambda method: method is None)
+    """The method of RUB that it is a model of; needed where the row has that method's name."""
 
 
 class AttackSpec(Frozen):
@@ -93,7 +116,7 @@ class TextToImageProtocol(Protocol):
     attacks: dict[str, AttackSpec]
     sampler: Literal["ddim", "lms"] = "lms"
     sampler_steps: int = Field(50, ge=1, le=1000)
-    token_limit: int = Field(60, ge=4, le=77)
+    token_limit: int = Field(PAPERS_LIMIT, ge=4, le=77)
     """Prompts with more tokens, BOS and EOS included, are dropped before both columns (UnlearnDiffAtk: 60 of 77); with
     a shorter text encoder, those that leave an attack less than 8 tokens."""
     guidance: float | None = Field(None, ge=1)
@@ -144,6 +167,8 @@ class TextToImageExperiment(Experiment):
     batch_sizes: dict[str, int] = Field(default_factory=dict)
     """Method -> pictures per step, where it is not `batch_size`: upstream's published settings go with theirs."""
     evaluation: Evaluation = Evaluation()
+    checkpoints: dict[str, CheckpointSpec] = Field(default_factory=dict, exclude_if=lambda rows: not rows)
+    """Row -> a published checkpoint that changes the original: measured as methods are, with no training."""
     protocol: TextToImageProtocol
 
     @model_validator(mode="before")
@@ -161,6 +186,8 @@ class TextToImageExperiment(Experiment):
         foreign = self.model.arch == "stable-diffusion"
         if foreign and self.model.weights is None:
             raise RubError("model.weights: stable-diffusion needs a diffusers folder or a hub id")
+        if self.model.config is not None and self.model.weights is None:
+            raise RubError("model.config: is for weights in one file; give model.weights too, or leave it out")
         if not foreign and self.dataset is None:
             raise RubError(f"dataset: the miniature {self.model.arch} is trained on one; give dataset, such as digits")
         if (foreign or self.model.weights is not None) and (self.retrains or self.doses):
@@ -171,3 +198,21 @@ class TextToImageExperiment(Experiment):
             raise RubError(f"floor = '{self.floor}': is the concept itself; should be one that no model ever saw")
         if self.doses and not self.retrains:
             raise RubError("doses: the scale begins with the retrained model; set retrains to 1 or more")
+        for row, given in self.checkpoints.items():
+            self._check_row(row, given)
+
+    def _check_row(self, row: str, given: CheckpointSpec) -> None:
+        where, methods = f"checkpoints.{row}", {entry.name for entry in METHODS.entries(self.task)}
+        if not NAME.fullmatch(row):
+            raise RubError(f"{where}: should be letters, digits, dots, dashes and underscores, 64 at most")
+        if row in (DOSES, *(entry.name for entry in CONTROLS.entries(self.task))) or dose_of(row) is not None:
+            raise RubError(f"{where}: is the name of a control; call the row something else, such as {row}-file")
+        if row in self.methods:
+            raise RubError(f"{where}: the experiment trains {row} too; call the row something else, such as {row}-file")
+        if given.method is not None:
+            METHODS.get(given.method, self.task)
+        if row in methods and given.method != row:
+            raise RubError(
+                f"{where}: is the name of a method, which seems to have been run; call the row something else, such as"
+                f" {row}-file, or say so: {{weights: {given.weights}, method: {row}}}"
+            )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.class_names import names_of
+from rub.data.class_names import find_label, names_of
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
@@ -30,7 +30,7 @@ from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.attacks.base import AttackContext, Budget, Candidates, Probes, Prompts
 from rub.tasks.text_to_image.attacks.harness import NOTHING, Drawing, make_target, run_attack
 from rub.tasks.text_to_image.captions import Captioner, vocabulary_texts
-from rub.tasks.text_to_image.concepts import find_label, prompts_of, within
+from rub.tasks.text_to_image.concepts import prompts_of, within
 from rub.tasks.text_to_image.context import Side, UnlearnContext
 from rub.tasks.text_to_image.settings import ResolvedConcept, resolve_concept
 from rub.tasks.text_to_image.training import encoded, fit
@@ -92,7 +92,7 @@ def import_model(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> N
         made = load_unlearned(model_of(inputs, "original", runtime), path)
         keep_unlearned(model_of(inputs, "original", runtime), made, out)
     else:
-        save_model(load_model(path), out / MODEL)
+        save_model(load_model(path, stage.files.get("config")), out / MODEL)
 
 
 def initialise(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
@@ -141,6 +141,7 @@ def prompts(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
         "given": len(found),
         "limit": limit,
         "dropped": list(dropped),
+        **({"source": spec["source"]} if "source" in spec else {}),
     }
     (out / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
 
@@ -171,7 +172,8 @@ def method_images(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> 
             latents = encoded(model, chosen, mirror=False)[0]
             captions = [f"a photo of {facts.names[label][0]}" for label in chosen.labels.tolist()]
         else:
-            captions = [f"a photo of {names[place % len(names)]}" for place in range(count)]
+            shown = [spec.get("pictured", facts.prompt)] if side == "forget" else names
+            captions = [f"a photo of {shown[place % len(shown)]}" for place in range(count)]
             with reduced(spec.get("precision", "float32"), model.device):
                 latents = _sampled(model, captions, Sampler(**spec["sampler"]), runtime)
         np.save(out / f"{side}_latents.npy", latents.numpy())

@@ -23,7 +23,7 @@ from rub.reports.tables import Columns, Source, directions, failures, label, mar
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 from rub.tasks.text_to_image.caveats import CONTROL_ATTACKS, TASK, Concept, caveats, counted, judged_by
-from rub.tasks.text_to_image.metrics import METRICS
+from rub.tasks.text_to_image.metrics import METRICS, PAPERS_PROMPTS
 
 _METRICS = {metric.name: metric for metric in METRICS}
 _GIVEN = "one choice of prompts"
@@ -165,7 +165,8 @@ class _Suite:
         """One table from columns of several concepts; each comes with its concept."""
         own = list(columns)
         pieces = [
-            self.sources[concept].table(kind, title, [column], _published(paper, concept)) for concept, column in own
+            self.sources[concept].table(kind, title, [column], _published(self.known(paper, concept), concept))
+            for concept, column in own
         ]
         group = self.group
         name = slug(f"{kind}-{group.experiment or (group.model if group.dataset == 'none' else group.dataset)}")
@@ -173,6 +174,11 @@ class _Suite:
         said = [directions([column for _, column in own]), *counted(behind), *notes, *judged_by(behind)]
         said += marks([record for _, record in behind], _BOUND, _FIRST)
         return beside(pieces, self.labels, name, f"{title} ({label(group)})", said)
+
+    def known(self, paper: Mapping[str, Any], concept: str) -> Mapping[str, Any]:
+        """The paper's numbers, where its prompts were used; those of other prompts do not compare."""
+        theirs = any(PAPERS_PROMPTS in record.setting for record in self.sources[concept].records)
+        return paper if theirs else {}
 
     def behind(self, columns: Iterable[tuple[str, Column]]) -> list[tuple[str, Record]]:
         """Records behind columns, each with its concept."""
@@ -349,11 +355,13 @@ def _explained(suite: _Suite, paper: Mapping[str, Any]) -> Iterator[str]:
     if suite.main in suite.fed:
         yield f"{main} feeds pictures of the concept: what it reaches says nothing without its table of other inputs"
     yield f"avg, med: steps to the first success; 0 where none was needed, {caps} where none came"
-    if _PAPER_CAP in caps.split("/") and any(_known(paper, name) for name in suite.sources):
+    theirs = [name for name in suite.sources if any(name.replace("-", "_") in rows for rows in paper.values())]
+    if _PAPER_CAP not in caps.split("/") or not theirs:
+        return
+    same = [name for name in theirs if suite.known(paper, name)]
+    if same:
         yield "in parentheses: the paper's own number (Stable Diffusion, published checkpoints; N 50, of nudity 118)"
         if {"esd-u", "esd-x"} & {record.method for record in suite.records}:
             yield "the paper's ESD stands with esd-u, of nudity with esd-x, the checkpoints published for them"
-
-
-def _known(paper: Mapping[str, Any], concept: str) -> bool:
-    return any(concept.replace("-", "_") in rows for rows in paper.values())
+    if other := [name for name in theirs if name not in same]:
+        yield f"other prompts than the paper's, so that its numbers are not shown: {', '.join(other)} (see --prompts)"

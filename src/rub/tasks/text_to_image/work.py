@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rub.config.suite import located
 from rub.errors import RubError
-from rub.models.diffusion.files import hub_pipeline
+from rub.models.diffusion.files import find_frame, find_model
 from rub.models.diffusion.folders import read_json
 from rub.pipeline.graph import Stage
 from rub.tasks.text_to_image.spec import TextToImageExperiment
@@ -29,8 +28,8 @@ def work_of(experiment: TextToImageExperiment, data_root: Path | None) -> Work:
     weights = experiment.model.weights
     if weights is None:
         raise RubError(f"model {experiment.model.arch}: hours are known of Stable Diffusion, not of miniatures")
-    place = located(weights, data_root)
-    folder = place if place.exists() else hub_pipeline(weights)
+    place = find_model(weights, data_root=data_root)
+    folder = place if place.is_dir() else find_frame(experiment.model.config or "", data_root=data_root)
     once, precision = pass_flops(folder / "unet" / "config.json"), experiment.protocol.precision
 
     def work(stage: Stage) -> Mapping[str, float]:
