@@ -4,7 +4,7 @@
     python benchmarks/memory_t2i.py esd-x fmn
 
 The methods themselves run for two steps on a model of Stable Diffusion's sizes whose tensors have shapes and no content
-(torch's ``meta`` device), with the pictures per step of `table3-stable-diffusion`; the bytes of all live tensors are
+(torch's ``meta`` device), with the pictures per step of `table3-stable-diffusion-full`; the bytes of all live tensors are
 counted after every operation. Attention is taken to be of the kind that keeps its inputs, its output and one number per
 row. Not counted: the CUDA context, workspaces of convolutions, and gaps between blocks of the allocator: leave 2 GB.
 What draws without a gradient is stood in for by one guided prediction; what asks for numbers is left out.
@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", help="only these, and no attacks")
     wanted = parser.parse_args().methods
-    experiment = load_suite("table3-stable-diffusion").experiments[0]
+    experiment = load_suite("table3-stable-diffusion-full").experiments[0]
     settings = {"sampler_steps": experiment.protocol.sampler_steps, "shown": experiment.evaluation.pictures}
     titles = ["pictures per step", "GB, all at once", "GB, one at a time", "million passes"]
     titles += [f"h, {device} {precision}" for device, precision in DEVICES]

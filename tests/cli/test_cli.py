@@ -108,7 +108,7 @@ def test_wrong_requests_are_refused_in_one_line(refused, arguments, says):
         ("protocol.attacks.uma.runs=[umma]", "unknown classification attack 'umma': did you mean 'uma'?"),
         ("protocol.attacks.uma.runs=[{name: uma, stepz: 3}]", "unknown field 'stepz': did you mean 'steps'?"),
         ("protocol.attacks.uma.runs=[{name: uma, steps: 0}]", "steps = 0"),
-        ("forget={classes: [0], ids: [1]}", "exactly one of classes, fraction and ids"),
+        ("forget={classes: [0], ids: [1]}", "exactly one of classes, fraction, ids and files"),
     ],
 )
 def test_wrong_values_are_refused_from_the_command_line_and_from_the_file(

@@ -308,7 +308,7 @@ REFUSED = {
     "protocol.attacks.uma.splits=[forgot]": ("'forgot'", "'forget'"),
     "protocol.shadows_per_seed=3": ("shadows_per_seed = 3", "multiple of 2"),
     "forget.classes=[]": ("the forget set is empty",),
-    "forget.ids=[1]": ("exactly one of classes, fraction and ids", "classes and ids"),
+    "forget.ids=[1]": ("exactly one of classes, fraction, ids and files", "classes and ids"),
     "forget={fraction: 1.0}": ("fraction = 1.0", "less than 1"),
     "forget={}": ("got none",),
     "seeds=3": ("seeds = 3",),

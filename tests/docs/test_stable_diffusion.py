@@ -25,7 +25,7 @@ def test_the_suite_of_the_page_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["spm", "salun", "concept-ablation", "erasediff", "scissorhands", "advunlearn"])
 def test_the_hours_of_a_method_are_those_of_its_passes(name):
-    experiment = load_suite("table3-stable-diffusion").experiments[0]
+    experiment = load_suite("table3-stable-diffusion-full").experiments[0]
     parameters = resolve(METHODS.get(name, "text-to-image"), experiment.methods[name], "test")
     batch = experiment.batch_sizes.get(name, experiment.batch_size)
     settings = {"batch": batch, "sampler_steps": 50, "shown": experiment.evaluation.pictures}

@@ -81,7 +81,7 @@ def test_a_config_that_makes_no_unet_is_refused(config, tmp_path):
 
 
 def planned(root, *overrides):
-    suite = load_suite("table3-stable-diffusion", methods=["esd-u", "sld"], overrides=overrides)
+    suite = load_suite("table3-stable-diffusion-full", methods=["esd-u", "sld"], overrides=overrides)
     suite = suite.model_copy(update={"experiments": suite.experiments[:1]})
     return api.plan(suite, api.make_runtime(data_root=root, device="cpu"))
 
@@ -130,10 +130,10 @@ def test_an_unknown_device_is_told_the_nearest():
 
 def test_the_plan_has_a_column_of_hours(root, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    suite = load_suite("table3-stable-diffusion", methods=["esd-x", "uce"])
+    suite = load_suite("table3-stable-diffusion-full", methods=["esd-x", "uce"])
     suite = suite.model_copy(update={"experiments": suite.experiments[:1]})
     monkeypatch.setattr("rub.config.suite.load_suite", lambda *args, **options: suite)
-    command = ["plan", "table3-stable-diffusion", "--data-root", str(root), "--store", str(root / "store")]
+    command = ["plan", "table3-stable-diffusion-full", "--data-root", str(root), "--store", str(root / "store")]
     app([*command, "--hours-on", "h100"], standalone_mode=False)
     said = capsys.readouterr().out
     assert "hours on h100" in said
