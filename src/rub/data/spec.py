@@ -177,7 +177,10 @@ def known_classes(dataset: DatasetSpec, data_root: Path | None) -> int | Sequenc
     source = source_of(dataset.name)
     if not callable(source.classes):
         return source.classes
-    place = source.place(data_root, _place(dataset, data_root))
+    path = _place(dataset, data_root)
+    if path is not None and not path.exists():  # what reads it says so
+        return None
+    place = source.place(data_root, path)
     return None if place is None else source.classes(place)
 
 
