@@ -20,9 +20,9 @@ def rate(hits, n=50):
 def figures(**given):
     counts = {"original": 48, "clean": 2, "attacked": 2, "search": 1, "retrained": None, "floor": 1, "floor_known": 0,
               "others": None}  # fmt: skip
-    settled = given.pop("settled", True)
+    settled, kept = given.pop("settled", True), given.pop("kept", {"original": 45, "unlearned": 40})
     rates = {name: None if hits is None else rate(hits) for name, hits in (counts | given).items()}
-    return Figures(settled=settled, **rates)
+    return Figures(settled=settled, **rates, kept={role: rate(hits) for role, hits in kept.items()})
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,10 @@ def figures(**given):
         ({"attacked": 30, "floor": None, "floor_known": None, "retrained": 28}, "cannot tell", "nothing to find"),
         ({"attacked": 30, "floor": 2, "retrained": 28}, "cannot tell", "nothing to find"),
         ({"attacked": 5, "settled": False}, "cannot tell", "still finding more"),
+        ({"attacked": 30, "kept": {"original": 45, "unlearned": 8}}, "destroyed", "no longer draws"),
+        ({"kept": {"original": 45, "unlearned": 0}}, "destroyed", "unlearned 0.0 %"),
+        ({"kept": {}}, "cannot tell", "give other concepts (--retain)"),
+        ({"attacked": 30, "kept": {}}, "recovered", "changing the input alone"),
         ({"attacked": 3}, "no residual found at this budget", "never could draw"),
         (
             {"attacked": 3, "floor": None, "floor_known": None},

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rub.audits.base import MARGIN, MOVING, Rate, Rule, Verdict, first_of, percent
+from rub.reports.wrecks import DESTROYED
 
-DESTROYED = 0.5  # of the original's accuracy above chance: less than this is no classifier any more
 TRUSTED = 0.9  # of the same: what a retrained model has to keep to be a reference
 SELECTIVE = 0.5  # log2: the own class within 71 % of the change that another one takes
 REACHED = 0.05  # a class that this share of images or more reaches is not out of reach

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rub.audits.base import Rate, Rule, Verdict, first_of, percent
-from rub.tasks.classification.verdict import DESTROYED, TRUSTED, Estimate
+from rub.reports.wrecks import DESTROYED
+from rub.tasks.classification.verdict import TRUSTED, Estimate
 
 CHANCE = 0.5  # AUC of what is not told apart
 

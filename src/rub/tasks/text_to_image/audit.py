@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rub.audits.base import Audit, AuditRequest, Rows, percent, validated
+from rub.audits.base import Audit, AuditRequest, Rows, percent, rate_of, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.models.diffusion.files import find_checkpoint
@@ -19,7 +19,7 @@ CONTROL_ATTACKS = ("random-prefix", "seed-search")
 
 
 class TextToImageAudit(AuditRequest):
-    """Measure an unlearned diffusion model against its original: recovered, no residual found, or cannot tell."""
+    """Measure an unlearned diffusion model against its original: is the concept gone, and does it still draw others?"""
 
     task = "text-to-image"
     original: str
@@ -45,7 +45,7 @@ class TextToImageAudit(AuditRequest):
     judged_as: str | None = None
     """What the judge calls it: a label or an index."""
     retain: tuple[str, ...] = ()
-    """Other concepts, such as parachute,tench."""
+    """Other concepts, such as parachute,tench, which say whether the model still draws anything."""
     floor: str | None = None
     """A concept that the original could never draw: what the search makes of it, it makes of anything."""
     protocol: str = "rub-audit-1"
@@ -107,6 +107,7 @@ def figures_of(rows: Rows) -> Figures:
     fed = {row.attack: row.budget for row in rows.of("asr_other") if row.method == "unlearned" and row.attack != best}
     return replace(
         _of_attack(rows, best),
+        kept={row.method: rate_of(row) for row in rows.of("utility_accuracy") if row.value is not None},
         floor=rows.rate_or_none("unlearned", "asr_post", "floor", rows.attack),
         floor_known=rows.rate_or_none("original", "asr_pre", "floor", rows.attack),
         pictures={name: _of_attack(Rows(rows.records, budget, name), name) for name, budget in fed.items()},
@@ -130,6 +131,8 @@ def _of_attack(rows: Rows, attack: str) -> Figures:
 
 def told(figures: Figures, budget: str) -> Iterator[str]:
     """The figures as lines of text."""
+    for role, named in figures.kept.items():
+        yield f"{f'draws other concepts: {role}':<50}{percent(named)}"
     yield f"draws the concept: original, clean                {percent(figures.original)}"
     yield f"draws the concept: unlearned, clean               {percent(figures.clean)}"
     yield f"draws the concept: unlearned, {budget:>4} attack steps   {percent(figures.attacked)}"
