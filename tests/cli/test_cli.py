@@ -291,10 +291,10 @@ def test_code_in_a_checkpoint_does_not_run(refused, checkpoints):
     ("changes", "says"),
     [
         ({"forget_classes": "12"}, "class 12 does not exist"),
-        ({"forget_classes": "zeroo"}, "forget.classes: unknown class 'zeroo': did you mean 'zero'?"),
+        ({"forget_classes": "zeroo"}, "unknown forgotten class 'zeroo': did you mean 'zero'?"),
         ({"forget_classes": "0,,1"}, "--forget-classes 0,,1: should be numbers or names with commas between them"),
-        ({"forget_classes": "0.7"}, "unknown class '0.7'"),
-        ({"forget_classes": chr(0x661)}, "unknown class"),
+        ({"forget_classes": "0.7"}, "unknown forgotten class '0.7'"),
+        ({"forget_classes": chr(0x661)}, "unknown forgotten class"),
         ({"mean": "a,b"}, "--mean a,b: should be numbers"),
         ({"std": "nan"}, "std"),
         ({"data": "digit"}, "did you mean 'digits'?"),

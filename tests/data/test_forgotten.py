@@ -41,7 +41,13 @@ def test_a_class_is_called_by_number_folder_or_word(asked, number):
 
 
 def test_a_name_that_is_unknown_or_of_several_is_refused(one_line):
-    one_line(lambda: class_number("chruch", WNIDS), "forget.classes", "'chruch'", "did you mean 'church'?")
+    one_line(
+    asked = lambda: class_number("chruch", WNIDS, "forgotten class")  # noqa: E731
+    one_line(asked, "unknown forgotten class 'chruch'", "did you mean 'church'?")
+        "unknown forgotten class",
+        "'chruch'",
+        "did you mean 'church'?",
+    )
     one_line(lambda: class_number("red-fox", ["red fox", "red_fox"]), "'red fox', 'red_fox'", "one of these")
     assert class_number("red_fox", ["red fox", "red_fox"]) == 1
     assert titled(2, WNIDS) == "2 (n03394916, french horn)"
@@ -56,7 +62,7 @@ def test_names_give_the_stages_that_numbers_give(photos, write_suite, tmp_path, 
 
     assert keys("church") == keys(1) == keys("n03028079") != keys(0)
     assert keys("tench", "church") == keys(0, 1)
-    one_line(lambda: keys("chruch"), "forget.classes", "did you mean 'church'?")
+    one_line(lambda: keys("chruch"), "unknown forgotten class", "did you mean 'church'?")
     one_line(lambda: keys(3), "class 3 does not exist", "0 to 2")
     one_line(lambda: keys("tench", 1, "french horn"), "whole training set")
 
@@ -77,7 +83,7 @@ def test_names_that_are_not_declared_are_read(tmp_path, one_line):
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     assert asked("1", DatasetSpec(name="npz", path=str(tmp_path / "x.npz"))) == (1,)
     assert asked("n01443537", DatasetSpec(name="imagenet", size=8, classes="i2i", per_class=1)) == (0,)
-    one_line(lambda: asked("cow", DatasetSpec(name="pets")), "unknown class 'cow'", "cat, dog")
+    one_line(lambda: asked("cow", DatasetSpec(name="pets")), "unknown forgotten class 'cow'", "cat, dog")
 
 
 @pytest.mark.slow

@@ -46,10 +46,15 @@ def names_of(classes: Sequence[str]) -> list[tuple[str, ...]]:
     return [(names[0], *(name for name in names[1:] if often[name] == 1)) for names in found]
 
 
-def class_number(asked: int | str, classes: Sequence[str]) -> int:
+def class_number(asked: int | str, classes: Sequence[str], what: str = "class") -> int:
     """Number of a class of a data set, by number or by name: its own, or one of `names_of`.
 
     Case does not matter, and dashes and underscores are spaces.
+
+    Args:
+        asked: a number, or such as ``garbage-truck``.
+        classes: class names in the order of the labels.
+        what: what is asked for, in the words of an error.
 
     Raises:
         RubError: no class is called so, or several are.
@@ -63,13 +68,13 @@ def class_number(asked: int | str, classes: Sequence[str]) -> int:
     if asked in classes:
         return classes.index(asked)
     known = _known()
-    places = [place for place, name in enumerate(classes) if spaced(asked) in (spaced(name), *known.get(name, ()))]
+    called = [(name, *known.get(name, ())) for name in classes]
+    places = [place for place, names in enumerate(called) if spaced(asked) in map(spaced, names)]
     if not places:
-        words = {word for name in classes for word in (name, *known.get(name, ())[:1])}
-        raise RubError(f"forget.classes: {unknown('class', asked, words)}")
+        raise unknown(what, asked, {word for names in called for word in names})
     if len(places) > 1:
         same = ", ".join(f"'{classes[place]}'" for place in places)
-        raise RubError(f"forget.classes: '{asked}' could be {same}; give one of these")
+        raise RubError(f"{what} '{asked}' could be {same}; give one of these")
     return places[0]
 
 
@@ -87,30 +92,6 @@ def titled(number: int, classes: Sequence[str]) -> str:
 
 def _known() -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(names) for group in known_names().values() for name, names in group.items()}
-
-
-def find_label(concept_name: str, classes: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """Label of the class that shows a concept, by the class's name or by one that prompts have for it.
-
-    Args:
-        concept_name: such as ``garbage-truck``; dashes and underscores are spaces, and case does not matter.
-        classes: class names in the order of the labels.
-        names: what each is called in prompts, from `names_of`.
-
-    Raises:
-        RubError: no class has that name; the nearest name is given.
-
-    Example:
-        >>> find_label("Garbage-Truck", ["n03417042", "n03028079"], [("garbage truck",), ("church", "chapel")])
-        0
-    """
-    if concept_name in classes:
-        return classes.index(concept_name)
-    asked = spaced(concept_name)
-    for label, (own, given) in enumerate(zip(classes, names, strict=True)):
-        if asked in {spaced(name) for name in (own, *given)}:
-            return label
-    raise unknown("concept", concept_name, {*classes, *(name for given in names for name in given)})
 
 
 @cache

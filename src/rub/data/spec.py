@@ -140,7 +140,7 @@ def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None)
     if any(isinstance(one, str) for one in forget.classes or ()):
         if known is None or isinstance(known, int):
             known = _read_classes(dataset, data_root)
-        numbers = [class_number(one, known) for one in forget.classes or ()]
+        numbers = [class_number(one, known, "forgotten class") for one in forget.classes or ()]
         forget = forget.model_copy(update={"classes": tuple(dict.fromkeys(numbers))})
     if forget.files is not None:
         ids = _matching(forget.files, dataset, data_root)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rub.config.suite import located
-from rub.data.class_names import find_label, names_of, spaced
+from rub.data.class_names import class_number, names_of, spaced
 from rub.data.spec import data_stage, known_classes, num_images
 from rub.errors import RubError
 from rub.judges.spec import judge_stage, source_of
@@ -115,9 +115,9 @@ class TextToImageGraph(GraphBuilder[TextToImageExperiment]):
     def _name_among(self, classes: Sequence[str]) -> str:
         experiment, names = self.experiment, names_of(classes)
         given, floor = experiment.concept.label, experiment.floor
-        label = find_label(experiment.concept.name, classes, names) if given is None else given
+        label = class_number(experiment.concept.name, classes, "concept") if given is None else given
         if floor is not None:
-            find_label(floor, classes, names)
+            class_number(floor, classes, "concept")
         for field, asked in (("concept.label", (label,)), ("retrain_without", experiment.retrain_without or ())):
             if missing := [one for one in asked if not 0 <= one < len(classes)]:
                 last = len(classes) - 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rub.data.class_names import find_label, names_of, spaced
+from rub.data.class_names import class_number, names_of, spaced
 from rub.data.splits import input_dataset
 from rub.errors import RubError
 from rub.judges.spec import source_of
@@ -53,10 +53,10 @@ def resolve_concept(concept: Mapping[str, Any], inputs: Mapping[str, Artifact], 
         return ResolvedConcept(name, prompt, concept["anchor"], None, own, (), heard, (), heard)
     classes = input_dataset(inputs, runtime).classes
     names = tuple(tuple(found) for found in names_of(classes))
-    label = find_label(name, classes, names) if concept["label"] is None else concept["label"]
+    label = class_number(name, classes, "concept") if concept["label"] is None else concept["label"]
     if label >= len(classes):
         raise RubError(f"concept.label: class {label} does not exist; the data has classes 0 to {len(classes) - 1}")
-    never = {label} | ({find_label(floor, classes, names)} if (floor := concept.get("floor")) else set())
+    never = {label} | ({class_number(floor, classes, "concept")} if (floor := concept.get("floor")) else set())
     others = tuple(place for place in range(len(classes)) if place not in never)
     own = source_of(concept["judge"], "text-to-image").train is not None  # its labels are the classes of the data
     calls: tuple[int | str, ...] = tuple(place if own else found[0] for place, found in enumerate(names))

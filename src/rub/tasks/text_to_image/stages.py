@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rub.data.class_names import find_label, names_of
+from rub.data.class_names import class_number, names_of
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import input_dataset, trainable
 from rub.errors import RubError
@@ -73,7 +73,7 @@ def _seen(samples: Samples, spec: Mapping[str, Any], inputs: Inputs, runtime: Ru
     """
     names = input_dataset(inputs, runtime).classes
     if "floor" in spec:
-        samples = samples.select(samples.labels != find_label(spec["floor"], names, names_of(names)))
+        samples = samples.select(samples.labels != class_number(spec["floor"], names, "concept"))
     if spec["subset"] == "all":
         return samples
     own = [] if spec["concept"] is None else [resolve_concept(spec["concept"], inputs, runtime).label]
