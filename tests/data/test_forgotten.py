@@ -41,13 +41,10 @@ def test_a_class_is_called_by_number_folder_or_word(asked, number):
 
 
 def test_a_name_that_is_unknown_or_of_several_is_refused(one_line):
-    one_line(
-    asked = lambda: class_number("chruch", WNIDS, "forgotten class")  # noqa: E731
-    one_line(asked, "unknown forgotten class 'chruch'", "did you mean 'church'?")
-        "unknown forgotten class",
-        "'chruch'",
-        "did you mean 'church'?",
-    )
+    def misspelt():
+        return class_number("chruch", WNIDS, "forgotten class")
+
+    one_line(misspelt, "unknown forgotten class 'chruch'", "did you mean 'church'?")
     one_line(lambda: class_number("red-fox", ["red fox", "red_fox"]), "'red fox', 'red_fox'", "one of these")
     assert class_number("red_fox", ["red fox", "red_fox"]) == 1
     assert titled(2, WNIDS) == "2 (n03394916, french horn)"
