@@ -24,6 +24,7 @@ from rub.config.suite import protocol_of
 from rub.data.spec import TrainingSpec
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
+from rub.reports.grouping import kind_of
 from rub.tasks.classification import verdict, verdict_samples
 from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.metrics import METRICS
@@ -189,10 +190,10 @@ def figures_of(rows: Rows) -> Figures | SampleFigures:
     if rows.records[0].scenario == "samples":
         return _sample_figures(rows)
     measured = [record for record in rows.records if record.value is not None]
-    attacked = [
-        record for record in measured
-        if (record.method, record.metric, record.split, record.attack) == ("unlearned", "ua", "forget", rows.attack)
-    ]  # fmt: skip
+    own = [
+        record for record in measured if (record.method, record.metric, record.split) == ("unlearned", "ua", "forget")
+    ]
+    attacked = [record for record in own if record.attack == rows.attack]
     layers = {metric: layer for metric in ("log_odds_auc", "transplant", *LAYERS) if (layer := _layer(rows, metric))}
     kept, _, normalisation = rows.record("unlearned", "own_radius", "forget").setting.partition(" kept classes, ")
     return Figures(
@@ -202,6 +203,7 @@ def figures_of(rows: Rows) -> Figures | SampleFigures:
         clean=rows.rate("unlearned", "ua", "forget"),
         contrast=_contrast(rows),
         attacked={record.budget: rate_of(record) for record in attacked},
+        corrupted={record.budget: rate_of(record) for record in own if kind_of(record.budget) == "corruption"},
         converged=bool(attacked) and attacked[-1].converged is True,
         said=rows.rate_or_none("retrained", "ua", "forget"),
         log_odds=layers.pop("log_odds_auc", None),
@@ -278,6 +280,8 @@ def told(figures: Figures | SampleFigures, budget: str) -> Iterator[str]:
         yield _line("UA, clean, retrained", percent(figures.said))
     for at, rate in figures.attacked.items():
         yield _line(f"UA, {attack} at {at}, unlearned", percent(rate))
+    for at, rate in figures.corrupted.items():
+        yield _line(f"UA, {at}, unlearned", percent(rate))
     own, other = (f"{2**mean.value:.2g}/255" for mean in (contrast.own, contrast.other))
     yield _line("radius (geometric mean)", f"own class {own}", f"another class {other}")
     chosen = contrast.selectivity
