@@ -6,7 +6,8 @@ each corruption and severity, which anyone can make again.
 
 Left out: fog, snow, frost and spatter, which need a fractal or pictures, and glass blur. Differences: grey pixels stay
 grey when saturated; motion blur is a half Gaussian along the direction, read between pixels and held at the edge,
-instead of ImageMagick's; zoomed images and the elastic affine map are read between pixels, mirrored at the edge.
+instead of ImageMagick's; zoomed images and the elastic affine map are read between pixels, mirrored at the edge;
+images are rounded to the nearest level, not down.
 """
 
 import math
@@ -27,6 +28,7 @@ from rub.errors import RubError
 from rub.pipeline.rng import keyed_uniform
 
 SIDE = 32  # pixels: of the images that the strengths were chosen for
+TOGETHER = 64  # images: in float, all of them take much memory
 DEVIATION = 2  # levels by which decoders and sums of machines differ
 
 Random = Callable[[str, int], Tensor]
@@ -48,11 +50,16 @@ def corrupted(name: str, images: Tensor, ids: Tensor, severity: int) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise RubError(f"corruptions: are for images of 1 or 3 channels; these have {images.shape[1]}")
 
-    def random(stream: str, count: int) -> Tensor:
-        return keyed_uniform(severity, f"{name} {stream}", ids.cpu(), 0, count)
+    made = []
+    for start in range(0, len(images), TOGETHER):
+        part = slice(start, start + TOGETHER)
 
-    x = CORRUPTIONS[name](to_unit(images.cpu()), severity - 1, random)
-    return (x.clamp(0, 1) * 255).to(torch.uint8)  # towards 0, as CIFAR-10-C is stored
+        def random(stream: str, count: int, part: slice = part) -> Tensor:
+            return keyed_uniform(severity, f"{name} {stream}", ids[part].cpu(), 0, count)
+
+        x = CORRUPTIONS[name](to_unit(images[part].cpu()), severity - 1, random)
+        made.append((x.clamp(0, 1) * 255).round().to(torch.uint8))
+    return torch.cat(made)
 
 
 def is_corrupted(probes: Tensor, images: Tensor, ids: Tensor, severity: int) -> Tensor:
@@ -66,12 +73,12 @@ def is_corrupted(probes: Tensor, images: Tensor, ids: Tensor, severity: int) -> 
 
 
 def gaussian_noise(x: Tensor, level: int, random: Random) -> Tensor:
-    """X + sigma n, n normal."""
+    """Normal noise, x + sigma n."""
     return x + (0.04, 0.06, 0.08, 0.09, 0.10)[level] * _normal(random, x)
 
 
 def speckle_noise(x: Tensor, level: int, random: Random) -> Tensor:
-    """X + sigma x n, n normal."""
+    """Normal noise on the scale of each value, x + sigma x n."""
     return x + (0.06, 0.1, 0.12, 0.16, 0.2)[level] * x * _normal(random, x)
 
 

@@ -143,12 +143,15 @@ class Budget:
         """
         import torch
 
-        if self.kind == "corruption":
-            from rub.attacks.corruptions import is_corrupted
+        from rub.attacks.corruptions import is_corrupted
 
-            return is_corrupted(probes, images, ids, int(self.size))
-        parts = (slice(start, start + 256) for start in range(0, len(images), 256))  # copies of all take much memory
-        return torch.cat([self.region.holds(probes[part].to(torch.int16) - images[part]) for part in parts])
+        def within(part: slice) -> "Tensor":
+            if self.kind == "corruption":
+                return is_corrupted(probes[part], images[part], ids[part], int(self.size))
+            return self.region.holds(probes[part].to(torch.int16) - images[part])
+
+        # copies of all take much memory
+        return torch.cat([within(slice(start, start + 256)) for start in range(0, len(images), 256)])
 
     def contains(self, other: "Budget") -> bool:
         """Whether all that lies within another, smaller budget lies within this one.
