@@ -37,6 +37,8 @@ class Card:
         differences: one line per difference from upstream, upstream bugs that are off included.
         version: raised when a change of the code changes results; part of every stage key.
         other_class: of an attack on classifiers, whether it can aim each image at another class than its own.
+        budgets: of an attack on classifiers, the kinds of budgets that it can search within: ``linf``, ``l2``,
+            ``patch``, ``border``, ``corruption``.
         picture: of an attack on text-to-image, whether it feeds a picture of the concept, or what was made of one: then
             the same attack with pictures of other concepts is measured beside it.
         passes: of a method on diffusion models, the UNet passes that it takes, a backward pass counting as two: called
@@ -52,6 +54,7 @@ class Card:
     other_class: bool = True
     picture: bool = False
     passes: Callable[..., float] | None = None
+    budgets: tuple[str, ...] = ("linf",)
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,42 @@ def test_adaptive_search_keeps_up_with_arts(forgotten, x, target):
     assert float((ours.step >= 0).double().mean()) >= float(theirs_hit) - 1 / len(images)
 
 
+L2_EPS, L2_ALPHA = 1.25, 0.3
+
+
+def l2_by_torchattacks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    attack = torchattacks.PGDL2(model, eps=L2_EPS, alpha=L2_ALPHA, steps=STEPS, random_start=False)
+    attack.set_mode_targeted_by_label(quiet=True)
+    return attack(x, y)
+
+
+def l2_by_foolbox(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    attack = foolbox.attacks.L2PGD(abs_stepsize=L2_ALPHA, steps=STEPS, random_start=False)
+    criterion = foolbox.criteria.TargetedMisclassification(y)
+    return attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, criterion, epsilons=L2_EPS)[1]
+
+
+@pytest.mark.parametrize("peer", [l2_by_torchattacks, l2_by_foolbox])
+def test_l2_descent_is_the_peers(peer, x, forgotten, target):
+    """The same points to rounding of float32, and with 8-bit images at least the same recoveries."""
+    budget = Budget.of("l2:1.25")
+    gradient = gradient_of(target.model, lambda logits: divergences.ce(logits, target.labels))
+    moved = x
+    for _ in range(STEPS):
+        moved = budget.region.step(moved, gradient(moved), x, L2_ALPHA)
+    theirs = peer(target.model, x, target.labels)
+    assert (theirs - x).flatten(1).norm(dim=1).max() > 1.2
+    assert torch.allclose(theirs, moved, atol=1e-4)
+    context = AttackContext(seed=0, ids=torch.arange(len(x)), fast=False)
+    parameters = {"divergence": "ce", "steps": STEPS, "step_size": L2_ALPHA / L2_EPS}
+    ours = run_attack(uma, parameters, target, forgotten[0], budget, context)
+    hits = target.model(theirs).argmax(1) == target.labels
+    assert 0 < hits.sum() < len(hits)
+    assert (hits & (ours.step < 0)).sum() <= 1
+    peer_loss = F.cross_entropy(target.model(theirs), target.labels, reduction="none")
+    assert ours.loss.mean() <= peer_loss.mean() + 0.02
+
+
 def test_the_gradient_of_kl_at_the_logits(target, x):
     logits = target.model(x).requires_grad_()
     gradient = torch.autograd.grad(divergences.kl(logits, target.reference).sum(), logits)[0]

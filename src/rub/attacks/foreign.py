@@ -61,7 +61,7 @@ def adapt(attack: Any, *, name: str | None = None) -> Callable[..., Tensor]:
                 part = slice(start, start + context.batch_size)
                 clean = images[part].to(context.device)
                 result = call(target.model, clean / 255, target.labels[part].to(context.device), budget.eps)
-                found[part] = _within(result, clean, budget.levels, search.__name__).cpu()
+                found[part] = _within(result, clean, budget, search.__name__).cpu()
                 context.progress(min(part.stop, len(images)), len(images))
         return found
 
@@ -173,13 +173,13 @@ def _secmlt(attack: Any) -> Call:
 _LIBRARIES: dict[str, Callable[[Any], Call]] = {"foolbox": _foolbox, "torchattacks": _torchattacks, "secmlt": _secmlt}
 
 
-def _within(result: Any, clean: Tensor, levels: int, name: str) -> Tensor:
+def _within(result: Any, clean: Tensor, budget: Any, name: str) -> Tensor:
     found = torch.as_tensor(result, device=clean.device).detach()
     if found.shape != clean.shape or not found.is_floating_point():
         wanted = f"floats {tuple(clean.shape)}"
         raise RubError(f"attack '{name}': wanted {wanted}, got {found.dtype} {tuple(found.shape)}")
     if not found.isfinite().all():
         raise RubError(f"attack '{name}': gives images that are not finite")
-    origin = clean.to(torch.int16)
-    nearest = (found.clamp(0, 1) * 255).round().to(torch.int16)
-    return torch.minimum(torch.maximum(nearest, origin - levels), origin + levels).clamp(0, 255).to(torch.uint8)
+    origin = clean / 255
+    stored: Tensor = budget.region.stored(budget.confine(found, origin), origin)
+    return stored

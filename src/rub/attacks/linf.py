@@ -86,27 +86,6 @@ def should_halve(
     return (improvements < rho * interval) | (unchanged_step & (best >= best_before))
 
 
-def momentum_step(
-    x: Tensor, before: Tensor, gradient: Tensor, origin: Tensor, step_size: Tensor, alpha: Tensor, eps: float
-) -> Tensor:
-    """APGD's next iterate P(x + alpha (z - x) + (1 - alpha)(x - before)), z = the projected sign step.
-
-    Source: Croce & Hein 2020, section 3.1; alpha is .75, and 1 for the first step.
-
-    Args:
-        x: current iterates, shape (N, ...).
-        before: the previous ones.
-        gradient: gradient of the loss at x.
-        origin: centres of the balls.
-        step_size: float (N,), in pixel units.
-        alpha: float (N,), weight of the new step.
-        eps: radius in pixel units.
-    """
-    z = sign_step(x, gradient, origin, column(step_size, x), eps)
-    weight = column(alpha, x)
-    return project(x + weight * (z - x) + (1 - weight) * (x - before), origin, eps)
-
-
 def adam_direction(
     gradient: Tensor, moments: tuple[Tensor, Tensor], step: Tensor, betas: tuple[float, float] = (0.9, 0.999)
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -7,16 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rub.attacks.linf import (
-    accumulate,
-    adam_direction,
-    column,
-    momentum_step,
-    project,
-    review_steps,
-    should_halve,
-    sign_step,
-)
+from rub.attacks.linf import accumulate, adam_direction, column, review_steps, should_halve
+from rub.attacks.regions import Region, region_of
 from rub.attacks.search import State
 from rub.pipeline.rng import keyed_uniform
 
@@ -29,13 +21,13 @@ def uniform_like(clean: Tensor, seed: int, stream: str, ids: Tensor, counter: Te
 
 
 class SignDescent:
-    """x <- P(x - step_size * sign(g)), g the gradient."""
+    """x <- P(x - step_size * s(g)), g the gradient and s(g) its sign, or in an L2 ball g / ||g||_2."""
 
     gradient = True
 
-    def __init__(self, *, eps: float, step_size: float) -> None:
-        """Radius and step size, both in pixel units."""
-        self.eps, self.step_size = eps, step_size
+    def __init__(self, *, eps: float | Region, step_size: float) -> None:
+        """Radius of the L-infinity ball, or another region, and step size, both in pixel units."""
+        self.region, self.step_size = region_of(eps), step_size
 
     def begin(self, state: State) -> None:
         """Keep nothing."""
@@ -43,11 +35,11 @@ class SignDescent:
     def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
         """Take one projected step."""
         assert gradient is not None
-        state["x"] = sign_step(state["x"], gradient, state["clean"], self.step_size, self.eps)
+        state["x"] = self.region.step(state["x"], gradient, state["clean"], self.step_size)
 
 
 class MomentumDescent:
-    """x <- P(x - eta_t sign(v)), v the running average of normalised gradients.
+    """x <- P(x - eta_t s(v)), v the running average of normalised gradients, s(v) as in `SignDescent`.
 
     eta_t = eps / 4 * (1 + cos(pi t / steps)): from half of eps to 0. Large first steps cross the ball at once; small
     last ones settle.
@@ -56,9 +48,9 @@ class MomentumDescent:
     gradient = True
     momentum = 0.75
 
-    def __init__(self, *, eps: float, steps: int) -> None:
-        """Radius in pixel units, and the number of steps in which the step size falls to 0."""
-        self.eps, self.steps = eps, steps
+    def __init__(self, *, eps: float | Region, steps: int) -> None:
+        """Radius in pixel units, or a region, and the number of steps in which the step size falls to 0."""
+        self.region, self.steps = region_of(eps), steps
 
     def begin(self, state: State) -> None:
         """Start with no velocity."""
@@ -68,8 +60,8 @@ class MomentumDescent:
         """Take one projected step."""
         assert gradient is not None
         velocity = state["velocity"] = accumulate(state["velocity"], gradient, self.momentum)
-        eta = self.eps / 4 * (1 + (torch.pi / self.steps * state["t"]).cos())
-        state["x"] = sign_step(state["x"], velocity, state["clean"], column(eta, velocity), self.eps)
+        eta = self.region.eps / 4 * (1 + (torch.pi / self.steps * state["t"]).cos())
+        state["x"] = self.region.step(state["x"], velocity, state["clean"], column(eta, velocity))
 
 
 class AdamDescent:
@@ -94,13 +86,16 @@ class AdamDescent:
 
 
 class AdaptiveDescent:
-    """APGD's iteration with a step size for each sample (Croce & Hein 2020, algorithm 1)."""
+    """APGD's iteration with a step size for each sample (Croce & Hein 2020, algorithm 1).
+
+    z = P(x - eta s(g)); x <- P(x + alpha (z - x) + (1 - alpha)(x - x_before)), alpha .75, and 1 for the first step.
+    """
 
     gradient = True
 
-    def __init__(self, *, eps: float, steps: int, rho: float, device: torch.device) -> None:
+    def __init__(self, *, eps: float | Region, steps: int, rho: float, device: torch.device) -> None:
         """Lay out the reviews: for every step, the number of steps since the last one, or 0 for none."""
-        self.eps, self.rho = eps, rho
+        self.region, self.rho = region_of(eps), rho
         self.interval = torch.zeros(steps + 1, dtype=torch.int64, device=device)
         for before, now in pairwise(review_steps(steps)):
             self.interval[now] = now - before
@@ -110,7 +105,7 @@ class AdaptiveDescent:
         row = state["row"]
         infinite = torch.full_like(row, torch.inf, dtype=torch.float32)
         state["before"] = state["x"]
-        state["eta"] = torch.full_like(infinite, 2 * self.eps)
+        state["eta"] = torch.full_like(infinite, 2 * self.region.eps)
         state["improvements"], state["unchanged"] = torch.zeros_like(row), torch.zeros_like(row, dtype=torch.bool)
         state["last_loss"] = state["low"] = state["low_before"] = infinite
         state["low_x"], state["low_gradient"] = state["x"], torch.zeros_like(state["x"])
@@ -128,9 +123,10 @@ class AdaptiveDescent:
         back = column(self._review(state), gradient)
         x, before = torch.where(back, state["low_x"], state["x"]), state["before"]
         gradient = torch.where(back, state["low_gradient"], gradient)
-        alpha = torch.where(state["t"] == 0, 1.0, 0.75)
+        alpha = column(torch.where(state["t"] == 0, 1.0, 0.75), x)
         state["before"] = x
-        state["x"] = momentum_step(x, before, gradient, state["clean"], state["eta"], alpha, self.eps)
+        z = self.region.step(x, gradient, state["clean"], column(state["eta"], x))
+        state["x"] = self.region.confine(x + alpha * (z - x) + (1 - alpha) * (x - before), state["clean"])
 
     def _review(self, state: State) -> Tensor:
         interval = self.interval[state["t"]]
@@ -147,13 +143,17 @@ class AdaptiveDescent:
 
 
 class Draw:
-    """x <- P(clean + eps u) with fresh u at every step; without a bound, uniform on [0, 1]."""
+    """x <- P(clean + d) with a fresh random d of the region at every step; without a bound, uniform on [0, 1]."""
 
     gradient = False
 
-    def __init__(self, *, eps: float | None, seed: int, distribution: Distribution) -> None:
-        """Radius in pixel units (None: no bound), seed, and whether u is +-1 (``sign``) or uniform on [-1, 1]."""
-        self.eps, self.seed, self.distribution = eps, seed, distribution
+    def __init__(self, *, eps: float | Region | None, seed: int, distribution: Distribution) -> None:
+        """Radius in pixel units or region (None: no bound), seed, and whether pixels are +-eps or in between.
+
+        In an L2 ball both are points of its sphere: of pixels that change equally much, or of a normal vector.
+        """
+        self.region = None if eps is None else region_of(eps)
+        self.seed, self.distribution = seed, distribution
 
     def begin(self, state: State) -> None:
         """Keep nothing."""
@@ -161,11 +161,10 @@ class Draw:
     def move(self, state: State, loss: Tensor, gradient: Tensor | None) -> None:
         """Draw the next point of each sample."""
         clean = state["clean"]
-        drawn = uniform_like(clean, self.seed, "noise", state["id"], state["t"])
-        if self.eps is None:
-            state["x"] = drawn
+        u = uniform_like(clean, self.seed, "noise", state["id"], state["t"])
+        if self.region is None:
+            state["x"] = u
             return
-        u = 2 * drawn - 1
         if self.distribution == "sign":
-            u = (u >= 0).to(u.dtype) * 2 - 1
-        state["x"] = project(clean + self.eps * u, clean, self.eps)
+            u = (u >= 0.5).to(u.dtype)
+        state["x"] = self.region.confine(clean + self.region.draw(u), clean)

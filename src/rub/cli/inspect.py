@@ -134,7 +134,8 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     card = found.card
     facts = {"retain-free": entry.retain_free, "needs the original's training": entry.needs_training}
     data = {title: "yes" if fact else "no" for title, fact in facts.items() if kind == "method"}
-    told = {"paper": card.paper, "equation": card.equation, "upstream": card.upstream, **data}
+    within = {"budgets": ", ".join(card.budgets)} if (kind, entry.task) == ("attack", "classification") else {}
+    told = {"paper": card.paper, "equation": card.equation, "upstream": card.upstream, **data, **within}
     for title, text in told.items():
         if text:
             yield f"  [b]{title}[/b]  {escape(text)}"

@@ -6,6 +6,7 @@ solid, then the same seven dashed; controls are black and grey.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from rub.reports.grouping import (
     estimate,
     grouped,
     is_control,
+    kind_of,
     main_attack,
     records_at,
     row_order,
@@ -153,10 +155,12 @@ def _robustness(records: Sequence[Record], budgets: Sequence[str], reporting: Ta
         # Many rows lie on the same value, so each is moved a little sideways, the same at every budget.
         aside = 0.5 * (place - (len(methods) - 1) / 2) / len(methods)
         found = [_value(board, method, axis, budget, main) for budget in steps]
-        points = [(k + aside, interval) for k, interval in enumerate(found) if interval is not None]
-        if points:
-            _line_and_band(axes, points, label=plain(method), **_look(method, task))
-            ends[plain(method)] = points[-1][1].mean
+        for run in _comparable(steps):
+            points = [(k + aside, interval) for k in run if (interval := found[k]) is not None]
+            if points:
+                named = {} if plain(method) in ends else {"label": plain(method)}
+                _line_and_band(axes, points, **named, **_look(method, task))
+                ends[plain(method)] = points[-1][1].mean
     axes.set_xticks(range(len(steps)), ["0", *map(plain, budgets)])
     axes.set(xlabel=reporting.search, ylabel=axis.label, ylim=(-4, 104))
     handles = sorted(axes.get_legend_handles_labels()[0], key=lambda line: -ends[str(line.get_label())])
@@ -239,8 +243,9 @@ def _controls(records: Sequence[Record], budgets: Sequence[str], reporting: Task
         axes.set_xticks(range(len(steps)), ["0", *(_short(step) for step in budgets)])
         for name, axis, look in drawn:
             found = [_value(board, method, axis, budget, main) for budget in steps]
-            points = [(k, interval) for k, interval in enumerate(found) if interval is not None]
-            _line_and_band(axes, points, label=name, markersize=3.5, **look)
+            for run in _comparable(steps):
+                points = [(float(k), interval) for k in run if (interval := found[k]) is not None]
+                _line_and_band(axes, points, **({} if run.start else {"label": name}), markersize=3.5, **look)
         _entitle(axes, method, task)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(drawn), frameon=False)
     return figure
@@ -290,6 +295,13 @@ def _mean_and_range(axes: "Axes", curves: Sequence[Sequence[float]], colour: str
     axes.plot(drawn, values.mean(axis=0), color=colour, label=label, linewidth=1.3)
     if len(values) > 1:
         axes.fill_between(drawn, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _comparable(steps: Sequence[str]) -> list[range]:
+    """Stretches of the axis with budgets of one kind, which a line may join; the first begins without an attack."""
+    kinds = [kind_of(steps[max(k, 1)]) for k in range(len(steps))]
+    starts = [k for k in range(len(steps)) if not k or kinds[k] != kinds[k - 1]]
+    return [range(*ends) for ends in pairwise([*starts, len(steps)])]
 
 
 def _line_and_band(axes: "Axes", points: Sequence[tuple[float, "Interval"]], **look: Any) -> None:

@@ -1,6 +1,7 @@
 """How records are gathered for tables and figures: comparable groups, row order, budgets, intervals and ties."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,7 @@ def anchor(group: Group, method: str, place: Place) -> str:
     Example:
         >>> group = Group("classification", "quick", "", "digits", "resnet10", "rub-quick-1")
         >>> anchor(group, "ft", Place("ua", "forget", "none", "none"))
-        'c-5603d5f08e'
+        'c-00a9f461cf'
     """
     return "c-" + sha256(repr((tuple(group), method, tuple(place))).encode()).hexdigest()[:10]
 
@@ -133,19 +134,29 @@ def level(budget: str) -> float:
     """A budget's number to sort by, of 1/255 or of attack steps; 0 for ``none``, infinity without a number.
 
     Example:
-        >>> level("8/255"), level("100"), level("none")
-        (8.0, 100.0, 0.0)
+        >>> level("8/255"), level("100"), level("none"), level("l2:0.5")
+        (8.0, 100.0, 0.0, 0.5)
     """
-    head = budget.partition("/")[0]
-    return 0.0 if budget == "none" else float(head) if head.isdecimal() else math.inf
+    head = re.match(r"[0-9]+(\.[0-9]+)?", budget.partition(":")[2] or budget.partition("/")[0], re.ASCII)
+    return 0.0 if budget == "none" else float(head[0]) if head else math.inf
+
+
+def kind_of(budget: str) -> str:
+    """What a budget counts, where it says so: ``l2`` of ``l2:0.5``; budgets of two kinds do not compare.
+
+    Example:
+        >>> kind_of("8/255"), kind_of("l2:0.5")
+        ('', 'l2')
+    """
+    return budget.partition(":")[0] if ":" in budget else ""
 
 
 def budgets_of(records: Iterable[Record], attack: str | None = None) -> list[str]:
-    """Budgets of one attack, or of all, the smallest first; ``unbounded`` and ``free`` are the largest."""
+    """Budgets of one attack, or of all, kind by kind, the smallest first, ``unbounded`` and ``free`` last."""
     found = {record.budget for record in records if record.attack == (attack or record.attack)}
 
-    def size(budget: str) -> tuple[float, int, str]:
-        return level(budget), _ENDLESS.index(budget) if budget in _ENDLESS else -1, budget
+    def size(budget: str) -> tuple[str, float, int, str]:
+        return kind_of(budget), level(budget), _ENDLESS.index(budget) if budget in _ENDLESS else -1, budget
 
     return sorted(found - {"none"}, key=size)
 

@@ -208,3 +208,30 @@ def test_a_protocol_of_ones_own_says_which_attack_decides(ask, tmp_path):
 def test_a_protocol_without_radii_is_refused(ask):
     with pytest.raises(RubError, match="protocol rub-paper-1 searches no radii: give it a 'radius'"):
         ask("sham.pt", protocol="rub-paper-1")
+
+
+def test_an_audit_takes_other_budgets(ask):
+    """They stand in for the protocol's own, whose name is marked; corruptions are measured beside the main attack."""
+    report = ask("sham.pt", budgets=("corruption:5", "l2:1", "4"))
+    [protocol] = {record.protocol for record in report.records}
+    [own] = {record.protocol for record in ask("sham.pt").records}
+    assert protocol.partition("@")[0] == own.partition("@")[0] and protocol != own
+    main = {record.budget for record in report.records if record.attack not in ("none", "corruptions")}
+    assert main == {"4/255", "l2:1"} and report.budget == "l2:1"
+    told = [line.split(",")[1].strip() for line in report.told if line.startswith("UA, ")]
+    assert told[-3:] == ["UMA at 4/255", "UMA at l2:1", "corruption:5"]
+
+
+def test_a_norm_of_an_audit_picks_budgets():
+    fields = {"original": "a", "unlearned": "b", "arch": "resnet10", "data": "digits", "forget_classes": (0,)}
+    made = ClassificationAudit(**fields, norm="l2").experiment().protocol
+    assert {plan.budgets for plan in made.attacks.values()} == {("l2:0.25", "l2:0.5", "l2:1")}
+    assert made.name.startswith("rub-audit-2*")
+    for wrong, says in (
+        ({"norm": "l2", "budgets": ("4",)}, "--norm l2: --budgets gives budgets already"),
+        ({"norm": "l1"}, "audit: norm = 'l1': input should be 'linf' or 'l2'"),
+        ({"budgets": ("l2:0",)}, "budget 'l2:0': should be more than 0"),
+        ({"budgets": ("300",)}, "eps = 300/255: should be between 0 and 255"),
+    ):
+        with pytest.raises(RubError, match=says):
+            ClassificationAudit(**fields | wrong).experiment()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -20,15 +20,20 @@ from rub.audits.base import (
     rate_of,
     validated,
 )
+from rub.config.suite import protocol_of
 from rub.data.spec import TrainingSpec
 from rub.errors import RubError
 from rub.pipeline.graph_builder import FromFiles
+from rub.reports.grouping import kind_of
 from rub.tasks.classification import verdict, verdict_samples
+from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.metrics import METRICS
-from rub.tasks.classification.spec import ClassificationExperiment
+from rub.tasks.classification.spec import ClassificationExperiment, ClassificationProtocol
 from rub.tasks.classification.verdict import Contrast, Estimate, Figures, Layer
 from rub.tasks.classification.verdict_samples import SampleFigures, Signal
 
+Norm = Literal["linf", "l2"]
+NORMS: Mapping[str, tuple[int | str, ...]] = {"linf": (4, 8, 16), "l2": ("l2:0.25", "l2:0.5", "l2:1")}
 CHANCE = 0.25  # a checkpoint that is right less often was hardly trained on such inputs
 
 
@@ -72,6 +77,11 @@ class ClassificationAudit(AuditRequest):
     """Standard deviation, likewise, such as 0.247,0.243,0.262."""
     protocol: str = "rub-audit-2"
     """A name from rub list protocols, or the path of a YAML file."""
+    budgets: tuple[str, ...] = ()
+    """Budgets of the protocol's attacks instead of its own, such as 4,8 (1/255) or l2:0.5,patch:8,border:2;
+    corruption:3 adds common corruptions."""
+    norm: Norm | None = None
+    """Budgets of a norm instead: linf (4, 8 and 16/255) or l2 (0.25, 0.5 and 1)."""
     samples: Annotated[int, Field(ge=10)] = 256
     """Forget images to attack (half as many controls)."""
     shadows: Annotated[int, Field(ge=0)] = 0
@@ -87,13 +97,27 @@ class ClassificationAudit(AuditRequest):
         }  # fmt: skip
         if not any(forget.values()):
             raise RubError("--forget-classes: give what was forgotten: classes such as 0,3, --forget-ids or a fraction")
-        protocol: Any = self.protocol
-        if self.shadows:
-            protocol = {"name": self.protocol, "shadows_per_seed": self.shadows}
-        made = experiment_of(dataset_of(self.data, self.size), self.model(), forget, protocol, self.samples)
+        made = experiment_of(dataset_of(self.data, self.size), self.model(), forget, self._protocol(), self.samples)
         training = TrainingSpec(epochs=self.shadow_epochs, schedule="onecycle")
         evaluation = made.evaluation.model_copy(update={"shadows": self.shadows > 0})
         return made.model_copy(update={"training": training, "evaluation": evaluation})
+
+    def _protocol(self) -> Any:
+        if self.budgets and self.norm:
+            raise RubError(f"--norm {self.norm}: --budgets gives budgets already; give one of them")
+        budgets = [Budget.of(given) for given in self.budgets or NORMS.get(self.norm or "", ())]
+        changes: dict[str, Any] = {"shadows_per_seed": self.shadows} if self.shadows else {}
+        searched = [budget.given for budget in budgets if budget.kind != "corruption"]
+        corrupting = [budget.given for budget in budgets if budget.kind == "corruption"]
+        if searched:
+            try:
+                given = protocol_of(self.protocol, self.task, ClassificationProtocol)
+            except ValueError as error:
+                raise RubError(f"audit: protocol = {self.protocol!r}: {error}") from None
+            changes["attacks"] = {name: {"budgets": searched} for name in given.attacks}
+        if corrupting:
+            changes.setdefault("attacks", {})["corruptions"] = {"runs": ["corruptions"], "budgets": corrupting}
+        return {"name": self.protocol, **changes} if changes else self.protocol
 
     def model(self) -> dict[str, Any]:
         """The network: as it is named, or as the original's keys and shapes tell."""
@@ -166,10 +190,10 @@ def figures_of(rows: Rows) -> Figures | SampleFigures:
     if rows.records[0].scenario == "samples":
         return _sample_figures(rows)
     measured = [record for record in rows.records if record.value is not None]
-    attacked = [
-        record for record in measured
-        if (record.method, record.metric, record.split, record.attack) == ("unlearned", "ua", "forget", rows.attack)
-    ]  # fmt: skip
+    own = [
+        record for record in measured if (record.method, record.metric, record.split) == ("unlearned", "ua", "forget")
+    ]
+    attacked = [record for record in own if record.attack == rows.attack]
     layers = {metric: layer for metric in ("log_odds_auc", "transplant", *LAYERS) if (layer := _layer(rows, metric))}
     kept, _, normalisation = rows.record("unlearned", "own_radius", "forget").setting.partition(" kept classes, ")
     return Figures(
@@ -179,6 +203,7 @@ def figures_of(rows: Rows) -> Figures | SampleFigures:
         clean=rows.rate("unlearned", "ua", "forget"),
         contrast=_contrast(rows),
         attacked={record.budget: rate_of(record) for record in attacked},
+        corrupted={record.budget: rate_of(record) for record in own if kind_of(record.budget) == "corruption"},
         converged=bool(attacked) and attacked[-1].converged is True,
         said=rows.rate_or_none("retrained", "ua", "forget"),
         log_odds=layers.pop("log_odds_auc", None),
@@ -255,6 +280,8 @@ def told(figures: Figures | SampleFigures, budget: str) -> Iterator[str]:
         yield _line("UA, clean, retrained", percent(figures.said))
     for at, rate in figures.attacked.items():
         yield _line(f"UA, {attack} at {at}, unlearned", percent(rate))
+    for at, rate in figures.corrupted.items():
+        yield _line(f"UA, {at}, unlearned", percent(rate))
     own, other = (f"{2**mean.value:.2g}/255" for mean in (contrast.own, contrast.other))
     yield _line("radius (geometric mean)", f"own class {own}", f"another class {other}")
     chosen = contrast.selectivity

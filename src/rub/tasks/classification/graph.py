@@ -15,6 +15,7 @@ from rub.pipeline.graph import Stage
 from rub.pipeline.graph_builder import RETRAIN_SEED, FromFiles, GraphBuilder
 from rub.registry import ATTACKS, METHODS, card_of, unlearner
 from rub.store.artifacts import file_sha256
+from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.metrics import attacked_metrics, clean_metrics, metrics_of_stage, radius_metrics
 from rub.tasks.classification.spec import ClassificationExperiment, ModelSpec, RadiusSpec, RelearnSpec
 
@@ -71,6 +72,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         self.drifts: bool | None = asked or drifts
         self.controls = tuple(self._controls())
         self.data = data_stage(self.task, experiment.dataset, data_root)
+        self._check_budgets(experiment.dataset.size)
         self.size = num_images(experiment.dataset, 10_000)
         forget = forget_set(experiment.forget, experiment.dataset, data_root)
         self.experiment = experiment = experiment.model_copy(update={"forget": forget})
@@ -92,6 +94,17 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         trained = (f"trains {cost}",) if self.shadows and self.given is not None else ()
         noted = trained + (() if self.classwise else lacking) + (unseen if self.drifts is None else ()) + unpaired
         return super().notes() + noted
+
+    def _check_budgets(self, side: int | None) -> None:
+        for label, plan in self.attacks.items():
+            for budget in map(Budget.of, plan.budgets):
+                if side is not None:
+                    budget.check(side, side)
+                for run in plan.runs:
+                    kinds = card_of(ATTACKS.get(run.name, self.task)).budgets
+                    if budget.size and budget.kind not in kinds:
+                        can = f"cannot search within {budget.name}; it can within {', '.join(kinds)}"
+                        raise RubError(f"attacks.{label}: {run.name} {can}")
 
     def _controls(self) -> Iterator[str]:
         if self.classwise:
@@ -151,17 +164,17 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         spec = {"model": {**self.network, **given.facts.get(row, {})}, "sha256": file_sha256(path)}
         return self.stage("import", f"read {row}", spec, {"data": self.data}, files={"weights": path}, cost=1000)
 
-    def budgets(self, label: str) -> Iterable[int]:
-        """Budgets of an attack in 1/255 steps; 0 is the measurement without an attack."""
-        return (level for level in self.attacks[label].budgets if level > 0)
+    def budgets(self, label: str) -> Iterable[Budget]:
+        """Budgets of an attack; 0 is the measurement without an attack."""
+        return (budget for budget in map(Budget.of, self.attacks[label].budgets) if budget.size)
 
-    def searched(self, method: str, seed: int, label: str, level: int, split: str) -> Stage:
+    def searched(self, method: str, seed: int, label: str, budget: Budget, split: str) -> Stage:
         """Stage that searches probes for one row, attack, budget and set of images."""
         evaluation, plan = self.experiment.evaluation, self.attacks[label]
         samples = evaluation.attack_samples if split in ("forget", "other") else evaluation.control_samples
         spec = {
             "runs": self.runs[label],
-            "levels": level,
+            "levels": budget.given,
             "split": split,
             "samples": samples,
             **self.parts,
@@ -169,13 +182,13 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             **({"eligible": True} if self.experiment.protocol.eligible else {}),
         }
         inputs = {"data": self.data, **self.pair(method, seed), **self._knowing()}
-        smaller = [budget for budget in plan.budgets if 0 < budget < level]
+        smaller = [other for other in self.budgets(label) if budget.contains(other)]
         if plan.warm_start and smaller:
             inputs["warm"] = self.searched(method, seed, label, smaller[-1], split)
         steps = sum(
             run["parameters"].get("steps", 100) * run["parameters"].get("restarts", 1) for run in self.runs[label]
         )
-        label_text = f"attack {method}, seed {seed}: {label} {level}/255 on {split}"
+        label_text = f"attack {method}, seed {seed}: {label} {budget.name} on {split}"
         return self.stage("attack", label_text, spec, inputs, cost=2.0 * steps * (samples or self.size // 10))
 
     def measure(self, method: str, seed: int) -> Stage:
@@ -276,7 +289,7 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
         inputs, cost = {"data": self.data, **self.pair(method, seed)}, 6.0 * tuning.steps * tuning.batch_size
         return self.stage("relearn", f"relearn {method}, seed {seed}", spec, inputs, cost=cost, cells=cells)
 
-    def measure_attack(self, method: str, seed: int, label: str, budget: int) -> Stage:
+    def measure_attack(self, method: str, seed: int, label: str, budget: Budget) -> Stage:
         """Stage that measures a row under an attack, with the same attack on the retrained model beside it."""
         experiment, splits = self.experiment, self.attacked(label)
         inputs = {"data": self.data, "unlearned": self.model(method, seed), **self.shadows}
@@ -287,26 +300,26 @@ class ClassificationGraph(GraphBuilder[ClassificationExperiment]):
             "method": method,
             "seed": seed,
             "attack": label,
-            "budget": f"{budget}/255",
+            "budget": budget.name,
             "splits": splits,
             "witnesses": experiment.evaluation.witnesses,
             **self.parts,
             "shadows_per_seed": experiment.protocol.shadows_per_seed,
             "mia_seeds": experiment.seeds.mia,
         }
-        at: dict[str, Any] = {"attack": label, "budget": f"{budget}/255"}
+        at: dict[str, Any] = {"attack": label, "budget": budget.name}
         cells = [
             each
             for split in splits
             for metric in attacked_metrics(split, shadows=len(self.shadows), retrained="attack_retrained" in inputs)
             for each in self.cells(metric, method, seed, split=split, **at)
         ]
-        text = f"measure {method}, seed {seed}: {label} {budget}/255"
+        text = f"measure {method}, seed {seed}: {label} {budget.name}"
         return self.stage("measure-attack", text, spec, inputs, cost=1000, cells=cells)
 
-    def budget_name(self, budget: int) -> str:
-        """A budget in 1/255."""
-        return f"{budget}/255"
+    def budget_name(self, budget: Budget) -> str:
+        """As records have it."""
+        return budget.name
 
     def attacked(self, label: str) -> list[str]:
         """Images that an attack works on: towards another class only where it can aim there."""

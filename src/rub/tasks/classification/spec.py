@@ -6,6 +6,8 @@ from pydantic import ConfigDict, Field, field_validator
 
 from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.spec import DatasetSpec, ForgetSpec, TrainingSpec
+from rub.errors import RubError
+from rub.tasks.classification.budgets import Budget
 
 Split = Literal["forget", "forget_test", "other", "retain"]
 
@@ -31,8 +33,10 @@ class AttackSpec(Frozen):
 
     runs: tuple[Component, ...] = Field(min_length=1)
     """Searches; a sample counts as recovered when one of them recovers it."""
-    budgets: tuple[int, ...] = Field(min_length=1)
-    """||delta||_inf in 1/255 steps; each budget starts from the probes of the next smaller one when `warm_start`."""
+    budgets: tuple[int | str, ...] = Field(min_length=1)
+    """||delta||_inf in 1/255 steps, or text: ``l2:0.5`` (||delta||_2 in pixel units), ``patch:8`` or ``patch:8@12x10``
+    (side in pixels; row and column of its top left one, the middle when left out), ``border:2`` (width of a frame),
+    ``corruption:3`` (severity). Each starts from the probes of the next smaller one of its kind when `warm_start`."""
     splits: tuple[Split, ...] = ("forget",)
     """Which images: D_u (``forget``), same-class test images, D_u towards another class, retain images steered to a
     forgotten class."""
@@ -40,11 +44,12 @@ class AttackSpec(Frozen):
 
     @field_validator("budgets")
     @classmethod
-    def _levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        for level in value:
-            if not 0 <= level <= 255:
-                raise ValueError(f"eps = {level}/255: should be between 0 and 255 steps of 1/255")
-        return tuple(sorted(set(value)))
+    def _budgets(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        try:
+            found = {Budget.of(given) for given in value}
+        except RubError as error:
+            raise ValueError(str(error)) from None
+        return tuple(budget.given for budget in sorted(found, key=lambda budget: budget.order))
 
 
 class RadiusSpec(Frozen):

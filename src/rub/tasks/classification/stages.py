@@ -24,8 +24,9 @@ from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS, unlearner
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.attacks.base import Budget, Target, other_classes
+from rub.tasks.classification.attacks.base import Target, other_classes
 from rub.tasks.classification.attacks.harness import make_target, run_attacks
+from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.context import UnlearnContext
 from rub.training.batches import Augmentation
 from rub.training.classifier import predict
@@ -125,7 +126,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     if "warm" in inputs:
         context = replace(context, start=torch.from_numpy(np.load(inputs["warm"].file("probes.npy"))))
     runs = [(ATTACKS.get(run["name"], "classification").load(), run["parameters"]) for run in spec["runs"]]
-    found = run_attacks(runs, target, samples.images, Budget(spec["levels"]), context)
+    found = run_attacks(runs, target, samples.images, Budget.of(spec["levels"]), context)
     save_probes(found, samples, target.labels, out)
 
 

@@ -14,6 +14,7 @@ from rub.reports.grouping import (
     estimate,
     grouped,
     is_control,
+    kind_of,
     main_attack,
     row_order,
     tie_letters,
@@ -21,7 +22,7 @@ from rub.reports.grouping import (
 )
 from rub.reports.table import Cell, Column, Table, fitting
 from rub.reports.tables import Columns, Source, failures, seeds_note
-from rub.reports.text import printable
+from rub.reports.text import printable, slug
 from rub.store.records import Record
 from rub.tasks.classification.metrics import GAPS, METRICS
 
@@ -59,21 +60,24 @@ def classification_tables(
         beside = set(source.others)
         others = {record.budget for record in own if record.attack in beside}
         budgets = budgets_of(own)
-        tables += [_attacks(source, budget) for budget in budgets if budget in {*others, *headline(budgets)}]
+        kinds = [[one for one in budgets if kind_of(one) == kind] for kind in dict.fromkeys(map(kind_of, budgets))]
+        wanted = others.union(*map(headline, kinds))
+        tables += [_attacks(source, budget) for budget in budgets if budget in wanted]
         if len(source.budgets) > len(shown):
             tables.append(_curve(source))
     return [part for table in tables if table.columns for part in fitting(table)]
 
 
 def headline(budgets: Sequence[str]) -> list[str]:
-    """Budgets of the paper's table where both are there, else the two largest.
+    """Budgets of the paper's table where both are there, else the two largest of the first kind.
 
     Example:
-        >>> headline(["1/255", "8/255", "16/255", "32/255"]), headline(["32/255", "64/255"])
+        >>> headline(["1/255", "8/255", "16/255", "32/255"]), headline(["32/255", "64/255", "l2:1"])
         (['8/255', '16/255'], ['32/255', '64/255'])
     """
     paper = ["8/255", "16/255"]
-    return paper if set(paper) <= set(budgets) else list(budgets[-2:])
+    first = [budget for budget in budgets if kind_of(budget) == kind_of(budgets[0])]
+    return paper if set(paper) <= set(budgets) else first[-2:]
 
 
 def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
@@ -266,7 +270,7 @@ def _attacks(source: Source, budget: str) -> Table:
         made(source.main, "ua", budget, "retain", name="steer", controls=True),
         *(made(name, "ua", budget, attack=name) for name in source.others),
     ]
-    return source.table(f"attacks-{budget.partition('/')[0]}", f"Attacks and controls at {budget}", columns)
+    return source.table(f"attacks-{slug(budget.partition('/')[0])}", f"Attacks and controls at {budget}", columns)
 
 
 def _curve(source: Source) -> Table:

@@ -1,7 +1,7 @@
 """The verdict of an audit: from figures to one of six outcomes, with the sentences that say why."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rub.audits.base import MARGIN, MOVING, Rate, Rule, Verdict, first_of, percent
 from rub.reports.wrecks import DESTROYED
@@ -80,6 +80,7 @@ class Figures:
         clean: UA of the unlearned model on clean forget images.
         contrast: of the unlearned model.
         attacked: budget -> UA of the unlearned model on 8-bit probes of the main attack.
+        corrupted: severity -> the same after the best of common corruptions, without an adversary; no rule reads it.
         converged: whether the main attack had levelled off at its largest budget.
         said: UA of the retrained model on clean forget images, None without one.
         log_odds: the gauge-free score of the head.
@@ -103,6 +104,7 @@ class Figures:
     transplant_accuracy: float | None = None
     layers: tuple[Layer, ...] = ()
     membership: tuple[Layer, ...] = ()
+    corrupted: Mapping[str, Rate] = field(default_factory=dict)
     attack: str = "uma"
     normalisation: str = ""
 

@@ -19,6 +19,7 @@ from rub.models.lookup import claimed_arch, hyperparameters_in
 from rub.models.network import build_network
 from rub.pipeline.graph import Stage
 from rub.store.artifacts import Artifact
+from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.spec import ModelSpec
 from rub.tasks.classification.stages import NETWORK, WEIGHTS
 from rub.training.classifier import predict
@@ -85,7 +86,7 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     Raises:
         RubError: the model or the data are not there, or the claim is not one of this task.
     """
-    samples = claimed_images(witness, sources)
+    samples, budget = claimed_images(witness, sources), Budget.named(witness.budget)
     if witness.at_most != 0:
         raise RubError(f"the claim allows {witness.at_most:g}; of this task every claim is at most 0")
     delta, labels, images = tensors.get("delta"), tensors.get("labels"), samples.images
@@ -97,8 +98,10 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
         sources.device
     )
     probes = images.to(torch.int16) + delta.to(torch.int16)
+    budget.check(*images.shape[2:])
+    within = budget.holds(probes, images, samples.ids)
     logits = predict(model, probes.clamp(0, 255).to(torch.uint8), batch_size=sources.batch_size, device=sources.device)
-    broken = list(_broken(witness, samples, labels, delta, probes, logits))
+    broken = list(_broken(witness, samples, labels, within, probes, logits))
     return len(samples) - len(broken), broken
 
 
@@ -114,15 +117,13 @@ def gap(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _broken(
-    witness: Witness, samples: Samples, labels: Tensor, delta: Tensor, probes: Tensor, logits: Tensor
+    witness: Witness, samples: Samples, labels: Tensor, within: Tensor, probes: Tensor, logits: Tensor
 ) -> Iterator[str]:
-    level = int(witness.budget.removesuffix("/255")) if witness.budget.removesuffix("/255").isdecimal() else 0
-    reach = delta.to(torch.int16).abs().flatten(1).amax(1)
     value = gap(logits, samples.labels)
     for row, identity in enumerate(samples.ids.tolist()):
         if labels[row] != samples.labels[row]:
             yield f"image {identity}: claimed as class {int(labels[row])}; the data says {int(samples.labels[row])}"
-        elif reach[row] > level:
+        elif not within[row]:
             yield f"image {identity}: its probe is outside the budget {witness.budget}"
         elif not 0 <= int(probes[row].min()) <= int(probes[row].max()) <= 255:
             yield f"image {identity}: its probe is no image: pixels outside 0 to 255"

@@ -1,4 +1,4 @@
-"""What an attack on a classifier aims at, and how far a probe may go."""
+"""What an attack on a classifier aims at; how far a probe may go is a `Budget`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,25 +10,9 @@ from rub.attacks.base import Probes
 from rub.data.samples import Samples
 from rub.errors import NothingToMeasure
 from rub.pipeline.rng import keyed_uniform
+from rub.tasks.classification.budgets import Budget
 
-
-@dataclass(frozen=True)
-class Budget:
-    """How far a probe may leave its image: ||delta||_inf <= eps, with eps in pixel space of [0, 1] images.
-
-    Attributes:
-        levels: eps in 1/255 steps, an integer >= 0 (8 means 8/255).
-    """
-
-    levels: int
-
-    @property
-    def eps(self) -> float:
-        """Eps as a fraction of the pixel range [0, 1]."""
-        return self.levels / 255
-
-    def __str__(self) -> str:
-        return f"{self.levels}/255" if self.levels else "none"
+__all__ = ["Attack", "Budget", "Target", "other_classes"]
 
 
 @dataclass(frozen=True)

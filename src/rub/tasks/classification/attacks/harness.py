@@ -54,7 +54,7 @@ def run_attack(
     function: Attack, parameters: Mapping[str, Any], target: Target, images: Tensor, budget: Budget,
     context: AttackContext,
 ) -> Probes:  # fmt: skip
-    """Run an attack and return probes whose every claim is re-evaluated: 8-bit, within eps, scored in float32.
+    """Run an attack and return probes whose every claim is re-evaluated: 8-bit, in budget, scored in float32.
 
     A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what
     the attack found; so recovery never falls below clean accuracy and never falls as eps grows. `step` is -1 exactly
@@ -80,16 +80,17 @@ def run_attack(
     scorer = Scorer(target, parameters.get("divergence", "kl"), replace(context, fast=False))
     rows = torch.arange(len(images))
     clean = _finite(scorer.exact(images, rows), name)
-    if budget.levels == 0:
+    budget.check(*images.shape[2:])
+    if not budget.size:
         return _unsearched(images, clean)
     candidates = [(images, clean)]
     if context.start is not None:
-        _check_probes(context.start, images, budget, "the start of the search")
+        _check_probes(context.start, images, context.ids, budget, "the start of the search")
         candidates.append((context.start, _finite(scorer.exact(context.start, rows), name)))
     with _counted(target.model) as passes:
         found = function(target, images, budget, context, **parameters)
     probes = found if isinstance(found, Tensor) else found.inputs
-    _check_probes(probes, images, budget, f"attack '{name}'")
+    _check_probes(probes, images, context.ids, budget, f"attack '{name}'")
     score = _finite(scorer.exact(probes, rows), name)
     if isinstance(found, Tensor):
         found = _one_step(found, clean, score, sum(passes))
@@ -200,11 +201,13 @@ def _finite(score: Score, name: str) -> Score:
     return Score(require_finite(score.loss, name), score.recovered.cpu())
 
 
-def _check_probes(probes: Tensor, images: Tensor, budget: Budget, source: str) -> None:
+def _check_probes(probes: Tensor, images: Tensor, ids: Tensor, budget: Budget, source: str) -> None:
     if probes.dtype != torch.uint8 or probes.shape != images.shape:
         wanted = f"torch.uint8 {tuple(images.shape)}"
         raise RubError(f"{source}: wanted probes {wanted}, got {probes.dtype} {tuple(probes.shape)}")
-    parts = (slice(start, start + 256) for start in range(0, len(images), 256))  # int16 copies of all take much memory
-    far = max(int((probes[part].to(torch.int16) - images[part].to(torch.int16)).abs().max()) for part in parts)
-    if far > budget.levels:
-        raise RubError(f"{source}: a probe lies {far}/255 from its image; the budget is {budget.levels}/255")
+    outside = (~budget.holds(probes.cpu(), images.cpu(), ids)).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        far = int((probes[row].to(torch.int16) - images[row].to(torch.int16)).abs().max())
+        where = f"lies {far}/255 from its image" if budget.kind == "linf" else "is not within"
+        raise RubError(f"{source}: a probe {where}; the budget is {budget.name}")

@@ -12,10 +12,12 @@ from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.search import search
+from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
     equation="best of n draws x + eps u, u_i uniform on {-1, 1} (sign) or on [-1, 1] (uniform)",
     differences=("a control of this benchmark; not in the paper",),
+    budgets=SEARCHED,
 )
 
 
@@ -29,7 +31,7 @@ def noise(
     finish_below: FinishBelow = 0.0,
 ) -> Probes:  # fmt: skip
     """Keep the best of the clean image and n random points of its ball."""
-    rule = Draw(eps=budget.eps, seed=context.seed, distribution=distribution)
+    rule = Draw(eps=budget.region, seed=context.seed, distribution=distribution)
     return search(
         rule, Schedule(steps), target, images, budget, context, divergence=divergence, finish_below=finish_below
     )

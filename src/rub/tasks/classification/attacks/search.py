@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
-from rub.attacks.linf import project
+from rub.attacks.regions import Region
 from rub.attacks.rules import uniform_like
 from rub.attacks.search import Rule, Schedule, Score, State, minimise
 from rub.config.hyperparameters import Hyper
@@ -38,27 +38,17 @@ def search(
         finish_below: a sample is finished once it is recovered and D <= this; inf: being recovered is enough; 0: never.
         grid: score every iterate rounded to the 1/255 grid, with a straight-through gradient.
     """
-    objective = Images(Scorer(target, divergence, context), images, budget.eps, context, finish_below, grid)
+    objective = Images(Scorer(target, divergence, context), images, budget.region, context, finish_below, grid)
     return minimise(rule, schedule, objective, images, context)
-
-
-def on_grid(x: Tensor) -> Tensor:
-    """The 8-bit image nearest to x (values k/255), exactly as `to_unit` gives it."""
-    return (x * 255).round_().div_(255)
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Float images in [0, 1] as uint8, rounded to the nearest level."""
-    return (x * 255).round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images (B, C, H, W) inside a ball, stored as uint8; see `rub.attacks.search.Objective`."""
+    """Images (B, C, H, W) inside a region, stored as uint8; see `rub.attacks.search.Objective`."""
 
     scorer: Scorer
     images: Tensor
-    eps: float
+    region: Region
     context: AttackContext
     finish_below: float
     grid: bool
@@ -69,23 +59,23 @@ class Images:
         return self.scorer.is_exact and self.grid
 
     def admit(self, rows: Tensor, restart: int) -> State:
-        """Clean images, and a start: themselves, the context's, or a random point of the ball."""
+        """Clean images, and a start: themselves, the context's, or a random point of the region."""
         context, device = self.context, self.context.device
         start = clean = to_unit(self.images[rows].to(device))
         if restart:
             noise = uniform_like(clean, context.seed, "start", context.ids[rows].to(device), restart)
-            start = project(clean + self.eps * (2 * noise - 1), clean, self.eps)
+            start = self.region.confine(clean + self.region.draw(noise), clean)
         elif context.start is not None:
-            start = project(to_unit(context.start[rows].to(device)), clean, self.eps)
+            start = self.region.confine(to_unit(context.start[rows].to(device)), clean)
         return {"clean": clean, "x": start}
 
     def stored(self, state: State) -> Tensor:
-        """Iterates as uint8."""
-        return to_bytes(state["x"])
+        """Iterates as uint8, rounded so that they stay inside the region."""
+        return self.region.stored(state["x"], state["clean"])
 
     def guide(self, state: State, stored: Tensor, *, gradient: bool) -> Score:
         """Scores of the 8-bit images, with straight-through gradients, or of the iterates themselves."""
-        x = on_grid(state["x"]) if self.grid else state["x"]
+        x = to_unit(stored) if self.grid else state["x"]
         return self.scorer.guide(x, state["row"], gradient=gradient)
 
     def exact(self, state: State, which: Tensor, stored: Tensor) -> Score:

@@ -12,6 +12,7 @@ from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Minimised
 from rub.tasks.classification.attacks.search import Grid, search
+from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
     paper="Xuan, Li: Robust Unlearning Benchmark / Verifying Robust Unlearning, 2025 (arXiv:2504.14798); the search is"
@@ -23,6 +24,7 @@ CARD = Card(
         " with `grid` off the iterates are floats and the best one is rounded at the end, as in the paper",
         "each sample keeps its best iterate (recovered first, then the lowest D), not its last",
     ),
+    budgets=SEARCHED,
 )
 
 
@@ -37,7 +39,7 @@ def uma(
     grid: Grid = True,
 ) -> Probes:  # fmt: skip
     """Search each image's neighbourhood for a probe that the unlearned model maps to what the original said."""
-    rule = SignDescent(eps=budget.eps, step_size=(step_size or 2.5 / steps) * budget.eps)
+    rule = SignDescent(eps=budget.region, step_size=(step_size or 2.5 / steps) * budget.eps)
     return search(
         rule, Schedule(steps, restarts), target, images, budget, context,
         divergence=divergence, finish_below=finish_below, grid=grid,

@@ -12,6 +12,7 @@ from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.search import Grid, search
+from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
     paper="Croce, Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free"
@@ -24,6 +25,7 @@ CARD = Card(
         "the first start is the clean image instead of a random point; restarts are random",
         "D is taken at the image rounded to 8 bits, its gradient straight through",
     ),
+    budgets=SEARCHED,
 )
 
 
@@ -40,7 +42,7 @@ def uma_apgd(
     grid: Grid = True,
 ) -> Probes:  # fmt: skip
     """Run UMA with the step size that APGD adapts for each sample."""
-    rule = AdaptiveDescent(eps=budget.eps, steps=steps, rho=rho, device=context.device)
+    rule = AdaptiveDescent(eps=budget.region, steps=steps, rho=rho, device=context.device)
     return search(
         rule, Schedule(steps, restarts), target, images, budget, context,
         divergence=divergence, finish_below=finish_below, grid=grid,

@@ -13,6 +13,7 @@ from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Minimised
 from rub.tasks.classification.attacks.search import search
+from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
     paper="Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018 (arXiv:1710.06081), minimising UMA's"
@@ -25,6 +26,7 @@ CARD = Card(
         "D is taken at the image rounded to 8 bits, its gradient straight through: no success is lost by rounding, and"
         " steps of such sizes do not rest between two levels",
     ),
+    budgets=SEARCHED,
 )
 
 
@@ -38,7 +40,7 @@ def uma_momentum(
     finish_below: FinishBelow = math.inf,
 ) -> Probes:  # fmt: skip
     """Run UMA with momentum, until an image is recovered."""
-    rule = MomentumDescent(eps=budget.eps, steps=steps)
+    rule = MomentumDescent(eps=budget.region, steps=steps)
     return search(
         rule, Schedule(steps, restarts), target, images, budget, context,
         divergence=divergence, finish_below=finish_below,

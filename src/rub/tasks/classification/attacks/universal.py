@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rub.attacks.base import AttackContext, Probes
 from rub.attacks.linf import has_converged
+from rub.attacks.regions import Region
 from rub.attacks.search import StepSize
 from rub.config.hyperparameters import Hyper, PositiveInt
 from rub.data.samples import to_unit
@@ -15,7 +16,7 @@ from rub.registry import Card, attack
 from rub.tasks.classification.attacks.base import Budget, Target
 from rub.tasks.classification.attacks.divergences import Divergence
 from rub.tasks.classification.attacks.scoring import Scorer
-from rub.tasks.classification.attacks.search import on_grid
+from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
     paper="Moosavi-Dezfooli et al., Universal Adversarial Perturbations, CVPR 2017 (arXiv:1610.08401); the projected"
@@ -29,6 +30,7 @@ CARD = Card(
         "it always starts at zero: probes of a smaller budget are compared by the harness only",
     ),
     other_class=False,
+    budgets=SEARCHED,
 )
 
 
@@ -43,15 +45,15 @@ class Pass(NamedTuple):
 class Universal:
     """The images and their target, seen as one function of delta."""
 
-    def __init__(self, images: Tensor, scorer: Scorer, context: AttackContext) -> None:
+    def __init__(self, images: Tensor, region: Region, scorer: Scorer, context: AttackContext) -> None:
         """Hold the uint8 images (N, C, H, W), whose rows are those of the scorer's target."""
-        self.images, self.scorer, self.context = images, scorer, context
+        self.images, self.region, self.scorer, self.context = images, region, scorer, context
 
     def __call__(self, delta: Tensor) -> Pass:
         """Score one delta (1, C, H, W) on all images; pixels that the range [0, 1] clips carry no gradient."""
         losses, recovered, gradient = [], [], torch.zeros_like(delta, dtype=torch.float64)
         for rows, clean in self._batches():
-            moved = on_grid(clean + on_grid(delta))
+            moved = ((clean + self.levels(delta) / 255) * 255).round_().div_(255)
             score = self.scorer.guide(moved.clamp(0, 1), rows, gradient=True)
             assert score.gradient is not None
             free = (moved >= 0) & (moved <= 1)
@@ -60,6 +62,10 @@ class Universal:
             recovered.append(score.recovered)
         return Pass(torch.cat(losses), torch.cat(recovered), gradient.float())
 
+    def levels(self, delta: Tensor) -> Tensor:
+        """Delta as it is stored: whole steps of 1/255, inside the region."""
+        return self.region.whole(delta * 255)
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         device = self.context.device
         for start in range(0, len(self.images), self.context.batch_size):
@@ -67,10 +73,9 @@ class Universal:
             yield torch.arange(start, start + len(clean), device=device), clean
 
 
-def apply(images: Tensor, delta: Tensor) -> Tensor:
-    """clip(images + delta) as uint8, for uint8 images (N, C, H, W) and delta (1, C, H, W) in [-1, 1]."""
-    levels = (delta.cpu() * 255).round().to(torch.int16)
-    return (images.to(torch.int16) + levels).clamp_(0, 255).to(torch.uint8)
+def apply(images: Tensor, levels: Tensor) -> Tensor:
+    """clip(images + levels) as uint8, for uint8 images (N, C, H, W) and whole steps of 1/255 (1, C, H, W)."""
+    return (images.to(torch.int16) + levels.cpu().to(torch.int16)).clamp_(0, 255).to(torch.uint8)
 
 
 @attack("universal", task="classification", card=CARD)
@@ -83,7 +88,8 @@ def universal(
 ) -> Probes:  # fmt: skip
     """Search one perturbation that recovers as many images as possible at once."""
     scorer = Scorer(target, divergence, context)
-    score = Universal(images, scorer, context)
+    region = budget.region
+    score = Universal(images, region, scorer, context)
     delta = torch.zeros_like(images[:1], dtype=torch.float32, device=context.device)
     alpha, best, before = (step_size or 2.5 / steps) * budget.eps, delta, delta
     counts, totals, moves, found = [-1], [float("inf")], [0], 0
@@ -96,10 +102,10 @@ def universal(
             count, total = counts[-1], totals[-1]
         counts.append(count)
         totals.append(total)
-        moves.append(moves[-1] + int(not torch.equal(on_grid(delta), on_grid(before))))
-        before, delta = delta, (delta - alpha * gradient.sign()).clamp(-budget.eps, budget.eps)
+        moves.append(moves[-1] + int(not torch.equal(score.levels(delta), score.levels(before))))
+        before, delta = delta, region.near(delta - alpha * region.steepest(gradient))
         context.progress(step, steps, f"recovered {count} of {len(loss)}")
-    images = apply(images, best)
+    images = apply(images, score.levels(best))
     exact = scorer.exact(images, torch.arange(len(images)))
     steps_found = torch.where(exact.recovered, found, -1).cpu()
     successes, losses = (tuple(value / len(images) for value in curve[1:]) for curve in (counts, totals))
