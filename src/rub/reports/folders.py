@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from rub.config.documents import read_yaml_file
 from rub.config.suite import Frozen, Protocol, protocol_kind, protocol_of
 from rub.data.facts import DataFacts
 from rub.errors import RubError
@@ -26,8 +26,6 @@ from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim
 
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
-_LARGEST_SUITE = 1 << 20
-_NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
 _ROUNDING = 1e-6
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
 _PIXELS = 1 << 26  # of a gallery
@@ -221,12 +219,9 @@ def _suite(path: Path) -> Mapping[str, Any]:
     """Suite as plain data; empty where there is none."""
     if not path.exists():
         return {}
-    try:
-        suite = yaml.safe_load(_text(path, _LARGEST_SUITE))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
-    if not _small(suite):
-        raise RubError(f"{path}: more than {_NODES} values")
+    if path.is_symlink():
+        raise RubError(f"{path}: a link")
+    suite = read_yaml_file(path, str(path))
     experiments = suite.get("experiments", []) if isinstance(suite, dict) else None
     if not isinstance(suite, dict) or not isinstance(experiments, list) or not all(map(_experiment, experiments)):
         raise RubError(f"{path}: should be a mapping with a list of experiments")
@@ -236,14 +231,6 @@ def _suite(path: Path) -> Mapping[str, Any]:
 def _experiment(item: Any) -> bool:
     """Whether a value can stand for an experiment: a mapping whose name, task and key are text."""
     return isinstance(item, dict) and all(isinstance(item.get(name, ""), str) for name in ("name", "task", "paper"))
-
-
-def _small(value: Any) -> bool:
-    waiting, seen = [value], 0
-    while waiting and seen <= _NODES:
-        one, seen = waiting.pop(), seen + 1
-        waiting += [*one.keys(), *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
-    return not waiting
 
 
 def _text(path: Path, largest: int = _LARGEST) -> str:

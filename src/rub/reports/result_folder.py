@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from rub.config.documents import write_yaml
 from rub.config.suite import Experiment, Suite
 from rub.data.facts import DataFacts, facts_of, placed
 from rub.errors import RubError
@@ -152,7 +151,7 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         _clear(out)
         write_records(result.records, {"samples": result.samples, "values": result.values}, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
-        (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
+        (out / "suite.yaml").write_text(write_yaml(dict(result.suite)), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
