@@ -28,7 +28,9 @@ from rub.witness.claims import read_claim
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _ROUNDING = 1e-6
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
-_PIXELS = 1 << 26  # of a gallery
+_PIXELS = 1 << 24  # of a gallery
+_MOST = {"curves": 5_000, "pages": 60, "methods": 300}  # of a folder, which others wait for
+_LONGEST_NAME, _LONGEST_COMMAND = 300, 20_000
 
 
 class Curve(Frozen):
@@ -109,11 +111,17 @@ def read_folder(path: Path) -> ResultFolder:
         raise RubError(f"{path}: {printable(changed[0])}{more}")
     records = joined(read_records(path), path)
     _check_ranges(path, records)
+    _check_budget(path, records)
     manifest = read_manifest(path)
+    if len(str(manifest.get("command", ""))) > _LONGEST_COMMAND:
+        raise RubError(f"{path}: a command of more than {_LONGEST_COMMAND} characters")
+    curves = _validated(path / "curves.json", tuple[Curve, ...])
+    if len(curves) > _MOST["curves"]:
+        raise RubError(f"{path}: {len(curves)} curves; at most {_MOST['curves']} are shown")
     return ResultFolder(
         (path,),
         records,
-        [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
+        [curve.model_dump() for curve in curves],
         _suite(path / "suite.yaml"),
         str(manifest.get("command", "")),
         tuple(
@@ -123,6 +131,22 @@ def read_folder(path: Path) -> ResultFolder:
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
     )
+
+
+def _check_budget(path: Path, records: Sequence[Record]) -> None:
+    """Make sure that a folder takes no more pages, rows and letters than one of its own making would."""
+    pages = {(one.task, one.dataset, one.model, one.protocol, one.scenario) for one in records}
+    counts = {"pages": len(pages), "methods": len({one.method for one in records})}
+    for what, count in counts.items():
+        if count > _MOST[what]:
+            raise RubError(f"{path}: {count} {what}; at most {_MOST[what]} of a folder are shown")
+    for one in records:
+        for text in (one.task, one.suite, one.experiment, one.dataset, one.model, one.method, one.attack, one.budget):
+            if len(text) > _LONGEST_NAME:
+                raise RubError(f"{path}: a name of {len(text)} characters ({printable(text[:40])}...)")
+        if one.ci_low is not None and one.ci_high is not None and one.ci_low > one.ci_high:
+            name = printable(f"{one.metric} of {one.method}")[:120]
+            raise RubError(f"{path}: the interval of {name} ends before it begins")
 
 
 def _check_ranges(path: Path, records: Iterable[Record]) -> None:
@@ -190,7 +214,7 @@ def copy_gallery(source: Path, target: Path) -> None:
     try:
         with Image.open(source, formats=["PNG"]) as picture:
             if picture.width * picture.height > _PIXELS:
-                raise RubError(f"{source}: more than {_PIXELS >> 20} million pixels")
+                raise RubError(f"{source}: more than {_PIXELS} pixels")
             clean = Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RubError(f"{source}: cannot be read as PNG ({type(error).__name__})") from None
