@@ -8,7 +8,8 @@ from rub.reports.render import _no_formula
 from rub.store.records import Record
 
 ROW = {
-    "task": "classification", "suite": "s", "experiment": "", "protocol": "rub-quick-1", "dataset": "digits", "model": "m",
+    "task": "classification", "suite": "s", "experiment": "", "protocol": "rub-quick-1", "dataset": "digits",
+    "model": "m",
     "method": "ft", "attack": "none", "budget": "none", "metric": "ua", "split": "forget", "n": 4, "unlearn_seed": 0,
     "mia_seed": None, "direction": "down", "key": "0", "value": 0.5,
 }  # fmt: skip
