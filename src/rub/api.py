@@ -18,6 +18,7 @@ from rub.pipeline.progress import Display
 from rub.pipeline.runtime import Runtime
 from rub.registry import load_target, task_of
 from rub.reports.result_folder import Result, collect, prepare, write_result
+from rub.reports.text import without_places
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
@@ -344,18 +345,27 @@ def report(
     return write_reports(folders, out, formats, workers)
 
 
+_PLACES = ("--store", "--out", "--data-root")
+"""Options that say where this machine keeps things, which nobody else can use."""
+
+
 def reproducible(arguments: Sequence[str]) -> str:
     """Command line that was typed, for "how to reproduce", without the paths of this machine.
+
+    Of an absolute path, one from the home folder or one that climbs (``../``), in any option or value, its name is
+    kept.
 
     Example:
         >>> reproducible(["run", "quick", "--out", "here"])
         'rub run quick --out DIR'
+        >>> reproducible(["audit", "classification", "--original=/home/me/before.pth", "--data", "cifar10"])
+        'rub audit classification --original=before.pth --data cifar10'
     """
     words, hidden = ["rub"], False
     for word in arguments:
         name, separator, _ = word.partition("=")
-        private = name in ("--store", "--out", "--data-root", "--prompts")
-        words.append("DIR" if hidden else f"{name}=DIR" if private and separator else word)
+        private = name in _PLACES
+        words.append("DIR" if hidden else f"{name}=DIR" if private and separator else without_places(word))
         hidden = private and not separator
     return shlex.join(words)
 

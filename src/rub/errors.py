@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_SCREEN = 1600  # characters of a message
 _LONGEST, _MOST = 60, 40  # characters of a name, and names, that an error shows
 
 
 class RubError(Exception):
-    """A request that cannot be carried out as it stands (exit code 2); the message is one line."""
+    """A request that cannot be carried out as it stands (exit code 2); the message is one line, and fits a screen."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > _SCREEN:
+            message = f"{message[: _SCREEN - 310]} ... {message[-300:]}"
+        super().__init__(message)
 
 
 class Diverged(Exception):

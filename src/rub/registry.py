@@ -18,8 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-import yaml
-
+from rub.config.documents import read_yaml, read_yaml_file
 from rub.errors import RubError, unknown
 
 T = TypeVar("T")
@@ -109,7 +108,7 @@ def load_target(target: str) -> Any:
     """
     module, _, attribute = target.partition(":")
     if attribute.endswith(".yaml"):
-        return yaml.safe_load(files(module).joinpath(attribute).read_text(encoding="utf-8"))
+        return read_yaml(files(module).joinpath(attribute).read_text(encoding="utf-8"), attribute)
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -119,7 +118,7 @@ ANY = "any"  # the task of a component that every task can use
 @cache
 def builtin() -> Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]]:
     """Table of what ships with RUB: kind -> task -> name -> (``module:attribute``, summary[, what a control is])."""
-    table: Mapping[str, Any] = yaml.safe_load(files("rub").joinpath("builtin.yaml").read_text(encoding="utf-8"))
+    table: Mapping[str, Any] = read_yaml(files("rub").joinpath("builtin.yaml").read_text("utf-8"), "builtin.yaml")
     return table
 
 
@@ -394,10 +393,7 @@ def task(value: T, *, summary: str) -> T:
 
 def read_protocol(path: Path) -> dict[str, Any]:
     """Fields of a protocol's YAML file, its task and name among them; the task's own class validates them."""
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RubError(f"protocol {path}: cannot be read ({' '.join(str(error).split())})") from None
+    fields = read_yaml_file(path, f"protocol {path}")
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
         raise RubError(f"protocol {path}: should be a mapping with task, name and attacks")
     return fields
@@ -432,7 +428,7 @@ def load_plugin(path: Path) -> list[Entry[Any]]:
     if not (path.is_file() or (path / "__init__.py").is_file()):
         raise RubError(f"--plugin {path}: no such file; give a Python file that uses {_DECORATORS}")
     name = _module_name(path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         fields = read_protocol(path)
         summary = str(fields.get("summary", ""))
         PROTOCOLS.add(Entry(fields["name"], str(fields.get("task", "")), summary, fields, name))

@@ -308,14 +308,14 @@ def test_a_hostile_submission_does_nothing(copied, rub, tiny, tmp_path):
         ("suite.yaml", "!!python/object/apply:os.system [true]", "cannot be read (ConstructorError)"),
         ("suite.yaml", "[1, 2]", "should be a mapping"),
         ("suite.yaml", "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-            f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "bcdefghi"), "more than 200000 values"),
+            f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "bcdefghi"), "stands for more than"),
         ("suite.yaml", "experiments: 3", "should be a mapping"),
         ("curves.json", "[{\"task\": 3}]", "curves.json: 0.task"),
         ("curves.json", "[" * 100_000, "cannot be read"),
         ("curves.json", "[NaN]", "curves.json: 0"),
         ("galleries.json", "{}", "galleries.json"),
         ("suite.yaml", "experiments: [{task: classification, name: [a]}]", "should be a mapping"),
-        ("suite.yaml", "a: [" + "1, " * 250_000 + "1]", "more than 200000 values"),
+        ("suite.yaml", "a: [" + "1, " * 250_000 + "1]", "stands for more than"),
     ],
 )  # fmt: skip
 def test_hostile_files_are_refused_in_one_line(copied, refused, tmp_path, name, text, says):

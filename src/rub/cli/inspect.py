@@ -8,10 +8,10 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import BaseModel
 from rich.markup import escape
 
+from rub.config.documents import write_yaml
 from rub.errors import unknown
 from rub.registry import DATASETS, KINDS, TASKS, Entry
 from rub.reports.cards import described, typed
@@ -119,7 +119,7 @@ def _component(kind: str, entry: Entry[Any]) -> Iterator[str]:
     if kind == "protocol":
         made = _protocol(entry)
         yield f"[b]{made.name}[/b]  protocol, {entry.task}"
-        yield from _indented(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, width=76))
+        yield from _indented(write_yaml(made.model_dump(mode="json"), width=76))
         return
     yield f"[b]{entry.name}[/b]  {kind}, {entry.task}: {escape(entry.summary)}"
     if kind == "task":

@@ -306,17 +306,16 @@ def _suite(
     prompts: Path | None,
     plugins: Iterable[Path] | None,
 ) -> Any:
-    from rub.config.suite import load_suite
+    from rub.config.suite import load_suite, tasks_in
 
     added = load_plugins(plugins)
     chosen = parts(methods) if methods is not None else None
     given = list(overrides or ())
     if prompts is not None:
+        if not tasks_in(name) & {task or "text-to-image"} & {"text-to-image"}:
+            raise RubError(f"--prompts {prompts}: suite {name} has no text-to-image experiment to read them for")
         given.append(f"text-to-image.concept.prompts={json.dumps(str(prompts))}")
-    loaded = load_suite(name, overrides=given, task=task, methods=chosen, seeds=seeds, added=added)
-    if prompts is not None and not any(experiment.task == "text-to-image" for experiment in loaded.experiments):
-        raise RubError(f"--prompts {prompts}: suite {name} has no text-to-image experiment to read them for")
-    return loaded
+    return load_suite(name, overrides=given, task=task, methods=chosen, seeds=seeds, added=added)
 
 
 if __name__ == "__main__":

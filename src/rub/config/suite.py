@@ -12,9 +12,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
+from rub.config.documents import read_yaml, read_yaml_file
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
 from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, load_target, read_protocol, task_of
@@ -30,7 +40,33 @@ class Frozen(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, given in value.items():
+                if any(isinstance(item, bool) for item in (given if isinstance(given, list) else [given])):
+                    _check_switch(cls.model_fields.get(name), name)
         return {cls.bare_field: value} if cls.bare_field and isinstance(value, str) else value
+
+
+def _check_switch(field: FieldInfo | None, name: str) -> None:
+    """Refuse true and false for a number, where they would pass as 1 and 0."""
+    kinds = set[Any]() if field is None else _kinds(field.annotation)
+    if kinds & {int, float} and not kinds & {bool, Any}:
+        raise ValueError(f"{name}: should be a number, not true or false")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    return {hint}.union(*map(_kinds, (part for part in get_args(hint) if not isinstance(part, str | int))))
+
+
+def _nameable(name: str) -> str:
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ValueError(f"should be printable characters, {_LONGEST_NAME} at most, which files and tables can hold")
+    return name
+
+
+_DEEPEST, _LONGEST_NAME = 16, 200
+Name = Annotated[str, AfterValidator(_nameable)]
+"""Text that names something of a user's in records and files."""
 
 
 class Component(Frozen):
@@ -107,7 +143,7 @@ def protocol_of(value: Any, task: str, kind: type[P]) -> P:
     changes = {key: item for key, item in given.items() if key != "name"}
     asked, base, shipped = given["name"], dict[str, Any](), False
     name = re.split("[*@]", asked)[0]
-    if asked.endswith((".yaml", ".yml")):
+    if asked.lower().endswith((".yaml", ".yml")):
         base = read_protocol(Path(asked))
         name = asked = base["name"]
         if base.get("task", task) != task:
@@ -200,7 +236,7 @@ class Experiment(Frozen):
     """What every task's experiment has in common."""
 
     task: str
-    name: str = ""
+    name: Name = ""
     """Names the experiment inside its suite; empty when the suite has only one of its task."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method id -> hyperparameters; a plain list in YAML means all defaults."""
@@ -255,7 +291,7 @@ def _names(value: Any) -> Any:
 class Suite(Frozen):
     """A named list of experiments."""
 
-    name: str
+    name: Name
     summary: str = ""
     experiments: tuple[Experiment, ...] = Field(min_length=1)
 
@@ -274,6 +310,15 @@ def suite_names() -> dict[str, str]:
     found = (Path(item.name) for item in files("rub").joinpath("suites").iterdir())
     names = sorted(path.stem for path in found if path.suffix == ".yaml")
     return {name: str(load_target(f"rub:suites/{name}.yaml")["summary"]) for name in names}
+
+
+def tasks_in(name_or_path: str) -> frozenset[str]:
+    """Tasks of a suite's experiments, as it is written."""
+    experiments: Any = _read(name_or_path).get("experiments")
+    found = (
+        [item.get("task") for item in experiments if isinstance(item, dict)] if isinstance(experiments, list) else []
+    )
+    return frozenset(task for task in found if isinstance(task, str))
 
 
 def located(path: str | Path, data_root: Path | None) -> Path:
@@ -316,6 +361,7 @@ def load_suite(
         raise RubError(
             f"suite {name_or_path}: 'experiments' should be a list of mappings, got {type(experiments).__name__}"
         )
+    _check_addressed(overrides, name_or_path, [item.get("task") for item in experiments])
     if task is not None:
         experiments = [item for item in experiments if item.get("task") == task]
         if not experiments:
@@ -342,7 +388,7 @@ def load_suite(
                 item["checkpoints"] = {name: rows[name] for name in methods if name in rows}
         if seeds is not None and isinstance(item.get("seeds", {}), dict):
             item["seeds"] = {**item.get("seeds", {}), "unlearn": seeds}
-        if isinstance(protocol := item.get("protocol"), str) and protocol.endswith((".yaml", ".yml")):
+        if isinstance(protocol := item.get("protocol"), str) and protocol.lower().endswith((".yaml", ".yml")):
             item["protocol"] = str(located(protocol, Path(name_or_path).parent))
     where = f"suite {name_or_path}"
     parsed = tuple(_experiment(item, f"{where}, experiments[{index}]") for index, item in enumerate(experiments))
@@ -350,6 +396,14 @@ def load_suite(
         return Suite.model_validate({**raw, "experiments": parsed})
     except ValidationError as error:
         raise RubError(first_error(error, where, Suite.model_fields)) from None
+
+
+def _check_addressed(overrides: Sequence[str], suite: str, present: Sequence[Any]) -> None:
+    """Raise `RubError` for an override of a task that a suite has no experiment of."""
+    for override in overrides:
+        task = override.partition("=")[0].split(".")[0]
+        if task not in present and any(task == entry.name for entry in TASKS.entries()):
+            raise RubError(f"--set {override}: suite {suite} has no {task} experiment to set it in")
 
 
 def _check_named(methods: Sequence[str], experiments: Sequence[Mapping[str, Any]]) -> None:
@@ -378,21 +432,11 @@ def _published(item: Mapping[str, Any]) -> Mapping[str, Any]:
 def _read(name_or_path: str) -> dict[str, Any]:
     path, shipped = Path(name_or_path), files("rub").joinpath("suites", f"{name_or_path}.yaml")
     if re.fullmatch(r"[a-z0-9-]+", name_or_path) and shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-    elif path.suffix in {".yaml", ".yml"}:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RubError(
-                f"suite {path}: cannot be read ({error}); give a YAML file or one of: {', '.join(suite_names())}"
-            ) from None
+        raw = read_yaml(shipped.read_text(encoding="utf-8"), f"suite {name_or_path}")
+    elif path.suffix.lower() in {".yaml", ".yml"}:
+        raw = read_yaml_file(path, f"suite {path}", f"; give a YAML file or one of: {', '.join(suite_names())}")
     else:
         raise unknown("suite", name_or_path, suite_names())
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise RubError(f"suite {name_or_path}: not valid YAML: {line}") from None
     if not isinstance(raw, dict):
         raise RubError(f"suite {name_or_path}: should be a mapping with name and experiments, got {type(raw).__name__}")
     return raw
@@ -430,10 +474,9 @@ def _apply(item: dict[str, Any], overrides: Sequence[str]) -> None:
             if parts[0] != item.get("task"):
                 continue
             parts = parts[1:]
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise RubError(f"--set {override}: the value is not valid YAML") from None
+        if len(parts) > _DEEPEST:
+            raise RubError(f"--set {override[:60]}...: a path of {len(parts)} parts; at most {_DEEPEST} are read")
+        value = read_yaml(text, f"--set {override[:200]}: the value is")
         place: Any = item
         for depth, part in enumerate(parts[:-1]):
             if place.get(part) is None:

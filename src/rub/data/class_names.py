@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
-import yaml
-
+from rub.config.documents import read_yaml
 from rub.errors import RubError, unknown
 
 IMAGENET_LABELS: Mapping[str, int] = {
@@ -98,7 +97,7 @@ def _known() -> Mapping[str, tuple[str, ...]]:
 def known_names() -> Mapping[str, Mapping[str, Sequence[str]]]:
     """Names that RUB knows: data set -> class -> names."""
     text = files("rub.data").joinpath("class_names.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load(text)
+    found: Mapping[str, Mapping[str, Sequence[str]]] = read_yaml(text, "class_names.yaml")
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from rub.config.documents import write_yaml
 from rub.errors import RubError, unknown
 from rub.metrics.base import metrics_of
 from rub.metrics.statistics import OWN, SAMPLES, Interval
@@ -60,7 +61,6 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
             task_id: ta/test/none/none/rub-paper-1/digits
           value: 0.9
     """
-    import yaml
     from huggingface_hub import eval_result_entries_to_yaml
 
     _check_measured(records, method)
@@ -75,7 +75,7 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
                     both = f"{label(first)} and {label(group)}"
                     raise RubError(f"two values of '{printable(method)}' for {entry.task_id}: {both}; give one of them")
     data = eval_result_entries_to_yaml([entry for entry, _ in found.values()])
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(data, allow_unicode=True, width=120)
 
 
 def model_card(records: Sequence[Record], *, method: str, suite: Mapping[str, Any] | None = None) -> str:

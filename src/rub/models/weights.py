@@ -1,5 +1,6 @@
 """Weights on disk: safetensors of our own, and state dicts of others, read strictly and without running code."""
 
+import json
 import pickle
 import pickletools
 import re
@@ -25,6 +26,20 @@ _NORMALISER = re.compile(r"(?:(.*)\.)?(?:new_)?(mean|std)")
 # Lightning's files, Stable Diffusion's first ones among them, have this class as a key beside the tensors.
 _LIGHTNING = tuple(f"{package}.callbacks.model_checkpoint.ModelCheckpoint" for package in
                    ("pytorch_lightning", "lightning.pytorch"))  # fmt: skip
+_SHOWN = 80  # characters of a name that an error shows
+_HEADER = 100_000_000  # bytes of a safetensors header, as the library allows
+_ENTRY = 46  # bytes of a zip archive's entry beside its name
+_OTHERS = {
+    b"\x1f\x8b": "a gzip file: unpack it (gunzip)",
+    b"BZh": "a bzip2 file: unpack it (bunzip2)",
+    b"\xfd7zXZ": "an xz file: unpack it (unxz)",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"Rar!": "a RAR archive: unpack it",
+    b"\x89HDF": "an HDF5 file (Keras): only weights of PyTorch are read",
+    b"\x93NUMPY": "a NumPy array: only weights of PyTorch are read",
+    b"GGUF": "a GGUF file: only weights of PyTorch are read",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself (git lfs pull)",
+}
 _BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel
 
 
@@ -70,6 +85,11 @@ def check_keys(
     """Raise `RubError` unless a state dict has exactly a model's own keys and shapes; what differs is named."""
     if faults := differences(state, own):
         raise RubError(f"checkpoint {path}: another architecture: keys {faults}; {hint}")
+    for name, value in state.items():
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise RubError(f"checkpoint {path}: {name} is of type {value.dtype}; should be floating point")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise RubError(f"checkpoint {path}: {name} is negative, but a variance; its training diverged")
 
 
 def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -80,12 +100,12 @@ def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = sorted(name for name in state if name not in own)
     shapes = [
-        f"{name} {tuple(state[name].shape)} (the model has {tuple(own[name].shape)})"
+        f"{name[:80]} {tuple(state[name].shape)} (the model has {tuple(own[name].shape)})"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
     faults = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {what} ({', '.join(name[:120] for name in names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
         if names
     ]
@@ -169,11 +189,14 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
         return _joined(path), {}
     if not path.is_file():
         raise RubError(f"checkpoint {path}: no such file; give a .safetensors, .pt, .pth, .pth.tar or .th file")
+    _check_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path), {}
-        with torch.serialization.safe_globals([*_numpy_numbers(), *((_Named, name) for name in _LIGHTNING), *allow]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if tensors := path.suffix.lower() == ".safetensors":
+            loaded: Any = safetensors.torch.load_file(path)
+        else:
+            known = [*_numpy_numbers(), *((_Named, name) for name in _LIGHTNING), *allow]
+            with torch.serialization.safe_globals(known):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or _names_objects(path):
             raise RubError(
@@ -184,7 +207,7 @@ def read_checkpoint(path: Path, allow: Sequence[type] = ()) -> tuple[dict[str, T
         raise _damaged(path) from None
     except Exception:  # damaged bytes make the readers fail in any way: struct.error, IndexError, RuntimeError...
         raise _damaged(path) from None
-    return _tensors(loaded, path)
+    return (_checked(loaded, path), {}) if tensors else _tensors(loaded, path)
 
 
 def _joined(index: Path) -> dict[str, Tensor]:
@@ -239,7 +262,89 @@ def _tensors(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     claimed = sum(value.numel() * value.element_size() for value in loaded.values())
     if claimed > 16 * path.stat().st_size + (1 << 28):  # tensors may repeat their memory
         raise RubError(f"checkpoint {path}: {path.stat().st_size} bytes that stand for {claimed}; save it as it is")
-    return {str(name): value for name, value in loaded.items()}, beside
+    return _checked({str(name): value for name, value in loaded.items()}, path), beside
+
+
+def _checked(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, all of them plain, real and finite; integers are left for `check_keys`, which knows the model's."""
+    for name, value in state.items():
+        if (kind := _strange(value)) is not None:
+            raise RubError(f"checkpoint {path}: {name[:_SHOWN]} is {kind}; should be a plain tensor of real numbers")
+        if value.is_floating_point() and not _real(value).isfinite().all():
+            raise RubError(f"checkpoint {path}: {name[:_SHOWN]} is not finite (NaN or infinity); its training diverged")
+    return state
+
+
+def _strange(value: Tensor) -> str | None:
+    if value.is_meta:
+        return "a meta tensor, which has a shape and no values"
+    if value.is_quantized:
+        return f"quantised ({value.dtype})"
+    if value.is_nested or value.layout is not torch.strided:
+        return f"sparse or nested ({value.layout})"
+    return f"complex ({value.dtype})" if value.is_complex() else None
+
+
+def _real(value: Tensor) -> Tensor:
+    return value.float() if value.element_size() == 1 else value  # of 8 bits there is no test
+
+
+def _check_file(path: Path) -> None:
+    """Say what is wrong with a file's first bytes and lengths, before anything of it is read or inflated."""
+    size, tensors = path.stat().st_size, path.suffix.lower() == ".safetensors"
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    archive, header = start.startswith(b"PK"), int.from_bytes(start[:8], "little")
+    listed = start[8:9] == b"{" and 2 <= header <= min(size - 8, _HEADER)
+    if not tensors and listed:
+        raise RubError(f"checkpoint {path}: a safetensors file; its name should end in .safetensors")
+    if tensors and (archive or start[:1] == b"\x80"):
+        raise RubError(f"checkpoint {path}: a file of torch.save; its name should end in .pt or .pth")
+    for magic, kind in _OTHERS.items():
+        if start.lstrip().startswith(magic):
+            raise RubError(f"checkpoint {path}: no checkpoint at all but {kind}")
+    if tensors and listed:
+        _check_length(path, header, size)
+    elif archive:
+        _check_archive(path, size)
+
+
+def _check_length(path: Path, header: int, size: int) -> None:
+    with path.open("rb") as stream:
+        stream.seek(8)
+        try:
+            entries = json.loads(stream.read(header))
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+            more = size - 8 - header - max(ends, default=0)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return  # the library says that it is no header
+    if more > 0:
+        raise RubError(f"checkpoint {path}: {more} bytes after its end; copy it again, or cut them off")
+
+
+def _check_archive(path: Path, size: int) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            end = archive.start_dir + sum(
+                _ENTRY + len(p.filename.encode()) + len(p.extra) + len(p.comment) for p in parts
+            )
+            comment = len(archive.comment)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # the reader says what is wrong
+        return
+    if packed := next((part for part in parts if part.compress_type != zipfile.ZIP_STORED), None):
+        raise RubError(
+            f"checkpoint {path}: {packed.filename[:_SHOWN]} in it is compressed, which torch.save never does;"
+            " save it anew"
+        )
+    if sum(part.file_size for part in parts) > size:
+        raise RubError(f"checkpoint {path}: parts of it overlap; {size} bytes that stand for more; save it anew")
+    with path.open("rb") as stream:  # behind the list of parts, ends of 22 bytes, or of 98 for large files
+        stream.seek(end)
+        left = stream.read(98 + 22 + comment)
+    last = left.rfind(b"PK\x05\x06")
+    if last >= 0 and (more := size - end - last - 22 - comment) > 0:
+        raise RubError(f"checkpoint {path}: {more} bytes after its end; copy it again, or cut them off")
 
 
 def _holds_more(value: Any) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from rub.config.documents import read_yaml_file
 from rub.config.suite import Frozen, Protocol, protocol_kind, protocol_of
 from rub.data.facts import DataFacts
 from rub.errors import RubError
@@ -26,11 +26,11 @@ from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim
 
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
-_LARGEST_SUITE = 1 << 20
-_NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
 _ROUNDING = 1e-6
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
-_PIXELS = 1 << 26  # of a gallery
+_PIXELS = 1 << 24  # of a gallery
+_MOST = {"curves": 5_000, "pages": 60, "methods": 300}  # of a folder, which others wait for
+_LONGEST_NAME, _LONGEST_COMMAND = 300, 20_000
 
 
 class Curve(Frozen):
@@ -111,11 +111,17 @@ def read_folder(path: Path) -> ResultFolder:
         raise RubError(f"{path}: {printable(changed[0])}{more}")
     records = joined(read_records(path), path)
     _check_ranges(path, records)
+    _check_budget(path, records)
     manifest = read_manifest(path)
+    if len(str(manifest.get("command", ""))) > _LONGEST_COMMAND:
+        raise RubError(f"{path}: a command of more than {_LONGEST_COMMAND} characters")
+    curves = _validated(path / "curves.json", tuple[Curve, ...])
+    if len(curves) > _MOST["curves"]:
+        raise RubError(f"{path}: {len(curves)} curves; at most {_MOST['curves']} are shown")
     return ResultFolder(
         (path,),
         records,
-        [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
+        [curve.model_dump() for curve in curves],
         _suite(path / "suite.yaml"),
         str(manifest.get("command", "")),
         tuple(
@@ -125,6 +131,22 @@ def read_folder(path: Path) -> ResultFolder:
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
     )
+
+
+def _check_budget(path: Path, records: Sequence[Record]) -> None:
+    """Make sure that a folder takes no more pages, rows and letters than one of its own making would."""
+    pages = {(one.task, one.dataset, one.model, one.protocol, one.scenario) for one in records}
+    counts = {"pages": len(pages), "methods": len({one.method for one in records})}
+    for what, count in counts.items():
+        if count > _MOST[what]:
+            raise RubError(f"{path}: {count} {what}; at most {_MOST[what]} of a folder are shown")
+    for one in records:
+        for text in (one.task, one.suite, one.experiment, one.dataset, one.model, one.method, one.attack, one.budget):
+            if len(text) > _LONGEST_NAME:
+                raise RubError(f"{path}: a name of {len(text)} characters ({printable(text[:40])}...)")
+        if one.ci_low is not None and one.ci_high is not None and one.ci_low > one.ci_high:
+            name = printable(f"{one.metric} of {one.method}")[:120]
+            raise RubError(f"{path}: the interval of {name} ends before it begins")
 
 
 def _check_ranges(path: Path, records: Iterable[Record]) -> None:
@@ -192,7 +214,7 @@ def copy_gallery(source: Path, target: Path) -> None:
     try:
         with Image.open(source, formats=["PNG"]) as picture:
             if picture.width * picture.height > _PIXELS:
-                raise RubError(f"{source}: more than {_PIXELS >> 20} million pixels")
+                raise RubError(f"{source}: more than {_PIXELS} pixels")
             clean = Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RubError(f"{source}: cannot be read as PNG ({type(error).__name__})") from None
@@ -221,12 +243,9 @@ def _suite(path: Path) -> Mapping[str, Any]:
     """Suite as plain data; empty where there is none."""
     if not path.exists():
         return {}
-    try:
-        suite = yaml.safe_load(_text(path, _LARGEST_SUITE))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RubError(f"{path}: cannot be read ({type(error).__name__})") from None
-    if not _small(suite):
-        raise RubError(f"{path}: more than {_NODES} values")
+    if path.is_symlink():
+        raise RubError(f"{path}: a link")
+    suite = read_yaml_file(path, str(path))
     experiments = suite.get("experiments", []) if isinstance(suite, dict) else None
     if not isinstance(suite, dict) or not isinstance(experiments, list) or not all(map(_experiment, experiments)):
         raise RubError(f"{path}: should be a mapping with a list of experiments")
@@ -236,14 +255,6 @@ def _suite(path: Path) -> Mapping[str, Any]:
 def _experiment(item: Any) -> bool:
     """Whether a value can stand for an experiment: a mapping whose name, task and key are text."""
     return isinstance(item, dict) and all(isinstance(item.get(name, ""), str) for name in ("name", "task", "paper"))
-
-
-def _small(value: Any) -> bool:
-    waiting, seen = [value], 0
-    while waiting and seen <= _NODES:
-        one, seen = waiting.pop(), seen + 1
-        waiting += [*one.keys(), *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
-    return not waiting
 
 
 def _text(path: Path, largest: int = _LARGEST) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
+from rub.config.documents import write_yaml
 from rub.reports.figure_file import FigureFile
 from rub.reports.folders import Claim, ResultFolder, mains_of
 from rub.reports.grouping import Group, anchor, board_of, estimate, extracted, grouped, main_attack, row_order
@@ -209,8 +208,8 @@ def run_facts(page: Page) -> Iterator[dict[str, Any]]:
             "name": ", ".join(dict.fromkeys(part for part in group if part)),
             "facts": {name: text for name, text in lines.items() if text},
             "skipped": [name for facts in told for name in facts.skipped],
-            "protocol": yaml.safe_dump(protocol, sort_keys=False, width=90) if protocol else "",
-            "experiment": yaml.safe_dump(experiment, sort_keys=False, width=90) if experiment else "",
+            "protocol": write_yaml(protocol, width=90) if protocol else "",
+            "experiment": write_yaml(experiment, width=90) if experiment else "",
         }
 
 

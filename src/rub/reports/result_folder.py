@@ -3,13 +3,12 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from rub.config.documents import write_yaml
 from rub.config.suite import Experiment, Suite
 from rub.data.facts import DataFacts, facts_of, placed
 from rub.errors import RubError
@@ -18,7 +17,7 @@ from rub.pipeline.execution import Outcome
 from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.runtime import code_version
 from rub.reports.folders import delete_files
-from rub.reports.text import free_name
+from rub.reports.text import free_name, placeless, without_places
 from rub.store.artifacts import Artifact
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
 from rub.store.manifest import seal_folder
@@ -28,6 +27,9 @@ from rub.witness.claims import MANIFEST, TENSORS, Witness, file_stem
 if TYPE_CHECKING:
     from rub.reports.grouping import Group
     from rub.reports.table import Table
+
+
+_WORDS = ("suite", "dataset", "model", "method", "extractor", "setting", "reason")  # that may name a file of the user's
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ def write_result(result: Result, out: Path, command: str) -> Path:
     """Write a result folder and return the path of its page."""
     from rub.reports.writing import write_report
 
+    result = _published(result)
     try:
         _clear(out)
         write_records(result.records, {"samples": result.samples, "values": result.values}, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
-        (out / "suite.yaml").write_text(yaml.safe_dump(dict(result.suite), sort_keys=False), encoding="utf-8")
+        (out / "suite.yaml").write_text(write_yaml(dict(result.suite)), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
@@ -161,6 +164,28 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         return page
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); the stages are kept in the store") from None
+
+
+def _published(result: Result) -> Result:
+    """The result without the paths of this machine, in what was asked for and in the words of every row."""
+
+    def clean(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**row, **{name: without_places(row[name]) for name in _WORDS if isinstance(row.get(name), str)}}
+
+    records = []
+    for record in result.records:
+        words = {name: without_places(getattr(record, name)) for name in _WORDS if name in Record.model_fields}
+        changed = {name: text for name, text in words.items() if text != getattr(record, name)}
+        records.append(record.model_copy(update=changed) if changed else record)
+    return replace(
+        result,
+        records=tuple(records),
+        samples=tuple(map(clean, result.samples)),
+        values=tuple(map(clean, result.values)),
+        curves=tuple(map(clean, result.curves)),
+        galleries=tuple(map(clean, result.galleries)),
+        suite=placeless(result.suite),
+    )
 
 
 def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rub.config.documents import write_yaml
 from rub.config.suite import protocols_of
 from rub.metrics.base import metrics_of
 from rub.metrics.dose import DOSES
@@ -105,14 +106,13 @@ def _tasks(pages: Iterable[Page]) -> dict[str, Any]:
 
 
 def _protocols(task: str, pages: Iterable[Page]) -> Iterator[tuple[str, str]]:
-    import yaml
 
     own = [page for page in pages if page.group.task == task]
     known = {name: found for page in own for (_, name), found in protocols_in(page.folder.suite).items()}
     known |= protocols_of(task)
     for name in dict.fromkeys(page.group.protocol for page in own):
         if name in known:
-            yield name, yaml.safe_dump(known[name].model_dump(mode="json"), sort_keys=False, width=90)
+            yield name, write_yaml(known[name].model_dump(mode="json"), width=90)
 
 
 def _about(task: str, method: str) -> Described | None:

@@ -1,7 +1,14 @@
 """Names that may come from others: as text for a terminal, as a file name, as one that nothing else has yet."""
 
 import itertools
-from collections.abc import Container
+import re
+from collections.abc import Container, Mapping
+from typing import Any
+
+_PLACE = re.compile(
+    r"(?<![\w./~:\\-])(?:file://)?(?:~[\w.-]*|\.\.|[A-Za-z]:)?[/\\](?:[^\s\"'(){}\[\],;=<>|/\\]+[/\\]+)*[^\s\"'(){}\[\],;=<>|/\\]*"
+    r"|(?<=[a-z]:)/(?!/)(?:[^\s\"'(){}\[\],;=<>|/\\]+/+)*[^\s\"'(){}\[\],;=<>|/\\]*"
+)
 
 
 def printable(text: str) -> str:
@@ -12,6 +19,27 @@ def printable(text: str) -> str:
         'a?[2Jb'
     """
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def without_places(text: str) -> str:
+    """Text in which each absolute path, or one from a home folder or above this one, is its last part alone.
+
+    Example:
+        >>> without_places("read /home/me/a.pth, hf:/data/vit, ../b.npz and https://example.org/c")
+        'read a.pth, hf:vit, b.npz and https://example.org/c'
+    """
+    if text.startswith(("/", "~/", "../")) and "://" not in text:  # a path alone, which may hold spaces
+        return text.rstrip("/").rpartition("/")[2]
+    return _PLACE.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1] or found[0], text)
+
+
+def placeless(value: Any) -> Any:
+    """Plain data in which every text is as of `without_places`."""
+    if isinstance(value, str):
+        return without_places(value)
+    if isinstance(value, Mapping):
+        return {placeless(key): placeless(item) for key, item in value.items()}
+    return [placeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def slug(text: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LARGEST_VALUE = 1e12  # of any metric, either way
-MOST_RECORDS = 1_000_000  # of one folder; a small compressed file can stand for far more
+MOST_RECORDS = 200_000  # of one folder; a small compressed file can stand for far more
 LARGEST_FILE = 1 << 30  # bytes
 
 
@@ -125,7 +125,11 @@ def read_records(path: Path) -> list[Record]:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            count = pyarrow.parquet.ParquetFile(path).metadata.num_rows
+            facts = pyarrow.parquet.ParquetFile(path).metadata
+            count = facts.num_rows
+            groups = (facts.row_group(index) for index in range(facts.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > LARGEST_FILE:
+                raise RubError(f"{path}: unpacks to more than {LARGEST_FILE >> 20} MiB")
             if count > MOST_RECORDS:
                 raise RubError(f"{path}: {count} records; at most {MOST_RECORDS} are read")
             rows = pyarrow.parquet.read_table(path).to_pylist()

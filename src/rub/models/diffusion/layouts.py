@@ -6,7 +6,7 @@ published names of all checkpoints, ``text_model.embeddings...``, which every ve
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def split(state: Mapping[str, Tensor], original: Diffusion, path: Path) -> Parts
     Raises:
         RubError: a key of no known layout, or two keys that mean the same tensor.
     """
+    refuse_families(state, path)
     found: Parts = {}
     unknown = []
     for key, name in _counting(state).items():
@@ -109,8 +110,35 @@ def named_beside(beside: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _has_tensors(value: Any) -> bool:
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, Tensor) or any(map(_has_tensors, inside))
+    waiting, seen = [value], set[int]()
+    while waiting:  # a pickle's lists may hold each other, and themselves
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            return True
+        if isinstance(one, Mapping | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += one.values() if isinstance(one, Mapping) else one
+    return False
+
+
+_FAMILIES = {
+    "Flux": re.compile(r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._].*"),
+    "Stable Diffusion 3": re.compile(r"(.*\.)?joint_blocks\..*|(.*\.)?transformer_blocks\.\d+\.attn\.add_q_proj\..*"),
+    "Stable Diffusion XL": re.compile(
+        r"conditioner\.embedders\..*|(.*\.)?add_embedding\..*|(.*\.)?label_emb\..*|text_encoder_2\..*|lora_te2_.*"
+    ),
+}
+
+
+def refuse_families(names: Iterable[str], path: Path) -> None:
+    """Raise `RubError` for keys of models that RUB does not measure, by their names."""
+    for name in names:
+        for family, pattern in _FAMILIES.items():
+            if pattern.fullmatch(name):
+                raise RubError(
+                    f"checkpoint {path}: keys of {family} ({name[:80]}), which RUB does not measure; give one of Stable"
+                    " Diffusion 1.x or 2.x"
+                )
 
 
 def _counting(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -50,8 +50,16 @@ def load_weights(path: Path, model: nn.Module) -> None:
         channels = getattr(model, "mean", torch.empty(0)).numel()
         if mean.numel() != channels:
             raise RubError(f"checkpoint {path}: normalises {mean.numel()} channels, but the model {channels}")
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise RubError(
+                f"checkpoint {path}: normalises by mean {_shown(mean)} and std {_shown(std)}; std should be above 0"
+            )
         set_normalisation(model, mean, std)
     model.load_state_dict({**own, **tensors})
+
+
+def _shown(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in values[:4].tolist())
 
 
 def known_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], int] | None:

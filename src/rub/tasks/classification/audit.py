@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from rub.audits.base import (
@@ -20,6 +19,7 @@ from rub.audits.base import (
     rate_of,
     validated,
 )
+from rub.config.documents import read_yaml
 from rub.config.suite import protocol_of
 from rub.data.spec import TrainingSpec
 from rub.errors import RubError
@@ -129,8 +129,8 @@ class ClassificationAudit(AuditRequest):
             return {**given, **self._recognised()}
         try:
             pairs = [pair.split("=") for pair in self.parameters.split(",") if pair]
-            return {"arch": arch, **given, **{name: yaml.safe_load(value) for name, value in pairs}}
-        except (ValueError, yaml.YAMLError):
+            return {"arch": arch, **given, **{name: read_yaml(value, f"--parameters {name}") for name, value in pairs}}
+        except ValueError:
             raise RubError(f"--parameters {self.parameters}: should be such as head=small,depth=3") from None
 
     def _recognised(self) -> dict[str, Any]:

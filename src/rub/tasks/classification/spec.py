@@ -1,6 +1,6 @@
 """The specs of a classification experiment and its protocols: every choice that the paper leaves open, named."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -25,7 +25,7 @@ class ModelSpec(Frozen):
     """Channels of the first stage; the architecture's own when left out."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean of the normalisation inside the network, in [0, 1]; the data set's when left out."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
 
 class AttackSpec(Frozen):
