@@ -13,7 +13,8 @@ from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import CONTROLS, TASKS, Entry
-from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
+from rub.reports.consistency import HASH
+from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
@@ -26,7 +27,7 @@ LEAST = 10  # samples behind a number after the attack
 SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
-_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
+_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "values.parquet", "hyperparameters.json")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """
     asks = "sealed, unchanged, records of this schema"
     try:
-        found = read_folder(folder)
+        found = read_folder(folder, consistent=False)
+        odd = tuple(contradictions_in(folder))
     except RubError as error:
         return [RuleCheck("whole", asks, (str(error),))]
     return [
         RuleCheck("whole", asks),
+        RuleCheck("consistent", "every number is what its parts give: rates and their samples, curves, differences",
+                  (*_parts(folder, found), *odd)),
         RuleCheck("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
                   tuple(_protocols(found))),
         RuleCheck("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
@@ -95,6 +99,14 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     return rules
+
+
+def _parts(folder: Path, found: ResultFolder) -> Iterator[str]:
+    """What is missing, without which numbers could not be compared with their parts."""
+    yield from (f"{name} is missing" for name in _KEPT[:4] if not (folder / name).is_file())
+    bare = [record for record in found.records if not HASH.fullmatch(record.key)]
+    if bare:
+        yield f"{len(bare)} records without the key of the stage that measured them"
 
 
 def _protocols(found: ResultFolder) -> Iterator[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +18,10 @@ from rub.data.facts import DataFacts
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import TASKS
+from rub.reports.consistency import Told, contradictions
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
-from rub.reports.samples import joined
+from rub.reports.samples import joined, tables_in
 from rub.reports.text import printable
 from rub.store.manifest import MANIFEST, changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
@@ -29,6 +31,7 @@ _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _LARGEST_SUITE = 1 << 20
 _NODES = 200_000  # values of a suite; aliases can stand for far more than the file holds
 _ROUNDING = 1e-6
+_MOST_LINES = 100  # contradictions that are counted
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
 _PIXELS = 1 << 26  # of a gallery
 
@@ -92,11 +95,16 @@ class ResultFolder:
     data: tuple[DataFacts, ...] = ()
 
 
-def read_folder(path: Path) -> ResultFolder:
-    """Read a result folder after comparing every file with its manifest.
+def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
+    """Read a result folder after comparing every file with its manifest, and its numbers with each other.
+
+    Args:
+        path: of anyone.
+        consistent: False where whoever asks lists its contradictions (`contradictions_in`) himself.
 
     Raises:
-        RubError: no result folder, a changed file, records of a newer schema, or a file that cannot be read.
+        RubError: no result folder, a changed file, records of a newer schema, a file that cannot be read, or numbers
+            that contradict each other.
     """
     if not path.is_dir():
         raise RubError(f"{path}: no such folder; give a folder written by rub run --out")
@@ -112,6 +120,8 @@ def read_folder(path: Path) -> ResultFolder:
     records = joined(read_records(path), path)
     _check_ranges(path, records)
     manifest = read_manifest(path)
+    if consistent and (found := list(islice(contradictions_in(path), _MOST_LINES))):
+        raise RubError(f"{path}: {found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
     return ResultFolder(
         (path,),
         records,
@@ -124,6 +134,27 @@ def read_folder(path: Path) -> ResultFolder:
         ),
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
+    )
+
+
+def contradictions_in(path: Path) -> Iterator[str]:
+    """One line for each thing in a result folder that something else in it contradicts.
+
+    Raises:
+        RubError: a file that cannot be read.
+    """
+    both = all((path / f"records.{kind}").is_file() for kind in ("parquet", "json"))
+    samples, values = tables_in(path)
+    yield from contradictions(
+        Told(
+            read_records(path),
+            read_records(path / "records.json") if both else None,
+            samples,
+            values,
+            [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
+            _suite(path / "suite.yaml"),
+            {place.stem: read_claim(place) for place in sorted((path / "witnesses").glob("*.json"))},
+        )
     )
 
 

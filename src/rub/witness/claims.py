@@ -97,7 +97,7 @@ class Check:
         name: of the file, without suffix.
         witness: the claim; None when it could not be read.
         held: number of probes whose claim holds.
-        broken: one line for each probe whose claim does not hold.
+        broken: one line for each probe whose claim does not hold, and for each contradiction among a folder's numbers.
         changed: one line for each file of the folder that is not as it was sealed.
         reason: why it could not be checked, or "".
     """
@@ -196,6 +196,15 @@ def _changed(folder: Path) -> list[str]:
         return [str(error)]
 
 
+def _contradictions(folder: Path) -> tuple[str, ...]:
+    from rub.reports.folders import contradictions_in
+
+    try:
+        return tuple(contradictions_in(folder))
+    except RubError as error:
+        return (str(error),)
+
+
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
     """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's."""
     wanted = witness.models.get(role)
@@ -224,9 +233,10 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
     paths = witness_files(folder)
     sealed = any((folder / name).is_file() for name in ("records.parquet", "records.json"))
     changed = _changed(folder) if sealed else []
+    odd = _contradictions(folder) if sealed and not changed else ()
     rows = _rows(folder) if sealed and not changed else None
-    if changed:
-        yield Check("the folder", changed=tuple(changed))
+    if changed or odd:
+        yield Check("the folder", broken=odd, changed=tuple(changed))
     for path in paths if sample is None else _drawn(folder, paths, sample):
         if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
             continue
