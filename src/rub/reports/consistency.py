@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rub.metrics.base import Metric, metrics_of
 from rub.metrics.statistics import wilson
 from rub.registry import TASKS
+from rub.reports.grouping import level
 from rub.reports.samples import CELL, cells_of
 from rub.reports.task_report import report_of
 from rub.reports.text import printable
@@ -248,7 +249,7 @@ def sampled(told: Told) -> Iterator[str]:
             yield from _against(before, "clean", columns["clean"].astype(float))
         for name, (column, mean) in _STEPS.items():
             if (record := found.get(name)) is not None and record.value is not None and column in columns:
-                steps = np.where(columns["step"] < 0, int(cell[-2]), columns["step"]) if column == "step" else None
+                steps = np.where(columns["step"] < 0, level(cell[-2]), columns["step"]) if column == "step" else None
                 right = mean(columns[column] if steps is None else steps)
                 if abs(right - record.value) > _CLOSE * max(1, right) or record.n != len(columns[column]):
                     yield f"{_said(record)} is {record.value:.6g} of {record.n}; samples.parquet gives {right:.6g}"
@@ -270,8 +271,7 @@ def samples_alike(told: Told) -> Iterator[str]:
             yield f"{_where(cell)}: a sample is recognised without the attack, and lost with it"
         if step is not None and clean is not None and (clean & (step > 0)).any():
             yield f"{_where(cell)}: a sample that is recognised without the attack has a step"
-        level = str(cell[-2]).partition("/255")[0]
-        if linf is not None and str(cell[-2]).endswith("/255") and level.isdecimal() and (linf > int(level[:9])).any():
+        if linf is not None and str(cell[-2]).endswith("/255") and (linf > level(cell[-2])).any():
             yield f"{_where(cell)}: a probe is outside the budget"
         if probe is not None and (
             len({str(one).partition(":")[0] for one in probe}) > 1 or len(set(probe)) < len(probe)

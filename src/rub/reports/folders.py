@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +67,27 @@ class Gallery(Frozen):
     caption: str
 
 
+class Again(Frozen):
+    """A method that was attacked again before it was submitted, of ``submission.json``; further fields are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    experiment: str
+    method: str
+    images: int = Field(ge=0, lt=1 << 62)
+    reason: str = ""
+
+
+class Submission(Frozen):
+    """What ``rub submit`` says of the folder that it wrote; further fields are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    date: str = Field("", pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
+    reattacked: tuple[Again, ...] = ()
+
+
 @dataclass(frozen=True)
 class Claim:
     """One file of witnesses: `row` says method, seed, attack and budget in words, `count` how many probes it has."""
@@ -93,6 +114,8 @@ class ResultFolder:
     drawn: tuple[FigureFile, ...] = ()
     claims: tuple[Claim, ...] = ()
     data: tuple[DataFacts, ...] = ()
+    reattacked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    """Task, experiment and method -> when ``rub submit`` attacked it again, and on how many images."""
 
 
 def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
@@ -134,7 +157,17 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
         ),
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
+        _reattacked(path / "submission.json"),
     )
+
+
+def _reattacked(path: Path) -> dict[tuple[str, str, str], str]:
+    submission = _validated(path, Submission) or Submission()
+    return {
+        (one.task, one.experiment, printable(one.method)): f"{submission.date}, {one.images} images"
+        for one in submission.reattacked
+        if one.images and not one.reason
+    }
 
 
 def contradictions_in(path: Path) -> Iterator[str]:

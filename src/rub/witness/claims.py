@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from rub.config.suite import Frozen
 from rub.errors import RubError
@@ -41,7 +41,7 @@ class ModelRef(Frozen):
 class SampleRef(Frozen):
     """Which sample: its id in the data set, the SHA-256 of its bytes (8-bit pixels), and the value of its probe."""
 
-    id: int = Field(ge=0)
+    id: int = Field(ge=0, lt=1 << 62)
     sha256: str = Field(pattern=HEX)
     value: float
 
@@ -54,7 +54,7 @@ class Witness(Frozen):
     method: str
     unlearn_seed: int
     attack: str
-    budget: str
+    budget: str = Field(max_length=64)
     split: str
     claim: str
     """What the value is, in words."""
@@ -66,6 +66,13 @@ class Witness(Frozen):
     """What else the task needs, such as the masks' seed and ratio."""
     samples: tuple[SampleRef, ...] = Field(min_length=1, max_length=100_000)
     tensors_sha256: str = Field(pattern=HEX)
+
+    @field_validator("samples")
+    @classmethod
+    def _once(cls, samples: tuple[SampleRef, ...]) -> tuple[SampleRef, ...]:
+        if len({sample.id for sample in samples}) < len(samples):
+            raise ValueError("a sample counts twice")
+        return samples
 
 
 @dataclass(frozen=True)
