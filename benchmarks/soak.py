@@ -5,7 +5,8 @@
 A small suite is killed (SIGKILL, the whole process group) at random moments, under both engines, and started again
 until it ends; its records must equal those of an undisturbed run. It keeps a checkpoint after every step. Four
 processes start it on one store at once. A disk that is too small grows by a little whenever it is full (a tmpfs in a
-mount namespace of its own). Readers get made-up and mutated files and must answer with one line. Under 30 minutes on
+mount namespace of its own). Readers get made-up and mutated files and must answer with one line.
+Result folders are forged and sealed again; what contradicts something in them must be refused. Under 30 minutes on
 two cores with these numbers.
 """
 
@@ -52,7 +53,7 @@ SUITE = {
 
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-PARTS = ("kills", "crowd", "disk", "fuzz")
+PARTS = ("kills", "crowd", "disk", "fuzz", "forgeries")
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--fuzz", type=int, default=10_000)
+    parser.add_argument("--forgeries", type=int, default=25, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--reader", help="of the fuzzed readers, those whose name holds this")
@@ -80,6 +82,7 @@ def main() -> None:
             "crowd": lambda: [crowded(suite, Path(place) / "crowd", expected)],
             "disk": lambda: [filled(suite, Path(place) / "disk", given.kib, expected)],
             "fuzz": lambda: fuzzed(Path(place), given.fuzz, draw, given.reader or ""),
+            "forgeries": lambda: forgeries(Path(place), given.forgeries),
         }
         for part in [given.only] if given.only else PARTS:
             for line in parts[part]():
@@ -244,6 +247,21 @@ def readers(place: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], o
         "CIFAR batches": ([pickled({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]})], ".bin", cifar),
         "result folder": ([(whole / "manifest.json").read_bytes()], ".json", lambda path: folder_of(path, whole)),
     }  # fmt: skip
+
+
+def forgeries(place: Path, each: int) -> Iterator[str]:
+    """Yield a row for each kind of forged result folder: how many, and how many of them reading refuses."""
+    from forgeries import CONTRADICTING, SILENT, forged
+
+    made: dict[str, list[bool]] = {}
+    for name, folder in forged(place / "forged", place / "whole" / "out", (*CONTRADICTING, *SILENT), each):
+        try:
+            read_folder(folder)
+        except RubError:
+            made.setdefault(name, []).append(True)
+        else:
+            made.setdefault(name, []).append(False)
+    yield from (f"forged {name}: {len(found)} folders, {sum(found)} refused" for name, found in made.items())
 
 
 def pickled(value: object) -> bytes:

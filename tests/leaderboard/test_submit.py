@@ -50,11 +50,15 @@ def test_a_whole_run_is_accepted_and_its_copy_is_sealed_and_small(quick, rub, tm
     out = tmp_path / "results" / "mine"
     said = rub("submit", quick / "out", "--store", quick / "store", "--out", out)
     assert said.code == 0, said.out
-    assert said.out.count("kept") == 6
+    assert said.out.count("kept") == 8
     assert changed_files(out) == []
     assert len(read_folder(out).records) == len(read_folder(quick / "out").records)
     assert not list(out.rglob("*.png")) + list(out.rglob("*.svg")) + list(out.rglob("*.html"))
     facts = json.loads((out / "submission.json").read_text())
+    [again] = facts["reattacked"]
+    assert (again["method"], again["images"], again["reason"]) == ("ft", 10, "")
+    assert again["more"] == 0
+    assert read_folder(out).reattacked == {("classification", "", "ft"): f"{facts['date']}, 10 images"}
     assert facts["seal_of_the_run"] == json.loads((quick / "out" / "manifest.json").read_text())["seal"]
     assert rub("verify", out, "--store", quick / "store").code == 0
     assert rub("report", out, "--out", tmp_path / "site").code == 0

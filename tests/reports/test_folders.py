@@ -182,7 +182,9 @@ def test_formats(tiny_out, rub, tmp_path):
 
 
 def test_where_two_folders_disagree_neither_wins(records, tmp_path):
-    lie = [r.model_copy(update={"value": 0.99} if (r.method, r.metric) == ("salun", "ua") else {}) for r in records]
+    lie = [
+        r.model_copy(update={"value": 0.99} if (r.method, r.metric) == ("salun", "mia_rmia") else {}) for r in records
+    ]
     first, second = made(tmp_path / "a", lie), made(tmp_path / "b", records)
     assert len(merged([read_folder(first), read_folder(second)])) == 2
 
@@ -255,8 +257,10 @@ def test_hostile_names_stay_inside_the_site_and_are_text(records, tmp_path):
     rows = []
     for number, name in enumerate(NAMES):
         own = {"method": name, "model": name, "dataset": name, "experiment": name, "suite": name, "reason": name}
-        rows += [record.model_copy(update={**own, "code_version": name}) for record in records[: 40 + number]]
-    made(tmp_path / "evil", rows, {"name": NAMES[0], "summary": NAMES[0], "experiments": []})
+        [one] = {(record.method, record.unlearn_seed) for record in records[:1]}
+        mine = [record for record in records if (record.method, record.unlearn_seed) == one][: 40 + number]
+        rows += [record.model_copy(update={**own, "code_version": name}) for record in mine]
+    made(tmp_path / "evil", rows, {"summary": NAMES[0], "experiments": []})
     write_reports([tmp_path / "evil"], tmp_path / "deep" / "er" / "site")
     written = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert not {path for path in written if "escape" in path.name and "site" not in path.parts}

@@ -3,18 +3,25 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
+from scipy.stats import binom, binomtest
 
 from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import CONTROLS, TASKS, Entry
-from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
+from rub.reports.consistency import HASH
+from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
+from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
 from rub.reports.text import printable
@@ -26,7 +33,9 @@ LEAST = 10  # samples behind a number after the attack
 SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
-_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "hyperparameters.json")
+REATTACKED = 64  # images of each method that are attacked again
+SIGNIFICANT = 0.01
+_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "values.parquet", "hyperparameters.json")
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,35 @@ class RuleCheck:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reattack:
+    """What attacking a method again gave, a row of ``submission.json``.
+
+    Attributes:
+        task: its task.
+        experiment: its experiment.
+        method: the method.
+        seed: of its seeds the one that the folder's seal draws.
+        images: how many of its images were attacked again.
+        claimed: how many of these the folder calls recovered.
+        found: how many were recovered.
+        more: images that were recovered though the folder says that they are not.
+        p: of a sign test that no more are recovered than was claimed.
+        reason: why it was not attacked again, or "".
+    """
+
+    task: str
+    experiment: str
+    method: str
+    seed: int
+    images: int = 0
+    claimed: int = 0
+    found: int = 0
+    more: int = 0
+    p: float = 1.0
+    reason: str = ""
+
+
 def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """Rules of the leaderboard, each with what breaks it; after a folder that cannot be read there is only the first.
 
@@ -45,11 +83,14 @@ def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """
     asks = "sealed, unchanged, records of this schema"
     try:
-        found = read_folder(folder)
+        found = read_folder(folder, consistent=False)
+        odd = tuple(contradictions_in(folder))
     except RubError as error:
         return [RuleCheck("whole", asks, (str(error),))]
     return [
         RuleCheck("whole", asks),
+        RuleCheck("consistent", "every number is what its parts give: rates and their samples, curves, differences",
+                  (*_parts(folder, found), *odd)),
         RuleCheck("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
                   tuple(_protocols(found))),
         RuleCheck("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
@@ -74,6 +115,11 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
         raise RubError(f"--out {out}: is there already; give a folder that is not, such as results/my-method")
     outside(out, [folder])
     rules = check(folder, sources)
+    if any(rule.problems for rule in rules):  # attacking again takes long, and this folder is refused anyway
+        return rules
+    again = list(attacked_again(folder, sources))
+    asks = f"of {REATTACKED} images the search brings back no more than was claimed (p < 1 %); {_power()}"
+    rules.append(RuleCheck("attacked again", asks, tuple(_lowered(again))))
     if any(rule.problems for rule in rules):
         return rules
     manifest = read_manifest(folder)
@@ -87,7 +133,12 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
                     shutil.copyfile(folder / name, made / name)
             for path in _chosen(folder / "witnesses"):
                 shutil.copyfile(path, made / "witnesses" / path.name)
-            facts = {"seal_of_the_run": manifest["seal"], "rules": {rule.name: rule.asks for rule in rules}}
+            facts: dict[str, Any] = {
+                "seal_of_the_run": manifest["seal"],
+                "rules": {rule.name: rule.asks for rule in rules},
+            }
+            facts["reattacked"] = [asdict(one) for one in again]
+            facts["date"] = datetime.now(UTC).date().isoformat()
             (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
             own = ("command", "code_version", "data")
             seal_folder(made, {name: manifest[name] for name in own if name in manifest})
@@ -95,6 +146,75 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
     except OSError as error:
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     return rules
+
+
+def power(share: float, images: int = REATTACKED) -> float:
+    """Probability that attacking again finds a folder out that hides this share of the images that can be recovered.
+
+    The search is taken to be as it was on all others.
+
+    Example:
+        >>> [round(power(share), 2) for share in (0.05, 0.1, 0.2, 0.3)]
+        [0.04, 0.46, 0.98, 1.0]
+    """
+    fewest = math.ceil(-math.log2(SIGNIFICANT))  # so many and none the other way round are significant
+    return float(binom.sf(fewest - 1, images, share))
+
+
+def _power() -> str:
+    return f"of folders that hide 20 % of them, {100 * power(0.2):.0f} % are found"
+
+
+def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
+    """What attacking every classification method again gives, on images and with seeds that the folder's seal draws."""
+    from rub.tasks.classification.reattack import drawn, reattack
+
+    found, seal = read_folder(folder), str(read_manifest(folder)["seal"])
+    told, _ = tables_in(folder)
+    cells = {} if told is None else dict(cells_of(told))
+    for _, group, records, wanted in _groups(found):
+        budgets = budgets_of(records, wanted[-1])
+        own = [row for row in records if (row.metric, row.split, row.attack) == wanted and row.budget in budgets[-1:]]
+        for method in dict.fromkeys(
+            row.method for row in own if not is_control(row.method, row.task) and row.value is not None
+        ):
+            rows = [row for row in own if row.method == method and row.value is not None]
+            record = min(rows, key=lambda row: sha256(f"{seal}/{row.key}".encode()).digest())
+            where = (group.task, group.experiment, printable(method), record.unlearn_seed or 0)
+            place = cells.get(tuple(getattr(record, name) for name in CELL))
+            protocol = protocols_in(found.suite).get((group.task, record.protocol))
+            if group.task != "classification" or told is None or place is None or protocol is None:
+                yield Reattack(*where, reason="only of classification, with samples and the protocol of its suite")
+                continue
+            samples = told.take(place)
+            claimed = dict(zip(samples["sample_id"].to_pylist(), samples["recovered"].to_pylist(), strict=True))
+            ids = drawn(list(claimed), REATTACKED, seal)
+            try:
+                hit = reattack(record, ids, samples["probe"][0].as_py(), protocol, seal, sources)
+            except RubError as error:
+                yield Reattack(*where, reason=str(error))
+                continue
+            said = np.array([claimed[identity] for identity in ids.tolist()])
+            more, fewer = int((hit & ~said).sum()), int((said & ~hit).sum())
+            p = float(binomtest(more, more + fewer, alternative="greater").pvalue) if more else 1.0
+            yield Reattack(*where, len(ids), int(said.sum()), int(hit.sum()), more, p)
+
+
+def _lowered(reattacks: Iterable[Reattack]) -> Iterator[str]:
+    for one in reattacks:
+        if one.p < SIGNIFICANT:
+            yield (
+                f"{one.method}, seed {one.seed}: of {one.images} images {one.claimed} are claimed to be recovered;"
+                f" the search recovers {one.found}, {one.more} of them claimed not to be (p = {one.p:.1g})"
+            )
+
+
+def _parts(folder: Path, found: ResultFolder) -> Iterator[str]:
+    """What is missing, without which numbers could not be compared with their parts."""
+    yield from (f"{name} is missing" for name in _KEPT[:4] if not (folder / name).is_file())
+    bare = [record for record in found.records if not HASH.fullmatch(record.key)]
+    if bare:
+        yield f"{len(bare)} records without the key of the stage that measured them"
 
 
 def _protocols(found: ResultFolder) -> Iterator[str]:

@@ -134,6 +134,7 @@ class Metric:
             scale; "" of what is no measure of that.
         attacked: whether it is measured on what every attack of the protocol found for `split`.
         optional: whether it may be left out, so that no row of it is missed.
+        share: whether its function gives bool (N,): the value is a whole number of N samples, the interval Wilson's.
         facts: outputs -> further record fields, such as ``extractor`` and ``setting``: what the value depends on.
     """
 
@@ -157,6 +158,7 @@ class Metric:
     knowledge: Literal["rises", "falls", ""] = ""
     attacked: bool = False
     optional: bool = False
+    share: bool = False
     facts: Callable[[Outputs], Mapping[str, Any]] | None = None
 
     @property

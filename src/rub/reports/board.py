@@ -19,7 +19,8 @@ from rub.store.records import Record
 class BoardRow:
     """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack.
 
-    `destroyed` says what is left of a wreck, which has no rank; "" of any other row.
+    `destroyed` says what is left of a wreck, which has no rank; "" of any other row. `reattacked` says when the search
+    ran again before the row was submitted, and on how many images; "" where it did not.
     """
 
     page: str
@@ -30,6 +31,7 @@ class BoardRow:
     seeds: int
     n: int
     destroyed: str = ""
+    reattacked: str = ""
 
 
 @dataclass(frozen=True)

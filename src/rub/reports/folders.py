@@ -5,7 +5,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +18,10 @@ from rub.data.facts import DataFacts
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import TASKS
+from rub.reports.consistency import Told, contradictions
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
-from rub.reports.samples import joined
+from rub.reports.samples import joined, tables_in
 from rub.reports.text import printable
 from rub.store.manifest import MANIFEST, changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
@@ -27,6 +29,7 @@ from rub.witness.claims import read_claim
 
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _ROUNDING = 1e-6
+_MOST_LINES = 100  # contradictions that are counted
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
 _PIXELS = 1 << 24  # of a gallery
 _MOST = {"curves": 5_000, "pages": 60, "methods": 300}  # of a folder, which others wait for
@@ -64,6 +67,27 @@ class Gallery(Frozen):
     caption: str
 
 
+class Again(Frozen):
+    """A method that was attacked again before it was submitted, of ``submission.json``; further fields are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    experiment: str
+    method: str
+    images: int = Field(ge=0, lt=1 << 62)
+    reason: str = ""
+
+
+class Submission(Frozen):
+    """What ``rub submit`` says of the folder that it wrote; further fields are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    date: str = Field("", pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
+    reattacked: tuple[Again, ...] = ()
+
+
 @dataclass(frozen=True)
 class Claim:
     """One file of witnesses: `row` says method, seed, attack and budget in words, `count` how many probes it has."""
@@ -90,13 +114,20 @@ class ResultFolder:
     drawn: tuple[FigureFile, ...] = ()
     claims: tuple[Claim, ...] = ()
     data: tuple[DataFacts, ...] = ()
+    reattacked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    """Task, experiment and method -> when ``rub submit`` attacked it again, and on how many images."""
 
 
-def read_folder(path: Path) -> ResultFolder:
-    """Read a result folder after comparing every file with its manifest.
+def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
+    """Read a result folder after comparing every file with its manifest, and its numbers with each other.
+
+    Args:
+        path: of anyone.
+        consistent: False where whoever asks lists its contradictions (`contradictions_in`) himself.
 
     Raises:
-        RubError: no result folder, a changed file, records of a newer schema, or a file that cannot be read.
+        RubError: no result folder, a changed file, records of a newer schema, a file that cannot be read, or numbers
+            that contradict each other.
     """
     if not path.is_dir():
         raise RubError(f"{path}: no such folder; give a folder written by rub run --out")
@@ -118,6 +149,8 @@ def read_folder(path: Path) -> ResultFolder:
     curves = _validated(path / "curves.json", tuple[Curve, ...])
     if len(curves) > _MOST["curves"]:
         raise RubError(f"{path}: {len(curves)} curves; at most {_MOST['curves']} are shown")
+    if consistent and (found := list(islice(contradictions_in(path), _MOST_LINES))):
+        raise RubError(f"{path}: {found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
     return ResultFolder(
         (path,),
         records,
@@ -130,6 +163,37 @@ def read_folder(path: Path) -> ResultFolder:
         ),
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
+        _reattacked(path / "submission.json"),
+    )
+
+
+def _reattacked(path: Path) -> dict[tuple[str, str, str], str]:
+    submission = _validated(path, Submission) or Submission()
+    return {
+        (one.task, one.experiment, printable(one.method)): f"{submission.date}, {one.images} images"
+        for one in submission.reattacked
+        if one.images and not one.reason
+    }
+
+
+def contradictions_in(path: Path) -> Iterator[str]:
+    """One line for each thing in a result folder that something else in it contradicts.
+
+    Raises:
+        RubError: a file that cannot be read.
+    """
+    both = all((path / f"records.{kind}").is_file() for kind in ("parquet", "json"))
+    samples, values = tables_in(path)
+    yield from contradictions(
+        Told(
+            read_records(path),
+            read_records(path / "records.json") if both else None,
+            samples,
+            values,
+            [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
+            _suite(path / "suite.yaml"),
+            {place.stem: read_claim(place) for place in sorted((path / "witnesses").glob("*.json"))},
+        )
     )
 
 

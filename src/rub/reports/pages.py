@@ -161,6 +161,7 @@ def _joined(first: ResultFolder, other: ResultFolder) -> ResultFolder:
         curves=[*first.curves, *(curve for curve in other.curves if curve not in first.curves)],
         drawn=(*first.drawn, *(one for one in other.drawn if one.name not in pictures)),
         claims=(*first.claims, *(claim for claim in other.claims if claim.file not in names)),
+        reattacked={**other.reattacked, **first.reattacked},
         data=(*first.data, *(facts for facts in other.data if facts not in first.data)),
     )
 

@@ -14,7 +14,7 @@ from rub.config.suite import protocols_of
 from rub.metrics.base import metrics_of
 from rub.metrics.dose import DOSES
 from rub.registry import METHODS
-from rub.reports.board import Board, boards
+from rub.reports.board import Board, BoardRow, boards
 from rub.reports.cards import Described, described
 from rub.reports.folders import protocols_in
 from rub.reports.grouping import controls_of, grouped
@@ -36,10 +36,13 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
     `refused` says for result folders why they are not shown.
     """
     templates = _templates()
-    made = boards(
-        (page.slug, group, own, page.main)
-        for page in pages
-        for group, own in grouped(page.records, page.group.task).items()
+    made = _marked(
+        boards(
+            (page.slug, group, own, page.main)
+            for page in pages
+            for group, own in grouped(page.records, page.group.task).items()
+        ),
+        pages,
     )
     names = _method_files(pages)
     shared = {"title": title, "pages": pages, "tasks": _tasks(pages), "method_files": names}
@@ -80,6 +83,16 @@ def _templates() -> "Environment":
 def _write(templates: "Environment", path: Path, template: str, root: str, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(templates.get_template(template).render({**content, "root": root}), encoding="utf-8")
+
+
+def _marked(made: Iterable[Board], pages: Iterable[Page]) -> list[Board]:
+    """Boards whose rows say whether they were attacked again before they were submitted."""
+    told = {page.slug: page.folder.reattacked for page in pages}
+
+    def mark(row: BoardRow) -> BoardRow:
+        return replace(row, reattacked=told[row.page].get((row.group.task, row.group.experiment, row.method), ""))
+
+    return [replace(board, rows=tuple(map(mark, board.rows))) for board in made]
 
 
 def _beside_controls(board: Board, method: str) -> Board:

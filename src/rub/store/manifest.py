@@ -15,10 +15,13 @@ from rub.store.artifacts import file_sha256, seal
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 OWN = (
-    "records.parquet", "records.json", "samples.parquet", "curves.json", "suite.yaml", "galleries.json",
-    "hyperparameters.json", "verdict.txt", "submission.json", "tables", "figures", "witnesses", "report",
+    "records.parquet", "records.json", "samples.parquet", "values.parquet", "curves.json", "suite.yaml",
+    "galleries.json", "hyperparameters.json", "verdict.txt", "submission.json", "tables", "figures", "witnesses",
+    "report",
 )  # fmt: skip
 """Files and folders that RUB writes into a result folder; what else lies there is not its own, and never read."""
+LATER = ("values.parquet",)
+"""Of these, what folders hold that were sealed before it was sealed too: there it is not read."""
 LARGEST = 1 << 26  # bytes of a manifest; a larger one is not read
 
 
@@ -70,7 +73,7 @@ def changed_files(folder: Path) -> list[str]:
         ['records.json: changed since the folder was sealed']
     """
     listed: dict[str, str] = read_manifest(folder)["files"]
-    present = set(_files(folder))
+    present = set(_files(folder)) - (set(LATER) - set(listed))
     lines = dict.fromkeys(set(listed) - present, "missing")
     lines |= dict.fromkeys(present - set(listed), "not in the manifest")
     for name in present & set(listed):

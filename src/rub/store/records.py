@@ -40,13 +40,13 @@ class Record(Frozen):
     metric: str
     split: str
     value: FiniteFloat | None = Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE)
-    n: int = Field(ge=0)
+    n: int = Field(ge=0, lt=1 << 62)
     """Number of samples behind the value."""
-    unlearn_seed: int | None
+    unlearn_seed: int | None = Field(ge=0, lt=1 << 62)
     """None where the value is of all of a method's seeds together."""
     original: int = Field(0, ge=0)
     """Number of the original model that the row belongs to."""
-    mia_seed: int | None
+    mia_seed: int | None = Field(ge=0, lt=1 << 62)
     direction: Literal["up", "down", "reference"]
     ci_low: FiniteFloat | None = None
     ci_high: FiniteFloat | None = None
@@ -61,7 +61,7 @@ class Record(Frozen):
     """What else decides the value: reference set, splits, threshold."""
     converged: bool | None = None
     """Whether the attack behind the value had stopped improving; None for clean rows."""
-    evaluations: int | None = None
+    evaluations: int | None = Field(None, ge=0, lt=1 << 62)
     """Forward passes of single images that the attack spent."""
     seconds: float = 0.0
     device: str = ""

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from rub.config.suite import Frozen
 from rub.errors import RubError
@@ -41,7 +41,7 @@ class ModelRef(Frozen):
 class SampleRef(Frozen):
     """Which sample: its id in the data set, the SHA-256 of its bytes (8-bit pixels), and the value of its probe."""
 
-    id: int = Field(ge=0)
+    id: int = Field(ge=0, lt=1 << 62)
     sha256: str = Field(pattern=HEX)
     value: float
 
@@ -54,7 +54,7 @@ class Witness(Frozen):
     method: str
     unlearn_seed: int
     attack: str
-    budget: str
+    budget: str = Field(max_length=64)
     split: str
     claim: str
     """What the value is, in words."""
@@ -66,6 +66,13 @@ class Witness(Frozen):
     """What else the task needs, such as the masks' seed and ratio."""
     samples: tuple[SampleRef, ...] = Field(min_length=1, max_length=100_000)
     tensors_sha256: str = Field(pattern=HEX)
+
+    @field_validator("samples")
+    @classmethod
+    def _once(cls, samples: tuple[SampleRef, ...]) -> tuple[SampleRef, ...]:
+        if len({sample.id for sample in samples}) < len(samples):
+            raise ValueError("a sample counts twice")
+        return samples
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Check:
         name: of the file, without suffix.
         witness: the claim; None when it could not be read.
         held: number of probes whose claim holds.
-        broken: one line for each probe whose claim does not hold.
+        broken: one line for each probe whose claim does not hold, and for each contradiction among a folder's numbers.
         changed: one line for each file of the folder that is not as it was sealed.
         reason: why it could not be checked, or "".
     """
@@ -196,6 +203,15 @@ def _changed(folder: Path) -> list[str]:
         return [str(error)]
 
 
+def _contradictions(folder: Path) -> tuple[str, ...]:
+    from rub.reports.folders import contradictions_in
+
+    try:
+        return tuple(contradictions_in(folder))
+    except RubError as error:
+        return (str(error),)
+
+
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
     """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's."""
     wanted = witness.models.get(role)
@@ -224,9 +240,10 @@ def checks(folder: Path, sources: Sources, sample: int | None = None) -> Iterato
     paths = witness_files(folder)
     sealed = any((folder / name).is_file() for name in ("records.parquet", "records.json"))
     changed = _changed(folder) if sealed else []
+    odd = _contradictions(folder) if sealed and not changed else ()
     rows = _rows(folder) if sealed and not changed else None
-    if changed:
-        yield Check("the folder", changed=tuple(changed))
+    if changed or odd:
+        yield Check("the folder", broken=odd, changed=tuple(changed))
     for path in paths if sample is None else _drawn(folder, paths, sample):
         if any(line.startswith(f"witnesses/{path.stem}.") for line in changed):
             continue

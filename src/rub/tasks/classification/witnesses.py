@@ -18,6 +18,7 @@ from rub.models.formats.classifier import load_weights
 from rub.models.lookup import claimed_arch, hyperparameters_in
 from rub.models.network import build_network
 from rub.pipeline.graph import Stage
+from rub.reports.text import printable
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.spec import ModelSpec
@@ -90,13 +91,18 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     if witness.at_most != 0:
         raise RubError(f"the claim allows {witness.at_most:g}; of this task every claim is at most 0")
     delta, labels, images = tensors.get("delta"), tensors.get("labels"), samples.images
-    whole = delta is not None and delta.shape == images.shape and not delta.dtype.is_floating_point
+    whole = delta is not None and delta.shape == images.shape
     if delta is None or labels is None or not whole or labels.shape != samples.labels.shape:
         raise RubError(f"the claim's delta and labels do not fit {len(samples)} images of its data")
+    if delta.dtype not in (torch.int8, torch.int16) or labels.dtype != torch.int64:
+        raise RubError(
+            f"the claim's delta and labels should be int8 or int16, and int64; not {delta.dtype}, {labels.dtype}"
+        )
     path = model_file(witness, "unlearned", sources)
     model = sources.cache.get(("network", path, repr(witness.settings)), lambda: _network(witness, path, samples)).to(
         sources.device
     )
+    _check_network(witness, sources)
     probes = images.to(torch.int16) + delta.to(torch.int16)
     budget.check(*images.shape[2:])
     within = budget.holds(probes, images, samples.ids)
@@ -129,6 +135,20 @@ def _broken(
             yield f"image {identity}: its probe is no image: pixels outside 0 to 255"
         elif not value[row] <= SLACK:
             yield f"image {identity}: not recognised, another class leads by {float(value[row]):.3f}"
+
+
+def _check_network(witness: Witness, sources: Sources) -> None:
+    """Make sure that the claim's network, its normalisation above all, is the one that the store says it is."""
+    named = witness.models.get("unlearned")
+    found = sources.store.find(named.kind, named.key) if sources.store is not None and named is not None else None
+    if found is None or NETWORK not in found.manifest["files"]:
+        return
+    own, claimed = found.json(NETWORK), witness.settings.get("model")
+    facts = {name: value for name, value in own.items() if name != "classes"}
+    if not isinstance(claimed, dict) or witness.settings.get("classes") != len(own["classes"]):
+        raise RubError("the claim's network is not the store's: another number of classes")
+    if wrong := sorted(name for name in {*facts, *claimed} if facts.get(name) != claimed.get(name)):
+        raise RubError(f"the claim's network is not the store's: another {printable(str(wrong[0]))[:40]}")
 
 
 def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:

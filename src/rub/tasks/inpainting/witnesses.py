@@ -76,6 +76,10 @@ def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) ->
     seed = witness.settings.get("mask_seed")
     if delta is None or not isinstance(ratio, float) or not isinstance(seed, int):
         raise RubError("the claim lacks its delta, mask ratio or mask seed")
+    if delta.dtype not in (torch.int8, GRIDDED, FREE) or isinstance(seed, bool):
+        raise RubError(
+            f"the claim's delta should be int8, {GRIDDED} or {FREE}, its mask seed a number; not {delta.dtype}"
+        )
     patches = original.config.patches
     mask = make_mask(keyed_noise(samples.ids, patches, seed), ratio)
     if delta.shape != (len(samples), mask.keep.shape[1], original.config.patch_dim):

@@ -106,6 +106,8 @@ def _checked(tensors: Mapping[str, Tensor], model: Diffusion, count: int) -> Pro
         given = tensors.get(name)
         if given is None or tuple(given.shape) != shape or not given.isfinite().all():
             raise RubError(f"the claim's {name} should be finite numbers of shape {shape}")
+        if given.is_complex() or (name in ("ids", "seeds") and given.dtype not in (torch.int32, torch.int64)):
+            raise RubError(f"the claim's {name} should be whole numbers, or real ones; not {given.dtype}")
     if "strength" in tensors and not bool(((tensors["strength"] >= 0) & (tensors["strength"] <= 1)).all()):
         raise RubError("the claim's strength should be from 0 to 1")
     ids = tensors["ids"].long()

@@ -1,0 +1,96 @@
+"""The attack of a result folder run again on a few images: what a witness cannot show is that a low number is low."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rub.attacks.base import AttackContext
+from rub.config.hyperparameters import resolved
+from rub.config.suite import Protocol
+from rub.data.splits import load_dataset
+from rub.errors import RubError
+from rub.pipeline.rng import seeded
+from rub.pipeline.runtime import Runtime
+from rub.registry import ATTACKS
+from rub.store.artifacts import Artifact, Store
+from rub.store.records import Record
+from rub.tasks.classification.attacks.base import Budget
+from rub.tasks.classification.attacks.harness import make_target, run_attacks
+from rub.tasks.classification.stages import WEIGHTS, load_model
+from rub.witness.claims import Sources
+
+_MODELS = ("unlearn", "train", "import", "initialise")
+
+
+def reattack(
+    record: Record, ids: NDArray[np.int64], probe: str, protocol: Protocol, seal: str, sources: Sources
+) -> NDArray[np.bool_]:
+    """Which images, bool (N,), the protocol's search recovers from a row's weights, with seeds of the checker's own.
+
+    Args:
+        record: UA on forget images after the main attack; of its budgets all up to this one are searched, the largest
+            last, as a run does.
+        ids: of N of its images, int64.
+        probe: of any of its samples, which names the search, and that its models and data.
+        protocol: of the record.
+        seal: what seeds are drawn from; whoever made the folder cannot choose it.
+        sources: the store with weights and data.
+
+    Raises:
+        RubError: the store lacks a part, or has other weights than the record names.
+    """
+    store = sources.store
+    searched = store.find("attack", probe.partition(":")[0]) if store is not None else None
+    if store is None or searched is None:
+        raise RubError("its search is not in the store; give the store of the run with --store")
+    parts: Mapping[str, str] = searched.manifest["inputs"]
+    made = {role: _model(store, parts.get(role, "")) for role in ("original", "unlearned")}
+    if made["unlearned"].sha256(WEIGHTS) != record.weights_sha256:
+        raise RubError("the store's model has other weights than the record names")
+    data = store.find("data", parts.get("data", ""))
+    if data is None:
+        raise RubError("its data is not in the store")
+    plan, largest = protocol.attacks[record.attack], int(record.budget.partition("/")[0])
+    runs = [resolved(ATTACKS.get(run.name, "classification"), run.parameters, record.attack) for run in plan.runs]
+    functions = [(ATTACKS.get(run["name"], "classification").load(), run["parameters"]) for run in runs]
+    dataset, device = load_dataset(data), torch.device(sources.device)
+    samples = dataset.train.of_ids(torch.from_numpy(np.array(ids)))
+    original, unlearned = (load_model(made[role], dataset) for role in ("original", "unlearned"))
+    target = make_target(original, unlearned, samples.images, samples.labels, sources.batch_size, device)
+    runtime = Runtime(device=sources.device, batch_size=sources.batch_size)
+    seed = int.from_bytes(sha256(f"{seal}/{record.key}".encode()).digest()[:4], "big")
+    start = None
+    for level in sorted(budget for budget in plan.budgets if 0 < budget <= largest):
+        if level < largest and not plan.warm_start:
+            continue
+        context = AttackContext(
+            seed=seed, ids=samples.ids, batch_size=sources.batch_size, start=start, **runtime.shared()
+        )
+        found = run_attacks(functions, target, samples.images, Budget(level), context)
+        start = found.inputs
+    return np.asarray(found.step.numpy() >= 0)
+
+
+def drawn(ids: Sequence[int], count: int, seal: str) -> NDArray[np.int64]:
+    """At most so many of these images, int64, drawn by a folder's seal.
+
+    Example:
+        >>> drawn([7, 3, 5], 2, "a").tolist() == drawn([5, 3, 7], 2, "a").tolist()
+        True
+    """
+    known = np.sort(np.asarray(ids, np.int64))
+    number = int.from_bytes(sha256(seal.encode()).digest()[:4], "big")
+    order = torch.randperm(len(known), generator=seeded(number, "reattack")).numpy()
+    return np.sort(known[order[:count]])
+
+
+def _model(store: Store, key: str) -> Artifact:
+    found: Any = next((one for kind in _MODELS if (one := store.find(kind, key)) is not None), None)
+    if found is None:
+        raise RubError("its model is not in the store; give the store of the run with --store")
+    made: Artifact = found
+    return made
