@@ -304,10 +304,10 @@ def records():
 
 @pytest.fixture(scope="session")
 def curves(records):
-    """Return one search per attacked (method, seed, budget): it recovers more with every step, to the record's UA."""
+    """Return one search per attacked (method, seed, attack, budget, images): it recovers more with every step."""
     found = []
     for record in records:
-        if record.metric == "ua" and record.split == "forget" and record.attack == "uma" and record.value is not None:
+        if record.metric in ("ua", "ua_test") and record.attack != "none" and record.value is not None:
             share = [record.value * k / 10 for k in range(11)]
             names = ("task", "suite", "experiment", "protocol", "dataset", "model", "method", "unlearn_seed")
             fields = {name: getattr(record, name) for name in (*names, "attack", "budget", "split", "converged")}

@@ -518,7 +518,7 @@ def test_lists_have_everything(rub):
     metrics = {row["name"]: row["direction"] for row in json.loads(rub("list", "metrics", "--json").out)}
     assert (metrics["ta"], metrics["ra"], metrics["ua"], metrics["mia_shadow"]) == ("up", "up", "down", "down")
     assert {row["name"] for row in json.loads(rub("list", "attacks", "--task", "classification", "--json").out)} == {
-        "uma", "uma-momentum", "uma-apgd", "universal", "square", "noise",
+        "uma", "uma-momentum", "uma-apgd", "universal", "square", "noise", "corruptions",
     }  # fmt: skip
 
 

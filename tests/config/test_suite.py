@@ -303,7 +303,7 @@ REFUSED = {
     "protocol.attacks.uma.budgets=[-8]": ("eps = -8/255", "between 0 and 255"),
     "protocol.attacks.uma.budgets=[256]": ("eps = 256/255",),
     "protocol.attacks.uma.budgets=[]": ("budgets = []",),
-    "protocol.attacks.uma.budgets=[2.5]": ("budgets.0 = 2.5", "integer"),
+    "protocol.attacks.uma.budgets=[2.5]": ("budgets.0", "2.5", "integer"),
     "protocol.attacks.uma.runs=[]": ("runs = []",),
     "protocol.attacks.uma.splits=[forgot]": ("'forgot'", "'forget'"),
     "protocol.shadows_per_seed=3": ("shadows_per_seed = 3", "multiple of 2"),

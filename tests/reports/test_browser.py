@@ -96,7 +96,7 @@ def numbers(page):
 def test_sorting_by_mouse_and_keyboard_and_the_address_keeps_it(visit):
     page = visit()
     before = column(page, "TA ↑")
-    head = page.locator("#board-1 thead tr:last-child th", has_text="TA")
+    head = page.locator("#board-1 thead tr:last-child th", has_text="TA ↑")
     head.locator("button").click()
     values = numbers(page)
     assert values == sorted(values)
