@@ -6,7 +6,7 @@
 The methods themselves run for two steps on a model of Stable Diffusion's sizes whose tensors have shapes and no content
 (torch's ``meta`` device), with the pictures per step of `table3-stable-diffusion-full`; the bytes of all live tensors
 are counted after every operation. Attention is taken to be of the kind that keeps its inputs, its output and one number
-per row. Not counted: the CUDA context, workspaces of convolutions, and gaps between blocks of the allocator: leave 2 GB.
+per row. Not counted: the CUDA context, workspaces of convolutions, and gaps between blocks of the allocator (2 GB).
 What draws without a gradient is stood in for by one guided prediction; what asks for numbers is left out.
 """
 

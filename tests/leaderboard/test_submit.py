@@ -166,7 +166,7 @@ def test_an_attack_and_a_protocol_of_ones_own_give_tables_figures_a_board_and_pa
     assert f">{name}</a>" in (out / "report" / "index.html").read_text()
     with scoped():  # whoever checks and reports it does not have the plug-in
         said = rub("submit", out, *options, "--out", tmp_path / "submitted")
-        assert said.out.count("kept") == 6, said.out
+        assert said.out.count("kept") == 8, said.out
         assert rub("report", tmp_path / "submitted", "--out", tmp_path / "site").code == 0
     assert "16/255" in (tmp_path / "site" / "index.html").read_text()
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -175,3 +176,12 @@ def test_lists_in_themselves_beside_the_weights_end(tmp_path):
     itself = []
     itself.append(itself)
     assert named_beside({"args": itself}, tmp_path) == {}
+
+
+@pytest.mark.parametrize("first", [b"\x80\x02", b"PK", b"\x1f\x8b", b"BZ"])
+def test_a_header_may_have_the_length_that_another_kind_of_file_begins_with(tmp_path, first):
+    """The first eight bytes of a safetensors file are the length of its header, which is padded with blanks here."""
+    path, length = tmp_path / "a.safetensors", int.from_bytes(first.ljust(8, b"\0"), "little")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\0\0\x80\x3f")
+    assert read_state(path)["w"].tolist() == [1.0]

@@ -296,16 +296,17 @@ def _check_file(path: Path) -> None:
         start = stream.read(64)
     archive, header = start.startswith(b"PK"), int.from_bytes(start[:8], "little")
     listed = start[8:9] == b"{" and 2 <= header <= min(size - 8, _HEADER)
-    if not tensors and listed:
+    if listed and tensors:
+        _check_length(path, header, size)
+        return  # the length of a header may begin like any other file
+    if listed:
         raise RubError(f"checkpoint {path}: a safetensors file; its name should end in .safetensors")
     if tensors and (archive or start[:1] == b"\x80"):
         raise RubError(f"checkpoint {path}: a file of torch.save; its name should end in .pt or .pth")
     for magic, kind in _OTHERS.items():
         if start.lstrip().startswith(magic):
             raise RubError(f"checkpoint {path}: no checkpoint at all but {kind}")
-    if tensors and listed:
-        _check_length(path, header, size)
-    elif archive:
+    if archive:
         _check_archive(path, size)
 
 
