@@ -88,7 +88,7 @@ def test_recoveries_without_witnesses_are_rejected(quick, tmp_path):
     [
         (lambda r: r.model_copy(update={"protocol": "rub-paper-1*abc"}), "protocol", "has changed choices"),
         (lambda r: r.model_copy(update={"protocol": "mine"}), "protocol", "is not one of RUB's"),
-        (lambda r: r.model_copy(update={"task": "cooking"}), "protocol", "task 'cooking': not known here"),
+        (lambda r: r.model_copy(update={"task": "cooking"}), "whole", "unknown task 'cooking'"),
         (lambda r: None if r.method == "ft" else r, "measured", "no unlearning method"),
         (lambda r: r.model_copy(update={"value": None, "status": "failed"} if r.method == "ft" else {}), "measured",
          "ft has no number after uma"),

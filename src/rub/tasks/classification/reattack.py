@@ -37,7 +37,7 @@ def reattack(
         ids: of N of its images, int64.
         probe: of any of its samples, which names the search, and that its models and data.
         protocol: of the record.
-        seal: what seeds are drawn from; whoever made the folder cannot choose it.
+        seal: what seeds are drawn from; whoever seals a folder anew changes it.
         sources: the store with weights and data.
 
     Raises:
