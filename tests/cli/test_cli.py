@@ -63,8 +63,8 @@ def words(text):
     [
         (["run", "quik"], ("unknown suite 'quik'", "did you mean 'quick'?")),
         (["run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["plan", "quick", "--methods", "saluun"], ("unknown classification method 'saluun'", "did you mean 'salun'?")),
-        (["plan", "quick", "--methods", "retrain"], "method 'retrain' is a control"),
+        (["plan", "quick", "--methods", "saluun"], ("unknown method 'saluun'", "did you mean 'salun'?")),
+        (["plan", "quick", "--methods", "retrain"], "--methods retrain: a control that always runs"),
         (["plan", "table1-cifar10", "--task", "inpainting"], "no experiment of task 'inpainting'"),
         (["plan", "quick", "--seeds", "0"], "--seeds"),
         (["plan", "table1-cifar10", "--prompts", "own"], "suite table1-cifar10 has no text-to-image experiment"),

@@ -245,7 +245,7 @@ NAMES = (
     "../../../escape",
     "a\x1b[2Jb",
     "nul\0",
-    "x" * 5000,
+    "x" * 300,
     "{{ 7 * 7 }}",
     "' onload='x",
     "..",
@@ -309,7 +309,7 @@ def test_a_hostile_submission_does_nothing(copied, rub, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("suite.yaml", "!!python/object/apply:os.system [true]", "cannot be read (ConstructorError)"),
+        ("suite.yaml", "!!python/object/apply:os.system [true]", "the tag !!python/object/apply:os.system is not read"),
         ("suite.yaml", "[1, 2]", "should be a mapping"),
         ("suite.yaml", "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "bcdefghi"), "stands for more than"),

@@ -44,6 +44,11 @@ def live_data(forget: Images, retain: Images, test: Images) -> LiveData:
     forgotten, retained, unseen = (samples_of(images, name=name) for name, images in sets.items())
     classes = tuple(sorted(set(forgotten.labels.tolist())))
     single = bool(set(classes) & set(retained.labels.tolist()))
+    if single and forgotten.shape == retained.shape:
+        known = {image.numpy().tobytes() for image in forgotten.images}
+        both = sum(image.numpy().tobytes() in known for image in retained.images)
+        if 2 * both > len(forgotten):  # a few images are twice in many data sets
+            raise RubError(f"retain: holds {both} of the {len(forgotten)} forgotten images; should hold the others")
     for name, images in (("retain", retained), ("test", unseen)):
         if images.shape != forgotten.shape:
             raise RubError(f"{name}: images {images.shape}; should be {forgotten.shape}, as those of forget")

@@ -94,6 +94,8 @@ class Checkpointer:
         self.folder, self.every, self.mark, self.device = folder, every, mark, device
         self.before: tuple[str, ...] = ()  # devices of the runs before this one
         self.earlier = 0.0  # seconds of the runs before this one
+        self.images: list[int] = []  # batch sizes that a network was given so far, where they are counted
+        self.before_images = 0  # of the runs before this one, less what this one has done anew
         self._began = self._kept = time.monotonic()
         self._cost = 0.0  # seconds that the last state took to write
         self._parts: dict[str, int] = {}
@@ -107,6 +109,11 @@ class Checkpointer:
     def devices(self) -> tuple[str, ...]:
         """Devices that the work was done on, one after the other, the present one last."""
         return self.before if self.before[-1:] == (self.device,) else (*self.before, self.device)
+
+    @property
+    def counted(self) -> int:
+        """Images that the network was given so far, those before the kill included."""
+        return self.before_images + sum(self.images)
 
     def section(self, name: str, changing: Changing) -> "Section":
         """Part of the stage, such as ``"train"``; a second one of the same name is another part."""
@@ -131,6 +138,7 @@ class Checkpointer:
             with written.open("x+b") as file:  # never through a link
                 file.write(b"0" * STATE_HEAD)
                 facts = {"mark": self.mark, "devices": list(self.devices), "seconds": self.seconds}
+                facts["images"] = self.counted
                 torch.save({**facts, "state": state}, file)
                 file.seek(STATE_HEAD)
                 digest = file_digest(file, "sha256").hexdigest()
@@ -156,11 +164,13 @@ class Checkpointer:
             try:
                 content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
                 mark, seconds, state = content["mark"], float(content["seconds"]), content["state"]
+                images = int(content["images"])
                 devices = tuple(str(name) for name in content["devices"])
             except Exception:  # someone else's file fails in any way
                 return None
         if mark != self.mark:
             return None
+        self.before_images = images - sum(self.images)
         self.earlier = max(self.earlier, seconds)
         self.before = max(self.before, devices, key=len)
         return cast("dict[str, Any]", state)

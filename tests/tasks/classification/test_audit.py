@@ -120,14 +120,12 @@ def test_an_audit_again_reads_everything_from_the_store(ask, monkeypatch):
     assert ask("original.pth") == first
 
 
-def test_weights_that_are_not_finite_end_in_cannot_tell(ask, trained, tmp_path):
+def test_weights_that_are_not_finite_are_refused(ask, trained, tmp_path):
     state = torch.load(trained / "sham.pt", weights_only=True)
     state["fc.bias"][3] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
-    report = ask(tmp_path / "nan.pt")
-    assert report.verdict.name == "cannot tell"
-    assert report.failures
-    assert report.figures is None
+    with pytest.raises(RubError, match=r"nan.pt: fc.bias is not finite"):
+        ask(tmp_path / "nan.pt")
 
 
 def test_wrong_checkpoints_are_noticed_before_anything_is_attacked(ask, tmp_path, monkeypatch):

@@ -302,7 +302,10 @@ def test_forged_witnesses_do_not_hold(tiny_i2i, rub, tmp_path, change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda claim, tensors: tensors.update(delta=torch.zeros(1, 2, 3)), "not the visible patches"),
+        (
+            lambda claim, tensors: tensors.update(delta=torch.zeros(1, 2, 3, dtype=torch.int8)),
+            "not the visible patches",
+        ),
         (lambda claim, tensors: claim["samples"][0].update(sha256="0" * 64), "is not the one of the claim"),
         (lambda claim, tensors: claim["samples"][0].update(id=10**9), "has no test image"),
         (lambda claim, tensors: claim.update(task="none"), "unknown"),

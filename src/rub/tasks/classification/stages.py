@@ -111,9 +111,9 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     context = replace(_context(spec["seed"], spec, dataset, runtime), forget_classes=parts.forget_classes)
     original = load_model(inputs["original"], dataset).to(runtime.device)
     with counting(original) as images:
+        context.checkpointer.images = images
         model = _forgotten(spec, original, parts.forget, parts.retain, context)
-    if not context.checkpointer.earlier:  # else a part was counted by a run that was killed
-        (out / COST).write_text(json.dumps({"images": sum(images)}), encoding="utf-8")
+    (out / COST).write_text(json.dumps({"images": context.checkpointer.counted}), encoding="utf-8")
     save_weights(model, out / WEIGHTS)
     (out / NETWORK).write_text(json.dumps(inputs["original"].json(NETWORK)), encoding="utf-8")
 
