@@ -40,6 +40,7 @@ def make_model():
 def image_classifier(tmp_path_factory):
     """A tiny image classifier in transformers' format that knows two of the concepts."""
     folder = tmp_path_factory.mktemp("judge")
+    import torch
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, MobileNetV2ImageProcessor
 
     labels = {0: "tench, Tinca tinca", 1: "church, church building", 2: "parachute, chute"}
