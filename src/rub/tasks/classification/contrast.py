@@ -11,6 +11,7 @@ from torch import nn
 from rub.attacks.base import AttackContext
 from rub.data.splits import input_dataset, split
 from rub.metrics.base import Measured, Outputs, origin_of
+from rub.models.network import normalisation
 from rub.models.weights import freeze
 from rub.pipeline.graph import Stage
 from rub.pipeline.runtime import Runtime
@@ -27,7 +28,7 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     parts, search = split(dataset, spec["forget"], spec["validation"]), RadiusSpec.model_validate(spec["radius"])
     model = freeze(load_model(inputs["unlearned"], dataset)).to(runtime.device)
     facts = origin_of(inputs["unlearned"].sha256(WEIGHTS), inputs["unlearned"])
-    setting = f"{len(dataset.classes) - len(parts.forget_classes)} kept classes, {normalisation(model)}"
+    setting = f"{len(dataset.classes) - len(parts.forget_classes)} kept classes, {normalised_by(model)}"
     measured = Measured(cell, spec["method"], spec["seed"], {**facts, "setting": setting})
     found: dict[str, NDArray[Any]] = {}
     sets: dict[str, Outputs] = {}
@@ -46,8 +47,7 @@ def measure_radius(stage: Stage, inputs: Mapping[str, Artifact], out: Path, runt
     measured.save(out)
 
 
-def normalisation(model: nn.Module) -> str:
+def normalised_by(model: nn.Module) -> str:
     """What a network's inputs are normalised by, in words."""
-    values = (getattr(model, name).flatten().tolist() for name in ("mean", "std"))
-    mean, std = (", ".join(f"{value:.3g}" for value in part) for part in values)
+    mean, std = (", ".join(f"{value:.3g}" for value in part.flatten().tolist()) for part in normalisation(model))
     return f"inputs normalised by mean {mean} and std {std}"

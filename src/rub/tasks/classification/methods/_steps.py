@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rub.attacks.regions import L2
 from rub.config.hyperparameters import Hyper
 from rub.data.samples import Samples, concatenate
 from rub.errors import Diverged, RubError
@@ -135,13 +137,8 @@ def l2_step(x: Tensor, direction: Tensor, step: float, centre: Tensor, radius: f
         >>> l2_step(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]), 1.0, torch.zeros(1, 1, 1, 2), 0.5)
         tensor([[[[0.3000, 0.4000]]]])
     """
-
-    def length(values: Tensor) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
-        return found
-
-    moved = x + step * direction / (length(direction) + 1e-10) - centre
-    return (centre + moved * (radius / length(moved)).clamp(max=1)).clamp(0, 1)
+    length = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+    return L2(Fraction(radius)).confine(x + step * direction / (length + 1e-10), centre)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, limit: float) -> None:
