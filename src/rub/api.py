@@ -35,10 +35,19 @@ ENGINES = ("inline", "ray")
 
 
 def default_store() -> Path:
-    """``$RUB_STORE``, or the user's cache folder."""
+    """``$RUB_STORE``, or the user's cache folder.
+
+    Raises:
+        RubError: this user has no home folder.
+    """
     from platformdirs import user_cache_path
 
-    return Path(os.environ["RUB_STORE"]) if os.environ.get("RUB_STORE") else user_cache_path("rub") / "store"
+    if own := os.environ.get("RUB_STORE"):
+        return Path(own)
+    try:
+        return user_cache_path("rub") / "store"
+    except RuntimeError:  # neither HOME nor an entry in passwd, as in a container
+        raise RubError("store: this user has no home folder for it; give one with --store or RUB_STORE") from None
 
 
 def default_data_root() -> Path | None:

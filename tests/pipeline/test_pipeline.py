@@ -2,7 +2,9 @@
 
 import errno
 import io
+import os
 import random
+import socket
 import threading
 import time
 from pathlib import Path
@@ -211,7 +213,7 @@ def test_waiting_for_another_process_is_said_once(tmp_path):
         outcomes = run_inline([held], TASKS, Store(tmp_path), Runtime(), display)
     other.join(10)
     assert outcomes[held.key].status == "done"
-    assert screen.file.getvalue().count("waiting for another process: add 1") == 1
+    assert screen.file.getvalue().count(f"waiting for process {os.getpid()} on {socket.gethostname()}: add 1") == 1
 
 
 def random_graph(seed):

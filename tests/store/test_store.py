@@ -363,17 +363,6 @@ def test_weights_survive_the_store(tmp_path):
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
-def test_what_a_killed_process_left_is_cleared_when_its_stage_runs_again(tmp_path):
-    left = tmp_path / "unlearn" / f".{KEY[:12]}-left"
-    left.mkdir(parents=True)
-    (left / "half.bin").write_bytes(b"half")
-    other = tmp_path / "unlearn" / f".{OTHER[:12]}-running"
-    other.mkdir()
-    whole(tmp_path)
-    assert not left.exists()
-    assert other.exists(), "another stage may be running"
-
-
 def test_a_manifest_without_its_seal_is_damage(tmp_path):
     path = whole(tmp_path).path / MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The command line: parses, calls the API, prints with rich. Nothing heavy is imported before it is needed."""
 
+import io
 import json
 import logging
 import signal
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from rub.cli.audit import audit_app
@@ -254,6 +254,9 @@ add_to(app)
 
 def main() -> None:
     """Run the command line with RUB's exit codes: 2 for a wrong request (one line), 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that a terminal lacks must not end hours of work
+            stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     log = logging.getLogger("rub")
     log.setLevel(logging.INFO)
@@ -267,13 +270,17 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        code = _complain(f"{error.strerror}: {error.filename or 'the output of this command'}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of the command line library has one
             raise
         message = error.format_message()
         code = _complain(message) if message else 2  # without a message, the help has just been shown
     if code == 130:  # the command line library may have caught the interrupt itself
-        Console(stderr=True).print(
+        console(stderr=True).print(
             "interrupted: finished stages are kept, and the last checkpoint of a long one; the same command goes on"
         )
     sys.exit(code if isinstance(code, int) else 0)
@@ -285,13 +292,13 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from rub.reports.text import printable
 
-        Console(stderr=True).print(printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
+        console(stderr=True).print(printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _complain(message: str) -> int:
     from rub.reports.text import printable  # a message may quote what a file of others holds
 
-    Console(stderr=True).print(
+    console(stderr=True).print(
         f"rub: {' '.join(printable(message).split())}", markup=False, highlight=False, soft_wrap=True
     )
     return 2

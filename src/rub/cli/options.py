@@ -44,9 +44,20 @@ def load_plugins(paths: Iterable[Path] | None) -> list[Entry[Any]]:
     return [entry for path in paths or () for entry in load_plugin(path)]
 
 
-def console() -> Console:
-    """Console for standard output; made per call, so that redirections are seen."""
-    return Console()
+class Terminal(Console):
+    """A console that ends the command as a shell would where nobody reads on: 128 and the number of SIGPIPE."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is still to come nowhere, and leave with 141; 1 would say that something does not hold."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(141) from None
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Console for standard output or error; made per call, so that redirections are seen."""
+    return Terminal(stderr=stderr)
 
 
 def say(line: str, *, markup: bool = False) -> None:

@@ -1,5 +1,6 @@
 """`rub store ls | check | gc`: look after the folder in which stages are kept."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,7 @@ def gc(
     from rub import api, load_suite
     from rub.pipeline.graph import in_order
     from rub.store.artifacts import PARTIAL
-    from rub.store.maintenance import unneeded
+    from rub.store.maintenance import left_behind, unneeded
 
     opened = _opened(store)
     runtime = api.make_runtime(data_root=data_root, device="cpu")
@@ -69,9 +70,13 @@ def gc(
         with opened.try_lock(key) as ours:  # else a run is at it
             if ours:
                 opened.forget_partial(key)
-    size = sum(size for _, _, size in found) / 2**20
+    halves = list(left_behind(opened))
+    for place, _ in halves if yes else ():
+        shutil.rmtree(place, ignore_errors=True)
+    size = sum(size for *_, size in [*found, *halves]) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
-    say(f"{len(found)} artifacts, {size:.1f} MiB: {said}")
+    more = f" and {len(halves)} that were never finished" if halves else ""
+    say(f"{len(found)} artifacts{more}, {size:.1f} MiB: {said}")
 
 
 def _opened(store: Path | None) -> "Store":

@@ -323,7 +323,9 @@ def tasks_in(name_or_path: str) -> frozenset[str]:
 
 def located(path: str | Path, data_root: Path | None) -> Path:
     """Where a path that a spec names lies: as it is, or below the data root; as it is, if it is nowhere."""
-    own = Path(path).expanduser()
+    own = Path(path)
+    with suppress(RuntimeError):  # a user without a home has no ~
+        own = own.expanduser()
     if own.exists() or data_root is None:
         return own
     return data_root / own if (data_root / own).exists() else own

@@ -10,11 +10,13 @@ import io
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from uuid import uuid4
 
-from rub.store.artifacts import STATE_HEAD, STATE_SUFFIX, whole_state
+from rub.store.artifacts import STATE_HEAD, STATE_SUFFIX, make_folder, share, whole_state
 
 if TYPE_CHECKING:
     import torch
@@ -131,9 +133,9 @@ class Checkpointer:
 
         assert self.folder is not None
         began = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        written = self.folder / f"{name}.new"
-        written.unlink(missing_ok=True)  # of a run that was killed
+        store = self.folder.parents[1]
+        make_folder(self.folder, store)
+        written = self.folder / f"{name}.{uuid4().hex}.new"
         try:
             with written.open("x+b") as file:  # never through a link
                 file.write(b"0" * STATE_HEAD)
@@ -146,10 +148,11 @@ class Checkpointer:
                 file.write(digest.encode())
                 file.flush()
                 os.fsync(file.fileno())
-            written.replace(self.folder / name)
-        except BaseException:
+            share(written, store)
+            with suppress(FileNotFoundError):  # another process on the same stage has ended it meanwhile
+                written.replace(self.folder / name)
+        finally:
             written.unlink(missing_ok=True)
-            raise
         self._kept = time.monotonic()
         self._cost = self._kept - began
 

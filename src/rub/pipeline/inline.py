@@ -75,7 +75,7 @@ class _Work:
                     outcomes[stage.key] = outcome
                     display.ended(stage, outcome.status, outcome.reason)
             if len(postponed) == len(pending):  # all that is left is in other hands
-                display.waiting(postponed[0])
+                display.waiting(postponed[0], self.store.holder(postponed[0].key))
                 time.sleep(POLL_SECONDS)
             pending = postponed
         return outcomes

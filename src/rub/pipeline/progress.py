@@ -80,11 +80,11 @@ class Display:
         if self._live is not None:
             self._live.reset(self._current, description=stage.label[:30], visible=True, note="")
 
-    def waiting(self, stage: Stage) -> None:
-        """Note that all that is left is being computed by other processes; said once for each stage."""
+    def waiting(self, stage: Stage, holder: str) -> None:
+        """Note that all that is left is being computed by others, and who has this stage; said once for each stage."""
         if self._awaited != stage.key:
             self._awaited = stage.key
-            self._say(f"waiting for another process: {stage.label}")
+            self._say(f"waiting for {holder}: {stage.label}")
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Show the steps of the running stage, with its rate; without a live display, in a line now and then."""

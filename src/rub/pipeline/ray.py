@@ -132,7 +132,7 @@ def run_ray(
                 stage = running.pop(reference)
                 outcome = driver.received(stage, reference)
                 if outcome is None:  # another process has it in hand
-                    display.waiting(stage)
+                    display.waiting(stage, store.holder(stage.key))
                     pending.append(stage)
                     time.sleep(POLL_SECONDS)
                     continue

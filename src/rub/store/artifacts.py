@@ -1,8 +1,12 @@
-"""A content-addressed store of stage outputs: atomic, checksummed, locked per key.
+"""A content-addressed store of stage outputs: atomic, checksummed, shared between processes, nodes and users.
 
 An artifact is a directory ``<kind>/<key>/`` with its files and a ``manifest.json``. It is written under a temporary
 name, synced, checksummed and renamed into place, so that a crash leaves either nothing or a whole artifact. What a
 stage that is under way would go on from lies in ``partial/<key>/`` (see `rub.pipeline.checkpointing`).
+
+Who computes a stage holds a lease: a file that says who, and that is touched while the process lives. No operating
+system's lock is needed, which network file systems may lack. A lease saves work and protects nothing: should two
+processes hold one, both compute, one of the two equal artifacts stays, and neither touches the other's files.
 """
 
 import errno
@@ -10,16 +14,19 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 from rub.errors import RubError
 
@@ -29,6 +36,11 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 PARTIAL = "partial"
 STATE_HEAD, STATE_SUFFIX = 64, ".state"  # a state file begins with the SHA-256 of the rest, as hex
 _NO_KINDS = ("locks", "damaged", PARTIAL)
+_UNFINISHED = re.compile(r"\.new-[0-9a-f]{12}-(?P<machine>[0-9a-f]{12})-(?P<process>\d+)-[0-9a-f]{32}")
+_UNWRITABLE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP,
+)  # fmt: skip
+LEASE_SECONDS = 60.0  # for which a lease is not touched before others take it; all of one store must agree
 
 
 def canonical(value: Any) -> bytes:
@@ -88,6 +100,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._verified: dict[str, Artifact] = {}
+        self._awaited: dict[str, _Awaited] = {}
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -107,44 +120,54 @@ class Store:
         if (known := self._verified.get(key)) is not None:
             return known
         path = self.place(kind, key)
-        if not path.is_dir():
-            return None
-        manifest = read_manifest(path)
-        if manifest is None or manifest.get("key") != key or damaged_files(path, manifest):
+        with _read_errors(self.root):
+            if not path.is_dir():
+                return None
+            manifest = read_manifest(path)
+            whole = manifest is not None and manifest.get("key") == key and not damaged_files(path, manifest)
+        if manifest is None or not whole:
             self._set_aside(path)
             return None
         return self._verified.setdefault(key, Artifact(path, manifest))
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the artifact is there, without reading its files (for plans)."""
-        return (self.place(kind, key) / MANIFEST).is_file()
+        with _read_errors(self.root):
+            return (self.place(kind, key) / MANIFEST).is_file()
 
     def places(self) -> Iterator[tuple[str, str, Path]]:
         """Yield kind, key and folder of what lies where artifacts do; links and other names are passed over."""
-        for kind in sorted(self.root.iterdir()):
-            if kind.is_symlink() or not kind.is_dir() or kind.name in _NO_KINDS or not _NAME.fullmatch(kind.name):
-                continue
-            for item in sorted(kind.iterdir()):
+        for kind in self._kinds():
+            for item in _listed(self.root, kind):
                 if item.is_dir() and not item.is_symlink() and _KEY.fullmatch(item.name):
                     yield kind.name, item.name, item
+
+    def unfinished(self) -> Iterator[Path]:
+        """Yield the folders of artifacts that are being written, or were when their process was killed."""
+        for kind in self._kinds():
+            yield from (item for item in _listed(self.root, kind) if _UNFINISHED.fullmatch(item.name))
 
     def remove(self, kind: str, key: str) -> None:
         """Delete an artifact: first renamed, so that a crash leaves nothing half."""
         path = self.place(kind, key)
         with _disk_errors(self.root):
-            gone = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=path.parent))
+            gone = self._temporary(path)
             path.replace(gone / key)
             shutil.rmtree(gone, ignore_errors=True)
         self._verified.pop(key, None)
 
     def write(self, kind: str, key: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Artifact:
-        """Run `fill` on an empty temporary folder, then checksum, sync and rename it into place, or leave nothing."""
+        """Run `fill` on an empty temporary folder, then checksum, sync and rename it into place, or leave nothing.
+
+        Where another process has put the same artifact there meanwhile, that one stays and is returned.
+        """
         path = self.place(kind, key)
         with _disk_errors(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{key[:12]}-*"):  # of a process that was killed: this key's lock is ours
-                shutil.rmtree(left, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=path.parent))
+            make_folder(path.parent, self.root)
+            for left in path.parent.glob(f".new-{key[:12]}-*"):
+                if abandoned(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            temporary = self._temporary(path)
         try:
             with _disk_errors(self.root):
                 fill(temporary)
@@ -154,15 +177,12 @@ class Store:
                 manifest["seal"] = seal(manifest)
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
                 for name in [*names, MANIFEST]:
+                    share(temporary / name, self.root)
                     _sync(temporary / name)
                 _sync(temporary)
-                temporary.replace(path)
-                _sync(path.parent)
-        except BaseException:
+            return self._put(temporary, path, Artifact(path, manifest))
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self._verified[key] = Artifact(path, manifest)
-        return self._verified[key]
 
     def partial(self, key: str) -> Path:
         """Folder for the states of a stage that is under way; it need not be there."""
@@ -181,20 +201,59 @@ class Store:
 
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:
-        """Hold the lock of a key, or give False where another process holds it; a dead process holds none."""
-        folder = self._inside("locks")
-        lock = FileLock(folder / f"{key}.lock")
+        """Hold the lease of a key, or give False where another process holds it.
+
+        A process of this machine that died holds none; one of another machine for `LEASE_SECONDS` more.
+        """
+        awaited = self._awaited.pop(key, None) or _Awaited(self._lease(key))
         try:
             with _disk_errors(self.root):
-                folder.mkdir(exist_ok=True)
-                lock.acquire(timeout=0)
+                make_folder(Path(awaited.lease.lock_file).parent, self.root)
+                awaited.lease.acquire(timeout=0)
         except Timeout:
+            if awaited.unchanged() > 2 * LEASE_SECONDS:  # its holder is gone, and its file could not be exchanged
+                awaited.lease.force_break()
+            self._awaited[key] = awaited
             yield False
             return
         try:
             yield True
         finally:
-            lock.release()
+            awaited.lease.release()
+
+    def holder(self, key: str) -> str:
+        """Who holds the lease of a key, such as ``process 4711 on node7``; "another process" where nothing says it."""
+        owner = self._lease(key).owner
+        return "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
+
+    def _lease(self, key: str) -> SoftFileLease:
+        place = self._inside("locks") / f"{key}.lease"
+        return SoftFileLease(place, lease_duration=LEASE_SECONDS, mode=0o644 & self.root.stat().st_mode)
+
+    def _put(self, temporary: Path, path: Path, made: Artifact) -> Artifact:
+        for _ in range(2):
+            try:
+                with _disk_errors(self.root):
+                    temporary.replace(path)
+                    _sync(path.parent)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if (found := self.find(str(made.manifest["kind"]), made.key)) is not None:
+                    return found  # another process was first; what was damaged there is set aside now
+            else:
+                return self._verified.setdefault(made.key, made)
+        raise RubError(f"store {self.root}: {path.relative_to(self.root)} comes back damaged; is the disk well?")
+
+    def _temporary(self, path: Path) -> Path:
+        made = path.parent / f".new-{path.name[:12]}-{machine()}-{os.getpid()}-{uuid4().hex}"
+        make_folder(made, self.root)
+        return made
+
+    def _kinds(self) -> Iterator[Path]:
+        for kind in _listed(self.root, self.root):
+            if kind.is_dir() and not kind.is_symlink() and kind.name not in _NO_KINDS and _NAME.fullmatch(kind.name):
+                yield kind
 
     def _inside(self, *names: str) -> Path:
         path = self.root
@@ -208,8 +267,9 @@ class Store:
     def _set_aside(self, path: Path) -> None:
         aside = self._inside("damaged")
         with _disk_errors(self.root), suppress(FileNotFoundError):  # another process may have just done the same
-            aside.mkdir(exist_ok=True)
-            target = Path(tempfile.mkdtemp(prefix=f"{path.name[:12]}-", dir=aside))
+            make_folder(aside, self.root)
+            target = aside / f"{path.name[:12]}-{uuid4().hex}"
+            make_folder(target, self.root)
             path.replace(target / path.name)
 
 
@@ -230,13 +290,86 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Manifest, or None where it is missing, no manifest, or changed since it was sealed."""
+    """Manifest, or None where it is missing, no manifest, or changed since it was sealed.
+
+    Raises:
+        PermissionError: this user may not read it.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         whole = isinstance(manifest, dict) and manifest.get("seal") == seal(manifest)
+    except PermissionError:
+        raise
     except (OSError, ValueError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def make_folder(path: Path, like: Path) -> None:
+    """Make a folder and those above it, unless they are there, with the mode and group of another, such as a store's.
+
+    So a group can share a store, as with git's ``core.sharedRepository``.
+    """
+    if not path.is_dir():
+        make_folder(path.parent, like)
+        path.mkdir(exist_ok=True)
+        share(path, like)
+
+
+def share(path: Path, like: Path) -> None:
+    """Give a file or folder the mode (files: but for execution) and group of a folder, as far as the system lets."""
+    wanted, own = like.stat(), path.stat()
+    with suppress(PermissionError):  # of a file system that has no modes, or a group that we are not in
+        if own.st_gid != wanted.st_gid:
+            os.chown(path, -1, wanted.st_gid)
+        path.chmod(stat.S_IMODE(wanted.st_mode) & (0o7777 if stat.S_ISDIR(own.st_mode) else 0o666))
+
+
+@cache
+def machine() -> str:
+    """This machine as 12 hex digits: another after a restart, and in each container, whose processes are not seen."""
+    known = [socket.gethostname()]
+    with suppress(OSError):  # only Linux has these
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return sha256("\n".join(known).encode()).hexdigest()[:12]
+
+
+def abandoned(path: Path) -> bool:
+    """Whether a process of this machine was writing this folder of an artifact and was killed."""
+    made = _UNFINISHED.fullmatch(path.name)
+    if made is None or made["machine"] != machine():
+        return False
+    try:
+        os.kill(int(made["process"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # it lives, and is another user's
+        return False
+    return False
+
+
+@dataclass
+class _Awaited:
+    # A lease that another process holds: its file as it was last seen, and since when.
+    lease: SoftFileLease
+    seen: tuple[int, int] | None = None
+    since: float = 0.0
+
+    def unchanged(self) -> float:
+        try:
+            found = os.lstat(self.lease.lock_file)
+            now = (found.st_ino, found.st_mtime_ns)
+        except OSError:
+            now = None
+        if now is None or now != self.seen:
+            self.seen, self.since = now, time.monotonic()
+        return time.monotonic() - self.since
+
+
+def _listed(root: Path, folder: Path) -> list[Path]:
+    with _read_errors(root):
+        return sorted(folder.iterdir())
 
 
 def _sync(path: Path) -> None:
@@ -245,6 +378,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _read_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        at = Path(os.fsdecode(error.filename or root))
+        shown = at.relative_to(root) if at.is_relative_to(root) else at
+        raise RubError(
+            f"store {root}: {shown} cannot be read ({error.strerror}); ask its owner, or give another with --store"
+        ) from None
 
 
 @contextmanager
@@ -260,7 +405,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
                 f"store {root}: the disk is full ({free} MiB free); free some space or give another with --store;"
                 " finished stages are kept"
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             if error.filename is not None and not Path(error.filename).is_relative_to(root):
                 raise  # what cannot be touched is an input of the stage
             raise RubError(f"store {root}: cannot be written ({error.strerror}); give another with --store") from error

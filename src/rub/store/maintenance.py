@@ -1,11 +1,14 @@
 """Looking after a store: what is in it, whether it is whole, and what no suite needs."""
 
+import time
 from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rub.store.artifacts import PARTIAL, STATE_SUFFIX, Store, damaged_files, read_manifest, whole_state
+from rub.store.artifacts import PARTIAL, STATE_SUFFIX, Store, abandoned, damaged_files, read_manifest, whole_state
+
+DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,18 @@ def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, i
     for key, place in store.partials():
         if key not in needed or key in finished:
             yield PARTIAL, key, size_of(place)
+
+
+def left_behind(store: Store) -> Iterator[tuple[Path, int]]:
+    """Yield folder and bytes of what processes that were killed were writing: of this machine, or untouched for a day.
+
+    Where a folder is of another machine, only its age says that its process is gone.
+    """
+    for place in store.unfinished():
+        with suppress(FileNotFoundError):
+            newest = max(item.lstat().st_mtime for item in (place, *place.iterdir()))
+            if abandoned(place) or time.time() - newest > DAY:
+                yield place, size_of(place)
 
 
 def size_of(place: Path) -> int:

@@ -1,0 +1,52 @@
+"""Standard output that is a narrow encoding, full, closed, or no longer read: work goes on, or one line says so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUB = [sys.executable, "-c", "from rub.cli.main import main; main()"]
+
+
+def ran(stdout, *words, **environment):
+    return subprocess.run(
+        [*RUB, *map(str, words)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_characters_that_a_terminal_lacks_become_question_marks(tiny, tmp_path):
+    words = ("run", tiny.path, "--store", tiny.store, "--out", tmp_path / "out")
+    ended = ran(subprocess.PIPE, *words, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0
+    assert "UA ?" in ended.stdout.decode("ascii")
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_below_the_output_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        ended = ran(full, "show", "delete")
+    assert ended.returncode == 2
+    assert ended.stderr == b"rub: No space left on device: the output of this command\n"
+
+
+def test_output_that_nobody_reads_ends_as_sigpipe_does():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        ended = ran(pipe, "show", "delete")
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams_are_no_error(closed):
+    line = f'"$0" -c "from rub.cli.main import main; main()" list tasks {closed}'
+    assert subprocess.run(["sh", "-c", line, sys.executable], timeout=120, check=False).returncode == 0
