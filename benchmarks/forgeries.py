@@ -26,6 +26,7 @@ class Folder:
     curves: list[dict[str, Any]]
     claims: dict[str, dict[str, Any]]
     suite: dict[str, Any]
+    stages: list[dict[str, Any]]
 
     @classmethod
     def read(cls, place: Path) -> "Folder":
@@ -35,6 +36,7 @@ class Folder:
             json.loads((place / "curves.json").read_text()),
             {path.name: json.loads(path.read_text()) for path in sorted((place / "witnesses").glob("*.json"))},
             yaml.safe_load((place / "suite.yaml").read_text()),
+            json.loads((place / "stages.json").read_text()),
         )
 
     def write(self, place: Path, like: Path) -> Path:
@@ -44,6 +46,7 @@ class Folder:
         write_records([Record.model_validate(row) for row in self.records], {"samples": self.samples}, place)
         (place / "curves.json").write_text(json.dumps(self.curves))
         (place / "suite.yaml").write_text(yaml.safe_dump(self.suite))
+        (place / "stages.json").write_text(json.dumps(self.stages))
         for name, claim in self.claims.items():
             (place / "witnesses" / name).write_text(json.dumps(claim))
         facts = read_manifest(like)
@@ -213,6 +216,27 @@ def failed(folder: Folder, draw: Random) -> None:
     attacked(folder, draw).update(value=None, ci_low=None, ci_high=None, n=0, status="failed", reason="out of memory")
 
 
+def tuned(folder: Folder, draw: Random) -> None:
+    """Hyperparameters, training or network of the suite other than those that ran."""
+    experiment = folder.suite["experiments"][0]
+    part = draw.choice((experiment["methods"]["ft"], experiment["training"], experiment["model"]))
+    name = draw.choice([name for name, value in part.items() if isinstance(value, int | float)])
+    part[name] = part[name] * 2 + 1
+
+
+def restaged(folder: Folder, draw: Random) -> None:
+    """A stage's settings, inputs or version other than those that its key is the hash of."""
+    row = draw.choice([row for row in folder.stages if row["inputs"]])
+    kind = draw.randrange(3)
+    if kind == 0:
+        row["version"] += 1
+    elif kind == 1:
+        row["spec"]["validation"] = draw.random()
+    else:
+        row["inputs"][draw.choice(sorted(row["inputs"]))] = 0 if draw.random() < 0.5 else len(folder.stages)
+        row["spec"]["validation"] = draw.random()
+
+
 def consistent(folder: Folder, draw: Random) -> None:
     """A method's robustness everywhere: rates, intervals, samples, curves, excess, ratio and witnesses agree."""
     kept = {row["sample_id"] for row in folder.samples if row["method"] == "ft" and draw.random() < 0.2}
@@ -258,7 +282,7 @@ def unattacked(folder: Folder, draw: Random) -> None:
 
 CONTRADICTING: tuple[Forgery, ...] = (
     lower, derived, fraction, interval, count, recovered, cleaned, twice, doubled, dropped, others, reached, curved,
-    swapped, relabelled, direction, weights, suites, claimed, failed,
+    swapped, relabelled, direction, weights, suites, claimed, failed, tuned, restaged,
 )  # fmt: skip
 """Forgeries that something else in the folder contradicts."""
 SILENT: tuple[Forgery, ...] = (consistent, unattacked)

@@ -6,6 +6,7 @@ Listing names never imports the modules behind them, so that ``rub list`` answer
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,6 +113,7 @@ def load_target(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a component, of a row
 ANY = "any"  # the task of a component that every task can use
 
 
@@ -135,7 +137,12 @@ class Registry(Generic[T]):
         self._scanned = False
 
     def add(self, entry: Entry[T]) -> None:
-        """Register an entry; a second, different one under the same name is an error."""
+        """Register an entry; a second, different one under the same name is an error, as is an odd name."""
+        if not NAME.fullmatch(entry.name):
+            raise RubError(
+                f"{self.kind} '{entry.name[:64]}' of {entry.origin}: a name should have 1 to 64 letters from a to z,"
+                " digits, dots, dashes and underscores, a letter or digit first"
+            )
         key = (entry.task, entry.name)
         present = self._entries.get(key)
         if present is not None and present.origin != entry.origin:

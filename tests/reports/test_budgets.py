@@ -3,7 +3,9 @@
 import pytest
 
 from rub.errors import RubError
-from rub.reports.folders import _check_budget
+from rub.registry import METHODS, Entry
+from rub.reports import folders
+from rub.reports.folders import Gallery, _check_budget
 from rub.reports.render import _no_formula
 from rub.store.records import Record
 
@@ -33,3 +35,41 @@ def test_a_folder_that_asks_too_much_is_refused(tmp_path, changes, words):
 @pytest.mark.parametrize("text", ["=cmd", " =cmd", "\t=cmd", "\r@x", "\uff1dcmd", "+1", "-1"])
 def test_no_cell_is_a_formula(text):
     assert _no_formula(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "refused"),
+    [
+        ("method", "s\u0430lun", True), ("method", "\u0441\u0442", True), ("dataset", "cif\u0430r10", True),
+        ("attack", "\uff55ma", True), ("metric", "u\u0391", True), ("model", "r\U0001d41esnet", True),
+        ("dataset", "donn\u00e9es", False), ("suite", "\u0446\u0438\u0444\u0440\u044b-28 px", False),
+        ("experiment", "\u732b\u3068\u30cd\u30b3", False),
+    ],
+)  # fmt: skip
+def test_names_that_look_like_others_are_refused(tmp_path, field, name, refused):
+    record = Record(**{**ROW, field: name})
+    if not refused:
+        _check_budget(tmp_path, [record])
+        return
+    with pytest.raises(RubError, match="letters that look like others"):
+        _check_budget(tmp_path, [record])
+
+
+def test_a_component_has_a_plain_name():
+    for name in ("s\u0430lun", "", "a b", "../x", "-x", "x" * 65):
+        with pytest.raises(RubError, match="a name should have"):
+            METHODS.add(Entry(name, "classification", "", "math:pi", "mine"))
+
+
+def test_pictures_are_counted_before_they_are_read(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(folders, "_ALL_PIXELS", 5000)
+    (tmp_path / "figures").mkdir()
+    Image.new("RGB", (60, 50)).save(tmp_path / "figures" / "gallery-a.png")
+    one = Gallery(group=("a",) * 6, name="gallery-a", caption="")
+    folders._check_pictures(tmp_path, [one])
+    with pytest.raises(RubError, match="more than 5000 pixels in all"):
+        folders._check_pictures(tmp_path, [one, one])
+    with pytest.raises(RubError, match="301 galleries"):
+        folders._check_pictures(tmp_path, [one] * 301)

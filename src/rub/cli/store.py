@@ -73,7 +73,7 @@ def gc(
     halves = list(left_behind(opened))
     for place, _ in halves if yes else ():
         shutil.rmtree(place, ignore_errors=True)
-    size = sum(size for *_, size in [*found, *halves]) / 2**20
+    size = (sum(size for _, _, size in found) + sum(size for _, size in halves)) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
     more = f" and {len(halves)} that were never finished" if halves else ""
     say(f"{len(found)} artifacts{more}, {size:.1f} MiB: {said}")

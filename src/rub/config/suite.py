@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from rub.config.documents import read_yaml, read_yaml_file
 from rub.config.hyperparameters import first_error
 from rub.errors import RubError, unknown
-from rub.registry import CONTROLS, METHODS, METRICS, PROTOCOLS, TASKS, Entry, load_target, read_protocol, task_of
+from rub.registry import CONTROLS, METHODS, METRICS, NAME, PROTOCOLS, TASKS, Entry, load_target, read_protocol, task_of
 
 
 class Frozen(BaseModel):
@@ -172,9 +172,6 @@ def _marked(kind: type[P], name: str, fields: Mapping[str, Any], shipped: Mappin
         return made
     mark = sha256(made.model_dump_json(exclude={"summary"}).encode()).hexdigest()[:6]
     return made.model_copy(update={"name": f"{name}{'@' if shipped is None else '*'}{mark}"})
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a protocol, of a row
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

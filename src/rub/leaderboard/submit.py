@@ -35,7 +35,8 @@ LARGEST = 5 << 20  # bytes of witnesses that are kept
 RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
 REATTACKED = 64  # images of each method that are attacked again
 SIGNIFICANT = 0.01
-_KEPT = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "values.parquet", "hyperparameters.json")
+_NEEDED = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "stages.json")
+_KEPT = (*_NEEDED, "values.parquet", "hyperparameters.json")
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _lowered(reattacks: Iterable[Reattack]) -> Iterator[str]:
 
 def _parts(folder: Path, found: ResultFolder) -> Iterator[str]:
     """What is missing, without which numbers could not be compared with their parts."""
-    yield from (f"{name} is missing" for name in _KEPT[:4] if not (folder / name).is_file())
+    yield from (f"{name} is missing" for name in _NEEDED if not (folder / name).is_file())
     bare = [record for record in found.records if not HASH.fullmatch(record.key)]
     if bare:
         yield f"{len(bare)} records without the key of the stage that measured them"

@@ -40,14 +40,14 @@ class Stage:
     @cached_property
     def key(self) -> str:
         """SHA-256 of what decides the result: no device, evaluation batch size, engine or path is in it."""
-        identity = {
-            "task": self.task,
-            "kind": self.kind,
-            "version": self.version,
-            "spec": self.spec,
-            "inputs": {role: stage.key for role, stage in self.inputs.items()},
-        }
-        return sha256(canonical(identity)).hexdigest()
+        inputs = {role: stage.key for role, stage in self.inputs.items()}
+        return key_of(self.task, self.kind, self.version, self.spec, inputs)
+
+
+def key_of(task: str, kind: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """A stage's key from its facts and the keys of its inputs, 64 hex digits."""
+    identity = {"task": task, "kind": kind, "version": version, "spec": spec, "inputs": dict(inputs)}
+    return sha256(canonical(identity)).hexdigest()
 
 
 @dataclass(frozen=True)

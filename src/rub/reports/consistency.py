@@ -17,6 +17,7 @@ from rub.metrics.base import Metric, metrics_of
 from rub.metrics.statistics import wilson
 from rub.registry import TASKS
 from rub.reports.grouping import level
+from rub.reports.lineage import StageFacts, disagreements
 from rub.reports.samples import CELL, cells_of
 from rub.reports.task_report import report_of
 from rub.reports.text import printable
@@ -53,6 +54,7 @@ class Told:
         curves: rows of ``curves.json``.
         suite: ``suite.yaml``.
         claims: files of witnesses by name.
+        lineage: ``stages.json``.
     """
 
     records: Sequence[Record]
@@ -62,6 +64,7 @@ class Told:
     curves: Sequence[Mapping[str, Any]] = ()
     suite: Mapping[str, Any] = field(default_factory=dict)
     claims: Mapping[str, Witness] = field(default_factory=dict)
+    lineage: Sequence[StageFacts] = ()
 
     @cached_property
     def at(self) -> dict[Cell, dict[str, Record]]:
@@ -201,6 +204,13 @@ def stages(told: Told) -> Iterator[str]:
         model = (*_group(record), record.method, record.unlearn_seed)
         if record.weights_sha256 and weights.setdefault(model, record.weights_sha256) != record.weights_sha256:
             yield f"{_said(record)} is of other weights than the rest of its row"
+
+
+def settings(told: Told) -> Iterator[str]:
+    """A record, or the suite, that its stage contradicts: see `rub.reports.lineage`."""
+    if told.lineage:
+        for record, wrong in disagreements(told.lineage, told.records, told.suite):
+            yield f"{_said(record)}: {printable(wrong)[:300]}"
 
 
 def asked(told: Told) -> Iterator[str]:
@@ -351,7 +361,7 @@ def witnessed(told: Told) -> Iterator[str]:
 
 
 CHECKS: Sequence[Callable[[Told], Iterator[str]]] = (
-    cells_once, values_and_counts, directions, shares, intervals, twins, stages, asked, differences, sampled,
+    cells_once, values_and_counts, directions, shares, intervals, twins, stages, settings, asked, differences, sampled,
     samples_alike, valued, searches, witnessed,
 )  # fmt: skip
 

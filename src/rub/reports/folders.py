@@ -18,11 +18,13 @@ from rub.data.facts import DataFacts
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import TASKS
+from rub.reports import lineage
 from rub.reports.consistency import Told, contradictions
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
+from rub.reports.lineage import StageFacts
 from rub.reports.samples import joined, tables_in
-from rub.reports.text import printable
+from rub.reports.text import mixed_letters, printable
 from rub.store.manifest import MANIFEST, changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim
@@ -31,8 +33,8 @@ _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _ROUNDING = 1e-6
 _MOST_LINES = 100  # contradictions that are counted
 _PROTOCOL = re.compile(r"(?!.*\.ya?ml$)[A-Za-z0-9_.-]+([*@][0-9a-f]{6})?")  # a name, not the path of a file
-_PIXELS = 1 << 24  # of a gallery
-_MOST = {"curves": 5_000, "pages": 60, "methods": 300}  # of a folder, which others wait for
+_PIXELS, _ALL_PIXELS = 1 << 24, 1 << 28  # of a gallery, of all those of a folder
+_MOST = {"curves": 5_000, "pages": 60, "methods": 300, "galleries": 300}  # of a folder, which others wait for
 _LONGEST_NAME, _LONGEST_COMMAND = 300, 20_000
 
 
@@ -146,6 +148,8 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
     manifest = read_manifest(path)
     if len(str(manifest.get("command", ""))) > _LONGEST_COMMAND:
         raise RubError(f"{path}: a command of more than {_LONGEST_COMMAND} characters")
+    galleries = _validated(path / "galleries.json", tuple[Gallery, ...])
+    _check_pictures(path, galleries)
     curves = _validated(path / "curves.json", tuple[Curve, ...])
     if len(curves) > _MOST["curves"]:
         raise RubError(f"{path}: {len(curves)} curves; at most {_MOST['curves']} are shown")
@@ -157,10 +161,7 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
         [curve.model_dump() for curve in curves],
         _suite(path / "suite.yaml"),
         str(manifest.get("command", "")),
-        tuple(
-            FigureFile(Group(*one.group), one.name, printable(one.caption), vector=False)
-            for one in _validated(path / "galleries.json", tuple[Gallery, ...])
-        ),
+        tuple(FigureFile(Group(*one.group), one.name, printable(one.caption), vector=False) for one in galleries),
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
         _reattacked(path / "submission.json"),
@@ -193,6 +194,7 @@ def contradictions_in(path: Path) -> Iterator[str]:
             [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
             _suite(path / "suite.yaml"),
             {place.stem: read_claim(place) for place in sorted((path / "witnesses").glob("*.json"))},
+            _validated(path / lineage.NAME, tuple[StageFacts, ...]),
         )
     )
 
@@ -205,12 +207,31 @@ def _check_budget(path: Path, records: Sequence[Record]) -> None:
         if count > _MOST[what]:
             raise RubError(f"{path}: {count} {what}; at most {_MOST[what]} of a folder are shown")
     for one in records:
-        for text in (one.task, one.suite, one.experiment, one.dataset, one.model, one.method, one.attack, one.budget):
+        components = (one.task, one.protocol, one.method, one.attack, one.budget, one.metric, one.split)
+        for text in (*components, one.suite, one.experiment, one.dataset, one.model):
             if len(text) > _LONGEST_NAME:
                 raise RubError(f"{path}: a name of {len(text)} characters ({printable(text[:40])}...)")
+            if not text.isascii() and (text in components or mixed_letters(text)):
+                raise RubError(f"{path}: the name '{printable(text)[:40]}' has letters that look like others")
         if one.ci_low is not None and one.ci_high is not None and one.ci_low > one.ci_high:
             name = printable(f"{one.metric} of {one.method}")[:120]
             raise RubError(f"{path}: the interval of {name} ends before it begins")
+
+
+def _check_pictures(path: Path, galleries: Sequence[Gallery]) -> None:
+    """Make sure that the pictures of a folder are no more than a page can show; only their heads are read."""
+    from PIL import Image
+
+    if len(galleries) > _MOST["galleries"]:
+        raise RubError(f"{path}: {len(galleries)} galleries; at most {_MOST['galleries']} are shown")
+    left = _ALL_PIXELS
+    for one in galleries:
+        place = path / "figures" / f"{one.name}.png"
+        no_picture = suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+        with no_picture, Image.open(place, formats=["PNG"]) as picture:
+            left -= picture.width * picture.height
+        if left < 0:
+            raise RubError(f"{path}: pictures of more than {_ALL_PIXELS} pixels in all")
 
 
 def _check_ranges(path: Path, records: Iterable[Record]) -> None:

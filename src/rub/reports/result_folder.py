@@ -16,7 +16,9 @@ from rub.metrics.base import direction_of
 from rub.pipeline.execution import Outcome
 from rub.pipeline.graph import Graph, Stage, in_order
 from rub.pipeline.runtime import code_version
+from rub.reports import lineage
 from rub.reports.folders import delete_files
+from rub.reports.lineage import StageFacts
 from rub.reports.text import free_name, placeless, without_places
 from rub.store.artifacts import Artifact
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
@@ -47,6 +49,7 @@ class Result:
         witnesses: experiment and folder of the store, each with one file of witnesses.
         suite: what was asked for, as plain data.
         data: what is told of the images of each experiment.
+        stages: what the keys of all records are the hashes of.
     """
 
     records: tuple[Record, ...]
@@ -59,6 +62,7 @@ class Result:
     witnesses: tuple[tuple[str, Path], ...] = ()
     suite: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[DataFacts, ...] = ()
+    stages: tuple[StageFacts, ...] = ()
 
     @cached_property
     def pages(self) -> "list[tuple[Group, Sequence[Record], list[Table]]]":
@@ -92,7 +96,7 @@ def _clear(out: Path) -> None:
     """Delete RUB's own files of a run before."""
     for name in ("tables", "figures", "witnesses", "report"):
         delete_files(out / name)
-    for name in ("samples.parquet", "values.parquet", "galleries.json", MANIFEST_NAME):
+    for name in ("samples.parquet", "values.parquet", "galleries.json", lineage.NAME, MANIFEST_NAME):
         (out / name).unlink(missing_ok=True)
 
 
@@ -143,6 +147,7 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
         tuple(witnesses),
         spec,
         tuple(told),
+        tuple(lineage.facts_of(in_order(stage for _, graph in plans for stage in graph.stages))),
     )
 
 
@@ -156,6 +161,7 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         write_records(result.records, {"samples": result.samples, "values": result.values}, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
         (out / "suite.yaml").write_text(write_yaml(dict(result.suite)), encoding="utf-8")
+        (out / lineage.NAME).write_text(lineage.written(result.stages), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
@@ -185,7 +191,13 @@ def _published(result: Result) -> Result:
         curves=tuple(map(clean, result.curves)),
         galleries=tuple(map(clean, result.galleries)),
         suite=placeless(result.suite),
+        stages=result.stages if _placeless(result.stages) else (),
     )
+
+
+def _placeless(rows: Sequence[StageFacts]) -> bool:
+    """Whether no setting is a path of this machine, which could not be published, nor left out of a hash."""
+    return all(placeless(row.spec) == row.spec for row in rows)
 
 
 def _write_witnesses(places: Sequence[tuple[str, Path]], folder: Path) -> None:

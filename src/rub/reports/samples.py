@@ -26,7 +26,7 @@ _TYPES = {
     "unlearn_seed": ("int64", "null"), "linf": ("int64", "double"),
     **dict.fromkeys(("clean", "recovered"), ("bool",)), **dict.fromkeys(("distance", "score", "value"), ("double",)),
 }  # fmt: skip
-_MOST = 50_000_000  # rows of one file
+_MOST = 5_000_000  # rows of one file
 _ROUNDING = 1e-4  # values are kept with four digits
 
 Found = Mapping[tuple[Any, ...], tuple[NDArray[Any], NDArray[np.float64]]]

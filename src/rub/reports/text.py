@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ _PLACE = re.compile(
     r"(?<![\w./~:\\-])(?:file://)?(?:~[\w.-]*|\.\.|[A-Za-z]:)?[/\\](?:[^\s\"'(){}\[\],;=<>|/\\]+[/\\]+)*[^\s\"'(){}\[\],;=<>|/\\]*"
     r"|(?<=[a-z]:)/(?!/)(?:[^\s\"'(){}\[\],;=<>|/\\]+/+)*[^\s\"'(){}\[\],;=<>|/\\]*"
 )
+_ALIKE = {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU", "FULLWIDTH", "MATHEMATICAL"}
 
 
 def printable(text: str) -> str:
@@ -19,6 +21,17 @@ def printable(text: str) -> str:
         'a?[2Jb'
     """
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def mixed_letters(text: str) -> bool:
+    """Whether a word has letters of several alphabets, some of which look alike; a name of others may pose as ours.
+
+    Example:
+        >>> mixed_letters("s" + chr(0x430) + "lun"), mixed_letters("données"), mixed_letters("цифры-28 px")
+        (True, False, False)
+    """
+    words = ({unicodedata.name(char, "").partition(" ")[0] for char in word} for word in re.findall(r"\w+", text))
+    return any(len(alphabets & _ALIKE) > 1 for alphabets in words)
 
 
 def without_places(text: str) -> str:

@@ -15,7 +15,7 @@ from rub.store.artifacts import file_sha256, seal
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 OWN = (
-    "records.parquet", "records.json", "samples.parquet", "values.parquet", "curves.json", "suite.yaml",
+    "records.parquet", "records.json", "samples.parquet", "values.parquet", "curves.json", "suite.yaml", "stages.json",
     "galleries.json", "hyperparameters.json", "verdict.txt", "submission.json", "tables", "figures", "witnesses",
     "report",
 )  # fmt: skip

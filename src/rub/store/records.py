@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LARGEST_VALUE = 1e12  # of any metric, either way
-MOST_RECORDS = 200_000  # of one folder; a small compressed file can stand for far more
-LARGEST_FILE = 1 << 30  # bytes
+MOST_RECORDS = 100_000  # of one folder; a small compressed file can stand for far more
+LARGEST_FILE = 1 << 29  # bytes, unpacked
 
 
 class Record(Frozen):

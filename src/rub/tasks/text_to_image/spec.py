@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rub.config.suite import NAME, Component, Experiment, Frozen, Protocol
+from rub.config.suite import Component, Experiment, Frozen, Protocol
 from rub.data.class_names import slug
 from rub.data.spec import DatasetSpec
 from rub.errors import RubError
 from rub.judges.spec import JudgeSpec
 from rub.metrics.dose import DOSES, dose_of
-from rub.registry import CONTROLS, METHODS
+from rub.registry import CONTROLS, METHODS, NAME
 
 PAPERS_LIMIT = 60  # of 77 tokens; nudity.csv has 118 prompts that keep it, the paper's N
 
