@@ -1,8 +1,8 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, `recover`, and the decorators `method`, `guidance`, `control`, `attack`, `network`,
-`dataset`, `metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of other libraries.
+`report`, `submit`, `read_records`, `recover`, `load_model`, and the decorators `method`, `guidance`, `control`,
+`attack`, `network`, `dataset`, `metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of others.
 """
 
 import importlib
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from rub.registry import Card, attack, control, guidance, method, network, protocol, task
     from rub.store.records import read_records
     from rub.tasks.classification.recover import recover
+    from rub.zoo.lookup import load_model
 
 __all__ = [
-    "Card", "Hyper", "attack", "audit", "control", "dataset", "guidance", "judge", "load_suite", "method", "metric",
-    "network", "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
+    "Card", "Hyper", "attack", "audit", "control", "dataset", "guidance", "judge", "load_model", "load_suite", "method",
+    "metric", "network", "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -33,6 +34,7 @@ _WHERE = {
     "submit": "rub.api",
     "verify": "rub.api",
     "load_suite": "rub.config.suite",
+    "load_model": "rub.zoo.lookup",
     "read_records": "rub.store.records",
     "recover": "rub.tasks.classification.recover",
     "Card": "rub.registry",

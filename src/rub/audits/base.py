@@ -246,6 +246,8 @@ def existing(weights: Mapping[str, Path | None], kinds: str, *, folders: bool = 
 
 def dataset_of(data: str, size: int | None) -> dict[str, Any]:
     """Data set spec of ``--data``: a name, an image folder or an ``.npz``; nothing is held out."""
+    if not data:
+        raise RubError("--data: give the images: a name from rub list datasets, an image folder or an .npz file")
     dataset: dict[str, Any] = {"name": data, "size": size, "validation": 0.0}
     path = Path(data)
     if any(data == entry.name for entry in DATASETS.entries()):

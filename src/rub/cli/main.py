@@ -36,6 +36,7 @@ from rub.cli.options import (
 )
 from rub.cli.share import add_to
 from rub.cli.store import store_app
+from rub.cli.zoo import add_to as add_zoo
 from rub.errors import RubError
 
 app = typer.Typer(
@@ -250,6 +251,7 @@ def verify(
 
 
 add_to(app)
+add_zoo(app)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ class Task:
         report: target of its `rub.reports.task_report.TaskReport`; "": one table of its metrics.
         audit: target of its `rub.audits.base.Audit`; "" where checkpoints of others cannot be audited.
         verify: target of the function that scores a witness again, see `rub.witness.claims`; "" without witnesses.
+        zoo: target of its `rub.zoo.entry.Shelf`; "" where its models cannot be published.
         work: target of the function from an experiment and the folder of data to the FLOPs of its stages, by precision;
             "" where they are not known.
         controls: rows that the graph makes itself for every experiment -> what each is, beside original and retrained
@@ -41,6 +42,7 @@ class Task:
     report: str = ""
     audit: str = ""
     verify: str = ""
+    zoo: str = ""
     work: str = ""
     controls: Mapping[str, str] = field(default_factory=dict)
 

@@ -18,11 +18,10 @@ from rub.data.facts import DataFacts
 from rub.errors import RubError
 from rub.metrics.base import metrics_of
 from rub.registry import TASKS
-from rub.reports import lineage
 from rub.reports.consistency import Told, contradictions
 from rub.reports.figure_file import FigureFile
 from rub.reports.grouping import Group
-from rub.reports.lineage import StageFacts
+from rub.reports.lineage import read_stages
 from rub.reports.samples import joined, tables_in
 from rub.reports.text import mixed_letters, printable
 from rub.store.manifest import MANIFEST, changed_files, read_manifest
@@ -194,7 +193,7 @@ def contradictions_in(path: Path) -> Iterator[str]:
             [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
             _suite(path / "suite.yaml"),
             {place.stem: read_claim(place) for place in sorted((path / "witnesses").glob("*.json"))},
-            _validated(path / lineage.NAME, tuple[StageFacts, ...]),
+            read_stages(path),
         )
     )
 

@@ -6,9 +6,10 @@ its number. The file holds the stages of a run, inputs first and without their k
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from rub.config.suite import Frozen
 from rub.errors import RubError
@@ -17,6 +18,7 @@ from rub.store.artifacts import canonical
 from rub.store.records import Record
 
 NAME = "stages.json"
+_LARGEST = 1 << 28  # bytes
 _FACTS = {"method": "method", "seed": "unlearn_seed", "attack": "attack", "budget": "budget"}  # in a spec; of a record
 _TRAINED = ("training", "model")  # what a network is trained with, in a spec as in an experiment
 
@@ -46,6 +48,23 @@ def facts_of(stages: Iterable[Stage]) -> list[StageFacts]:
 def written(rows: Iterable[StageFacts]) -> str:
     """Text of ``stages.json``: a list, a row in a line."""
     return "[\n" + ",\n".join(json.dumps(row.model_dump(), sort_keys=True) for row in rows) + "\n]\n"
+
+
+def read_stages(folder: Path) -> tuple[StageFacts, ...]:
+    """``stages.json`` of a result folder; none where it has none.
+
+    Raises:
+        RubError: it is no list of stages.
+    """
+    place = folder / NAME
+    if not place.is_file() or place.is_symlink():
+        return ()
+    try:
+        if place.stat().st_size > _LARGEST:
+            raise ValueError
+        return TypeAdapter(tuple[StageFacts, ...]).validate_python(json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        raise RubError(f"{place}: should be a list of stages, of at most {_LARGEST >> 20} MiB") from None
 
 
 def keys_of(rows: Sequence[StageFacts]) -> list[str]:

@@ -33,5 +33,6 @@ TASK = Task(
     report="rub.tasks.classification.report:REPORTING",
     audit="rub.tasks.classification.audit:AUDIT",
     verify="rub.tasks.classification.witnesses:verify",
+    zoo="rub.tasks.classification.zoo:SHELF",
 )
 """Table 1: unlearn classes or samples from an image classifier, then search inputs that bring them back."""

@@ -57,9 +57,9 @@ def run_attack(
     """Run an attack and return probes whose every claim is re-evaluated: 8-bit, in budget, scored in float32.
 
     A sample keeps its clean image, or its probe of a smaller budget (`context.start`), where that is better than what
-    the attack found; so recovery never falls below clean accuracy and never falls as eps grows. `step` is -1 exactly
-    where float32 says that the returned probe is not recovered, and the last value of the success curve is the
-    re-evaluated fraction. Budget 0 scores the clean images without a search.
+    the attack found; so recovery never falls below clean accuracy and never falls as eps grows. `step` is 0 where the
+    clean image is recognised, -1 exactly where float32 says that the returned probe is not recovered, and the last
+    value of the success curve is the re-evaluated fraction. Budget 0 scores the clean images without a search.
 
     Args:
         function: the attack; called as ``function(target, images, budget, context, **parameters)``. One that returns
@@ -101,6 +101,7 @@ def run_attack(
         best = torch.where(column(win, best), other, best)
         step = torch.where(win, 0, step)  # known before the first step
         score = Score(torch.where(win, known.loss, score.loss), torch.where(win, known.recovered, score.recovered))
+    step = torch.where(clean.recovered.cpu(), 0, step)  # recognised without a search, whatever the search says of it
     converged = found.converged and missed <= MISSED
     found = replace(found, inputs=best, loss=score.loss, step=step, start=clean.loss, converged=converged)
     return _claims(found, score.recovered)

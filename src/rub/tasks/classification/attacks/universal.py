@@ -19,6 +19,7 @@ from rub.tasks.classification.attacks.scoring import Scorer
 from rub.tasks.classification.budgets import SEARCHED
 
 CARD = Card(
+    version=2,
     paper="Moosavi-Dezfooli et al., Universal Adversarial Perturbations, CVPR 2017 (arXiv:1610.08401); the projected"
     " sign step is Shafahi et al., AAAI 2020 (arXiv:1811.11304), minimising UMA's objective (arXiv:2504.14798, eq. 2)",
     equation="min_delta sum_x D[f_u(clip(x + delta)), f(x)] s.t. ||delta||_inf <= eps;"

@@ -1,0 +1,154 @@
+"""Attacks against the models of a zoo: the same images, the same budgets, one row per model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rub.data.samples import Samples
+from rub.data.selection import Selection
+from rub.data.sources import load_images
+from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
+from rub.data.splits import split, subset
+from rub.errors import RubError
+from rub.metrics.statistics import wilson
+from rub.pipeline.runtime import Runtime
+from rub.tasks.classification.recover import Recovery, recover
+from rub.training.classifier import predict
+from rub.zoo.entry import ZooModel, read_model
+from rub.zoo.lookup import PREFIX, folder_of, load_model, models_in
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Row:
+    """What attacks gave on one model: attack and budget in 1/255 -> share of images recovered, with its interval."""
+
+    model: ZooModel
+    images: int
+    clean: float
+    shares: Mapping[tuple[str, int], tuple[float, float, float]]
+    passes: Mapping[str, int]
+    """Attack -> images that the networks were given."""
+
+
+def attack_models(
+    names: Sequence[str],
+    attacks: Sequence[str],
+    budgets: Sequence[int],
+    images: int,
+    runtime: Runtime,
+    *,
+    original: str | None = None,
+) -> Iterator[Row]:
+    """Yield a row for each model: all attacks on the same forgotten training images that its original gets right.
+
+    Args:
+        names: models, or folders of a zoo, whose classifiers are attacked.
+        attacks: names of ``rub list attacks``, or of plug-ins; each with its default settings.
+        budgets: in 1/255.
+        images: at most so many.
+        runtime: where, and where the data are.
+        original: the original model; None: of each model's own zoo.
+
+    Raises:
+        RubError: a model without its original, of another task, or whose data are not there.
+    """
+    for folder in _folders(names):
+        model = read_model(folder)
+        if model.task != "classification":
+            raise RubError(f"{model.name}: rub attack takes classifiers; this is a model of {model.task}")
+        before = load_model(original or str(_original(folder, model)))
+        after = load_model(str(folder))
+        chosen = _eligible(before, _forgotten(model, runtime), images)
+        found: dict[str, Recovery] = {}
+        for name in attacks:
+            found[name] = recover(
+                after, before, chosen.images, chosen.labels, budgets, attack=name, device=runtime.device,
+                batch_size=runtime.batch_size, ids=chosen.ids, warm_start=True,
+            )  # fmt: skip
+        yield Row(
+            model,
+            len(chosen.ids),
+            float(next(iter(found.values())).clean.double().mean()),
+            {(name, level): _share(result, level) for name, result in found.items() for level in result.eps},
+            {name: sum(result[level].evaluations for level in result.eps) for name, result in found.items()},
+        )
+
+
+def tables(rows: Iterable[Row]) -> "Iterator[Table]":
+    """Yield a table per network: UA (%) before and after each attack, with its interval; the most of a budget is bold.
+
+    Raises:
+        RubError: there are no rows.
+    """
+    from rich.table import Table
+
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault("/".join(row.model.name.split("/")[:3]), []).append(row)
+    if not found:
+        raise RubError("no classifier to attack; see rub zoo list")
+    for network, own in found.items():
+        made = Table("", "N", "clean", box=None, title=f"{network}: UA (%) of forgotten images")
+        cells = list(own[0].shares)
+        for name, level in cells:
+            made.add_column(f"{name}\n{level}/255", justify="right", no_wrap=True)
+        for row in own:
+            most = {level: max(row.shares[one][0] for one in cells if one[1] == level) for _, level in cells}
+            told = (_told(row.shares[cell], bold=row.shares[cell][0] == most[cell[1]]) for cell in cells)
+            name = "/".join(row.model.name.split("/")[3:])
+            made.add_row(name, str(row.images), f"{100 * row.clean:.1f}", *told)
+        spent = (f"{name} {sum(row.passes[name] for row in own):,}" for name in own[0].passes)
+        made.caption = f"images given to a network: {', '.join(spent)}"
+        yield made
+
+
+def _told(share: tuple[float, float, float], *, bold: bool) -> str:
+    value, low, high = (100 * part for part in share)
+    text = f"{value:.1f}\n{low:.0f}-{high:.0f}"
+    return f"[b]{text}[/b]" if bold else text
+
+
+def _folders(names: Sequence[str]) -> Iterator[Path]:
+    for name in names:
+        place = Path(name)
+        if not name.startswith(PREFIX) and place.is_dir():
+            yield from (folder for folder, model in models_in(place) if model.task == "classification")
+        else:
+            yield folder_of(name)
+
+
+def _original(folder: Path, model: ZooModel) -> Path:
+    wanted = model.model_copy(update={"method": "original", "seed": model.original, "original": model.original})
+    root = folder.parents[3] if folder.as_posix().endswith(model.place) else folder
+    for place in (wanted.place, wanted.model_copy(update={"original": 0}).place):
+        if (root / place).is_dir():
+            return root / place
+    raise RubError(f"{model.name}: its original is not beside it ({wanted.place}); give it with --original")
+
+
+def _forgotten(model: ZooModel, runtime: Runtime) -> Samples:
+    spec = DatasetSpec.model_validate(model.data or {"name": model.dataset})
+    forget = forget_set(ForgetSpec.model_validate(model.forget), spec, runtime.data_root)
+    selection = Selection.of(spec.model_dump())
+    dataset = load_images(spec.name, runtime.data_root, size=spec.size, selection=selection)
+    return split(dataset, forget.model_dump(), spec.validation).forget
+
+
+def _eligible(original: "nn.Module", samples: Samples, count: int) -> Samples:
+    right = predict(original, samples).argmax(1) == samples.labels
+    kept = samples.select(right.nonzero()[:, 0])
+    if not len(kept.ids):
+        raise RubError("the original gets none of the forgotten images right")
+    return subset(kept, count, "attack")
+
+
+def _share(result: Recovery, level: int) -> tuple[float, float, float]:
+    hits = np.asarray((result[level].step >= 0).numpy())
+    return (float(hits.mean()), *wilson(int(hits.sum()), len(hits)))

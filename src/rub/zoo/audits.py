@@ -1,0 +1,47 @@
+"""Models of a zoo as what is audited: what they know of themselves need not be said. Free of torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rub.models.lookup import hyperparameters_in
+from rub.zoo.entry import ZooModel, checked, is_zoo_model
+from rub.zoo.lookup import PREFIX, folder_of
+
+_ELSEWHERE = {"stem", "width", "channels", "size"}  # hyperparameters that have an option, or none
+
+
+def with_facts(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    """An audit's options, in which models of a zoo are their folders.
+
+    What the original says of its network, data and forget set stands where nothing else is said; a model's files are
+    compared with their SHA-256.
+
+    Raises:
+        RubError: no such model, or one whose files are not what they should be.
+    """
+    made = dict(given)
+    found: dict[str, ZooModel] = {}
+    for role in roles:
+        name = str(given.get(role) or "")
+        if not name.startswith(PREFIX) and not is_zoo_model(Path(name)):
+            continue
+        made[role] = folder_of(name, f"--{role}")
+        found[role] = checked(made[role])
+    original = found.get("original")
+    return made if original is None else {**made, **_unsaid(original, made)}
+
+
+def _unsaid(original: ZooModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    network, data, forget = original.network, original.data, original.forget
+    known: dict[str, Any] = {}
+    if not given.get("arch") and not given.get("network"):
+        own = {name: value for name, value in hyperparameters_in(network).items() if name not in _ELSEWHERE}
+        more = ",".join(f"{name}={value}" for name, value in own.items())
+        known |= {name: network.get(name) for name in ("arch", "stem", "width")} | {"parameters": more}
+        known |= {name: network.get(name) for name in ("mean", "std") if given.get(name) is None}
+    if not given.get("data") and not data.get("path"):  # a folder of the user's is theirs to name
+        known |= {"data": data.get("name"), "size": data.get("size")}
+    if not any(given.get(f"forget_{name}") for name in ("classes", "ids", "files", "fraction")):
+        known |= {f"forget_{name}": forget.get(name) for name in ("classes", "ids", "fraction", "seed")}
+    return {name: value for name, value in known.items() if value is not None}

@@ -1,0 +1,90 @@
+"""From the name of a model to its folder and to its module: what ships with RUB, folders, the Hugging Face Hub."""
+
+import os
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rub.errors import RubError, unknown
+from rub.models.hub import HubName, snapshot
+from rub.zoo.entry import CONFIG, ZooModel, checked, is_zoo_model, read_model, shelf_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREFIX = "zoo/"
+
+
+def roots() -> list[Path]:
+    """Folders in which ``zoo/...`` is looked for, the first that has it: ``$RUB_ZOO``, then what ships with RUB."""
+    own = os.environ.get("RUB_ZOO")
+    return [*([Path(own)] if own else []), Path(str(files("rub") / "zoo" / "models"))]
+
+
+def models_in(root: Path) -> Iterator[tuple[Path, ZooModel]]:
+    """Yield folder and facts of each model in a folder, or of the folder itself; links are not followed.
+
+    Raises:
+        RubError: facts that are none, or a model that lies elsewhere than its facts say.
+    """
+    if (root / CONFIG).is_file() and is_zoo_model(root):
+        yield root, read_model(root)
+        return
+    for config in sorted(root.glob(f"*/*/*/*/{CONFIG}")):
+        folder = config.parent
+        if any(part.is_symlink() for part in (folder, *folder.parents) if part.is_relative_to(root) and part != root):
+            continue
+        model = read_model(folder)
+        if folder.relative_to(root).as_posix() != model.place:
+            raise RubError(f"{folder}: its facts are those of {model.name}; a model lies where its name says")
+        yield folder, model
+
+
+def folder_of(name: str, where: str = "") -> Path:
+    """Folder of a model: a name ``zoo/...``, a folder, or ``owner/name[@revision][:place]`` on the Hub.
+
+    `where` begins its error, such as ``--original``.
+
+    Raises:
+        RubError: there is none of this name.
+    """
+    said = f"{where} {name}".strip()
+    if name.startswith(PREFIX):
+        inside = name.removeprefix(PREFIX).strip("/")
+        if ".." in inside.split("/"):
+            raise RubError(f"{said}: should be zoo/DATASET/NETWORK/METHOD/SEED; see rub zoo list")
+        for root in roots():
+            if (root / inside / CONFIG).is_file():
+                return root / inside
+        raise unknown("model of the zoo", name, [model.name for root in roots() for _, model in models_in(root)])
+    if Path(name).exists():
+        return Path(name)
+    return snapshot(HubName.parse(name, where or "zoo"), wanted=_wanted, lacks=_lacks)
+
+
+def load_model(name: str) -> "nn.Module":
+    """A model of the zoo, in eval mode, in float32, on the CPU; every file is compared with its SHA-256 first.
+
+    Args:
+        name: ``zoo/DATASET/NETWORK/METHOD/SEED`` (``rub zoo list``), a folder that ``rub publish`` wrote, or
+            ``owner/name[@revision][:place]`` on the Hugging Face Hub.
+
+    Returns:
+        A module of [0, 1] images to logits, a `rub.models.mae.model.MaskedAutoencoder`, or a
+        `rub.models.diffusion.model.Diffusion`.
+
+    Raises:
+        RubError: no such model, a file that is not the one it should be, or weights that do not fit.
+    """
+    folder = folder_of(name)
+    model = checked(folder)
+    return shelf_of(model.task).read(folder, model)
+
+
+def _wanted(names: "object", prefix: str) -> list[str]:
+    return [f"{prefix}*.json", f"{prefix}*.safetensors", f"{prefix}**/*.json", f"{prefix}**/*.safetensors"]
+
+
+def _lacks(place: Path) -> str:
+    return "" if (place / CONFIG).is_file() else CONFIG
