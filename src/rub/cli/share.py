@@ -1,12 +1,26 @@
-"""The commands that share results: `rub report`, `rub submit`, `rub export`."""
+"""The commands that share results: `rub report`, `rub submit`, `rub export`, `rub compare`."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rub.cli.options import BATCH, DATA, DEVICE, ORIGINAL, STORE, UNLEARNED, given_weights, parts, say
+from rub.cli.options import (
+    BATCH,
+    DATA,
+    DEVICE,
+    JSON,
+    ORIGINAL,
+    STORE,
+    UNLEARNED,
+    console,
+    given_weights,
+    parts,
+    say,
+)
 from rub.errors import RubError
 
 _FOLDERS = typer.Argument(help="Result folders of rub run --out, or a folder of such.")
@@ -85,8 +99,36 @@ def export(
         raise RubError(f"--out {out}: cannot be written ({error.strerror}); give another file") from None
 
 
+def compare(
+    one: Annotated[Path, typer.Argument(help="A result folder.")],
+    other: Annotated[Path, typer.Argument(help="Another one.")],
+    everything: Annotated[bool, typer.Option("--all", help="All cells, not only those that are told apart.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Compare two result folders cell by cell: paired differences, and the settings that changed."""
+    from rub.reports.comparison import compare as pair
+    from rub.reports.comparison import table
+    from rub.reports.folders import read_folder
+    from rub.reports.text import printable
+
+    found = pair(read_folder(one), read_folder(other))
+    shown = [cell for cell in found.cells if everything or cell.told]
+    if as_json:
+        cells = [asdict(cell) for cell in shown]
+        say(json.dumps({"settings": found.settings, "cells": cells, "only": found.only}, default=str))
+        return
+    for path, before, after in found.settings:
+        say(printable(f"{path}: {before} -> {after}"))
+    if shown:
+        console().print(table(shown))
+    apart = sum(cell.told for cell in found.cells)
+    said = f"{len(found.cells)} cells in both, {apart} told apart (5 %, Holm over all of them)"
+    say(f"{said}; {found.only[0]} only in the first, {found.only[1]} only in the second")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command(epilog="Example: rub report results/mine results/yours --out site")(report)
     app.command(epilog="Example: rub submit rub-out --store DIR --out results/my-method")(submit)
     app.command(epilog="Example: rub export rub-out --method salun --format model-card")(export)
+    app.command(epilog="Example: rub compare results/before results/after")(compare)
