@@ -73,7 +73,8 @@ class ZooModel(Frozen):
     def place(self) -> str:
         """Its folder in a zoo."""
         number = "" if self.original == 0 else f"original-{self.original}-"
-        return "/".join((slug(self.dataset), slug(self.model), slug(self.method), f"{number}{self.seed or 0}"))
+        data = "-".join(filter(None, (self.dataset, self.experiment)))
+        return "/".join((slug(data), slug(self.model), slug(self.method), f"{number}{self.seed or 0}"))
 
 
 @dataclass(frozen=True)

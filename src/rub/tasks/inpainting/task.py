@@ -29,5 +29,6 @@ TASK = Task(
     report="rub.tasks.inpainting.report:REPORTING",
     audit="rub.tasks.inpainting.audit:AUDIT",
     verify="rub.tasks.inpainting.witnesses:verify",
+    zoo="rub.tasks.inpainting.zoo:SHELF",
 )
 """Table 2: unlearn classes from a masked autoencoder, then search inputs that bring its old outputs back."""

@@ -32,5 +32,6 @@ TASK = Task(
     audit="rub.tasks.text_to_image.audit:AUDIT",
     work="rub.tasks.text_to_image.work:work_of",
     verify="rub.tasks.text_to_image.witnesses:verify",
+    zoo="rub.tasks.text_to_image.zoo:SHELF",
 )
 """Table 3: unlearn a concept from a diffusion model, then search prompts that draw it again."""
