@@ -204,7 +204,7 @@ class Seeds(Frozen):
     originals: int = Field(1, ge=1, le=100)
     """Original models, each trained with a seed of its own."""
     unlearn: int = Field(1, ge=1, le=1000)
-    """Unlearning seeds of each original; the first original has the seeds from 0 up, the next those that follow."""
+    """Unlearning seeds of each original: seed s belongs to original s modulo `originals`."""
     doses: int = Field(2, ge=1, le=100)
     """Models trained for each dose."""
     mia: int = Field(1, ge=1, le=1000)

@@ -115,9 +115,7 @@ class GraphBuilder(ABC, Generic[E]):
         yield from ((name, seed) for name in self.experiment.methods for seed in unlearned)
 
     def original_of(self, method: str, seed: int) -> int:
-        """Number of the original that a row belongs to: `Seeds.unlearn` seeds of a method belong to each."""
-        if method in self.experiment.methods:
-            return seed // self.experiment.seeds.unlearn
+        """Number of the original that a row belongs to: seeds go round the originals, so that more seeds only add."""
         return seed % self.experiment.seeds.originals
 
     def model(self, method: str, seed: int) -> Stage:

@@ -22,22 +22,31 @@ def rows(graph):
     return {(cell["method"], cell["unlearn_seed"]) for stage in graph.stages for cell in stage.cells}
 
 
-def test_seeds_are_nested_in_originals():
+def test_seeds_go_round_the_originals():
     graph = graph_of("seeds.originals=2", "seeds.unlearn=2", "doses=[]")
     assert {seed for method, seed in rows(graph) if method == "ft"} == {0, 1, 2, 3}
     assert {seed for method, seed in rows(graph) if method == "original"} == {0, 1}
     assert graph.originals == {
-        ("original", 1): 1, ("retrain", 1): 1, ("sham", 1): 1, ("zero-row", 1): 1, ("ft", 2): 1, ("ft", 3): 1,
+        ("original", 1): 1, ("retrain", 1): 1, ("sham", 1): 1, ("zero-row", 1): 1, ("ft", 1): 1, ("ft", 3): 1,
     }  # fmt: skip
     made = {stage.label: stage for stage in in_order(graph.stages)}
-    for seed, original in (
-        (0, "train original"),
-        (1, "train original"),
-        (2, "train original 1"),
-        (3, "train original 1"),
-    ):
-        assert made[f"unlearn ft, seed {seed}"].inputs["original"] is made[original]
+    for seed in range(4):
+        assert (
+            made[f"unlearn ft, seed {seed}"].inputs["original"]
+            is made[("train original", "train original 1")[seed % 2]]
+        )
     assert made["train original"].spec["seed"] == 0 and made["train original 1"].spec["seed"] == 1
+
+
+def test_more_seeds_only_add_models():
+    """A second unlearning seed of each original leaves the first ones' models as they are."""
+    one, two = (
+        {stage.label: stage.key for stage in in_order(graph_of("seeds.originals=3", f"seeds.unlearn={n}").stages)}
+        for n in (1, 2)
+    )
+    first = {label for label in one if label.startswith(("train", "unlearn", "search radii of ft"))}
+    assert len(first) > 6
+    assert {label: one[label] for label in first} == {label: two[label] for label in first}
 
 
 def test_doses_are_rows_between_retrain_and_original():
