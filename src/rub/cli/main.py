@@ -72,6 +72,9 @@ def run(
     batch_size: BATCH = 256,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
     plugin: PLUGIN = None,
+    log: Annotated[
+        str | None, typer.Option(help="Tracker to copy the numbers to: wandb, trackio, mlflow, tensorboard.")
+    ] = None,
 ) -> None:
     """Run a suite: everything that the store does not hold yet. The same command again resumes."""
     from rub import api
@@ -79,12 +82,15 @@ def run(
     from rub.pipeline.progress import Display, clock
     from rub.reports.render import to_rich
     from rub.reports.text import printable
+    from rub.reports.trackers import check_tracker, log_result
 
     screen = console()
     loaded = _suite(suite, overrides, task, methods, seeds, prompts, plugin)
     runtime = api.make_runtime(
         data_root=data_root, device=device, batch_size=batch_size, checkpoint_seconds=60 * checkpoint, compile=compile_
     )
+    if log is not None:
+        check_tracker(log)
     if max_memory is not None:
         limit_memory(max_memory)
     display = Display(screen)
@@ -100,6 +106,8 @@ def run(
         display=display,
         command=api.reproducible(sys.argv[1:]),
     )
+    if log is not None:
+        say(f"{log}: {log_result(result, log)} runs")
     for _, _, tables in result.pages:
         for table in tables:
             screen.print(to_rich(table))

@@ -1,0 +1,63 @@
+"""A run's numbers in an experiment tracker: one run per row and seed. A copy to look at; the records are the source."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rub.errors import RubError, unknown
+from rub.metrics.dose import DOSES
+from rub.reports.result_folder import Result
+
+PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "tensorboard": "torch.utils.tensorboard"}
+
+
+def check_tracker(name: str) -> Any:
+    """Module of a tracker, before hours are spent.
+
+    Raises:
+        RubError: an unknown tracker, or one that is not installed.
+    """
+    if name not in PACKAGES:
+        raise unknown("tracker", name, PACKAGES)
+    try:
+        return importlib.import_module(PACKAGES[name])
+    except ImportError:
+        raise RubError(f"--log {name}: it is not installed; pip install {name}") from None
+
+
+def log_result(result: Result, name: str) -> int:
+    """Send a result to a tracker, and return how many runs it has there now."""
+    module, suite = check_tracker(name), str(result.suite.get("name", "rub"))
+    runs = list(_runs(result))
+    for title, settings, metrics in runs:
+        if name == "mlflow":
+            module.set_experiment(suite)
+            with module.start_run(run_name=title):
+                module.log_params(settings)
+                module.log_metrics(metrics)
+        elif name == "tensorboard":
+            with module.SummaryWriter(f"runs/{suite}/{title}") as writer:
+                writer.add_hparams(settings, metrics, run_name=".")
+        else:
+            module.init(project=suite, name=title, config=settings)
+            module.log(metrics)
+            module.finish()
+    return len(runs)
+
+
+def _runs(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for record in result.records:
+        if record.value is not None and record.method != DOSES:
+            row = (record.task, record.experiment, record.model, record.method, record.unlearn_seed)
+            parts = (record.metric, record.split) if record.attack == "none" else (
+                record.metric, record.split, record.attack, record.budget.replace("/", "_")
+            )  # fmt: skip
+            found.setdefault(row, {})["/".join(parts)] = record.value
+    for (task, experiment, model, method, seed), metrics in found.items():
+        settings = {"task": task, "model": model, "method": method, "seed": -1 if seed is None else seed}
+        experiments = result.suite.get("experiments", ())
+        asked = (item for item in experiments if (item["task"], item["name"]) == (task, experiment))
+        own: Mapping[str, Any] = (next(asked, {}).get("methods") or {}).get(method) or {}
+        title = "-".join(str(part) for part in (task, experiment, method, seed) if part not in ("", None))
+        yield title, {**settings, **{name: str(value) for name, value in own.items()}}, metrics
