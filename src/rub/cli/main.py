@@ -72,9 +72,7 @@ def run(
     batch_size: BATCH = 256,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
     plugin: PLUGIN = None,
-    log: Annotated[
-        str | None, typer.Option(help="Tracker to copy the numbers to: wandb, trackio, mlflow, tensorboard.")
-    ] = None,
+    log: Annotated[str | None, typer.Option(help="Copy the numbers to wandb, trackio, mlflow or tensorboard.")] = None,
 ) -> None:
     """Run a suite: everything that the store does not hold yet. The same command again resumes."""
     from rub import api

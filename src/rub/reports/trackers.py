@@ -1,7 +1,7 @@
 """A run's numbers in an experiment tracker: one run per row and seed. A copy to look at; the records are the source."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from rub.errors import RubError, unknown
@@ -56,8 +56,8 @@ def _runs(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, float
             found.setdefault(row, {})["/".join(parts)] = record.value
     for (task, experiment, model, method, seed), metrics in found.items():
         settings = {"task": task, "model": model, "method": method, "seed": -1 if seed is None else seed}
-        experiments = result.suite.get("experiments", ())
-        asked = (item for item in experiments if (item["task"], item["name"]) == (task, experiment))
-        own: Mapping[str, Any] = (next(asked, {}).get("methods") or {}).get(method) or {}
+        experiments: list[dict[str, Any]] = result.suite.get("experiments", [])
+        asked = [item for item in experiments if (item["task"], item["name"]) == (task, experiment)]
+        own = asked[0]["methods"].get(method, {}) if asked else {}
         title = "-".join(str(part) for part in (task, experiment, method, seed) if part not in ("", None))
         yield title, {**settings, **{name: str(value) for name, value in own.items()}}, metrics
