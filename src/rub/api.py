@@ -291,7 +291,12 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
 
 
 def verify(
-    folder: Path, *, files: Mapping[str, Path] | None = None, store: Path | None = None, runtime: Runtime | None = None
+    folder: Path,
+    *,
+    files: Mapping[str, Path] | None = None,
+    store: Path | None = None,
+    runtime: Runtime | None = None,
+    zoo: Path | None = None,
 ) -> Iterator[Check]:
     """Score every witness of a result folder again, with forward passes only.
 
@@ -300,11 +305,12 @@ def verify(
         files: role (``original``, ``unlearned``) -> weights, where the store does not hold them.
         store: folder of stages; `default_store` when None.
         runtime: from `make_runtime`.
+        zoo: folder of published models that may hold the weights.
 
     Raises:
         RubError: no witnesses in the folder, or a file that is not there.
     """
-    return checks(folder, _sources(files, store, runtime))
+    return checks(folder, _sources(files, store, runtime, zoo))
 
 
 def submit(
@@ -314,6 +320,7 @@ def submit(
     files: Mapping[str, Path] | None = None,
     store: Path | None = None,
     runtime: Runtime | None = None,
+    zoo: Path | None = None,
 ) -> "list[RuleCheck]":
     """Check a result folder by the leaderboard's rules and, where all are kept, write a small copy to add to it.
 
@@ -323,13 +330,14 @@ def submit(
         files: as for `verify`.
         store: as for `verify`.
         runtime: from `make_runtime`.
+        zoo: as for `verify`; methods whose models it has are attacked again without the store.
 
     Raises:
         RubError: `out` is there already or cannot be written, or a file that is not there.
     """
     from rub.leaderboard.submit import submit as checked
 
-    return checked(folder, out, _sources(files, store, runtime))
+    return checked(folder, out, _sources(files, store, runtime, zoo))
 
 
 def report(
@@ -400,11 +408,13 @@ def _audit_modules(task: str, given: Mapping[str, Any]) -> "Report":
     return report
 
 
-def _sources(files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None) -> Sources:
+def _sources(
+    files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None, zoo: Path | None
+) -> Sources:
     runtime = runtime or make_runtime()
     place = store or default_store()
     for role, path in (files or {}).items():
         if not path.is_file():
             raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
     opened = Store(place) if place.is_dir() else None
-    return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size)
+    return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size, zoo=zoo)

@@ -350,3 +350,28 @@ def test_audits_of_the_models_that_ship(rub, tmp_path, method, verdict):
     )  # fmt: skip
     assert said.code == 0, said.err
     assert f"Verdict: {verdict}" in said.out
+
+
+# Published weights make a claim checkable.
+
+
+def test_witnesses_hold_with_the_published_weights_alone(zoo, tiny, tiny_out, tmp_path, rub):
+    claims = [path.stem for path in (tiny_out / "witnesses").glob("*.json")]
+    said = rub("verify", tiny_out, "--store", tmp_path / "none", "--zoo", zoo)
+    assert said.code == 0, said.out
+    assert " 0 files could not be checked" in said.out
+    assert len(claims) == 2
+    said = rub("verify", tiny_out, "--store", tmp_path / "none")
+    assert said.code == 3
+    own = zoo / NAME.removeprefix("zoo/") / "witnesses"
+    assert rub("verify", own, "--store", tmp_path / "none", "--zoo", zoo).code == 0
+
+
+def test_published_models_are_attacked_again_and_a_lowered_rate_is_found(zoo, tiny_out, tmp_path):
+    from rub.leaderboard.submit import attacked_again
+    from rub.witness.claims import Sources
+
+    [honest] = attacked_again(tiny_out, Sources(zoo=zoo))
+    assert (honest.reason, honest.more, honest.images) == ("", 0, 8)
+    [nowhere] = attacked_again(tiny_out, Sources(zoo=tmp_path))
+    assert "or its models with --zoo" in nowhere.reason

@@ -28,6 +28,7 @@ from rub.cli.options import (
     SUITE,
     TASK,
     UNLEARNED,
+    ZOO,
     console,
     given_weights,
     load_plugins,
@@ -228,6 +229,7 @@ def verify(
     original: ORIGINAL = None,
     unlearned: UNLEARNED = None,
     store: STORE = None,
+    zoo: ZOO = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
@@ -239,7 +241,7 @@ def verify(
     load_plugins(plugin)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     held = broken = changed = unchecked = 0
-    for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime):
+    for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime, zoo=zoo):
         held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
         changed += len(check.changed)
         for line in check.changed:

@@ -16,6 +16,7 @@ from rub.cli.options import (
     ORIGINAL,
     STORE,
     UNLEARNED,
+    ZOO,
     console,
     given_weights,
     parts,
@@ -51,6 +52,7 @@ def submit(
     original: ORIGINAL = None,
     unlearned: UNLEARNED = None,
     store: STORE = None,
+    zoo: ZOO = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
@@ -60,7 +62,7 @@ def submit(
 
     files = given_weights(original, unlearned)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
-    rules = api.submit(folder, out, files=files, store=store, runtime=runtime)
+    rules = api.submit(folder, out, files=files, store=store, runtime=runtime, zoo=zoo)
     for rule in rules:
         say(f"{'broken' if rule.problems else 'kept':<7} {rule.name}: {rule.asks}")
         for line in rule.problems[:5]:

@@ -86,6 +86,7 @@ class Sources:
         device: where to run.
         batch_size: images per forward pass.
         cache: data and models that several claims are about, read once.
+        zoo: folder of published models that may hold them, or None.
     """
 
     store: Store | None = None
@@ -94,6 +95,7 @@ class Sources:
     device: str = "cpu"
     batch_size: int = 256
     cache: Cache = field(default_factory=Cache)
+    zoo: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _contradictions(folder: Path) -> tuple[str, ...]:
 
 
 def model_file(witness: Witness, role: str, sources: Sources) -> Path:
-    """Weights of a role: the given file, or the store's, after comparing its SHA-256 with the claim's."""
+    """Weights of a role: the given file, the store's or a zoo's, after comparing its SHA-256 with the claim's."""
     wanted = witness.models.get(role)
     if wanted is None:
         raise RubError(f"the claim names no {role} model")
@@ -223,7 +225,13 @@ def model_file(witness: Witness, role: str, sources: Sources) -> Path:
         return given
     artifact = sources.store.find(wanted.kind, wanted.key) if sources.store is not None else None
     if artifact is None:
-        raise RubError(f"the {role} model is not in the store; give its weights with --{role}")
+        from rub.zoo.lookup import by_weights
+
+        found = None if sources.zoo is None else by_weights(sources.zoo, wanted.sha256)
+        if found is None:
+            place = "store" if sources.zoo is None else "store, nor in the zoo"
+            raise RubError(f"the {role} model is not in the {place}; give its weights with --{role}")
+        return found[0]
     if artifact.manifest["files"].get(wanted.file) != wanted.sha256:
         raise RubError(f"the store's {role} model has other weights than the claim is about (another SHA-256)")
     return artifact.file(wanted.file)

@@ -18,7 +18,7 @@ from rub.pipeline.runtime import Runtime
 from rub.tasks.classification.recover import Recovery, recover
 from rub.training.classifier import predict
 from rub.zoo.entry import ZooModel, read_model
-from rub.zoo.lookup import PREFIX, folder_of, load_model, models_in
+from rub.zoo.lookup import PREFIX, folder_of, load_model, models_in, original_of, root_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,7 @@ def attack_models(
         model = read_model(folder)
         if model.task != "classification":
             raise RubError(f"{model.name}: rub attack takes classifiers; this is a model of {model.task}")
-        before = load_model(original or str(_original(folder, model)))
+        before = load_model(original or str(original_of(root_of(folder, model), model)))
         after = load_model(str(folder))
         chosen = _eligible(before, _forgotten(model, runtime), images)
         found: dict[str, Recovery] = {}
@@ -122,15 +122,6 @@ def _folders(names: Sequence[str]) -> Iterator[Path]:
             yield from (folder for folder, model in models_in(place) if model.task == "classification")
         else:
             yield folder_of(name)
-
-
-def _original(folder: Path, model: ZooModel) -> Path:
-    wanted = model.model_copy(update={"method": "original", "seed": model.original, "original": model.original})
-    root = folder.parents[3] if folder.as_posix().endswith(model.place) else folder
-    for place in (wanted.place, wanted.model_copy(update={"original": 0}).place):
-        if (root / place).is_dir():
-            return root / place
-    raise RubError(f"{model.name}: its original is not beside it ({wanted.place}); give it with --original")
 
 
 def _forgotten(model: ZooModel, runtime: Runtime) -> Samples:

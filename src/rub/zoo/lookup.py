@@ -41,6 +41,37 @@ def models_in(root: Path) -> Iterator[tuple[Path, ZooModel]]:
         yield folder, model
 
 
+def by_weights(root: Path, sha256: str) -> tuple[Path, ZooModel] | None:
+    """File of weights with this SHA-256 in a zoo, and the facts of its model, all of whose files were compared.
+
+    Raises:
+        RubError: the zoo has one, and another of its files is not what it should be.
+    """
+    for folder, model in models_in(root):
+        if name := next((name for name, found in model.files.items() if found == sha256), None):
+            checked(folder)
+            return folder / name, model
+    return None
+
+
+def root_of(folder: Path, model: ZooModel) -> Path:
+    """Folder of the zoo that a model lies in; its own where it lies in none."""
+    return folder.parents[3] if folder.as_posix().endswith(model.place) else folder
+
+
+def original_of(root: Path, model: ZooModel) -> Path:
+    """Folder of the original that a model of a zoo was made from.
+
+    Raises:
+        RubError: it is not there.
+    """
+    wanted = model.model_copy(update={"method": "original", "seed": model.original})
+    for place in (wanted.place, wanted.model_copy(update={"original": 0}).place):
+        if (root / place).is_dir():
+            return root / place
+    raise RubError(f"{model.name}: its original is not beside it ({wanted.place}); give it with --original")
+
+
 def folder_of(name: str, where: str = "") -> Path:
     """Folder of a model: a name ``zoo/...``, a folder, or ``owner/name[@revision][:place]`` on the Hub.
 

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from rub.attacks.base import AttackContext
 from rub.config.hyperparameters import resolved
 from rub.config.suite import Protocol
+from rub.data.samples import ImageDataset
+from rub.data.selection import Selection
+from rub.data.sources import load_images
+from rub.data.spec import DatasetSpec
 from rub.data.splits import load_dataset
 from rub.errors import RubError
 from rub.pipeline.rng import seeded
@@ -22,8 +27,11 @@ from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attacks
 from rub.tasks.classification.stages import WEIGHTS, load_model
 from rub.witness.claims import Sources
+from rub.zoo.lookup import by_weights, original_of
+from rub.zoo.lookup import load_model as load_zoo_model
 
 _MODELS = ("unlearn", "train", "import", "initialise")
+_Models = tuple[nn.Module, nn.Module, ImageDataset]
 
 
 def reattack(
@@ -38,28 +46,23 @@ def reattack(
         probe: of any of its samples, which names the search, and that its models and data.
         protocol: of the record.
         seal: what seeds are drawn from; whoever seals a folder anew changes it.
-        sources: the store with weights and data.
+        sources: the store with weights and data, or a zoo with the weights.
 
     Raises:
-        RubError: the store lacks a part, or has other weights than the record names.
+        RubError: neither has all parts, or the store has other weights than the record names.
     """
-    store = sources.store
-    searched = store.find("attack", probe.partition(":")[0]) if store is not None else None
-    if store is None or searched is None:
-        raise RubError("its search is not in the store; give the store of the run with --store")
-    parts: Mapping[str, str] = searched.manifest["inputs"]
-    made = {role: _model(store, parts.get(role, "")) for role in ("original", "unlearned")}
-    if made["unlearned"].sha256(WEIGHTS) != record.weights_sha256:
-        raise RubError("the store's model has other weights than the record names")
-    data = store.find("data", parts.get("data", ""))
-    if data is None:
-        raise RubError("its data is not in the store")
+    models = _of_store(record, probe, sources.store)
+    if models is None:
+        models = _of_zoo(record, sources)
+    if models is None:
+        raise RubError(
+            "its search is not in the store; give the store of the run with --store, or its models with --zoo"
+        )
     plan, largest = protocol.attacks[record.attack], int(record.budget.partition("/")[0])
     runs = [resolved(ATTACKS.get(run.name, "classification"), run.parameters, record.attack) for run in plan.runs]
     functions = [(ATTACKS.get(run["name"], "classification").load(), run["parameters"]) for run in runs]
-    dataset, device = load_dataset(data), torch.device(sources.device)
+    original, unlearned, dataset, device = *models, torch.device(sources.device)
     samples = dataset.train.of_ids(torch.from_numpy(np.array(ids)))
-    original, unlearned = (load_model(made[role], dataset) for role in ("original", "unlearned"))
     target = make_target(original, unlearned, samples.images, samples.labels, sources.batch_size, device)
     runtime = Runtime(device=sources.device, batch_size=sources.batch_size)
     seed = int.from_bytes(sha256(f"{seal}/{record.key}".encode()).digest()[:4], "big")
@@ -86,6 +89,35 @@ def drawn(ids: Sequence[int], count: int, seal: str) -> NDArray[np.int64]:
     number = int.from_bytes(sha256(seal.encode()).digest()[:4], "big")
     order = torch.randperm(len(known), generator=seeded(number, "reattack")).numpy()
     return np.sort(known[order[:count]])
+
+
+def _of_store(record: Record, probe: str, store: Store | None) -> "_Models | None":
+    """Original, unlearned model and data of the stages that made a row; None where its search is not there."""
+    searched = store.find("attack", probe.partition(":")[0]) if store is not None else None
+    if store is None or searched is None:
+        return None
+    parts: Mapping[str, str] = searched.manifest["inputs"]
+    made = {role: _model(store, parts.get(role, "")) for role in ("original", "unlearned")}
+    if made["unlearned"].sha256(WEIGHTS) != record.weights_sha256:
+        raise RubError("the store's model has other weights than the record names")
+    data = store.find("data", parts.get("data", ""))
+    if data is None:
+        raise RubError("its data is not in the store")
+    dataset = load_dataset(data)
+    return load_model(made["original"], dataset), load_model(made["unlearned"], dataset), dataset
+
+
+def _of_zoo(record: Record, sources: Sources) -> "_Models | None":
+    """The same of published models; None where the zoo has not the weights that the record names."""
+    found = None if sources.zoo is None else by_weights(sources.zoo, record.weights_sha256)
+    if sources.zoo is None or found is None:
+        return None
+    file, model = found
+    before = original_of(sources.zoo, model)
+    spec = DatasetSpec.model_validate(model.data)
+    selection = Selection.of(spec.model_dump())
+    dataset = load_images(spec.name, sources.data_root, size=spec.size, selection=selection)
+    return load_zoo_model(str(before)), load_zoo_model(str(file.parent)), dataset
 
 
 def _model(store: Store, key: str) -> Artifact:

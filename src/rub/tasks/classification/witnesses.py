@@ -26,6 +26,7 @@ from rub.tasks.classification.stages import NETWORK, WEIGHTS
 from rub.training.classifier import predict
 from rub.witness.claims import Sources, Witness, model_file, write_witness
 from rub.witness.images import claimed_images, data_reference, image_sha256, model_reference
+from rub.zoo.lookup import by_weights
 
 CLAIM = "largest other logit minus that of the image's own class, of f_u(x + delta): below 0, it is recognised"
 SLACK = 1e-3  # of a logit: float32 sums differ between machines by far less
@@ -138,17 +139,24 @@ def _broken(
 
 
 def _check_network(witness: Witness, sources: Sources) -> None:
-    """Make sure that the claim's network, its normalisation above all, is the one that the store says it is."""
+    """Make sure that the claim's network, its normalisation above all, is the one that the store, or zoo, says it is."""
     named = witness.models.get("unlearned")
-    found = sources.store.find(named.kind, named.key) if sources.store is not None and named is not None else None
-    if found is None or NETWORK not in found.manifest["files"]:
+    if named is None:
         return
-    own, claimed = found.json(NETWORK), witness.settings.get("model")
+    found = None if sources.store is None else sources.store.find(named.kind, named.key)
+    where, own = "store", None
+    if found is not None and NETWORK in found.manifest["files"]:
+        own = found.json(NETWORK)
+    elif sources.zoo is not None and (published := by_weights(sources.zoo, named.sha256)) is not None:
+        where, own = "zoo", {n: v for n, v in published[1].network.items() if n not in ("channels", "size")}
+    if own is None:
+        return
+    claimed = witness.settings.get("model")
     facts = {name: value for name, value in own.items() if name != "classes"}
     if not isinstance(claimed, dict) or witness.settings.get("classes") != len(own["classes"]):
-        raise RubError("the claim's network is not the store's: another number of classes")
+        raise RubError(f"the claim's network is not the {where}'s: another number of classes")
     if wrong := sorted(name for name in {*facts, *claimed} if facts.get(name) != claimed.get(name)):
-        raise RubError(f"the claim's network is not the store's: another {printable(str(wrong[0]))[:40]}")
+        raise RubError(f"the claim's network is not the {where}'s: another {printable(str(wrong[0]))[:40]}")
 
 
 def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:

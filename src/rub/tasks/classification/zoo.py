@@ -1,5 +1,6 @@
 """Classifiers of a zoo: weights in one file, and the network that they are of."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from rub.zoo.entry import WEIGHTS, Shelf, ZooModel
 
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
     """Write a classifier's weights; its network with the images' channels and side."""
-    kind: torch.dtype = getattr(torch, dtype)
-    tensors = load_file(artifact.file(STORED))
-    made = {name: value.to(kind) if value.is_floating_point() else value for name, value in tensors.items()}
-    save_file(made, out / WEIGHTS)
+    file = artifact.file(STORED)
+    if dtype == "float32":
+        shutil.copyfile(file, out / WEIGHTS)  # the very bytes that were measured
+    else:
+        kind: torch.dtype = getattr(torch, dtype)
+        made = {name: value.to(kind) if value.is_floating_point() else value for name, value in load_file(file).items()}
+        save_file(made, out / WEIGHTS)
     channels, size, _ = load_dataset(inputs["data"]).train.shape
     return {**artifact.json(NETWORK), "channels": channels, "size": size}
 

@@ -1,5 +1,6 @@
 """Masked autoencoders of a zoo: one file of weights, whose header has their sizes."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,11 +24,14 @@ WEIGHTS = "mae.safetensors"  # not `model.safetensors`, which transformers would
 
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
     """Write an autoencoder's weights."""
-    kind: torch.dtype = getattr(torch, dtype)
     file = artifact.file(STORED)
-    with safe_open(file, "pt") as opened:
-        header = opened.metadata()
-    save_file({name: value.to(kind) for name, value in load_file(file).items()}, out / WEIGHTS, header)
+    if dtype == "float32":
+        shutil.copyfile(file, out / WEIGHTS)  # the very bytes that were measured
+    else:
+        kind: torch.dtype = getattr(torch, dtype)
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata()
+        save_file({name: value.to(kind) for name, value in load_file(file).items()}, out / WEIGHTS, header)
     return asdict(load_mae(file).config)
 
 
