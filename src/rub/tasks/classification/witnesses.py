@@ -139,7 +139,7 @@ def _broken(
 
 
 def _check_network(witness: Witness, sources: Sources) -> None:
-    """Make sure that the claim's network, its normalisation above all, is the one that the store, or zoo, says it is."""
+    """Make sure that the claim's network, its normalisation above all, is as the store, or the zoo, says."""
     named = witness.models.get("unlearned")
     if named is None:
         return
