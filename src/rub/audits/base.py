@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from rich.markup import escape
 
+from rub.audits import verdict_file
 from rub.config.hyperparameters import first_error
 from rub.config.suite import Experiment, Frozen, Suite
 from rub.errors import RubError
@@ -21,9 +22,9 @@ from rub.pipeline.runtime import Runtime
 from rub.pipeline.task import Task
 from rub.registry import DATASETS, load_target, task_of
 from rub.reports.grouping import budgets_of
-from rub.reports.result_folder import collect, prepare, write_result
+from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.reports.text import printable
-from rub.store.artifacts import Store
+from rub.store.artifacts import Store, file_sha256
 from rub.store.records import Record
 
 F = TypeVar("F")
@@ -141,6 +142,7 @@ class Audit(Generic[F]):
         figures: the numbers behind a verdict, from the measured rows at one budget.
         conclude: the verdict for them at this budget.
         told: the same numbers as lines of text.
+        limits: what a verdict of this task does not say, one sentence each.
         modules: target of the function that audits models in memory, with the arguments of `rub.audit` without a
             request; "" where models are audited from files only.
     """
@@ -150,6 +152,7 @@ class Audit(Generic[F]):
     figures: Callable[["Rows"], F]
     conclude: Callable[[F, str], Verdict]
     told: Callable[[F, str], Iterable[str]]
+    limits: tuple[str, ...] = ()
     modules: str = ""
 
 
@@ -191,8 +194,19 @@ def run_audit(
         outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)
     suite = Suite(name="audit", summary="an audit", experiments=(experiment,))
     result = collect(suite, [(experiment, graph)], outcomes)
+    report = _reported(result, experiment, task)
     if out is not None:
-        write_result(result, out, command)
+        checkpoints = {role: [file_sha256(file) for file in _read(path)] for role, path in models.weights.items()}
+        beside = verdict_file.files(report, experiment, checkpoints, audit_of(task.name).limits)
+        write_result(result, out, command, beside)
+    return report
+
+
+def _read(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _reported(result: Result, experiment: Experiment, task: Task) -> Report:
     budgets = budgets_of(result.records, main := experiment.protocol.main_attack)
     data = tuple(printable(line) for facts in result.data for line in facts.lines())
     if result.failures:

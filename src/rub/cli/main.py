@@ -22,6 +22,7 @@ from rub.cli.options import (
     ORIGINAL,
     PLUGIN,
     PROMPTS,
+    RETRAINED,
     SEEDS,
     SET,
     STORE,
@@ -228,6 +229,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out, or its witnesses/.")],
     original: ORIGINAL = None,
     unlearned: UNLEARNED = None,
+    retrained: RETRAINED = None,
     store: STORE = None,
     zoo: ZOO = None,
     data_root: DATA = None,
@@ -241,7 +243,8 @@ def verify(
     load_plugins(plugin)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     held = broken = changed = unchecked = 0
-    for check in api.verify(folder, files=given_weights(original, unlearned), store=store, runtime=runtime, zoo=zoo):
+    files = given_weights(original=original, unlearned=unlearned, retrained=retrained)
+    for check in api.verify(folder, files=files, store=store, runtime=runtime, zoo=zoo):
         held, broken, unchecked = held + check.held, broken + len(check.broken), unchecked + bool(check.reason)
         changed += len(check.changed)
         for line in check.changed:

@@ -27,12 +27,13 @@ PLUGIN = Annotated[
 ]
 ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
 UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
+RETRAINED = Annotated[Path | None, typer.Option(help="Weights of the retrained model, likewise.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-def given_weights(original: Path | None, unlearned: Path | None) -> dict[str, Path]:
+def given_weights(**given: Path | None) -> dict[str, Path]:
     """Weights that were given, by role."""
-    return {name: path for name, path in {"original": original, "unlearned": unlearned}.items() if path is not None}
+    return {role: path for role, path in given.items() if path is not None}
 
 
 def parts(text: str) -> list[str]:

@@ -60,7 +60,7 @@ def submit(
     """Check a result folder by the leaderboard's rules and write a small copy to add to it; exit 1 if one is broken."""
     from rub import api
 
-    files = given_weights(original, unlearned)
+    files = given_weights(original=original, unlearned=unlearned)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
     rules = api.submit(folder, out, files=files, store=store, runtime=runtime, zoo=zoo)
     for rule in rules:

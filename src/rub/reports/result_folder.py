@@ -151,8 +151,8 @@ def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: M
     )
 
 
-def write_result(result: Result, out: Path, command: str) -> Path:
-    """Write a result folder and return the path of its page."""
+def write_result(result: Result, out: Path, command: str, beside: Mapping[str, str] | None = None) -> Path:
+    """Write a result folder, with texts `beside` as further files, seal it, and return the path of its page."""
     from rub.reports.writing import write_report
 
     result = _published(result)
@@ -165,6 +165,8 @@ def write_result(result: Result, out: Path, command: str) -> Path:
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)
+        for name, text in (beside or {}).items():
+            (out / name).write_text(text, encoding="utf-8")
         data = [facts.model_dump(mode="json") for facts in result.data]
         seal_folder(out, {"command": command, "code_version": code_version(), "data": data})
         return page

@@ -16,8 +16,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 OWN = (
     "records.parquet", "records.json", "samples.parquet", "values.parquet", "curves.json", "suite.yaml", "stages.json",
-    "galleries.json", "hyperparameters.json", "verdict.txt", "submission.json", "tables", "figures", "witnesses",
-    "report",
+    "galleries.json", "hyperparameters.json", "verdict.json", "verdict.html", "verdict.txt", "submission.json",
+    "tables", "figures", "witnesses", "report",
 )  # fmt: skip
 """Files and folders that RUB writes into a result folder; what else lies there is not its own, and never read."""
 LATER = ("values.parquet",)

@@ -314,5 +314,11 @@ AUDIT = Audit(
     figures=figures_of,
     conclude=concluded,
     told=told,
+    limits=(
+        "It is about these images, this search and these budgets: another attack may bring back more.",
+        "It says whether a class is recognised, not whether single images were trained on (membership).",
+        "One pair of models was measured: another seed of the same method may leave more or less.",
+        "That nothing was found is no proof that nothing is left.",
+    ),
     modules="rub.tasks.classification.live:audit",
 )

@@ -115,5 +115,11 @@ AUDIT = Audit(
     figures=figures_of,
     conclude=conclude,
     told=told,
+    limits=(
+        "It is about these images and masks, this search and these budgets: another attack may bring back more.",
+        "A model may complete a class that it never saw: what comes back beyond the retrained model is what counts.",
+        "One pair of models was measured: another seed of the same method may leave more or less.",
+        "That nothing was found is no proof that nothing is left.",
+    ),
     modules="rub.tasks.inpainting.live:audit",
 )

@@ -158,4 +158,10 @@ AUDIT = Audit(
     figures=figures_of,
     conclude=conclude,
     told=told,
+    limits=(
+        "It is about these prompts, this search and this judge: other inputs may draw the concept.",
+        "Whether a picture shows the concept is said by a classifier, which is right as often as the figures say.",
+        "One pair of models was measured: another seed of the same method may leave more or less.",
+        "That nothing was found is no proof that nothing is left.",
+    ),
 )

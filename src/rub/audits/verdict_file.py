@@ -1,0 +1,75 @@
+"""An audit's verdict on paper: ``verdict.json`` for programs, ``verdict.html`` for people, one page that prints."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rub.pipeline.runtime import code_version
+from rub.reports.text import without_places
+
+if TYPE_CHECKING:
+    from rub.audits.base import Report
+    from rub.config.suite import Experiment
+
+SCHEMA_VERSION = 1
+JSON, PAGE = "verdict.json", "verdict.html"
+
+
+def files(
+    report: "Report", experiment: "Experiment", checkpoints: Mapping[str, Sequence[str]], limits: Sequence[str]
+) -> dict[str, str]:
+    """Texts of the two files.
+
+    Args:
+        report: of an audit.
+        experiment: what was measured.
+        checkpoints: role -> SHA-256 of the file that was read.
+        limits: what the verdict does not say.
+    """
+    facts = told(report, experiment, checkpoints, limits)
+    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=True, default=str)
+    return {JSON: f"{text}\n", PAGE: _page(facts)}
+
+
+def told(
+    report: "Report", experiment: "Experiment", checkpoints: Mapping[str, Sequence[str]], limits: Sequence[str]
+) -> dict[str, Any]:
+    """What ``verdict.json`` says: verdict, why, the figures behind it, N, both models, data, date, how to verify."""
+    own = [row for row in report.records if row.method == "unlearned" and row.value is not None]
+    weights = {row.method: row.weights_sha256 for row in report.records if row.weights_sha256}
+    models = {
+        role: {"checkpoint_sha256": list(checkpoints.get(role, ())), "weights_sha256": weights.get(role, "")}
+        for role in dict.fromkeys((*checkpoints, *weights))
+    }
+    figures = asdict(report.figures) if is_dataclass(report.figures) and not isinstance(report.figures, type) else None
+    given = " ".join(f"--{role} FILE" for role in checkpoints)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": report.verdict.name,
+        "why": [without_places(sentence) for sentence in report.verdict.why],
+        "task": experiment.task,
+        "protocol": experiment.protocol.name,
+        "budget": report.budget,
+        "samples": max((row.n for row in own if row.attack != "none"), default=0),
+        "forgotten": experiment.model_dump(mode="json").get("forget") or {},
+        "told": [without_places(line) for line in report.told],
+        "figures": figures,
+        "models": models,
+        "data": own[0].dataset if own else "",
+        "network": own[0].model if own else "",
+        "date": datetime.now(UTC).date().isoformat(),
+        "code_version": code_version(),
+        "verify": f"rub verify FOLDER {given}",
+        "does_not_say": list(limits),
+        "failures": [without_places(line) for line in report.failures],
+    }
+
+
+def _page(facts: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(loader=PackageLoader("rub.reports"), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return made.get_template("verdict.html.j2").render(**facts)
