@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rub.metrics.dose import DOSES
+from rub.metrics.dose import DOSE, DOSES
 from rub.registry import TASKS
-from rub.reports.grouping import Group, extracted, is_control, level
+from rub.reports.doses import dose_cell
+from rub.reports.grouping import Group, Place, board_of, extracted, is_control, level
 from rub.reports.table import Cell, Column
 from rub.reports.tables import Source
 from rub.reports.task_report import report_of
@@ -38,7 +39,9 @@ class BoardRow:
 class Board:
     """Rows that may be compared, of each experiment its controls, then its methods, then wrecks.
 
-    The most robust method is first, or, where single samples are forgotten, the one that is closest to retraining.
+    The method of which the least is left is first: by the dose-equivalent of what the input search finds, where dose
+    models were trained; else, and among equals, by what comes back after the largest search. Where single samples are
+    forgotten, the one that is closest to retraining.
     """
 
     task: str
@@ -67,6 +70,9 @@ def _board(task: str, dataset: str, protocol: str, scenario: str, parts: Sequenc
     reporting = report_of(task)
     columns = reporting.leaders([record for _, _, records, _ in parts for record in records], parts[0][3])
     wanted = (reporting.robustness.metric, reporting.robustness.split)
+    left = Place(reporting.left + DOSE, reporting.robustness.split, "none", "none")
+    if not scenario:
+        columns = [Column("dose left", "by input", left, "down", unit="%"), *columns]
     rows = [row for part in parts for row in _rows(part, columns, wanted)]
     used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]
     columns = [columns[k] for k in used]
@@ -77,10 +83,13 @@ def _board(task: str, dataset: str, protocol: str, scenario: str, parts: Sequenc
     else:
         ranked = [k for k, place in places if place[:2] == wanted and math.isfinite(level(place.budget))]
 
-    def rank(row: BoardRow) -> tuple[str, str, str, bool, bool, float]:
-        value = 0.0 if row.control else row.cells[ranked[-1]].value if ranked else None
+    dosed = [k for k, place in places if place == left]
+
+    def rank(row: BoardRow) -> tuple[str, str, str, bool, bool, tuple[float, ...]]:
         place = (row.group.model, row.page, row.group.experiment, not row.control)
-        return *place, bool(row.destroyed) and not row.control, math.inf if value is None else value
+        values = [row.cells[k].value for k in (*dosed, *ranked[-1:])]
+        order = () if row.control else tuple(math.inf if value is None else value for value in values)
+        return *place, bool(row.destroyed) and not row.control, order
 
     return Board(task, dataset, protocol, scenario, tuple(columns), tuple(sorted(rows, key=rank)))
 
@@ -94,6 +103,7 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
     records = [record for record in given if record.method != DOSES]
     table = Source(group, records, lambda shown, behind: (), "", "").table("board", "", columns)
     place = {column.place: k for k, column in enumerate(table.columns)}
+    board = board_of(records)
     seeds: dict[str, set[int]] = {}
     counts: dict[str, int] = {}
     for record in records:
@@ -102,8 +112,16 @@ def _rows(part: Part, columns: Sequence[Column], wanted: tuple[str, str]) -> Ite
             seeds.setdefault(name, set()).add(record.unlearn_seed or 0)
             if record.attack == main and (record.metric, record.split) == wanted:
                 counts[name] = max(counts.get(name, 0), record.n)
+    methods = {printable(record.method): record.method for record in records}
     wrecked = {printable(name): said for name, said in wrecks(records, report_of(group.task).utility).items()}
     for row in table.rows:
-        cells = tuple(row.cells[place[column.place]] if column.place in place else Cell(("-",)) for column in columns)
+        cells = tuple(
+            dose_cell(group, board, methods[row.label], column.place)
+            if column.place is not None and column.place.metric.endswith(DOSE)
+            else row.cells[place[column.place]]
+            if column.place in place
+            else Cell(("-",))
+            for column in columns
+        )
         own = (len(seeds.get(row.label, ())), counts.get(row.label, 0), wrecked.get(row.label, ""))
         yield BoardRow(page, group, row.label, is_control(row.label, group.task), cells, *own)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from rub.metrics.base import metrics_of
 from rub.metrics.dose import DOSE, DOSES, FLAT, SMALLEST, SPEARMAN, DoseEquivalent, Side, dose_of
-from rub.reports.grouping import Board, Place, anchor, board_of, is_control, level, row_order
+from rub.reports.grouping import Board, Group, Place, anchor, board_of, is_control, level, row_order
 from rub.reports.table import Cell, Column, Row, Table
 from rub.reports.tables import Source, label
 from rub.reports.text import printable, slug
@@ -56,7 +56,11 @@ def _equivalents(source: Source, board: Board, places: Sequence[Place], counted:
     ]
     methods = row_order((method for method, place in board if place.metric.endswith(DOSE)), task)
     rows = tuple(
-        Row(printable(method), is_control(method, task), tuple(_cell(source, board, method, c.place) for c in columns))
+        Row(
+            printable(method),
+            is_control(method, task),
+            tuple(dose_cell(source.group, board, method, c.place) for c in columns),
+        )
         for method in methods
     )
     notes = (
@@ -99,11 +103,12 @@ def _validity(source: Source, board: Board, places: Sequence[Place]) -> Table:
     return Table(_title(source, "validity"), title, columns, tuple(rows), notes, "metric")
 
 
-def _cell(source: Source, board: Board, method: str, place: Place | None) -> Cell:
+def dose_cell(group: Group, board: Board, method: str, place: Place | None) -> Cell:
+    """Cell of a row's dose-equivalent on one metric, with its interval; "-" where it has none."""
     found = board.get((method, place), ()) if place is not None else ()
     if place is None or not found:
         return Cell(("-",))
-    record, link = found[0], anchor(source.group, method, place)
+    record, link = found[0], anchor(group, method, place)
     if record.value is None:
         return Cell(("failed" if record.status == "failed" else "n/a",), note=printable(record.reason), anchor=link)
     low, high = (record.value if end is None else end for end in (record.ci_low, record.ci_high))

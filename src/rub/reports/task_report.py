@@ -81,6 +81,8 @@ class TaskReport:
         success: what the success figure shows the share of.
         forgotten: what is attacked, for the legend beside `beside`.
         together: whether one table shows all experiments of a suite.
+        left: metric of the same split as `robustness` that says what the input search finds left: where dose models
+            were trained, leaderboards rank by its dose-equivalent; "": by `robustness` after the largest search.
         closest: metric that is small where a model is close to the retrained one; where single samples are forgotten,
             leaderboards rank by it.
     """
@@ -102,6 +104,7 @@ class TaskReport:
     success: str = "share of forget images recovered"
     forgotten: str = "forget images"
     together: bool = False
+    left: str = ""
     closest: str = ""
 
     def tables_of(self, records: Sequence[Record], keys: Mapping[str, str], mains: Mains | None = None) -> list[Table]:

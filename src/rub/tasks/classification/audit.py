@@ -288,7 +288,7 @@ def told(figures: Figures | SampleFigures, budget: str) -> Iterator[str]:
         yield _line(f"UA, {attack} at {at}, unlearned", percent(rate))
     for at, rate in figures.corrupted.items():
         yield _line(f"UA, {at}, unlearned", percent(rate))
-    own, other = (f"{2**mean.value:.2g}/255" for mean in (contrast.own, contrast.other))
+    own, other = (f"{2**mean.value:.3g}/255" for mean in (contrast.own, contrast.other))
     yield _line("radius (geometric mean)", f"own class {own}", f"another class {other}")
     chosen = contrast.selectivity
     yield _line("selectivity, log2(other / own)", f"{chosen.value:+.2f} ({chosen.low:+.2f} to {chosen.high:+.2f})")
