@@ -74,12 +74,14 @@ def run(
     batch_size: BATCH = 256,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
     plugin: PLUGIN = None,
+    tables: Annotated[str, typer.Option(help="Tables to print: main (the first of each page), all or none.")] = "main",
     log: Annotated[str | None, typer.Option(help="Copy the numbers to wandb, trackio, mlflow or tensorboard.")] = None,
 ) -> None:
     """Run a suite: everything that the store does not hold yet. The same command again resumes."""
     from rub import api
     from rub.pipeline.execution import limit_memory
     from rub.pipeline.progress import Display, clock
+    from rub.reports.digest import digest
     from rub.reports.render import to_rich
     from rub.reports.text import printable
     from rub.reports.trackers import check_tracker, log_result
@@ -89,6 +91,8 @@ def run(
     runtime = api.make_runtime(
         data_root=data_root, device=device, batch_size=batch_size, checkpoint_seconds=60 * checkpoint, compile=compile_
     )
+    if tables not in ("main", "all", "none"):
+        raise RubError(f"--tables {tables}: should be main, all or none")
     if log is not None:
         check_tracker(log)
     if max_memory is not None:
@@ -108,11 +112,13 @@ def run(
     )
     if log is not None:
         say(f"{log}: {log_result(result, log)} runs")
-    for _, _, tables in result.pages:
-        for table in tables:
+    for _, _, made in result.pages:
+        for table in made[: {"main": 1, "none": 0}.get(tables, len(made))]:
             screen.print(to_rich(table))
     for line in dict.fromkeys(line for facts in result.data for line in facts.lines()):
         say(printable(line))
+    for line in digest(result):
+        say(line)
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
         f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
