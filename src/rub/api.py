@@ -111,6 +111,7 @@ def run(
     *,
     store: Path | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     runtime: Runtime | None = None,
     engine: str = "inline",
     ray_address: str | None = None,
@@ -128,6 +129,7 @@ def run(
         store: folder of stages; `default_store` when None.
         out: result folder: ``records.parquet``, ``records.json``, ``samples.parquet``, ``tables/``, ``figures/``,
             ``report/index.html``, ``suite.yaml``.
+        overwrite: whether the run of another suite in that folder may be replaced.
         runtime: from `make_runtime`.
         engine: ``"inline"``: stages one after the other; ``"ray"``: as tasks of Ray, on one machine or many.
         ray_address: a Ray cluster to join; with None, Ray is started here with `workers` cores.
@@ -150,7 +152,7 @@ def run(
     runtime = runtime or make_runtime()
     display = display or Display(Console(), quiet=True)
     if out is not None:
-        prepare(out)
+        prepare(out, suite.name, overwrite=overwrite)
     plans = plan(suite, runtime)
     stages = [stage for _, graph in plans for stage in graph.stages]
     opened = Store(store or default_store())
@@ -225,6 +227,7 @@ def audit(
     runtime: Runtime | None = None,
     display: Display | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     command: str = "",
     **fields: Any,
 ) -> "Report": ...
@@ -260,8 +263,8 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
             request, `rub.tasks.classification.audit.ClassificationAudit` or that of another task. None: models in
             memory.
         given: with a request also `store` (folder of stages; `default_store` when None), `runtime` (from
-            `make_runtime`), `display` (shows progress), `out` (result folder to write, as `run` does) and `command`
-            (what the user typed, for "how to reproduce").
+            `make_runtime`), `display` (shows progress), `out` and `overwrite` (result folder to write, as `run` does)
+            and `command` (what the user typed, for "how to reproduce").
 
     Raises:
         RubError: a missing or wrong model, class or data set.
@@ -276,7 +279,7 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
 
     if request is None or (isinstance(request, str) and callable(given.get("original"))):
         return _audit_modules(request or "classification", given)
-    how = {name: given.pop(name, None) for name in ("store", "runtime", "display", "out")}
+    how = {name: given.pop(name, None) for name in ("store", "runtime", "display", "out", "overwrite")}
     command = given.pop("command", "")
     asked = audit_of(request).request(**given) if isinstance(request, str) else request
     return run_audit(
@@ -286,6 +289,7 @@ def audit(request: "AuditRequest | str | None" = None, /, **given: Any) -> "Repo
         runtime=how["runtime"] or make_runtime(),
         display=how["display"] or Display(Console(), quiet=True),
         out=how["out"],
+        overwrite=bool(how["overwrite"]),
         command=command,
     )
 

@@ -639,3 +639,18 @@ for request in [["--help"], ["run", "--help"], *(["list", what] for what in {LIS
     assert not heavy, (request, heavy)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.slow
+def test_the_folder_of_another_suite_is_replaced_only_when_asked(rub, tiny, tmp_path):
+    out = tmp_path / "out"
+    assert rub("run", tiny.path, "--store", tiny.store, "--out", out, "--tables", "none").code == 0
+    assert rub("run", tiny.path, "--store", tiny.store, "--out", out, "--tables", "none").code == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(tiny.path.read_text(encoding="utf-8").replace("name: tiny", "name: mine", 1), encoding="utf-8")
+    said = rub("run", other, "--store", tiny.store, "--out", out)
+    assert said.code == 2
+    assert "holds a run of the suite 'tiny'; give another folder, or --overwrite" in said.err
+    assert "name: tiny" in (out / "suite.yaml").read_text(encoding="utf-8")
+    assert rub("run", other, "--store", tiny.store, "--out", out, "--overwrite", "--tables", "none").code == 0
+    assert "name: mine" in (out / "suite.yaml").read_text(encoding="utf-8")

@@ -64,6 +64,7 @@ class Verdict:
     why: tuple[str, ...]
 
 
+AUDIT_SUITE = "audit"  # name of the suite that an audit's folder holds
 Rule = tuple[bool, VerdictName, tuple[str, ...]]
 MOVING = "the search was still improving when it stopped: run a protocol with more steps (rub list protocols)"
 ALONE = "no retrained model was given, so residuals are judged without a reference"
@@ -178,6 +179,7 @@ def run_audit(
     runtime: Runtime,
     display: Display,
     out: Path | None = None,
+    overwrite: bool = False,
     command: str = "",
 ) -> Report:
     """Measure models under an experiment's protocol and conclude, see `conclude`.
@@ -185,14 +187,14 @@ def run_audit(
     A large budget recovers everything and steers everything alike, so a residual may show at a smaller one only.
     """
     if out is not None:
-        prepare(out)
+        prepare(out, AUDIT_SUITE, overwrite=overwrite)
     task: Task = task_of(experiment.task)
     graph = task.graph(experiment, runtime.data_root, models).graph()
     with display:
         for note in graph.notes:
             display.note(f"note: {note}")
         outcomes = run_inline(list(graph.stages), {task.name: task}, Store(store), runtime, display)
-    suite = Suite(name="audit", summary="an audit", experiments=(experiment,))
+    suite = Suite(name=AUDIT_SUITE, summary="an audit", experiments=(experiment,))
     result = collect(suite, [(experiment, graph)], outcomes)
     report = _reported(result, experiment, task)
     if out is not None:

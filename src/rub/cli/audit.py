@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from rub.cli.options import BATCH, DATA, DEVICE, PLUGIN, STORE, console, load_plugins, say
+from rub.cli.options import BATCH, DATA, DEVICE, OVERWRITE, PLUGIN, STORE, console, load_plugins, say
 from rub.errors import RubError
 from rub.registry import METRICS, TASKS
 
@@ -64,6 +64,7 @@ def _function(request: "type[AuditRequest]") -> Any:
         device: DEVICE = "auto",
         batch_size: BATCH = 256,
         plugin: PLUGIN = None,
+        overwrite: OVERWRITE = False,
         **given: Any,
     ) -> None:
         from rub import api
@@ -79,6 +80,7 @@ def _function(request: "type[AuditRequest]") -> Any:
             runtime=api.make_runtime(data_root=data_root, device=device, batch_size=batch_size),
             display=Display(console()),
             out=out,
+            overwrite=overwrite,
             command=api.reproducible(sys.argv[1:]),
         )
         for line in lines(report):

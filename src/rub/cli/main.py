@@ -20,6 +20,7 @@ from rub.cli.options import (
     JSON,
     METHODS,
     ORIGINAL,
+    OVERWRITE,
     PLUGIN,
     PROMPTS,
     RETRAINED,
@@ -74,6 +75,7 @@ def run(
     batch_size: BATCH = 256,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile networks: minutes once, then faster.")] = False,
     plugin: PLUGIN = None,
+    overwrite: OVERWRITE = False,
     tables: Annotated[str, typer.Option(help="Tables to print: main (the first of each page), all or none.")] = "main",
     log: Annotated[str | None, typer.Option(help="Copy the numbers to wandb, trackio, mlflow or tensorboard.")] = None,
 ) -> None:
@@ -107,6 +109,7 @@ def run(
         workers=workers,
         plugins=plugin or (),
         out=out,
+        overwrite=overwrite,
         display=display,
         command=api.reproducible(sys.argv[1:]),
     )

@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rub.config.documents import write_yaml
+from rub.config.documents import read_yaml_file, write_yaml
 from rub.config.suite import Experiment, Suite
 from rub.data.facts import DataFacts, facts_of, placed
 from rub.errors import RubError
@@ -19,7 +20,7 @@ from rub.pipeline.runtime import code_version
 from rub.reports import lineage
 from rub.reports.folders import delete_files
 from rub.reports.lineage import StageFacts
-from rub.reports.text import free_name, placeless, without_places
+from rub.reports.text import free_name, placeless, printable, without_places
 from rub.store.artifacts import Artifact
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
 from rub.store.manifest import seal_folder
@@ -79,12 +80,20 @@ class Result:
         return sampled(self.records, rows_of(self.samples), rows_of(self.values))
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, suite: str, *, overwrite: bool = False) -> None:
     """Make sure that a result folder can be written, before hours are spent; what is in it stays until there is better.
 
     Raises:
-        RubError: it is a file, or cannot be written.
+        RubError: it is a file, cannot be written, or holds the run of another suite and may not be overwritten.
     """
+    known = None
+    with suppress(RubError, OSError):
+        known = read_yaml_file(out / "suite.yaml", "suite.yaml")
+    held = known.get("name") if isinstance(known, dict) else None
+    if isinstance(held, str) and held != suite and not overwrite:
+        raise RubError(
+            f"--out {out}: holds a run of the suite '{printable(held)[:60]}'; give another folder, or --overwrite"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "suite.yaml").touch()
