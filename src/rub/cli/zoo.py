@@ -124,7 +124,7 @@ def attack(
 ) -> None:
     """Run attacks against models of a zoo, all on the same images at the same budgets, and print their rows."""
     from rub import api
-    from rub.zoo.attacks import attack_models, tables
+    from rub.tasks.classification.attack_zoo import attack_models, tables
 
     added = [entry.name for entry in load_plugins(plugin) if entry.task == "classification"]
     runtime = api.make_runtime(data_root=data_root, device=device)
