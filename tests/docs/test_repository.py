@@ -28,7 +28,8 @@ def test_links_lead_somewhere(path):
         if not re.match(r"https?:|mailto:", target):
             file, _, anchor = target.partition("#")
             place = (path.parent / file) if file else path
-            heads = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE) if place.is_file() else []
+            words = place.read_text(encoding="utf-8") if place.suffix == ".md" and place.is_file() else ""
+            heads = re.findall(r"^#+ (.*)$", words, re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
             if not place.exists() or (anchor and place.suffix == ".md" and anchor not in slugs):
                 lost.append(target)
