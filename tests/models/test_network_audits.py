@@ -8,7 +8,7 @@ import torch
 from rub.data.sources import load_images
 from rub.errors import RubError
 from rub.models.network import build_network, head
-from rub.tasks.classification.witnesses import _refuse_huge
+from rub.tasks.classification.witnesses import refuse_huge
 from rub.training.context import TrainContext
 
 pytestmark = pytest.mark.slow
@@ -124,6 +124,6 @@ def test_a_folder_of_transformers_and_its_witnesses(make, rub, audit, tmp_path):
     check = rub("verify", tmp_path / "results", "--store", tmp_path / "store")
     assert check.code == 0 and "witnesses held, 0 not held, 0 files could not be checked" in check.out
     with pytest.raises(RubError, match="more than any network"):
-        _refuse_huge({"config": {"depths": [2, 10**9]}})
+        refuse_huge({"config": {"depths": [2, 10**9]}})
     with pytest.raises(RubError, match="more than any network"):
-        _refuse_huge({"config": {"hidden_size": 10**9}})
+        refuse_huge({"config": {"hidden_size": 10**9}})

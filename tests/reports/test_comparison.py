@@ -73,7 +73,7 @@ def test_settings_that_changed_are_named(run):
     suite["experiments"][0]["training"]["lr"] = 0.3
     suite["experiments"][0]["methods"]["rl"] = {"epochs": 2}
     found = {path: values for path, *values in compare(run, replace(run, suite=suite)).settings}
-    assert found == {"training.lr": [0.1, 0.3], "methods.rl.epochs": [None, 2]}
+    assert found == {"classification.training.lr": [0.1, 0.3], "classification.methods.rl.epochs": [None, 2]}
 
 
 def test_the_command(tiny_out, rub):

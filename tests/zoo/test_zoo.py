@@ -19,6 +19,7 @@ from rub.zoo.entry import CONFIG, WEIGHTS, ZooModel, checked, read_model
 from rub.zoo.lookup import folder_of, models_in
 from rub.zoo.publish import publish, upload
 
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
 NAME = "zoo/digits/resnet10-w2/ft/0"
 
 
@@ -150,6 +151,23 @@ ODD = {
     "a link": (linked, "is a link"),
     "a pickle": (lambda folder: (folder / "model.pkl").write_bytes(b"\x80\x04."), "could run code"),
     "code": (lambda folder: (folder / "modeling.py").write_text("1"), "could run code"),
+    "code further down": (
+        lambda folder: ((folder / "sub").mkdir(), (folder / "sub" / "net.py").touch()),
+        "could run code",
+    ),
+    "a file that is not named": (lambda folder: (folder / "more.json").write_text("{}"), "is not among the files"),
+    "weights that are not named": (
+        lambda folder: ((folder / "x.txt").write_text(""), rewritten(folder, files={"x.txt": EMPTY})),
+        "does not name model.safetensors",
+    ),
+    "many names of one file": (
+        lambda folder: rewritten(folder, files={f"a{'/.' * n}/b.json": "0" * 64 for n in (1, 2, 3)}),
+        "plain name",
+    ),
+    "images of no size": (network(size=0), "images of 1 x 0 x 0"),
+    "images of a million pixels a side": (network(size=10**6), "images of 1 x 1000000"),
+    "a name that is no text": (network(arch=["a"]), "unknown classification network"),
+    "nothing of the network": (lambda folder: rewritten(folder, network={}), "lacks or misstates"),
     "another class count": (fewer_classes, "another architecture"),
     "another width": (network(width=3), "another architecture"),
     "no width": (network(width="wide"), "network"),
@@ -204,6 +222,32 @@ def test_an_unknown_name_is_one_line(zoo, monkeypatch, name, says):
         folder_of(name)
 
 
+def test_the_hubs_cache_of_links_is_read(zoo, tmp_path, monkeypatch):
+    """Its files are links to blobs that lie beside them."""
+    repository = tmp_path / "models--someone--zoo"
+    place = repository / "snapshots" / "0a1b" / NAME.removeprefix("zoo/")
+    (repository / "blobs").mkdir(parents=True)
+    place.mkdir(parents=True)
+    for number, name in enumerate((CONFIG, WEIGHTS)):
+        shutil.copyfile(zoo / NAME.removeprefix("zoo/") / name, repository / "blobs" / str(number))
+        (place / name).symlink_to(repository / "blobs" / str(number))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda **given: str(place.parents[3]))
+    assert api.load_model("someone/zoo:digits/resnet10-w2/ft/0") is not None
+    (place / WEIGHTS).unlink()
+    (place / WEIGHTS).symlink_to(zoo / NAME.removeprefix("zoo/") / WEIGHTS)
+    with pytest.raises(RubError, match=f"{WEIGHTS} is a link"):
+        api.load_model("someone/zoo:digits/resnet10-w2/ft/0")
+
+
+def test_a_folder_of_ones_own_that_is_called_zoo_is_that_folder(zoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = Path(shutil.copytree(zoo, tmp_path / "zoo"))
+    assert folder_of(NAME) == Path(NAME)
+    longer(mine / NAME.removeprefix("zoo/"))
+    with pytest.raises(RubError, match="another SHA-256"):
+        api.load_model(NAME)
+
+
 def test_a_hub_repository_is_fetched_at_its_revision(zoo, monkeypatch):
     asked = []
 
@@ -218,7 +262,7 @@ def test_a_hub_repository_is_fetched_at_its_revision(zoo, monkeypatch):
     assert asked[0]["revision"] == "v1"
 
 
-def test_upload_is_of_the_whole_folder_and_its_failures_are_one_line(zoo, monkeypatch):
+def test_upload_is_of_the_models_alone_and_its_failures_are_one_line(zoo, monkeypatch):
     did = []
 
     class Api:
@@ -226,18 +270,19 @@ def test_upload_is_of_the_whole_folder_and_its_failures_are_one_line(zoo, monkey
             did.append(name)
 
         def upload_folder(self, **given):
-            did.append(given["folder_path"])
+            did.extend((given["folder_path"], given["allow_patterns"]))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert upload(zoo, "me/zoo") == "https://huggingface.co/me/zoo"
-    assert did == ["me/zoo", str(zoo)]
+    one = read_model(zoo / NAME.removeprefix("zoo/"))
+    assert upload(zoo, [one], "me/zoo") == "https://huggingface.co/me/zoo"
+    assert did == ["me/zoo", str(zoo), ["digits/resnet10-w2/ft/0/**"]]  # and nothing else that lies in the folder
 
     def refused(self, name, **given):
         raise ValueError("401: no\nlonger text")
 
     monkeypatch.setattr(Api, "create_repo", refused)
     with pytest.raises(RubError, match=r"--push me/zoo: ValueError: 401: no; log in") as error:
-        upload(zoo, "me/zoo")
+        upload(zoo, [one], "me/zoo")
     assert "\n" not in str(error.value)
 
 
@@ -365,6 +410,50 @@ def test_witnesses_hold_with_the_published_weights_alone(zoo, tiny, tiny_out, tm
     assert said.code == 3
     own = zoo / NAME.removeprefix("zoo/") / "witnesses"
     assert rub("verify", own, "--store", tmp_path / "none", "--zoo", zoo).code == 0
+
+
+def test_other_weights_beside_the_claimed_file_are_not_attacked(zoo, tiny_out, tmp_path):
+    """The file that the records name lies there under another name, and a model that forgot more under its own."""
+    from rub.leaderboard.submit import attacked_again
+    from rub.witness.claims import Sources
+
+    forged = Path(shutil.copytree(zoo, tmp_path / "zoo"))
+    folder, other = forged / NAME.removeprefix("zoo/"), forged / "digits/resnet10-w2/retrain/0"
+    shutil.copyfile(folder / WEIGHTS, folder / "claimed.safetensors")
+    shutil.copyfile(other / WEIGHTS, folder / WEIGHTS)
+    names = (WEIGHTS, "claimed.safetensors")
+    rewritten(folder, files={name: file_sha256(folder / name) for name in names})
+    [found] = attacked_again(tiny_out, Sources(zoo=forged))
+    assert found.images == 0
+    original = forged / "digits/resnet10-w2/original/0"
+    shutil.rmtree(folder)
+    shutil.copytree(zoo / NAME.removeprefix("zoo/"), folder)
+    shutil.copyfile(other / WEIGHTS, original / WEIGHTS)
+    rewritten(original)
+    [found] = attacked_again(tiny_out, Sources(zoo=forged))
+    assert "the zoo's original has other weights than the records' original" in found.reason
+
+
+def test_audits_take_what_the_user_says(zoo, tmp_path, monkeypatch):
+    from rub.zoo.audits import with_facts
+
+    original = str(zoo / "digits/resnet10-w2/original/0")
+    roles = ("original", "unlearned", "retrained")
+    made = with_facts({"original": original, "unlearned": original, "width": 8, "stem": "cifar"}, roles)
+    assert (made["width"], made["arch"], made["forget_classes"]) == (8, "resnet10", [0])
+    monkeypatch.chdir(original)
+    assert with_facts({"original": original, "unlearned": original, "retrained": None}, roles)["retrained"] is None
+    one = Path(shutil.copytree(original, tmp_path / "one"))
+    rewritten(one, forget={"fraction": 0.1, "seed": 0})
+    assert "forget_classes" not in with_facts({"original": str(one), "unlearned": original}, roles)
+    (one / "net.py").write_text("print('ran')", encoding="utf-8")
+    rewritten(one, network={**read_model(one).network, "arch": f"{one}/net.py:build"})
+    with pytest.raises(RubError, match="could run code"):
+        with_facts({"original": str(one), "unlearned": original}, roles)
+    (one / "net.py").rename(tmp_path / "net.py")
+    rewritten(one, network={**read_model(one).network, "arch": f"{tmp_path}/net.py:build"})
+    with pytest.raises(RubError, match="is code"):
+        with_facts({"original": str(one), "unlearned": original}, roles)
 
 
 def test_published_models_are_attacked_again_and_a_lowered_rate_is_found(zoo, tiny_out, tmp_path):

@@ -1,13 +1,14 @@
 """An audit's verdict on paper: ``verdict.json`` for programs, ``verdict.html`` for people, one page that prints."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rub.pipeline.runtime import code_version
-from rub.reports.text import without_places
+from rub.reports.text import placeless, without_places
 
 if TYPE_CHECKING:
     from rub.audits.base import Report
@@ -29,7 +30,7 @@ def files(
         limits: what the verdict does not say.
     """
     facts = told(report, experiment, checkpoints, limits)
-    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=True, default=str)
+    text = json.dumps(_finite(facts), indent=1, sort_keys=True, default=str)
     return {JSON: f"{text}\n", PAGE: _page(facts)}
 
 
@@ -53,7 +54,7 @@ def told(
         "protocol": experiment.protocol.name,
         "budget": report.budget,
         "samples": max((row.n for row in own if row.attack != "none"), default=0),
-        "forgotten": experiment.model_dump(mode="json").get("forget") or {},
+        "forgotten": placeless(experiment.model_dump(mode="json").get("forget") or {}),
         "told": [without_places(line) for line in report.told],
         "figures": figures,
         "models": models,
@@ -65,6 +66,15 @@ def told(
         "does_not_say": list(limits),
         "failures": [without_places(line) for line in report.failures],
     }
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without NaN or infinity, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _page(facts: Mapping[str, Any]) -> str:

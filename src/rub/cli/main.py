@@ -113,8 +113,6 @@ def run(
         display=display,
         command=api.reproducible(sys.argv[1:]),
     )
-    if log is not None:
-        say(f"{log}: {log_result(result, log)} runs")
     for _, _, made in result.pages:
         for table in made[: {"main": 1, "none": 0}.get(tables, len(made))]:
             screen.print(to_rich(table))
@@ -132,6 +130,8 @@ def run(
         say(f"Results: {out}   Page: {out / 'report' / 'index.html'}", markup=True)
     for reason in result.failures:
         say(f"failed: {reason}")
+    if log is not None:
+        say(f"{log}: {log_result(result, log)} runs")
     if result.failures:
         raise typer.Exit(3)
 

@@ -72,7 +72,10 @@ def gc(
                 opened.forget_partial(key)
     halves = list(left_behind(opened))
     for place, _ in halves if yes else ():
-        shutil.rmtree(place, ignore_errors=True)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
     size = (sum(size for _, _, size in found) + sum(size for _, size in halves)) / 2**20
     said = "deleted" if yes else "would be deleted; --yes does it"
     more = f" and {len(halves)} that were never finished" if halves else ""

@@ -8,6 +8,7 @@ import typer
 
 from rub.cli.options import DATA, DEVICE, JSON, PLUGIN, STORE, console, load_plugins, parts, say
 from rub.errors import RubError
+from rub.registry import ATTACKS
 
 zoo_app = typer.Typer(help="Models behind the numbers: list, copy and check them.", no_args_is_help=True)
 ZOO = Annotated[Path | None, typer.Option("--zoo", help="Folder of a zoo; what ships with RUB otherwise.")]
@@ -35,7 +36,7 @@ def list_(zoo: ZOO = None, as_json: JSON = False) -> None:
     say(f"{len(found)} models")
 
 
-@zoo_app.command(epilog="Example: rub zoo get zoo/digits/resnet10-w8/salun/0 --out salun")
+@zoo_app.command(epilog="Example: rub zoo get zoo/digits/resnet10-w4/salun/0 --out salun")
 def get(
     name: Annotated[str, typer.Argument(help="zoo/DATASET/NETWORK/METHOD/SEED, a folder, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to copy it to.")],
@@ -51,7 +52,7 @@ def get(
     try:
         out.mkdir(parents=True)
         for file in ("config.json", "README.md", *model.files):
-            if (folder / file).is_file():
+            if (folder / file).is_file() and (file in model.files or not (folder / file).is_symlink()):
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / file, out / file)
     except OSError as error:
@@ -66,11 +67,11 @@ def verify(
 ) -> None:
     """Check models: files by their SHA-256, weights that fit, outputs that are finite; exit 1 if one fails."""
     from rub.zoo.check import problem
-    from rub.zoo.lookup import folder_of, models_in, roots
+    from rub.zoo.lookup import folder_of, folders_in, roots
 
     folders = [folder_of(name) for name in names or ()]
     if not names:
-        folders = [folder for root in ([zoo] if zoo else roots()) for folder, _ in models_in(root)]
+        folders = [folder for root in ([zoo] if zoo else roots()) for folder in folders_in(root)]
     bad = 0
     for folder in folders:
         if found := problem(folder):
@@ -109,7 +110,7 @@ def publish(
         say(model.name)
     say(f"{len(made)} models: {out}")
     if push is not None:
-        say(upload(out, push))
+        say(upload(out, made, push))
 
 
 def attack(
@@ -126,7 +127,7 @@ def attack(
     from rub import api
     from rub.tasks.classification.attack_zoo import attack_models, tables
 
-    added = [entry.name for entry in load_plugins(plugin) if entry.task == "classification"]
+    added = [entry.name for entry in load_plugins(plugin) if ATTACKS.owns(entry, "classification")]
     runtime = api.make_runtime(data_root=data_root, device=device)
     try:
         levels = [int(level) for level in parts(budgets)]
@@ -140,5 +141,5 @@ def attack(
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command(epilog="Example: rub publish rub-out --out zoo")(publish)
-    app.command(epilog="Example: rub attack zoo/digits/resnet10-w8/ft/0 --plugin my_attack.py")(attack)
+    app.command(epilog="Example: rub attack zoo/digits/resnet10-w4/ft/0 --plugin my_attack.py")(attack)
     app.add_typer(zoo_app, name="zoo")

@@ -21,6 +21,8 @@ from rub.registry import CONTROLS, Entry
 from rub.reports.consistency import HASH
 from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
+from rub.reports.lineage import NAME as STAGES
+from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
@@ -188,10 +190,15 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
                 yield Reattack(*where, reason="only of classification, with samples and the protocol of its suite")
                 continue
             samples = told.take(place)
-            claimed = dict(zip(samples["sample_id"].to_pylist(), samples["recovered"].to_pylist(), strict=True))
+            claimed, clean = (
+                dict(zip(samples["sample_id"].to_pylist(), samples[name].to_pylist(), strict=True))
+                for name in ("recovered", "clean")
+            )
             ids = drawn(list(claimed), REATTACKED, seal)
+            before = np.array([clean[identity] for identity in ids.tolist()])
+            originals = {row.weights_sha256 for row in records if row.method == "original"}
             try:
-                hit = reattack(record, ids, samples["probe"][0].as_py(), protocol, seal, sources)
+                hit = reattack(record, ids, before, samples["probe"][0].as_py(), protocol, seal, sources, originals)
             except RubError as error:
                 yield Reattack(*where, reason=str(error))
                 continue
@@ -213,6 +220,8 @@ def _lowered(reattacks: Iterable[Reattack]) -> Iterator[str]:
 def _parts(folder: Path, found: ResultFolder) -> Iterator[str]:
     """What is missing, without which numbers could not be compared with their parts."""
     yield from (f"{name} is missing" for name in _NEEDED if not (folder / name).is_file())
+    if (folder / STAGES).is_file() and not read_stages(folder):
+        yield f"{STAGES} says nothing"
     bare = [record for record in found.records if not HASH.fullmatch(record.key)]
     if bare:
         yield f"{len(bare)} records without the key of the stage that measured them"

@@ -10,7 +10,6 @@ import io
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -149,8 +148,9 @@ class Checkpointer:
                 file.flush()
                 os.fsync(file.fileno())
             share(written, store)
-            with suppress(FileNotFoundError):  # another process on the same stage has ended it meanwhile
-                written.replace(self.folder / name)
+            written.replace(self.folder / name)
+        except FileNotFoundError:  # another process on the same stage has ended it meanwhile
+            return
         finally:
             written.unlink(missing_ok=True)
         self._kept = time.monotonic()

@@ -133,6 +133,8 @@ def run_ray(
                 outcome = driver.received(stage, reference)
                 if outcome is None:  # another process has it in hand
                     display.waiting(stage, store.holder(stage.key))
+                    with store.try_lock(stage.key):  # the driver alone looks long enough to see that a node has died
+                        pass
                     pending.append(stage)
                     time.sleep(POLL_SECONDS)
                     continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rub.metrics.dose import DOSE, DOSES
 from rub.registry import TASKS
-from rub.reports.doses import dose_cell
+from rub.reports.doses import dose_cell, is_flat
 from rub.reports.grouping import Group, Place, board_of, extracted, is_control, level
 from rub.reports.table import Cell, Column
 from rub.reports.tables import Source
@@ -71,7 +71,8 @@ def _board(task: str, dataset: str, protocol: str, scenario: str, parts: Sequenc
     columns = reporting.leaders([record for _, _, records, _ in parts for record in records], parts[0][3])
     wanted = (reporting.robustness.metric, reporting.robustness.split)
     left = Place(reporting.left + DOSE, reporting.robustness.split, "none", "none")
-    if not scenario:
+    told = [board_of(records) for _, _, records, _ in parts]
+    if not scenario and not any(is_flat(one, left._replace(metric=reporting.left)) for one in told):
         columns = [Column("dose left", "by input", left, "down", unit="%"), *columns]
     rows = [row for part in parts for row in _rows(part, columns, wanted)]
     used = [k for k in range(len(columns)) if any(row.cells[k].anchor for row in rows)]

@@ -140,9 +140,10 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else str(name))
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for number, inner in enumerate(value):
-            yield from _flat(inner, f"{path}.{number}" if path != "experiments" or len(value) > 1 else "")
+    elif path == "experiments" and isinstance(value, list):
+        for item in value:
+            where = "/".join(filter(None, (str(item.get("task", "")), str(item.get("name", "")))))
+            yield from _flat({name: inner for name, inner in item.items() if name not in ("task", "name")}, where)
     else:
         yield path, value
 

@@ -25,7 +25,7 @@ def digest(result: Result) -> list[str]:
     for number, (group, records, tables) in enumerate(parts):
         main = main_attack(records, mains_of(result.suite))
         [board] = boards([("page", group, records, main)])
-        own = list(_lines(board, main, tables))
+        own = list(_lines(board, main, tables)) if board.rows else []
         if len(lines) + len(own) > MOST:
             return [*lines, f"and {len(parts) - number} more on the page"]
         lines += own

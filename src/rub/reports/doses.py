@@ -44,7 +44,7 @@ def dose_tables(source: Source, shown: Sequence[str], counted: str) -> list[Tabl
 
 def _equivalents(source: Source, board: Board, places: Sequence[Place], counted: str) -> Table:
     task = source.group.task
-    flat = {place for place in places if _flat(board, place)}
+    flat = {place for place in places if is_flat(board, place)}
     columns = [
         Column(_head(place), _name(task, place), place._replace(metric=place.metric + DOSE), unit="%")
         for place in sorted(set(places) - flat, key=lambda place: (level(place.budget), places.index(place)))
@@ -93,7 +93,7 @@ def _validity(source: Source, board: Board, places: Sequence[Place]) -> Table:
         (spearman, p), (smallest, _) = (_said(source, board, place, what) for what in (SPEARMAN, SMALLEST))
         models = [str(record.n) for record in board.get((DOSES, place._replace(metric=place.metric + SPEARMAN)), ())]
         cells = (spearman, Cell((p,)), smallest, Cell((models[0] if models else "-",)))
-        rows.append(Row(_named(source.group.task, place) + f" ({FLAT})" * _flat(board, place), False, cells))
+        rows.append(Row(_named(source.group.task, place) + f" ({FLAT})" * is_flat(board, place), False, cells))
     notes = (
         "Spearman's correlation of a metric with the dose over all models of known dose, retrain and original among"
         " them; p: of permuting them",
@@ -128,7 +128,8 @@ def _said(source: Source, board: Board, place: Place, what: str) -> tuple[Cell, 
     return Cell((text,), found[0].value, anchor=anchor(source.group, DOSES, full)), p[1] if p else "-"
 
 
-def _flat(board: Board, place: Place) -> bool:
+def is_flat(board: Board, place: Place) -> bool:
+    """Whether a metric is said not to go with the dose."""
     found = board.get((DOSES, place._replace(metric=place.metric + SPEARMAN)), ())
     return any(record.value is None or FLAT in record.setting for record in found)
 

@@ -78,7 +78,10 @@ def keys_of(rows: Sequence[StageFacts]) -> list[str]:
         if any(not 0 <= number < len(keys) for number in row.inputs.values()):
             raise RubError(f"{NAME}: the stage in row {len(keys)} has an input that is not before it")
         inputs = {role: keys[number] for role, number in row.inputs.items()}
-        keys.append(key_of(row.task, row.kind, row.version, row.spec, inputs))
+        try:
+            keys.append(key_of(row.task, row.kind, row.version, row.spec, inputs))
+        except RecursionError:
+            raise RubError(f"{NAME}: the stage in row {len(keys)} is nested too deeply") from None
     return keys
 
 
@@ -90,8 +93,8 @@ def disagreements(
     Compared are the key and those of the inputs; method, seed, attack and budget; hyperparameters of the method;
     network and training of the original.
     """
-    by_key = dict(zip(keys_of(rows), range(len(rows)), strict=True))
-    keys = {number: key for key, number in by_key.items()}
+    keys = keys_of(rows)
+    by_key = {key: number for number, key in enumerate(keys)}
     asked = {(item.get("task"), item.get("name", "")): item for item in suite.get("experiments") or ()}
     told: dict[tuple[str, str], str] = {}  # what is wrong with the settings behind a stage, for an experiment
     for record in records:
@@ -123,8 +126,8 @@ def _settings(rows: Sequence[StageFacts], number: int, record: Record, experimen
         if other := _differs(methods[record.method], made.get("parameters")):
             return f"its network was unlearned with {other}"
     original = model.inputs.get("original")
-    for name in _TRAINED if original is not None else ():
-        if other := _differs(experiment.get(name), rows[original or 0].spec.get(name)):
+    for name in _TRAINED:
+        if original is not None and (other := _differs(experiment.get(name), rows[original].spec.get(name))):
             return f"its original was trained with {other}"
     return ""
 

@@ -23,7 +23,7 @@ from rub.reports.lineage import StageFacts
 from rub.reports.text import free_name, placeless, printable, without_places
 from rub.store.artifacts import Artifact
 from rub.store.manifest import MANIFEST as MANIFEST_NAME
-from rub.store.manifest import seal_folder
+from rub.store.manifest import OWN, seal_folder
 from rub.store.records import Record, write_records
 from rub.witness.claims import MANIFEST, TENSORS, Witness, file_stem
 
@@ -103,10 +103,11 @@ def prepare(out: Path, suite: str, *, overwrite: bool = False) -> None:
 
 def _clear(out: Path) -> None:
     """Delete RUB's own files of a run before."""
-    for name in ("tables", "figures", "witnesses", "report"):
-        delete_files(out / name)
-    for name in ("samples.parquet", "values.parquet", "galleries.json", lineage.NAME, MANIFEST_NAME):
-        (out / name).unlink(missing_ok=True)
+    for place in (out / name for name in (*OWN, MANIFEST_NAME)):
+        if place.is_dir() and not place.is_symlink():
+            delete_files(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def collect(suite: Suite, plans: Sequence[tuple[Experiment, Graph]], outcomes: Mapping[str, Outcome]) -> Result:
@@ -170,7 +171,8 @@ def write_result(result: Result, out: Path, command: str, beside: Mapping[str, s
         write_records(result.records, {"samples": result.samples, "values": result.values}, out)
         (out / "curves.json").write_text(json.dumps(list(result.curves)), encoding="utf-8")
         (out / "suite.yaml").write_text(write_yaml(dict(result.suite)), encoding="utf-8")
-        (out / lineage.NAME).write_text(lineage.written(result.stages), encoding="utf-8")
+        if result.stages:
+            (out / lineage.NAME).write_text(lineage.written(result.stages), encoding="utf-8")
         _write_witnesses(result.witnesses, out / "witnesses")
         facts = {"command": command, "suite": result.suite, "data": result.data}
         page = write_report(result.measured, result.curves, out, facts, result.pages, result.galleries)

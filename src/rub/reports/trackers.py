@@ -1,7 +1,8 @@
 """A run's numbers in an experiment tracker: one run per row and seed. A copy to look at; the records are the source."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 from rub.errors import RubError, unknown
@@ -29,32 +30,44 @@ def log_result(result: Result, name: str) -> int:
     """Send a result to a tracker, and return how many runs it has there now."""
     module, suite = check_tracker(name), str(result.suite.get("name", "rub"))
     runs = list(_runs(result))
-    for title, settings, metrics in runs:
-        if name == "mlflow":
-            module.set_experiment(suite)
-            with module.start_run(run_name=title):
-                module.log_params(settings)
-                module.log_metrics(metrics)
-        elif name == "tensorboard":
-            with module.SummaryWriter(f"runs/{suite}/{title}") as writer:
-                writer.add_hparams(settings, metrics, run_name=".")
-        else:
-            module.init(project=suite, name=title, config=settings)
-            module.log(metrics)
-            module.finish()
+    try:
+        for run in runs:
+            _send(module, name, suite, *run)
+    except Exception as error:  # whatever a tracker raises: no login, no server, a name it does not take
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RubError(f"--log {name}: {type(error).__name__}: {said}; the results are kept") from None
     return len(runs)
 
 
+def _send(
+    module: Any, name: str, suite: str, title: str, settings: Mapping[str, Any], metrics: Mapping[str, float]
+) -> None:
+    if name == "mlflow":
+        module.set_experiment(suite)
+        with module.start_run(run_name=title):
+            module.log_params(settings)
+            module.log_metrics(metrics)
+    elif name == "tensorboard":
+        with module.SummaryWriter(f"runs/{suite}/{title}") as writer:
+            writer.add_hparams(settings, metrics, run_name=".")
+    else:
+        module.init(project=suite, name=title, config=settings)
+        module.log(metrics)
+        module.finish()
+
+
 def _runs(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
-    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for record in result.records:
         if record.value is not None and record.method != DOSES:
             row = (record.task, record.experiment, record.model, record.method, record.unlearn_seed)
             parts = (record.metric, record.split) if record.attack == "none" else (
                 record.metric, record.split, record.attack, record.budget.replace("/", "_")
             )  # fmt: skip
-            found.setdefault(row, {})["/".join(parts)] = record.value
-    for (task, experiment, model, method, seed), metrics in found.items():
+            name = "/".join((*parts, record.extractor) if record.extractor else parts)
+            found.setdefault(row, {}).setdefault(name, []).append(record.value)
+    for (task, experiment, model, method, seed), values in found.items():
+        metrics = {name: fmean(each) for name, each in values.items()}  # over membership seeds
         settings = {"task": task, "model": model, "method": method, "seed": -1 if seed is None else seed}
         experiments: list[dict[str, Any]] = result.suite.get("experiments", [])
         asked = [item for item in experiments if (item["task"], item["name"]) == (task, experiment)]

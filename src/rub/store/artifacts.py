@@ -11,6 +11,7 @@ processes hold one, both compute, one of the two equal artifacts stays, and neit
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from rub.errors import RubError
 
@@ -37,9 +38,8 @@ PARTIAL = "partial"
 STATE_HEAD, STATE_SUFFIX = 64, ".state"  # a state file begins with the SHA-256 of the rest, as hex
 _NO_KINDS = ("locks", "damaged", PARTIAL)
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{12}-(?P<machine>[0-9a-f]{12})-(?P<process>\d+)-[0-9a-f]{32}")
-_UNWRITABLE = (
-    errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP,
-)  # fmt: skip
+_DENIED = (errno.EACCES, errno.EROFS, errno.EPERM)
+_BROKEN = (*_DENIED, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of the store's own files
 LEASE_SECONDS = 60.0  # for which a lease is not touched before others take it; all of one store must agree
 
 
@@ -142,6 +142,15 @@ class Store:
                 if item.is_dir() and not item.is_symlink() and _KEY.fullmatch(item.name):
                     yield kind.name, item.name, item
 
+    def leased(self, key: str) -> float:
+        """Seconds since the lease of a key, or of one that begins so, was touched; infinite where there is none."""
+        folder = self.root / "locks"
+        ages = [math.inf]
+        for file in folder.glob(f"{key}*.lease") if folder.is_dir() else ():
+            with suppress(OSError):
+                ages.append(time.time() - file.lstat().st_mtime)
+        return min(ages)
+
     def unfinished(self) -> Iterator[Path]:
         """Yield the folders of artifacts that are being written, or were when their process was killed."""
         for kind in self._kinds():
@@ -207,10 +216,10 @@ class Store:
         """
         awaited = self._awaited.pop(key, None) or _Awaited(self._lease(key))
         try:
-            with _disk_errors(self.root):
+            with _disk_errors(self.root, _BROKEN):
                 make_folder(Path(awaited.lease.lock_file).parent, self.root)
                 awaited.lease.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, LeaseSettingsMismatch):
             if awaited.unchanged() > 2 * LEASE_SECONDS:  # its holder is gone, and its file could not be exchanged
                 awaited.lease.force_break()
             self._awaited[key] = awaited
@@ -224,7 +233,8 @@ class Store:
     def holder(self, key: str) -> str:
         """Who holds the lease of a key, such as ``process 4711 on node7``; "another process" where nothing says it."""
         owner = self._lease(key).owner
-        return "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
+        host = "" if owner is None else "".join(char for char in owner.hostname[:80] if char.isprintable())
+        return "another process" if owner is None else f"process {owner.pid} on {host}"
 
     def _lease(self, key: str) -> SoftFileLease:
         place = self._inside("locks") / f"{key}.lease"
@@ -233,7 +243,7 @@ class Store:
     def _put(self, temporary: Path, path: Path, made: Artifact) -> Artifact:
         for _ in range(2):
             try:
-                with _disk_errors(self.root):
+                with _disk_errors(self.root, _BROKEN):
                     temporary.replace(path)
                     _sync(path.parent)
             except OSError as error:
@@ -319,9 +329,10 @@ def make_folder(path: Path, like: Path) -> None:
 def share(path: Path, like: Path) -> None:
     """Give a file or folder the mode (files: but for execution) and group of a folder, as far as the system lets."""
     wanted, own = like.stat(), path.stat()
-    with suppress(PermissionError):  # of a file system that has no modes, or a group that we are not in
+    with suppress(OSError):  # a group that we are not in
         if own.st_gid != wanted.st_gid:
             os.chown(path, -1, wanted.st_gid)
+    with suppress(OSError):  # a file system that has no modes
         path.chmod(stat.S_IMODE(wanted.st_mode) & (0o7777 if stat.S_ISDIR(own.st_mode) else 0o666))
 
 
@@ -393,7 +404,7 @@ def _read_errors(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def _disk_errors(root: Path, told: tuple[int, ...] = _DENIED) -> Iterator[None]:
     try:
         yield
     except RubError:
@@ -405,7 +416,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
                 f"store {root}: the disk is full ({free} MiB free); free some space or give another with --store;"
                 " finished stages are kept"
             ) from error
-        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in told:
             if error.filename is not None and not Path(error.filename).is_relative_to(root):
                 raise  # what cannot be touched is an input of the stage
             raise RubError(f"store {root}: cannot be written ({error.strerror}); give another with --store") from error

@@ -58,15 +58,28 @@ def unneeded(store: Store, needed: Container[str]) -> Iterator[tuple[str, str, i
 
 
 def left_behind(store: Store) -> Iterator[tuple[Path, int]]:
-    """Yield folder and bytes of what processes that were killed were writing: of this machine, or untouched for a day.
+    """Yield place and bytes of what processes that were killed left: of this machine, or untouched for a day.
 
-    Where a folder is of another machine, only its age says that its process is gone.
+    Folders of artifacts, states that were being written, and leases. Of another machine only the age of what its
+    process touches, the lease among them, says that it is gone.
     """
     for place in store.unfinished():
         with suppress(FileNotFoundError):
             newest = max(item.lstat().st_mtime for item in (place, *place.iterdir()))
-            if abandoned(place) or time.time() - newest > DAY:
+            key = place.name.split("-")[1]
+            old = time.time() - newest > DAY and store.leased(key) > DAY  # a stage fills its folder when it ends
+            if abandoned(place) or old:
                 yield place, size_of(place)
+    for folder, pattern in ((store.root / "locks", "*"), *((place, "*.new") for _, place in store.partials())):
+        for item in folder.glob(pattern) if folder.is_dir() else ():
+            with suppress(OSError):
+                if time.time() - item.lstat().st_mtime > DAY and store.leased(place_key(item)) > DAY:
+                    yield item, item.lstat().st_size
+
+
+def place_key(item: Path) -> str:
+    """Key of the stage that a file of ``locks/`` or of ``partial/KEY/`` belongs to."""
+    return item.parent.name if item.suffix == ".new" else item.name.split(".")[0]
 
 
 def size_of(place: Path) -> int:

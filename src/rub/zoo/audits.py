@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rub.models.lookup import hyperparameters_in
+from rub.models.lookup import UNSAID, claimed_arch, hyperparameters_in
 from rub.zoo.entry import ZooModel, checked, is_zoo_model
 from rub.zoo.lookup import PREFIX, folder_of
 
@@ -24,6 +24,8 @@ def with_facts(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]
     found: dict[str, ZooModel] = {}
     for role in roles:
         name = str(given.get(role) or "")
+        if not name or (Path(name).exists() and not is_zoo_model(Path(name))):
+            continue
         if not name.startswith(PREFIX) and not is_zoo_model(Path(name)):
             continue
         made[role] = folder_of(name, f"--{role}")
@@ -38,10 +40,15 @@ def _unsaid(original: ZooModel, given: Mapping[str, Any]) -> dict[str, Any]:
     if not given.get("arch") and not given.get("network"):
         own = {name: value for name, value in hyperparameters_in(network).items() if name not in _ELSEWHERE}
         more = ",".join(f"{name}={value}" for name, value in own.items())
-        known |= {name: network.get(name) for name in ("arch", "stem", "width")} | {"parameters": more}
-        known |= {name: network.get(name) for name in ("mean", "std") if given.get(name) is None}
-    if not given.get("data") and not data.get("path"):  # a folder of the user's is theirs to name
+        known |= {"arch": claimed_arch(network), "parameters": more}
+        known |= {name: network.get(name) for name in ("width", "mean", "std")}
+        if given.get("stem", UNSAID["stem"]) == UNSAID["stem"]:
+            known["stem"] = network.get("stem")
+    chosen = any(data.get(name) for name in ("path", "classes", "per_class", "test_per_class"))
+    if not given.get("data") and not chosen:  # a folder, or a choice from one, is the user's to name
         known |= {"data": data.get("name"), "size": data.get("size")}
-    if not any(given.get(f"forget_{name}") for name in ("classes", "ids", "files", "fraction")):
-        known |= {f"forget_{name}": forget.get(name) for name in ("classes", "ids", "fraction", "seed")}
-    return {name: value for name, value in known.items() if value is not None}
+    whole = not any(forget.get(name) for name in ("fraction", "ids", "files"))  # whose draw depends on what is held out
+    if whole and not any(given.get(f"forget_{name}") for name in ("classes", "ids", "files", "fraction")):
+        known["forget_classes"] = forget.get("classes")
+    said = ("arch", "parameters", "stem")
+    return {name: value for name, value in known.items() if value is not None and (name in said or not given.get(name))}

@@ -23,7 +23,8 @@ CONFIG, FACTS = "config.json", "rub"
 WEIGHTS = "model.safetensors"
 LARGEST = 1 << 20  # bytes of a config
 DTYPES = ("float32", "float16", "bfloat16")
-_FILE = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]{0,120}\.(safetensors|json|txt)")
+_FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,60}/){0,3}[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}\.(safetensors|json|txt)")
+_BESIDE = ("README.md", CONFIG, "witnesses")  # what a folder holds that is not part of the model
 _CODE = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".py", ".npy"})  # what loading could run
 
 
@@ -61,8 +62,8 @@ class ZooModel(Frozen):
     another type."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     code_version: str = ""
-    files: dict[str, str] = Field(min_length=1)
-    """File -> SHA-256."""
+    files: dict[str, str] = Field(min_length=1, max_length=200)
+    """File -> SHA-256, of every file that is read."""
 
     @property
     def name(self) -> str:
@@ -82,12 +83,14 @@ class Shelf:
     """How models of a task are published and read again.
 
     Attributes:
+        weights: name of the file of weights, in float32 the bytes that were measured; "" where there are several.
         write: from a model's artifact, those of the stage that made it by role, a folder and a dtype: writes its files
             there, and returns what it is built from.
         read: from its folder and facts to the module in eval mode, in float32, on the CPU.
         probe: a small batch that the module takes, to see that it gives finite numbers.
     """
 
+    weights: str
     write: Callable[[Artifact, Mapping[str, Artifact], Path, str], dict[str, Any]]
     read: Callable[[Path, ZooModel], "nn.Module"]
     probe: Callable[["nn.Module", ZooModel], Any]
@@ -135,15 +138,29 @@ def faults(folder: Path, model: ZooModel) -> Iterator[str]:
         file = folder / name
         if not _FILE.fullmatch(name):
             yield f"the file '{printable(name)[:80]}' should be a plain name of safetensors, JSON or text"
-        elif any(part.is_symlink() for part in (file, *file.parents) if part.is_relative_to(folder) and part != folder):
+        elif _leads_out(file, folder):
             yield f"{name} is a link"
         elif not file.is_file():
             yield f"{name} is missing"
         elif file_sha256(file) != sha256:
             yield f"{name} has another SHA-256 than its {CONFIG} names"
-    for file in sorted(folder.iterdir()):
+    wanted = shelf_of(model.task).weights
+    if wanted and wanted not in model.files:
+        yield f"its {CONFIG} does not name {wanted}"
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
         if file.suffix.lower() in _CODE:
-            yield f"{printable(file.name)} could run code when it is loaded: a zoo has none"
+            yield f"{printable(name)} could run code when it is loaded: a zoo has none"
+        elif not (name.startswith(".") or name.split("/")[0] in _BESIDE or name in model.files or file.is_dir()):
+            yield f"{printable(name)} is not among the files that its {CONFIG} names"
+
+
+def _leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file is, or lies behind, a link; those of the Hub's cache to its own blobs are none."""
+    if not any(part.is_symlink() for part in (file, *file.parents) if part.is_relative_to(folder) and part != folder):
+        return False
+    blobs = next((part / "blobs" for part in folder.parents if part.name.startswith("models--")), None)
+    return blobs is None or not file.resolve().is_relative_to(blobs.resolve())
 
 
 def checked(folder: Path) -> ZooModel:
@@ -160,7 +177,7 @@ def checked(folder: Path) -> ZooModel:
 
 def _config(folder: Path) -> dict[str, Any]:
     place = folder / CONFIG
-    if place.is_symlink() or not place.is_file():
+    if _leads_out(place, folder) or not place.is_file():
         raise RubError(f"{folder}: no {CONFIG} here; give a folder written by rub publish")
     try:
         if place.stat().st_size > LARGEST:

@@ -1,13 +1,15 @@
 """From the name of a model to its folder and to its module: what ships with RUB, folders, the Hugging Face Hub."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rub.errors import RubError, unknown
 from rub.models.hub import HubName, snapshot
+from rub.reports.text import printable
 from rub.zoo.entry import CONFIG, ZooModel, checked, is_zoo_model, read_model, shelf_of
 
 if TYPE_CHECKING:
@@ -22,21 +24,32 @@ def roots() -> list[Path]:
     return [*([Path(own)] if own else []), Path(str(files("rub") / "zoo" / "models"))]
 
 
-def models_in(root: Path) -> Iterator[tuple[Path, ZooModel]]:
-    """Yield folder and facts of each model in a folder, or of the folder itself; links are not followed.
+def folders_in(root: Path) -> Iterator[Path]:
+    """Yield the folders of a zoo in which models should lie, or the folder itself; links are not followed.
 
     Raises:
-        RubError: facts that are none, or a model that lies elsewhere than its facts say.
+        RubError: no such folder.
     """
+    if not root.is_dir():
+        raise RubError(f"--zoo {root}: no such folder; give one written by rub publish")
     if (root / CONFIG).is_file() and is_zoo_model(root):
-        yield root, read_model(root)
+        yield root
         return
     for config in sorted(root.glob(f"*/*/*/*/{CONFIG}")):
-        folder = config.parent
-        if any(part.is_symlink() for part in (folder, *folder.parents) if part.is_relative_to(root) and part != root):
-            continue
+        parts = (config.parent, *config.parent.parents)
+        if not any(part.is_symlink() for part in parts if part.is_relative_to(root) and part != root):
+            yield config.parent
+
+
+def models_in(root: Path) -> Iterator[tuple[Path, ZooModel]]:
+    """Yield folder and facts of each model in a zoo.
+
+    Raises:
+        RubError: no such folder, facts that are none, or a model that lies elsewhere than its facts say.
+    """
+    for folder in folders_in(root):
         model = read_model(folder)
-        if folder.relative_to(root).as_posix() != model.place:
+        if folder != root and folder.relative_to(root).as_posix() != model.place:
             raise RubError(f"{folder}: its facts are those of {model.name}; a model lies where its name says")
         yield folder, model
 
@@ -44,13 +57,15 @@ def models_in(root: Path) -> Iterator[tuple[Path, ZooModel]]:
 def by_weights(root: Path, sha256: str) -> tuple[Path, ZooModel] | None:
     """File of weights with this SHA-256 in a zoo, and the facts of its model, all of whose files were compared.
 
-    Raises:
-        RubError: the zoo has one, and another of its files is not what it should be.
+    Models that cannot be read are passed over.
     """
-    for folder, model in models_in(root):
-        if name := next((name for name, found in model.files.items() if found == sha256), None):
-            checked(folder)
-            return folder / name, model
+    for folder in folders_in(root):
+        with suppress(RubError):
+            model = read_model(folder)
+            name = shelf_of(model.task).weights
+            if name and model.files.get(name) == sha256:
+                checked(folder)
+                return folder / name, model
     return None
 
 
@@ -81,6 +96,8 @@ def folder_of(name: str, where: str = "") -> Path:
         RubError: there is none of this name.
     """
     said = f"{where} {name}".strip()
+    if Path(name).exists():
+        return Path(name)
     if name.startswith(PREFIX):
         inside = name.removeprefix(PREFIX).strip("/")
         if ".." in inside.split("/"):
@@ -88,9 +105,8 @@ def folder_of(name: str, where: str = "") -> Path:
         for root in roots():
             if (root / inside / CONFIG).is_file():
                 return root / inside
-        raise unknown("model of the zoo", name, [model.name for root in roots() for _, model in models_in(root)])
-    if Path(name).exists():
-        return Path(name)
+        known = [model.name for root in roots() if root.is_dir() for _, model in models_in(root)]
+        raise unknown("model of the zoo", name, known)
     return snapshot(HubName.parse(name, where or "zoo"), wanted=_wanted, lacks=_lacks)
 
 
@@ -108,14 +124,32 @@ def load_model(name: str) -> "nn.Module":
     Raises:
         RubError: no such model, a file that is not the one it should be, or weights that do not fit.
     """
-    folder = folder_of(name)
+    return load_folder(folder_of(name))
+
+
+def load_folder(folder: Path) -> "nn.Module":
+    """The model in a folder, as `load_model`.
+
+    Raises:
+        RubError: as `load_model`.
+    """
     model = checked(folder)
-    return shelf_of(model.task).read(folder, model)
+    try:
+        return shelf_of(model.task).read(folder, model)
+    except RubError:
+        raise
+    except (RuntimeError, MemoryError, ValueError, TypeError, KeyError, AttributeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise RubError(f"{folder}: its facts and its weights make no model ({printable(said)})") from None
 
 
-def _wanted(names: "object", prefix: str) -> list[str]:
-    return [f"{prefix}*.json", f"{prefix}*.safetensors", f"{prefix}**/*.json", f"{prefix}**/*.safetensors"]
+def _wanted(names: Collection[str], prefix: str) -> list[str]:
+    return [f"{prefix}{place}*.{kind}" for kind in ("json", "safetensors", "txt") for place in ("", "**/")]
 
 
 def _lacks(place: Path) -> str:
-    return "" if (place / CONFIG).is_file() else CONFIG
+    try:
+        names = read_model(place).files
+    except RubError:
+        return CONFIG
+    return next((name for name in names if not (place / name).is_file()), "")

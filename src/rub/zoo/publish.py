@@ -65,7 +65,8 @@ def publish(
     found = read_folder(result)
     stages = read_stages(result)
     if not stages:
-        raise RubError(f"{result}: has no {STAGES}, which says what made its models; run it again with this RUB")
+        why = "of an older RUB, or with a setting that is a path of that machine, which is not published"
+        raise RubError(f"{result}: has no {STAGES}, which says what made its models ({why}); run it again without")
     keys = keys_of(stages)
     rows = list(_rows(found.records, stages, keys))
     known = {row.record.method for row in rows}
@@ -75,6 +76,8 @@ def publish(
         row for row in rows
         if (methods is None or row.record.method in methods) and (seeds is None or row.record.unlearn_seed in seeds)
     ]  # fmt: skip
+    if not wanted:
+        raise RubError(f"{result}: no model of these methods and seeds")
     claims = {place: read_claim(place) for place in sorted((result / WITNESSES).glob("*.json"))}
     return [_publish(row, found, stages, keys, store, out, dtype, licence, claims) for row in wanted]
 
@@ -107,6 +110,9 @@ def _publish(
 ) -> ZooModel:
     stage, record = stages[row.number], row.record
     artifact = _artifact(store, stage.kind, keys[row.number])
+    if record.weights_sha256 not in artifact.manifest["files"].values():
+        name = f"{printable(record.method)}, seed {record.unlearn_seed}"
+        raise RubError(f"store {store.root}: {name}: other weights than were measured; run the suite again")
     inputs = {role: _artifact(store, stages[need].kind, keys[need]) for role, need in stage.inputs.items()}
     with TemporaryDirectory(prefix=".publish-", dir=_made(out)) as place:
         folder = Path(place) / "made"
@@ -122,16 +128,17 @@ def _publish(
         (folder / EVALS).parent.mkdir()
         (folder / EVALS).write_text(eval_results(_of(model, found), method=model.method), encoding="utf-8")
         own = [place for place, claim in claims.items() if _about(claim, model)]
-        for place_ in own:
+        for told in own:
             (folder / WITNESSES).mkdir(exist_ok=True)
-            for file in (place_, place_.with_suffix(".safetensors")):
+            for file in (told, told.with_suffix(".safetensors")):
                 shutil.copyfile(file, folder / WITNESSES / file.name)
         for file in _files(folder):
             share(file, out)
         target = out / model.place
-        if (target / CONFIG).is_file() and (target / CONFIG).read_bytes() != config.read_bytes():
+        if (target / CONFIG).is_file() and (target / CONFIG).read_bytes() == config.read_bytes():
+            return model
+        if target.exists():
             raise RubError(f"{target}: another model of this name is there; give another --out, or delete it")
-        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.replace(target)
     return model
@@ -205,8 +212,8 @@ def _about(claim: Witness, model: ZooModel) -> bool:
     )
 
 
-def upload(zoo: Path, repository: str) -> str:
-    """Upload a zoo's folder to a model repository on the Hugging Face Hub, made where it is not; its address.
+def upload(zoo: Path, models: Sequence[ZooModel], repository: str) -> str:
+    """Upload these models of a zoo to a model repository on the Hugging Face Hub, made where it is not; its address.
 
     Raises:
         RubError: no login, no right to write there, or the Hub cannot be reached.
@@ -216,7 +223,8 @@ def upload(zoo: Path, repository: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, repo_type="model", exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(zoo), repo_type="model")
+        own = [f"{model.place}/**" for model in models]
+        api.upload_folder(repo_id=repository, folder_path=str(zoo), repo_type="model", allow_patterns=own)
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'refused'}"
         raise RubError(f"--push {repository}: {said}; log in with `hf auth login`") from None

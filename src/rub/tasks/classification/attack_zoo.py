@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rub.data.samples import Samples
-from rub.data.selection import Selection
-from rub.data.sources import load_images
-from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
-from rub.data.splits import split, subset
+from rub.data.splits import subset
 from rub.errors import RubError
 from rub.metrics.statistics import wilson
 from rub.pipeline.runtime import Runtime
 from rub.tasks.classification.recover import Recovery, recover
+from rub.tasks.classification.zoo import splits_of
 from rub.training.classifier import predict
 from rub.zoo.entry import ZooModel, read_model
-from rub.zoo.lookup import PREFIX, folder_of, load_model, models_in, original_of, root_of
+from rub.zoo.lookup import folder_of, load_folder, load_model, models_in, original_of, root_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,13 +57,15 @@ def attack_models(
     Raises:
         RubError: a model without its original, of another task, or whose data are not there.
     """
+    if not attacks or not budgets:
+        raise RubError("give an attack and a budget at least: --attacks uma-momentum --budgets 4,8,16")
     for folder in _folders(names):
         model = read_model(folder)
         if model.task != "classification":
             raise RubError(f"{model.name}: rub attack takes classifiers; this is a model of {model.task}")
-        before = load_model(original or str(original_of(root_of(folder, model), model)))
-        after = load_model(str(folder))
-        chosen = _eligible(before, _forgotten(model, runtime), images)
+        before = load_model(original) if original else load_folder(original_of(root_of(folder, model), model))
+        after = load_folder(folder)
+        chosen = _eligible(before, splits_of(model, runtime.data_root)[1].forget, images)
         found: dict[str, Recovery] = {}
         for name in attacks:
             found[name] = recover(
@@ -118,18 +118,10 @@ def _told(share: tuple[float, float, float], *, bold: bool) -> str:
 def _folders(names: Sequence[str]) -> Iterator[Path]:
     for name in names:
         place = Path(name)
-        if not name.startswith(PREFIX) and place.is_dir():
+        if place.is_dir():
             yield from (folder for folder, model in models_in(place) if model.task == "classification")
         else:
             yield folder_of(name)
-
-
-def _forgotten(model: ZooModel, runtime: Runtime) -> Samples:
-    spec = DatasetSpec.model_validate(model.data or {"name": model.dataset})
-    forget = forget_set(ForgetSpec.model_validate(model.forget), spec, runtime.data_root)
-    selection = Selection.of(spec.model_dump())
-    dataset = load_images(spec.name, runtime.data_root, size=spec.size, selection=selection)
-    return split(dataset, forget.model_dump(), spec.validation).forget
 
 
 def _eligible(original: "nn.Module", samples: Samples, count: int) -> Samples:

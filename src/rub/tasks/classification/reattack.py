@@ -1,6 +1,6 @@
 """The attack of a result folder run again on a few images: what a witness cannot show is that a low number is low."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -13,9 +13,6 @@ from rub.attacks.base import AttackContext
 from rub.config.hyperparameters import resolved
 from rub.config.suite import Protocol
 from rub.data.samples import ImageDataset
-from rub.data.selection import Selection
-from rub.data.sources import load_images
-from rub.data.spec import DatasetSpec
 from rub.data.splits import load_dataset
 from rub.errors import RubError
 from rub.pipeline.rng import seeded
@@ -26,16 +23,25 @@ from rub.store.records import Record
 from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attacks
 from rub.tasks.classification.stages import WEIGHTS, load_model
+from rub.tasks.classification.zoo import splits_of
+from rub.training.classifier import predict
 from rub.witness.claims import Sources
-from rub.zoo.lookup import by_weights, original_of
-from rub.zoo.lookup import load_model as load_zoo_model
+from rub.zoo.entry import read_model
+from rub.zoo.lookup import by_weights, load_folder, original_of
 
 _MODELS = ("unlearn", "train", "import", "initialise")
 _Models = tuple[nn.Module, nn.Module, ImageDataset]
 
 
 def reattack(
-    record: Record, ids: NDArray[np.int64], probe: str, protocol: Protocol, seal: str, sources: Sources
+    record: Record,
+    ids: NDArray[np.int64],
+    clean: NDArray[np.bool_],
+    probe: str,
+    protocol: Protocol,
+    seal: str,
+    sources: Sources,
+    originals: Collection[str],
 ) -> NDArray[np.bool_]:
     """Which images, bool (N,), the protocol's search recovers from a row's weights, with seeds of the checker's own.
 
@@ -43,17 +49,19 @@ def reattack(
         record: UA on forget images after the main attack; of its budgets all up to this one are searched, the largest
             last, as a run does.
         ids: of N of its images, int64.
+        clean: bool (N,), whether the folder says that they are recognised without the attack.
         probe: of any of its samples, which names the search, and that its models and data.
         protocol: of the record.
         seal: what seeds are drawn from; whoever seals a folder anew changes it.
         sources: the store with weights and data, or a zoo with the weights.
+        originals: SHA-256 of the weights of the records' originals.
 
     Raises:
-        RubError: neither has all parts, or the store has other weights than the record names.
+        RubError: neither has all parts, or its models are others than those that the folder is about.
     """
     models = _of_store(record, probe, sources.store)
     if models is None:
-        models = _of_zoo(record, sources)
+        models = _of_zoo(record, sources, originals)
     if models is None:
         raise RubError(
             "its search is not in the store; give the store of the run with --store, or its models with --zoo"
@@ -63,6 +71,10 @@ def reattack(
     functions = [(ATTACKS.get(run["name"], "classification").load(), run["parameters"]) for run in runs]
     original, unlearned, dataset, device = *models, torch.device(sources.device)
     samples = dataset.train.of_ids(torch.from_numpy(np.array(ids)))
+    said = predict(unlearned, samples, batch_size=sources.batch_size).argmax(1) == samples.labels
+    wrong = int((said.numpy() != clean).sum())
+    if wrong > 0.05 * len(clean):  # another device may round one or two otherwise
+        raise RubError(f"its model says otherwise than the folder of {wrong} of {len(clean)} images without an attack")
     target = make_target(original, unlearned, samples.images, samples.labels, sources.batch_size, device)
     runtime = Runtime(device=sources.device, batch_size=sources.batch_size)
     seed = int.from_bytes(sha256(f"{seal}/{record.key}".encode()).digest()[:4], "big")
@@ -107,17 +119,17 @@ def _of_store(record: Record, probe: str, store: Store | None) -> "_Models | Non
     return load_model(made["original"], dataset), load_model(made["unlearned"], dataset), dataset
 
 
-def _of_zoo(record: Record, sources: Sources) -> "_Models | None":
+def _of_zoo(record: Record, sources: Sources, originals: Collection[str]) -> "_Models | None":
     """The same of published models; None where the zoo has not the weights that the record names."""
     found = None if sources.zoo is None else by_weights(sources.zoo, record.weights_sha256)
     if sources.zoo is None or found is None:
         return None
     file, model = found
     before = original_of(sources.zoo, model)
-    spec = DatasetSpec.model_validate(model.data)
-    selection = Selection.of(spec.model_dump())
-    dataset = load_images(spec.name, sources.data_root, size=spec.size, selection=selection)
-    return load_zoo_model(str(before)), load_zoo_model(str(file.parent)), dataset
+    if read_model(before).files.get(file.name) not in originals:
+        raise RubError("the zoo's original has other weights than the records' original")
+    dataset, _ = splits_of(model, sources.data_root)
+    return load_folder(before), load_folder(file.parent), dataset
 
 
 def _model(store: Store, key: str) -> Artifact:

@@ -153,7 +153,7 @@ def _check_network(witness: Witness, sources: Sources) -> None:
         return
     claimed = witness.settings.get("model")
     facts = {name: value for name, value in own.items() if name != "classes"}
-    if not isinstance(claimed, dict) or witness.settings.get("classes") != len(own["classes"]):
+    if not isinstance(claimed, dict) or witness.settings.get("classes") != len(own.get("classes") or ()):
         raise RubError(f"the claim's network is not the {where}'s: another number of classes")
     if wrong := sorted(name for name in {*facts, *claimed} if facts.get(name) != claimed.get(name)):
         raise RubError(f"the claim's network is not the {where}'s: another {printable(str(wrong[0]))[:40]}")
@@ -174,14 +174,24 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
         raise RubError(f"the claim's network has {classes} classes; its images have more")
 
     channels, size, _ = samples.shape
-    arch = claimed_arch(spec.model_dump())
-    _refuse_huge(spec.model_extra or {})
+    refuse_huge(spec.model_extra or {})
+    return claimed_network(spec.model_dump(), classes, channels, size, mean, std, path)
+
+
+def claimed_network(
+    spec: Mapping[str, Any], classes: int, channels: int, size: int, mean: Any, std: Any, path: Path
+) -> nn.Module:
+    """Network that someone says a file of weights is of, in eval mode: never code, nor much larger than the file.
+
+    Raises:
+        RubError: code, another architecture, or a network of far more parameters.
+    """
+    arch = claimed_arch(spec)
 
     def build() -> nn.Module:
         return build_network(
-            arch, num_classes=classes, channels=channels, size=size, mean=mean, std=std,
-            **hyperparameters_in(spec.model_dump()),
-        )  # fmt: skip
+            arch, num_classes=classes, channels=channels, size=size, mean=mean, std=std, **hyperparameters_in(spec)
+        )
 
     with torch.device("meta"):  # nothing is allocated
         asked = sum(parameter.numel() for parameter in build().parameters())
@@ -192,12 +202,13 @@ def _network(witness: Witness, path: Path, samples: Samples) -> nn.Module:
     return model.eval()
 
 
-def _refuse_huge(values: Any, name: str = "") -> None:
+def refuse_huge(values: Any, name: str = "") -> None:
+    """Raise `RubError` for a hyperparameter of a network that is larger than any network's."""
     if isinstance(values, Mapping):
         for key, value in values.items():
-            _refuse_huge(value, str(key))
+            refuse_huge(value, str(key))
     elif isinstance(values, list | tuple):
         for value in values:
-            _refuse_huge(value, name)
+            refuse_huge(value, name)
     elif isinstance(values, int) and values > (DEEPEST if re.search("layer|depth|block", name) else LARGEST):
         raise RubError(f"the claim's network has {name} = {values}, more than any network")

@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rub.data.splits import load_dataset
+from rub.config.hyperparameters import first_error
+from rub.data.samples import ImageDataset
+from rub.data.selection import Selection
+from rub.data.sources import load_images
+from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
+from rub.data.splits import Splits, load_dataset, split
 from rub.errors import RubError
-from rub.models.formats.classifier import load_weights
-from rub.models.lookup import claimed_arch, hyperparameters_in
-from rub.models.network import build_network
+from rub.models.lookup import hyperparameters_in
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.stages import NETWORK
 from rub.tasks.classification.stages import WEIGHTS as STORED
+from rub.tasks.classification.witnesses import MOST_CLASSES, claimed_network, refuse_huge
 from rub.zoo.entry import WEIGHTS, Shelf, ZooModel
+
+MOST_CHANNELS, LARGEST_SIDE = 64, 1024
 
 
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
@@ -37,15 +44,14 @@ def read(folder: Path, model: ZooModel) -> nn.Module:
     """The network with its weights, in eval mode."""
     spec = dict(model.network)
     try:
-        channels, size, classes = int(spec.pop("channels")), int(spec.pop("size")), len(spec["classes"])
-        made = build_network(
-            claimed_arch(spec), num_classes=classes, channels=channels, size=size, mean=spec["mean"], std=spec["std"],
-            **hyperparameters_in(spec),
-        )  # fmt: skip
+        channels, size, classes = (int(part) for part in (spec.pop("channels"), spec.pop("size"), len(spec["classes"])))
+        arch, mean, std = str(spec["arch"]), spec["mean"], spec["std"]
     except (KeyError, TypeError, ValueError) as error:
         raise RubError(f"{folder}: its network lacks or misstates {error}") from None
-    load_weights(folder / WEIGHTS, made)
-    return made.eval()
+    if not (1 <= channels <= MOST_CHANNELS and 1 <= size <= LARGEST_SIDE and 1 <= classes <= MOST_CLASSES):
+        raise RubError(f"{folder}: its network is of {classes} classes and images of {channels} x {size} x {size}")
+    refuse_huge(hyperparameters_in(spec))
+    return claimed_network({**spec, "arch": arch}, classes, channels, size, mean, std, folder / WEIGHTS)
 
 
 @torch.no_grad()
@@ -57,4 +63,21 @@ def probe(network: nn.Module, model: ZooModel) -> Tensor:
     return logits
 
 
-SHELF = Shelf(write, read, probe)
+def splits_of(model: ZooModel, data_root: Path | None) -> tuple[ImageDataset, Splits]:
+    """Data of a model, and what was forgotten of it.
+
+    Raises:
+        RubError: the data are not there, or the facts do not say which they are.
+    """
+    try:
+        spec = DatasetSpec.model_validate(model.data)
+        forget = forget_set(ForgetSpec.model_validate(model.forget), spec, data_root)
+    except ValidationError as error:
+        raise RubError(f"{model.name}: {first_error(error, 'data', DatasetSpec.model_fields)}") from None
+    if spec.path is not None or spec.name in ("folder", "npz"):
+        raise RubError(f"{model.name}: its data are a folder of whoever made it")
+    dataset = load_images(spec.name, data_root, size=spec.size, selection=Selection.of(spec.model_dump()))
+    return dataset, split(dataset, forget.model_dump(), spec.validation)
+
+
+SHELF = Shelf(WEIGHTS, write, read, probe)

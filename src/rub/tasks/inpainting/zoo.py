@@ -52,4 +52,4 @@ def probe(network: nn.Module, model: ZooModel) -> Tensor:
     return made
 
 
-SHELF = Shelf(write, read, probe)
+SHELF = Shelf(WEIGHTS, write, read, probe)

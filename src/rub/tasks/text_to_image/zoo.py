@@ -52,4 +52,4 @@ def probe(network: nn.Module, model: ZooModel) -> Tensor:
     return network.predict(noise, network.timesteps // 2, network.context([""]))
 
 
-SHELF = Shelf(write, read, probe)
+SHELF = Shelf("", write, read, probe)
