@@ -654,3 +654,7 @@ def test_the_folder_of_another_suite_is_replaced_only_when_asked(rub, tiny, tmp_
     assert "name: tiny" in (out / "suite.yaml").read_text(encoding="utf-8")
     assert rub("run", other, "--store", tiny.store, "--out", out, "--overwrite", "--tables", "none").code == 0
     assert "name: mine" in (out / "suite.yaml").read_text(encoding="utf-8")
+    for name in ("verdict.json", "submission.json", "hyperparameters.json"):  # of whatever was here before
+        (out / name).write_text("{}", encoding="utf-8")
+    assert rub("run", other, "--store", tiny.store, "--out", out, "--tables", "none").code == 0
+    assert not {"verdict.json", "submission.json"} & set(json.loads((out / "manifest.json").read_text())["files"])

@@ -102,6 +102,26 @@ def test_only_what_a_dead_process_left_is_deleted(tmp_path):
     assert {place for place, _ in left_behind(store)} == {places["elsewhere"], places["another stage's"]}
 
 
+def test_what_a_long_stage_has_not_filled_yet_is_left_alone(tmp_path):
+    """Its folder is made when it starts; its lease says that it lives."""
+    store = Store(tmp_path)
+    place = tmp_path / "unlearn" / f".new-{KEY[:12]}-{'0' * 12}-1-{'0' * 32}"
+    place.mkdir(parents=True)
+    partial = store.partial(KEY) / "train-1.state.abc.new"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    long_ago = time.time() - 25 * 3600
+    with store.try_lock(KEY):
+        for item in (place, partial):
+            os.utime(item, (long_ago, long_ago))
+        assert list(left_behind(store)) == []
+    assert {item for item, _ in left_behind(store)} == {place, partial}
+    lease = tmp_path / "locks" / f"{OTHER}.lease"
+    lease.touch()
+    os.utime(lease, (long_ago, long_ago))
+    assert lease in {item for item, _ in left_behind(store)}
+
+
 def test_gc_deletes_what_was_never_finished(tiny, copied_store, rub):
     left = copied_store / "unlearn" / f".new-{KEY[:12]}-{'0' * 12}-1-{'0' * 32}"
     left.mkdir()
