@@ -15,7 +15,7 @@ CLASSIFIERS = (
     "classification",
     *["--original", "a", "--unlearned", "b", "--arch", "resnet10", "--data", "digits"],
 )
-SHARED = {"store", "out", "data_root", "device", "batch_size", "plugin", "help"}
+SHARED = {"overwrite", "store", "out", "data_root", "device", "batch_size", "plugin", "help"}
 
 
 @pytest.mark.parametrize("task", AUDITED)

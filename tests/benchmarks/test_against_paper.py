@@ -87,7 +87,7 @@ def test_the_curve_shows_where_the_own_class_is_reached_more_often_than_another(
 @pytest.mark.parametrize(
     ("script", "folder", "methods", "count"),
     [  # numbers, orders, and two of what comes back
-        ("against_paper", "table1-cifar10-small", ["ft", "rl", "iu", "l1-sparse", "salun"], 4),
+        ("against_paper", "table1-cifar10-resnet10", ["ft", "rl", "iu", "l1-sparse", "salun"], 4),
         ("against_paper_table3", "text-to-image-imagenette", ["esd-x", "fmn", "spm", "salun", "erasediff"], 4),
     ],
 )

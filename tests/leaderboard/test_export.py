@@ -139,7 +139,7 @@ def test_hostile_names_break_neither_yaml_nor_markdown(make_row, name):
 @pytest.mark.parametrize(
     ("folder", "method", "place", "begins", "title"),
     [
-        ("table1-cifar10-small", "salun", ("ua", "forget", "uma", "16/255"), "ua/forget/uma/16-255/", "Table 1"),
+        ("table1-cifar10-resnet10", "salun", ("ua", "forget", "uma", "16/255"), "ua/forget/uma/16-255/", "Table 1"),
         ("inpainting-digits", "i2i", ("fid", "forget", "uma", "unbounded"), "fid/forget/uma/unb", "Table 2: FID"),
         ("text-to-image-digits", "esd-x", ("asr_post", "forget", "uma", "20"), "asr-post/forget/uma/20/", "Table 3"),
     ],

@@ -111,7 +111,7 @@ def test_a_report_is_told_in_lines():
     said = list(lines(report))
     assert "TA, kept classes                original 92.0 %, unlearned 91.0 %, retrained 92.0 %" in said
     assert "UA, UMA at 8/255, unlearned     0.0 % (0.0 to 3.7)" in said
-    assert "radius (geometric mean)         own class 64/255, another class 4.9/255" in said
+    assert "radius (geometric mean)         own class 64/255, another class 4.92/255" in said
     assert "selectivity, log2(other / own)  -3.70 (-3.90 to -3.50)" in said
     assert "probe                           original 0.730, unlearned 0.570, retrained 0.560" in said
     assert "[b]Verdict: no residual found[/b]" in said
