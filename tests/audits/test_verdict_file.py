@@ -56,6 +56,24 @@ def test_it_is_sealed(out, tmp_path):
         shutil.copyfile(out / name, place)
 
 
+def test_a_verdict_that_its_records_do_not_give_is_refused(out, tmp_path, rub):
+    from rub.reports.folders import contradictions_in
+    from rub.store.manifest import read_manifest, seal_folder
+
+    assert list(contradictions_in(out)) == []
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    place, facts = copy / "verdict.json", read_manifest(out)
+    for text, says in (
+        (place.read_text(encoding="utf-8").replace('"hidden"', '"no residual found"'), "its records give hidden"),
+        ("[]", "should be a JSON object with a verdict"),
+    ):
+        place.write_text(text, encoding="utf-8")
+        seal_folder(copy, {name: facts[name] for name in ("command", "code_version", "data")})
+        [said] = contradictions_in(copy)
+        assert says in said
+        assert rub("verify", copy, "--store", tmp_path / "none").code == 1
+
+
 def test_another_machine_verifies_it_with_the_files_alone(out, tmp_path, rub):
     copy = Path(shutil.copytree(out, tmp_path / "elsewhere"))
     files = {role: ZOO / row / "0" / "model.safetensors" for role, row in ROLES.items()}

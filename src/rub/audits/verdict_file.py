@@ -2,19 +2,25 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rub.errors import RubError
 from rub.pipeline.runtime import code_version
-from rub.reports.text import placeless, without_places
+from rub.reports.grouping import budgets_of, main_attack
+from rub.reports.text import placeless, printable, without_places
 
 if TYPE_CHECKING:
     from rub.audits.base import Report
     from rub.config.suite import Experiment
+    from rub.reports.grouping import Mains
+    from rub.store.records import Record
 
 SCHEMA_VERSION = 1
+LARGEST = 1 << 22  # bytes of a verdict
 JSON, PAGE = "verdict.json", "verdict.html"
 
 
@@ -32,6 +38,33 @@ def files(
     facts = told(report, experiment, checkpoints, limits)
     text = json.dumps(_finite(facts), indent=1, sort_keys=True, default=str)
     return {JSON: f"{text}\n", PAGE: _page(facts)}
+
+
+def disagreements(folder: Path, records: Sequence["Record"], mains: "Mains") -> Iterator[str]:
+    """What ``verdict.json`` of a folder says otherwise than its records give; nothing where there is none."""
+    from rub.audits.base import audit_of, conclude
+
+    place = folder / JSON
+    if not place.is_file() or not records:
+        return
+    try:
+        if place.stat().st_size > LARGEST:
+            raise ValueError
+        said = json.loads(place.read_text(encoding="utf-8"))["verdict"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        yield f"{JSON}: should be a JSON object with a verdict, of at most {LARGEST >> 20} MiB"
+        return
+    budgets = budgets_of(records, main := main_attack(records, mains))
+    if any(record.status == "failed" for record in records) or not budgets:
+        right = "cannot tell"
+    else:
+        try:
+            right = conclude(records, main, budgets, audit_of(records[0].task)).verdict.name
+        except (RubError, ValueError, KeyError, ArithmeticError) as error:
+            yield f"{JSON}: its records give no verdict ({printable(str(error))[:100]})"
+            return
+    if said != right:
+        yield f"{JSON} says {printable(str(said))[:60]}; its records give {right}"
 
 
 def told(

@@ -184,18 +184,22 @@ def contradictions_in(path: Path) -> Iterator[str]:
     """
     both = all((path / f"records.{kind}").is_file() for kind in ("parquet", "json"))
     samples, values = tables_in(path)
+    records, suite = read_records(path), _suite(path / "suite.yaml")
     yield from contradictions(
         Told(
-            read_records(path),
+            records,
             read_records(path / "records.json") if both else None,
             samples,
             values,
             [curve.model_dump() for curve in _validated(path / "curves.json", tuple[Curve, ...])],
-            _suite(path / "suite.yaml"),
+            suite,
             {place.stem: read_claim(place) for place in sorted((path / "witnesses").glob("*.json"))},
             read_stages(path),
         )
     )
+    from rub.audits.verdict_file import disagreements  # audits make reports, and so import them
+
+    yield from disagreements(path, records, mains_of(suite))
 
 
 def _check_budget(path: Path, records: Sequence[Record]) -> None:
