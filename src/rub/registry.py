@@ -136,12 +136,12 @@ class Registry(Generic[T]):
         }
         self._scanned = False
 
-    def add(self, entry: Entry[T], *, place: bool = False) -> None:
+    def add(self, entry: Entry[T], *, given: bool = False) -> None:
         """Register an entry; a second, different one under the same name is an error, as is an odd name.
 
-        With `place`, its name is that of a file's function, ``FILE.py:name``.
+        The name of what a caller has `given`, a file's function or a module in memory, may be any.
         """
-        if not place and not NAME.fullmatch(entry.name):
+        if not given and not NAME.fullmatch(entry.name):
             raise RubError(
                 f"{self.kind} '{entry.name[:64]}' of {entry.origin}: a name should have 1 to 64 letters from a to z,"
                 " digits, dots, dashes and underscores, a letter or digit first"
@@ -464,7 +464,7 @@ def load_component(registry: Registry[Any], place: str, task: str) -> Entry[Any]
         raise RubError(f"{registry.kind} {place}: {file} defines no function '{attribute}'")
     summary = (inspect.getdoc(function) or "").split("\n", 1)[0]
     entry = Entry(place, task, summary, function, module.__name__)
-    registry.add(entry, place=True)
+    registry.add(entry, given=True)
     return entry
 
 

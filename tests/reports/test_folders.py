@@ -374,7 +374,7 @@ def test_a_second_run_into_one_folder_leaves_nothing_of_the_first(tiny, tmp_path
     from rub.reports.result_folder import prepare, write_result
 
     for _ in range(2):
-        prepare(tmp_path / "out")
+        prepare(tmp_path / "out", "tiny")
         write_result(tiny.result, tmp_path / "out", "rub run tiny")
         assert sealing.changed_files(tmp_path / "out") == []
         (tmp_path / "out" / "report" / "methods" / "old.html").write_text("old")

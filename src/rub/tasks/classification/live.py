@@ -79,7 +79,7 @@ def audit(
         register(data, classes)
         weights = {role: Path(folder) / f"{role}.safetensors" for role in lives}
         for role, live in lives.items():
-            NETWORKS.add(Entry(_arch(role), "classification", "", _builder(live), "rub"))
+            NETWORKS.add(Entry(_arch(role), "classification", "", _builder(live), "rub"), given=True)
             try:
                 save_weights(live, weights[role])
             except (AttributeError, RuntimeError) as error:  # of a quantized module, say
