@@ -4,6 +4,7 @@ import json
 import pickle
 import pickletools
 import re
+import shutil
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rub.errors import RubError
@@ -74,6 +76,19 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
         tensors[name] = value.clone() if where in taken else value
         taken.add(where)
     safetensors.torch.save_file(tensors, path, metadata)
+
+
+def copy_weights(source: Path, target: Path, dtype: str) -> None:
+    """Write a float32 safetensors file in another floating type, its header kept; as ``float32``, the very bytes."""
+    if dtype == "float32":
+        shutil.copyfile(source, target)
+        return
+    kind: torch.dtype = getattr(torch, dtype)
+    with safe_open(source, "pt") as opened:
+        header = opened.metadata()
+    state = safetensors.torch.load_file(source)
+    made = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
+    safetensors.torch.save_file(made, target, header)
 
 
 def check_keys(

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -84,10 +84,7 @@ def compare(one: ResultFolder, other: ResultFolder) -> Comparison:
     tested = [place for place, cell in enumerate(found) if cell.difference is not None]
     ps = statistics.holm([cell.difference.p for cell in found if cell.difference is not None])
     corrected = dict(zip(tested, ps, strict=True))
-    cells = (
-        CellDifference(c.group, c.method, c.place, c.one, c.other, c.difference, corrected.get(place, 1.0))
-        for place, c in enumerate(found)
-    )
+    cells = (replace(cell, p=corrected.get(place, 1.0)) for place, cell in enumerate(found))
     only = (len(first) - len(shared), len(second) - len(shared))
     return Comparison(tuple(cells), tuple(_settings(one.suite, other.suite)), only)
 

@@ -356,7 +356,7 @@ def abandoned(path: Path) -> bool:
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:  # it lives, and is another user's
-        return False
+        pass
     return False
 
 

@@ -24,12 +24,10 @@ def with_facts(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]
     found: dict[str, ZooModel] = {}
     for role in roles:
         name = str(given.get(role) or "")
-        if not name or (Path(name).exists() and not is_zoo_model(Path(name))):
-            continue
-        if not name.startswith(PREFIX) and not is_zoo_model(Path(name)):
-            continue
-        made[role] = folder_of(name, f"--{role}")
-        found[role] = checked(made[role])
+        named = name.startswith(PREFIX) and not Path(name).exists()
+        if name and (named or is_zoo_model(Path(name))):
+            made[role] = folder_of(name, f"--{role}")
+            found[role] = checked(made[role])
     original = found.get("original")
     return made if original is None else {**made, **_unsaid(original, made)}
 

@@ -1,13 +1,11 @@
 """Classifiers of a zoo: weights in one file, and the network that they are of."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rub.config.hyperparameters import first_error
@@ -18,6 +16,7 @@ from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
 from rub.data.splits import Splits, load_dataset, split
 from rub.errors import RubError
 from rub.models.lookup import hyperparameters_in
+from rub.models.weights import copy_weights
 from rub.store.artifacts import Artifact
 from rub.tasks.classification.stages import NETWORK
 from rub.tasks.classification.stages import WEIGHTS as STORED
@@ -29,13 +28,7 @@ MOST_CHANNELS, LARGEST_SIDE = 64, 1024
 
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
     """Write a classifier's weights; its network with the images' channels and side."""
-    file = artifact.file(STORED)
-    if dtype == "float32":
-        shutil.copyfile(file, out / WEIGHTS)  # the very bytes that were measured
-    else:
-        kind: torch.dtype = getattr(torch, dtype)
-        made = {name: value.to(kind) if value.is_floating_point() else value for name, value in load_file(file).items()}
-        save_file(made, out / WEIGHTS)
+    copy_weights(artifact.file(STORED), out / WEIGHTS, dtype)
     channels, size, _ = load_dataset(inputs["data"]).train.shape
     return {**artifact.json(NETWORK), "channels": channels, "size": size}
 

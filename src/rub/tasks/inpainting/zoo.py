@@ -1,20 +1,18 @@
 """Masked autoencoders of a zoo: one file of weights, whose header has their sizes."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rub.errors import RubError
 from rub.models.mae.checkpoints import load_mae
 from rub.models.mae.masks import keyed_noise, make_mask
 from rub.models.mae.model import MaskedAutoencoder
+from rub.models.weights import copy_weights
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.stages import WEIGHTS as STORED
 from rub.zoo.entry import Shelf, ZooModel
@@ -25,13 +23,7 @@ WEIGHTS = "mae.safetensors"  # not `model.safetensors`, which transformers would
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
     """Write an autoencoder's weights."""
     file = artifact.file(STORED)
-    if dtype == "float32":
-        shutil.copyfile(file, out / WEIGHTS)  # the very bytes that were measured
-    else:
-        kind: torch.dtype = getattr(torch, dtype)
-        with safe_open(file, "pt") as opened:
-            header = opened.metadata()
-        save_file({name: value.to(kind) for name, value in load_file(file).items()}, out / WEIGHTS, header)
+    copy_weights(file, out / WEIGHTS, dtype)
     return asdict(load_mae(file).config)
 
 
