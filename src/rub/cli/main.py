@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -119,7 +120,7 @@ def run(
     for line in dict.fromkeys(line for facts in result.data for line in facts.lines()):
         say(printable(line))
     for line in digest(result):
-        say(line)
+        say(fill(line, screen.width, subsequent_indent="    "))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
         f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
