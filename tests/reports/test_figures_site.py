@@ -268,4 +268,4 @@ def test_distances_of_many_decades_are_cut_off_before_the_axis_gets_endless(curv
 def test_heads_and_titles_of_a_gallery_are_wrapped():
     tiles = galleries.Tiles(np.zeros((1, 2, 8, 8, 3), np.uint8), ("random-prefix", "uma"), (7,))
     shown = [text.get_text() for text in galleries.gallery_figure(tiles, "ft, seed 0: forget images, with $x$").texts]
-    assert shown == ["ft, seed 0: forget\nimages, with \\$x\\$", "random-\nprefix", "uma", "#7"]
+    assert shown == ["ft, seed 0: forget images,\nwith \\$x\\$", "random-\nprefix", "uma", "#7"]
