@@ -32,6 +32,7 @@ _HERE = "rub.leaderboard.exports"
 FORMATS: Mapping[str, Format] = {
     "eval-results": Format("YAML for .eval_results/ of a Hub model", f"{_HERE}.eval_results:eval_results"),
     "model-card": Format("Markdown for its card", f"{_HERE}.model_card:model_card"),
+    "eval-yaml": Format("eval.yaml of the Hub data set that names these results", f"{_HERE}.eval_yaml:eval_yaml"),
 }
 
 
@@ -47,9 +48,9 @@ def exported(name: str, records: "Sequence[Record]", **options: Any) -> str:
         RubError: an unknown format, an option that it needs or has no place for, or what the format itself refuses.
 
     Example:
-        >>> exported("json", [])
+        >>> exported("json", [])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        rub.errors.RubError: --format json: should be one of eval-results, model-card
+        rub.errors.RubError: --format json: should be one of eval-results, model-card, ...
     """
     if name not in FORMATS:
         raise RubError(f"--format {name}: should be one of {', '.join(FORMATS)}")
