@@ -33,6 +33,7 @@ FORMATS: Mapping[str, Format] = {
     "eval-results": Format("YAML for .eval_results/ of a Hub model", f"{_HERE}.eval_results:eval_results"),
     "model-card": Format("Markdown for its card", f"{_HERE}.model_card:model_card"),
     "eval-yaml": Format("eval.yaml of the Hub data set that names these results", f"{_HERE}.eval_yaml:eval_yaml"),
+    "every-eval-ever": Format("JSON of the Every Eval Ever schema", f"{_HERE}.every_eval_ever:every_eval_ever"),
 }
 
 
