@@ -34,6 +34,7 @@ FORMATS: Mapping[str, Format] = {
     "model-card": Format("Markdown for its card", f"{_HERE}.model_card:model_card"),
     "eval-yaml": Format("eval.yaml of the Hub data set that names these results", f"{_HERE}.eval_yaml:eval_yaml"),
     "every-eval-ever": Format("JSON of the Every Eval Ever schema", f"{_HERE}.every_eval_ever:every_eval_ever"),
+    "robustbench": Format("JSON like RobustBench's model_info", f"{_HERE}.robustbench:robustbench"),
 }
 
 
