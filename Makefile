@@ -4,17 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= rub-out
 
-.PHONY: run test soak clean
+.PHONY: run test docs soak clean
 
 run: $(VENV)/.installed
 	$(BIN)/rub run quick --workers 2 --out $(OUT)
 	@echo "The page: $(OUT)/report/index.html"
 
 test: $(VENV)/.tested
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs/hooks.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs/hooks.py
+	$(BIN)/codespell
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 GIT_PYTHON_REFRESH=quiet $(BIN)/pytest -n 2
+
+docs: $(VENV)/.tested
+	$(BIN)/mkdocs build --strict
+	@echo "The pages: site/index.html"
 
 soak: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
@@ -34,4 +39,4 @@ $(VENV)/.tested: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist
+	rm -rf $(VENV) $(OUT) build dist site

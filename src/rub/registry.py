@@ -421,10 +421,22 @@ def card_of(entry: Entry[Any]) -> Card:
 def source_hash(entry: Entry[Any]) -> str:
     """SHA-256 of the file that defines a component, or "" for those of RUB, which carry version numbers.
 
-    It enters the stage keys, so that an edit of a plug-in recomputes its results.
+    It enters the stage keys, so that an edit of a plug-in recomputes its results. Of one that is defined in a notebook it
+    is that of its own source, without what it calls.
+
+    Raises:
+        RubError: it was typed where no source is kept, as with ``python -c``.
     """
-    source = None if entry.origin == "rub" else inspect.getsourcefile(sys.modules[entry.origin])
-    return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
+    if entry.origin == "rub":
+        return ""
+    module = sys.modules[entry.origin]
+    if getattr(module, "__file__", None):
+        source = inspect.getsourcefile(module)
+        return "" if source is None else sha256(Path(source).read_bytes()).hexdigest()
+    try:
+        return sha256(inspect.getsource(cast(Any, entry.load())).encode()).hexdigest()
+    except (OSError, TypeError):
+        raise RubError(f"{entry.name}: its source is not kept here; define it in a file or a notebook") from None
 
 
 _DECORATORS = (

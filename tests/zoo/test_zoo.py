@@ -345,10 +345,13 @@ def test_an_audit_of_two_models_of_a_zoo_needs_nothing_else(zoo, rub, monkeypatc
 
 def test_the_models_that_ship_are_whole_and_small():
     root = Path(api.__file__).parent / "zoo" / "models"
-    found = {(model.method, model.seed): folder for folder, model in models_in(root)}
-    assert {"original", "retrain", "sham", "zero-row", "salun", "delete", "ct", "dose-5"} <= {row for row, _ in found}
-    assert [problem(folder) for folder in found.values()] == [""] * len(found)
-    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 6 << 20
+    found = list(models_in(root))
+    rows = {"original", "retrain", "sham", "zero-row", "salun", "delete", "ct", "dose-5", "i2i", "esd-x", "uce", "sld"}
+    assert rows <= {model.method for _, model in found}
+    assert [problem(folder) for folder, _ in found] == [""] * len(found)
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 8 << 20  # 5.5 MiB in the wheel
+    tasks = {model.task for _, model in models_in(root)}
+    assert tasks == {"classification", "inpainting", "text-to-image"}
     model = api.load_model("zoo/digits/resnet10-w4/salun/0")
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
@@ -395,6 +398,36 @@ def test_audits_of_the_models_that_ship(rub, tmp_path, method, verdict):
     )  # fmt: skip
     assert said.code == 0, said.err
     assert f"Verdict: {verdict}" in said.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "verdicts"), [("original", ["recovered"]), ("retrain", ["no residual found"])])
+def test_audits_of_the_autoencoders_that_ship(rub, tmp_path, method, verdicts):
+    pair = ("--original", "zoo/digits/mae-nano/original/0", "--unlearned", f"zoo/digits/mae-nano/{method}/0")
+    few = ("--protocol", "rub-quick-1", "--samples", "60", "--store", tmp_path / "store")
+    said = rub("audit", "inpainting", *pair, *few)
+    assert said.code == 0, said.err
+    assert "forgotten: classes 0, 1, 2, 3, 4" in said.out
+    assert any(f"Verdict: {verdict}\n" in said.out for verdict in verdicts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "verdicts"),
+    [
+        ("original", ["recovered"]),
+        ("retrain", ["no residual found at this budget", "cannot tell"]),
+        ("sham", ["no residual found at this budget", "cannot tell"]),
+        ("random-init", ["destroyed"]),
+    ],
+)
+def test_audits_of_the_text_to_image_models_that_ship(rub, tmp_path, method, verdicts):
+    base = "zoo/digits-seven/sd-pico"
+    pair = ("--original", f"{base}/original/0", "--unlearned", f"{base}/{method}/0")
+    few = ("--protocol", "rub-quick-1", "--retain", "one,eight", "--count", "20", "--store", tmp_path / "store")
+    said = rub("audit", "text-to-image", *pair, *few)
+    assert said.code == 0, said.err
+    assert any(f"Verdict: {verdict}\n" in said.out for verdict in verdicts), said.out
 
 
 # Published weights make a claim checkable.

@@ -30,7 +30,7 @@ def with_facts(given: Mapping[str, Any], task: str) -> dict[str, Any]:
             found[role] = model = checked(folder)
             if model.task != task:
                 raise RubError(f"--{role} {name}: is a model of {model.task}; give one of {task}")
-            made[role] = shelf_of(task).audited(folder, model)
+            made[role] = str(shelf_of(task).audited(folder, model))
     original = found.get("original")
     return made if original is None else {**made, **shelf_of(task).unsaid(original, made)}
 
