@@ -28,6 +28,7 @@ PLUGIN = Annotated[
 ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
 UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
 RETRAINED = Annotated[Path | None, typer.Option(help="Weights of the retrained model, likewise.")]
+OUT = Annotated[Path | None, typer.Option(help="Result folder to write.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the run of another suite in --out.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
