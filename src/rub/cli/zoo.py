@@ -132,8 +132,8 @@ def attack(
     """
     from rub import api
     from rub.reports.result_folder import prepare
-    from rub.tasks.classification.attack_result import SUITE, save_attacks
-    from rub.tasks.classification.attack_zoo import attack_models, row_of, tables
+    from rub.tasks.classification.attack_result import save_attacks
+    from rub.tasks.classification.attack_zoo import SUITE, attack_models, row_of, tables
 
     added = [entry.name for entry in load_plugins(plugin) if ATTACKS.owns(entry, "classification")]
     runtime = api.make_runtime(data_root=data_root, device=device)

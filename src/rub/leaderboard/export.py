@@ -34,6 +34,16 @@ _WEB = re.compile(r"https?://[^\s/]+(/\S*)?")
 _BETTER = {"up": "higher is better", "down": "lower is better", "reference": "closest to the retrained model is best"}
 
 
+def is_web_address(text: str) -> bool:
+    """Whether this is an address of the web, of which nothing is fetched.
+
+    Example:
+        >>> is_web_address("https://example.org/models"), is_web_address("javascript:alert(1)")
+        (True, False)
+    """
+    return bool(_WEB.fullmatch(text)) and text.isprintable()
+
+
 def eval_results(records: Sequence[Record], *, method: str, source: str = "") -> str:
     """One method's results as text for ``.eval_results/rub.yaml`` of its model repository.
 
@@ -64,7 +74,7 @@ def eval_results(records: Sequence[Record], *, method: str, source: str = "") ->
     from huggingface_hub import eval_result_entries_to_yaml
 
     _check_measured(records, method)
-    if source and not (_WEB.fullmatch(source) and source.isprintable()):
+    if source and not is_web_address(source):
         raise RubError(f"source '{printable(source)}': should be a web address such as https://example.org/results")
     found: dict[tuple[str, str], tuple[EvalResultEntry, Group]] = {}
     for task in dict.fromkeys(record.task for record in records):

@@ -21,7 +21,7 @@ from rub.reports.lineage import facts_of
 from rub.reports.result_folder import Result, write_result
 from rub.store.artifacts import canonical
 from rub.store.records import Record
-from rub.tasks.classification.attack_zoo import Attacked, Row, row_of
+from rub.tasks.classification.attack_zoo import PROTOCOL, SUITE, Attacked, Row, row_of
 from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.recover import Recovery
@@ -29,12 +29,6 @@ from rub.tasks.classification.witnesses import gap, network_settings, write_reco
 from rub.training.classifier import predict
 from rub.zoo.entry import WEIGHTS, ZooModel
 
-SUITE = "attack"  # name of the suite that such a folder holds
-PROTOCOL = "rub-attack-1"
-"""What decides its numbers: at most N forgotten training images that the original gets right, by a fixed draw; L-inf
-budgets, each searched from the probes of the one before; attacks with their default settings and seed 0."""
-SEARCH = "uma-momentum"
-"""The search that stands beside every attack."""
 _OUTSIDE = ("channels", "size")  # of a published network: its images'
 
 
