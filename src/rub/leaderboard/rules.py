@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from rub.audits.base import AUDIT_SUITE
 from rub.audits.verdict_file import JSON
 from rub.errors import RubError
-from rub.reports.folders import ResultFolder
+from rub.reports.folders import ResultFolder, contradictions_in, read_folder
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.text import printable
 from rub.store.records import Record
@@ -44,6 +44,18 @@ class Candidate:
     found: ResultFolder
     sources: Sources
     """Where models and data are, to score its witnesses again."""
+    contradictions: Sequence[str] = ()
+    """One line for each thing in it that something else in it contradicts."""
+
+    @classmethod
+    def read(cls, folder: Path, sources: Sources) -> Self:
+        """A folder of anyone, whole and unchanged.
+
+        Raises:
+            RubError: it is not, or cannot be read.
+        """
+        found = read_folder(folder, consistent=False)
+        return cls(folder, found, sources, tuple(contradictions_in(folder)))
 
     @property
     def kind(self) -> Kind:

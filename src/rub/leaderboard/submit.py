@@ -32,7 +32,7 @@ from rub.leaderboard.rules import (
 from rub.metrics.base import metrics_of
 from rub.registry import CONTROLS, Entry
 from rub.reports.consistency import HASH
-from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
+from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import read_stages
@@ -58,7 +58,7 @@ _EXTERNAL: Sequence[Kind] = ("external models",)
 _ATTACK: Sequence[Kind] = ("attack",)
 RULES = (
     Rule("consistent", "every number is what its parts give: rates and their samples, curves, differences, the verdict",
-         lambda one: (*_parts(one), *contradictions_in(one.folder))),
+         lambda one: (*_parts(one), *one.contradictions)),
     Rule("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
          lambda one: _protocols(one.found), _OTHERS),
     Rule("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
@@ -90,7 +90,7 @@ def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """
     asks = "sealed, unchanged, records of this schema"
     try:
-        candidate = Candidate(folder, read_folder(folder, consistent=False), sources)
+        candidate = Candidate.read(folder, sources)
     except RubError as error:
         return [RuleCheck("whole", asks, (str(error),))]
     rules = [rule for rule in RULES if candidate.kind in rule.kinds]
@@ -121,7 +121,7 @@ def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[Ru
     rules = check(folder, sources)
     if any(rule.problems for rule in rules):  # attacking again takes long, and this folder is refused anyway
         return rules
-    candidate = Candidate(folder, read_folder(folder), sources)
+    candidate = Candidate.read(folder, sources)
     if link and candidate.kind != "external models":
         raise RubError(f"--link {link}: {folder} is of no published models; give it with the folder of rub audit --out")
     if candidate.kind == "attack":
