@@ -1,6 +1,7 @@
 """An attack as an entry: its folder, what is refused of forged ones, and that nothing of the attack is run again."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -267,3 +268,29 @@ def test_a_link_is_for_published_models(attacked, refused, tmp_path):
     out = Path(tmp_path / "sub")
     refused("submit", attacked[0], "--out", out, "--link", "javascript:alert(1)", says="should be a web address")
     refused("submit", attacked[0], "--out", out, "--link", "https://a.org/b", says="is of no published models")
+
+
+def test_attacks_of_several_entries_stand_beside_one_another_with_the_worst_of_all(attacked, forge, rub, tmp_path):
+    def theirs(folder):
+        for rows in (folder.records, folder.samples, folder.curves, folder.claims.values()):
+            for row in rows:
+                row["attack"] = "theirs" if row["attack"] == "mine" else row["attack"]
+        for stage in folder.stages:
+            stage["spec"]["attack"] = "theirs" if stage["spec"]["attack"] == "mine" else stage["spec"]["attack"]
+        for row in of(folder.samples, method="ct", attack="theirs"):
+            row.update(recovered=True, step=max(row["step"], 1))
+
+    other = forge(attacked[0], theirs)
+    said = rub("report", attacked[0], other, "--out", tmp_path / "site", "--format", "html,md", "--workers", 1)
+    assert said.code == 0, said.out
+    [table] = (tmp_path / "site" / "tables").rglob("attacks-32-*.md")
+    header, _, *rows = (line for line in table.read_text().splitlines() if line.startswith("|"))
+    assert [cell.strip(" ↓") for cell in header.split("|")[1:-1]] == [
+        "method", "uma-momentum before", "uma-momentum UA", "mine UA", "theirs UA", "worst of all",
+    ]  # fmt: skip
+    worst = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows}
+    assert worst == {"ga": "100.0 uma-momentum", "ct": "100.0 theirs"}
+    page = (tmp_path / "site" / "index.html").read_text()
+    columns = re.findall(r'<th scope="col"><button type="button">([^<]*) ↓</button></th>', page)
+    assert columns == ["uma-momentum", "mine", "theirs"] * 2  # at either budget
+    assert "rub run suite.yaml" not in next((tmp_path / "site" / "experiments").glob("*.html")).read_text()

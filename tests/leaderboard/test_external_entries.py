@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rub.leaderboard.submit import attacked_again, check
+from rub.reports.folders import read_folder
 from rub.store.artifacts import Store, file_sha256
 from rub.store.manifest import changed_files
 from rub.witness.claims import Sources
@@ -63,6 +64,10 @@ def test_a_whole_audit_is_accepted_with_its_files_alone(audited, rub, tmp_path):
     assert (again["method"], again["images"], again["more"], again["reason"]) == ("unlearned", 10, 0, "")
     assert (out / "verdict.json").read_bytes() == (audited / "out" / "verdict.json").read_bytes()
     assert rub("verify", out, *files).code == 0
+    assert read_folder(out).published == "https://example.org/models"
+    assert rub("report", out, "--out", tmp_path / "site", "--workers", 1).code == 0
+    [page] = (tmp_path / "site" / "experiments").glob("*.html")
+    assert "<dt>published by others</dt><dd>https://example.org/models</dd>" in page.read_text()
 
 
 def test_other_files_are_not_those_of_the_audit(audited, rub, tmp_path):

@@ -133,7 +133,8 @@ def attack(
     from rub import api
     from rub.reports.result_folder import prepare
     from rub.tasks.classification.attack_result import save_attacks
-    from rub.tasks.classification.attack_zoo import SUITE, attack_models, row_of, tables
+    from rub.tasks.classification.attack_zoo import attack_models, row_of, tables
+    from rub.tasks.classification.spec import ATTACK_SUITE
 
     added = [entry.name for entry in load_plugins(plugin) if ATTACKS.owns(entry, "classification")]
     runtime = api.make_runtime(data_root=data_root, device=device)
@@ -142,7 +143,7 @@ def attack(
     except ValueError:
         raise RubError(f"--budgets {budgets}: should be whole numbers with commas between them, such as 4,8") from None
     if out is not None:
-        prepare(out, SUITE, overwrite=overwrite)
+        prepare(out, ATTACK_SUITE, overwrite=overwrite)
     attacked = attack_models(models, [*parts(attacks), *added], levels, images, runtime, original=original)
     rows = (
         map(row_of, attacked) if out is None else save_attacks(attacked, out, api.reproducible(sys.argv[1:]), runtime)

@@ -15,8 +15,9 @@ from rub.reports.grouping import level
 from rub.reports.lineage import keys_of, read_stages
 from rub.reports.text import printable
 from rub.store.records import Record
-from rub.tasks.classification.attack_zoo import SEARCH, eligible, search
+from rub.tasks.classification.attack_zoo import eligible, search
 from rub.tasks.classification.budgets import Budget
+from rub.tasks.classification.spec import DEFAULT_SEARCH
 from rub.tasks.classification.zoo import splits_of
 from rub.training.classifier import predict
 from rub.witness.claims import read_claim
@@ -40,8 +41,8 @@ def compared(candidate: Candidate) -> Iterator[str]:
     """Where an attack does not stand beside the default search, at the same budgets, on the images of the draw."""
     if odd := {record.metric for record in candidate.found.records} - set(METRICS):
         yield f"a row of {printable(min(odd))[:40]}: an attack's run has {' and '.join(METRICS)}"
-    if {record.attack for record in candidate.found.records} == {SEARCH}:
-        yield f"no attack beside {SEARCH}; give one: rub attack MODELS --plugin my_attack.py --out FOLDER"
+    if {record.attack for record in candidate.found.records} == {DEFAULT_SEARCH}:
+        yield f"no attack beside {DEFAULT_SEARCH}; give one: rub attack MODELS --plugin my_attack.py --out FOLDER"
     for rows in _models(candidate):
         said = list(_compared(rows))
         yield from said
@@ -62,10 +63,10 @@ def _compared(rows: Sequence[Record]) -> Iterator[str]:
             yield f"{_where(row)}: does not say how many images it gave to the network"
         if row.n < LEAST:
             yield f"{_where(row)}: of {row.n} images, not of {LEAST} or more"
-    if SEARCH not in at:
-        yield f"{name}: no row of {SEARCH} beside the attack"
-    elif other := next((attack for attack, own in at.items() if own != at[SEARCH]), None):
-        yield f"{name}: {printable(other)} at other budgets than {SEARCH}"
+    if DEFAULT_SEARCH not in at:
+        yield f"{name}: no row of {DEFAULT_SEARCH} beside the attack"
+    elif other := next((attack for attack, own in at.items() if own != at[DEFAULT_SEARCH]), None):
+        yield f"{name}: {printable(other)} at other budgets than {DEFAULT_SEARCH}"
 
 
 def _drawn(candidate: Candidate, rows: Sequence[Record], target: Target) -> Iterator[str]:
@@ -112,10 +113,12 @@ def searched_again(candidate: Candidate) -> Iterator[Reattack]:
     """What the default search gives on every model, run again with the seed that it had; of rounding it is the same."""
     runtime = Runtime(device=candidate.sources.device, batch_size=candidate.sources.batch_size)
     for rows in _models(candidate):
-        own = [row for row in rows if row.attack == SEARCH]
+        own = [row for row in rows if row.attack == DEFAULT_SEARCH]
         target = target_of(candidate, own[0])
         levels, samples = [int(level(row.budget)) for row in own], target.samples
-        found = search(load_folder(target.folder), load_folder(target.original), samples, SEARCH, levels, runtime)
+        found = search(
+            load_folder(target.folder), load_folder(target.original), samples, DEFAULT_SEARCH, levels, runtime
+        )
         for row, at in zip(own, levels, strict=True):
             known = candidate.outcomes[cell_of(row)]
             said = np.array([known[identity].recovered for identity in samples.ids.tolist()])

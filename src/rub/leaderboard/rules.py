@@ -13,11 +13,11 @@ from scipy.stats import binomtest
 from rub.audits.base import AUDIT_SUITE
 from rub.audits.verdict_file import JSON
 from rub.errors import RubError
-from rub.reports.folders import ResultFolder, contradictions_in, read_folder
+from rub.reports.folders import EXTERNAL, ResultFolder, contradictions_in, read_folder
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.text import printable
 from rub.store.records import Record
-from rub.tasks.classification.attack_zoo import PROTOCOL
+from rub.tasks.classification.spec import ATTACK_PROTOCOL
 from rub.witness.claims import Sources
 
 Kind = Literal["run", "external models", "attack"]
@@ -60,10 +60,10 @@ class Candidate:
     @property
     def kind(self) -> Kind:
         """Which of them, as the folder itself says."""
-        if {record.protocol for record in self.found.records} == {PROTOCOL}:
+        if {record.protocol for record in self.found.records} == {ATTACK_PROTOCOL}:
             return "attack"
         audited = self.found.suite.get("name") == AUDIT_SUITE or (self.folder / JSON).is_file()
-        return "external models" if audited else "run"
+        return EXTERNAL if audited else "run"
 
     @cached_property
     def outcomes(self) -> Mapping[Cell, Mapping[int, Outcome]]:

@@ -32,7 +32,7 @@ from rub.leaderboard.rules import (
 from rub.metrics.base import metrics_of
 from rub.registry import CONTROLS, Entry
 from rub.reports.consistency import HASH
-from rub.reports.folders import ResultFolder, mains_of, outside, protocols_in, read_folder
+from rub.reports.folders import EXTERNAL, ResultFolder, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import read_stages
@@ -42,7 +42,7 @@ from rub.reports.task_report import TaskReport, reports_of
 from rub.reports.text import printable
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
-from rub.tasks.classification.attack_zoo import SEARCH
+from rub.tasks.classification.spec import DEFAULT_SEARCH
 from rub.witness.claims import Sources, checks, witness_files
 
 LARGEST = 5 << 20  # bytes of witnesses that are kept
@@ -50,12 +50,11 @@ REATTACKED = 64  # images of each method that are attacked again
 SIGNIFICANT = 0.01
 _NEEDED = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "stages.json")
 _KEPT = (*_NEEDED, "values.parquet", "hyperparameters.json", "verdict.json")
-
-
-_OTHERS: Sequence[Kind] = ("run", "external models")
+_OTHERS: Sequence[Kind] = ("run", EXTERNAL)
 _RUN: Sequence[Kind] = ("run",)
-_EXTERNAL: Sequence[Kind] = ("external models",)
+_EXTERNAL: Sequence[Kind] = (EXTERNAL,)
 _ATTACK: Sequence[Kind] = ("attack",)
+
 RULES = (
     Rule("consistent", "every number is what its parts give: rates and their samples, curves, differences, the verdict",
          lambda one: (*_parts(one), *one.contradictions)),
@@ -65,7 +64,7 @@ RULES = (
          lambda one: _measured(one.found), _OTHERS),
     Rule("published", "original and unlearned model are read from files, and verdict.json says what the records give",
          external_rules.published, _EXTERNAL),
-    Rule("compared", f"{SEARCH} beside the attacks, at the same budgets on the images that rub attack draws",
+    Rule("compared", f"{DEFAULT_SEARCH} beside the attacks, at the same budgets on the images that rub attack draws",
          attack_rules.compared, _ATTACK),
     Rule("controls", "the original and a reference stand beside the methods",
          lambda one: (*_original(one.found), *_reference(one.found)), _RUN),
@@ -122,11 +121,11 @@ def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[Ru
     if any(rule.problems for rule in rules):  # attacking again takes long, and this folder is refused anyway
         return rules
     candidate = Candidate.read(folder, sources)
-    if link and candidate.kind != "external models":
+    if link and candidate.kind != EXTERNAL:
         raise RubError(f"--link {link}: {folder} is of no published models; give it with the folder of rub audit --out")
     if candidate.kind == "attack":
         again = list(attack_rules.searched_again(candidate))
-        asks = f"{SEARCH} brings back no more than was claimed (p < 1 %)"
+        asks = f"{DEFAULT_SEARCH} brings back no more than was claimed (p < 1 %)"
     else:
         again = list(attacked_again(folder, sources))
         asks = f"of {REATTACKED} images the search brings back no more than was claimed (p < 1 %); {_power()}"
@@ -149,7 +148,7 @@ def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[Ru
                 "seal_of_the_run": manifest["seal"],
                 "rules": {rule.name: rule.asks for rule in rules},
             }
-            if candidate.kind == "external models":
+            if candidate.kind == EXTERNAL:
                 facts |= {"models": external_rules.models_of(candidate), "link": link}
             facts["reattacked"] = [asdict(one) for one in again]
             facts["date"] = datetime.now(UTC).date().isoformat()

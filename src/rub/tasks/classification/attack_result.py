@@ -21,10 +21,11 @@ from rub.reports.lineage import facts_of
 from rub.reports.result_folder import Result, write_result
 from rub.store.artifacts import canonical
 from rub.store.records import Record
-from rub.tasks.classification.attack_zoo import PROTOCOL, SUITE, Attacked, Row, row_of
+from rub.tasks.classification.attack_zoo import Attacked, Row, row_of
 from rub.tasks.classification.budgets import Budget
 from rub.tasks.classification.metrics import cell
 from rub.tasks.classification.recover import Recovery
+from rub.tasks.classification.spec import ATTACK_PROTOCOL, ATTACK_SUITE
 from rub.tasks.classification.witnesses import gap, network_settings, write_recovered
 from rub.training.classifier import predict
 from rub.zoo.entry import WEIGHTS, ZooModel
@@ -61,7 +62,7 @@ def _joined(results: Iterable[Result]) -> Result:
         samples=tuple(row for one in found for row in one.samples),
         curves=tuple(row for one in found for row in one.curves),
         witnesses=tuple(pair for one in found for pair in one.witnesses),
-        suite={"name": SUITE, "summary": "attacks on models of a zoo", "experiments": []},
+        suite={"name": ATTACK_SUITE, "summary": "attacks on models of a zoo", "experiments": []},
         stages=tuple(row for one in found for row in one.stages),
     )
 
@@ -147,7 +148,7 @@ def _curve(model: ZooModel, recovery: Recovery, level: int, at: Mapping[str, str
 
 def _common(model: ZooModel) -> dict[str, str]:
     scenario = "samples" if ForgetSpec.model_validate(model.forget).samples else ""
-    names = {"task": model.task, "suite": SUITE, "experiment": model.experiment, "protocol": PROTOCOL}
+    names = {"task": model.task, "suite": ATTACK_SUITE, "experiment": model.experiment, "protocol": ATTACK_PROTOCOL}
     return {**names, "scenario": scenario, "dataset": model.dataset, "model": model.model}
 
 

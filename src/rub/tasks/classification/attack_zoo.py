@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-SUITE = "attack"  # name of the suite that the result folder of such a run holds
-PROTOCOL = "rub-attack-1"
-"""What decides its numbers: at most N forgotten training images that the original gets right, by a fixed draw; L-inf
-budgets, each searched from the probes of the one before; attacks with their default settings and seed 0."""
-SEARCH = "uma-momentum"
-"""The search that stands beside every attack."""
-
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
