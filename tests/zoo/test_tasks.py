@@ -1,5 +1,6 @@
 """How each task keeps its models: written to a zoo and read again they are what they were."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -47,8 +48,6 @@ def original(diffusion, tmp_path):
 
 
 def unlearned(original, made, tmp_path):
-    import json
-
     from rub.models.diffusion.checkpoints import load_model, save_unlearned
 
     def fill(out):
@@ -105,3 +104,35 @@ def test_a_masked_autoencoder_is_one_file(tmp_path, dtype):
     for name, value in model.state_dict().items():
         assert torch.equal(found.model.state_dict()[name], value.to(kind).float()), name
     assert found.model.config == model.config
+
+
+@pytest.mark.parametrize("arch", ["vit-mini", "swin-mini"])
+def test_transformers_reads_a_classifier_of_its_own_kind(tmp_path, arch):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from rub.data.sources import load_images
+    from rub.data.splits import save_dataset
+    from rub.models.network import build_network
+    from rub.models.weights import save_weights
+
+    data, mean, std = load_images("digits", None), [0.3], [0.2]
+    network = build_network(arch, num_classes=10, channels=1, size=8, mean=mean, std=std, seed=3).eval()
+
+    def fill(out):
+        save_weights(network, out / "weights.safetensors")
+        said = {"arch": arch, "stem": "cifar", "width": None, "mean": mean, "std": std, "classes": list(data.classes)}
+        (out / "network.json").write_text(json.dumps(said), encoding="utf-8")
+
+    store = Store(tmp_path / "store")
+    artifact = store.write("train", KEY, {}, fill)
+    inputs = {"data": store.write("data", OTHER, {}, lambda out: save_dataset(data, out))}
+    made = kept("classification", artifact, inputs, tmp_path / "out")
+    images = data.test.images[:4].float() / 255
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    seen = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert torch.equal(torch.tensor(seen.image_mean), torch.tensor(mean))
+    with torch.no_grad():
+        wanted = network(images)
+        assert torch.allclose(theirs((images - mean[0]) / std[0]).logits, wanted, atol=1e-5)
+        assert torch.equal(made.model(images), wanted)
+    assert theirs.config.id2label[3] == data.classes[3]

@@ -438,22 +438,26 @@ def test_audits_take_what_the_user_says(zoo, tmp_path, monkeypatch):
     from rub.zoo.audits import with_facts
 
     original = str(zoo / "digits/resnet10-w2/original/0")
-    roles = ("original", "unlearned", "retrained")
-    made = with_facts({"original": original, "unlearned": original, "width": 8, "stem": "cifar"}, roles)
+    made = with_facts({"original": original, "unlearned": original, "width": 8, "stem": "cifar"}, "classification")
     assert (made["width"], made["arch"], made["forget_classes"]) == (8, "resnet10", [0])
     monkeypatch.chdir(original)
-    assert with_facts({"original": original, "unlearned": original, "retrained": None}, roles)["retrained"] is None
+    assert (
+        with_facts({"original": original, "unlearned": original, "retrained": None}, "classification")["retrained"]
+        is None
+    )
     one = Path(shutil.copytree(original, tmp_path / "one"))
     rewritten(one, forget={"fraction": 0.1, "seed": 0})
-    assert "forget_classes" not in with_facts({"original": str(one), "unlearned": original}, roles)
+    assert "forget_classes" not in with_facts({"original": str(one), "unlearned": original}, "classification")
     (one / "net.py").write_text("print('ran')", encoding="utf-8")
     rewritten(one, network={**read_model(one).network, "arch": f"{one}/net.py:build"})
     with pytest.raises(RubError, match="could run code"):
-        with_facts({"original": str(one), "unlearned": original}, roles)
+        with_facts({"original": str(one), "unlearned": original}, "classification")
     (one / "net.py").rename(tmp_path / "net.py")
     rewritten(one, network={**read_model(one).network, "arch": f"{tmp_path}/net.py:build"})
     with pytest.raises(RubError, match="is code"):
-        with_facts({"original": str(one), "unlearned": original}, roles)
+        with_facts({"original": str(one), "unlearned": original}, "classification")
+    with pytest.raises(RubError, match="is a model of classification; give one of inpainting"):
+        with_facts({"original": original, "unlearned": original}, "inpainting")
 
 
 def test_published_models_are_attacked_again_and_a_lowered_rate_is_found(zoo, tiny_out, tmp_path):

@@ -26,6 +26,7 @@ from rub.reports.result_folder import Result, collect, prepare, write_result
 from rub.reports.text import printable
 from rub.store.artifacts import Store, file_sha256
 from rub.store.records import Record
+from rub.zoo.audits import with_facts
 
 F = TypeVar("F")
 E = TypeVar("E", bound=Experiment)
@@ -123,6 +124,11 @@ class AuditRequest(Frozen):
             return handler(value)
         except ValidationError as error:
             raise RubError(first_error(error, "audit", cls.model_fields)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_zoo(cls, given: Any) -> Any:
+        return with_facts(given, cls.task) if isinstance(given, dict) else given
 
     @abstractmethod
     def experiment(self) -> Experiment:

@@ -17,7 +17,6 @@ from scipy.stats import binom
 from rub.config.suite import protocols_of
 from rub.errors import RubError
 from rub.leaderboard import attack_rules, external_rules
-from rub.leaderboard.export import is_web_address
 from rub.leaderboard.rules import (
     LEAST,
     RECOVERABLE,
@@ -39,7 +38,7 @@ from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
-from rub.reports.text import printable
+from rub.reports.text import is_web_address, printable
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
 from rub.tasks.classification.spec import DEFAULT_SEARCH

@@ -1,6 +1,6 @@
 """Image classifiers of transformers: any that a folder, a hub id or a config names, and two miniatures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -93,6 +93,33 @@ def _network_alone(config: Mapping[str, Any]) -> dict[str, Any]:
         name: _network_alone(value) if isinstance(value, Mapping) else value
         for name, value in config.items()
         if name not in OTHERS and not name.startswith("_")
+    }
+
+
+def described(
+    network: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """File -> content with which transformers reads a classifier's ``model.safetensors``; none of another library's.
+
+    Args:
+        network: of normalised images, as `classifier` builds it.
+        classes: names, in the order of the logits.
+        mean: of its normalisation, per channel, in [0, 1] pixel space.
+        std: likewise.
+    """
+    from transformers import PretrainedConfig
+
+    config, side = getattr(network, "config", None), getattr(network, "input_size", None)
+    if not isinstance(config, PretrainedConfig):
+        return {}
+    names = dict(enumerate(classes))
+    own = {**config.to_diff_dict(), "architectures": [type(network).__name__], "id2label": names}
+    pixels = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(mean)}
+    resized = {"do_resize": side is not None, "size": {"height": side, "width": side}} if side else {"do_resize": False}
+    processor = {"image_processor_type": "ViTImageProcessor", **pixels, "image_std": list(std), **resized}
+    return {
+        "config.json": own | {"label2id": {name: number for number, name in names.items()}},
+        "preprocessor_config.json": processor,
     }
 
 

@@ -1,5 +1,6 @@
 """Image classifiers of timm, by any of its names."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from torch import nn
@@ -37,3 +38,19 @@ def classifier(
     network.input_size = image_size or published
     made: nn.Module = network
     return made
+
+
+def described(
+    network: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """File -> content with which ``timm.create_model("local-dir:...")`` reads a classifier's ``model.safetensors``.
+
+    None of another library's; arguments as of `rub.models.hf.described`.
+    """
+    facts = getattr(network, "pretrained_cfg", None)
+    if not isinstance(facts, dict) or "architecture" not in facts:
+        return {}
+    own = {name: facts[name] for name in ("input_size", "interpolation", "crop_pct", "classifier", "first_conv")
+           if name in facts}  # fmt: skip
+    made = {"architecture": facts["architecture"], "num_classes": len(classes), "label_names": list(classes)}
+    return {"config.json": made | {"pretrained_cfg": {**own, "mean": list(mean), "std": list(std)}}}

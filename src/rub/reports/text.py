@@ -10,6 +10,7 @@ _PLACE = re.compile(
     r"(?<![\w./~:\\-])(?:file://)?(?:~[\w.-]*|\.\.|[A-Za-z]:)?[/\\](?:[^\s\"'(){}\[\],;=<>|/\\]+[/\\]+)*[^\s\"'(){}\[\],;=<>|/\\]*"
     r"|(?<=[a-z]:)/(?!/)(?:[^\s\"'(){}\[\],;=<>|/\\]+/+)*[^\s\"'(){}\[\],;=<>|/\\]*"
 )
+_WEB = re.compile(r"https?://[^\s/]+(/\S*)?")
 _ALIKE = {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU", "FULLWIDTH", "MATHEMATICAL"}
 
 
@@ -34,6 +35,16 @@ def mixed_letters(text: str) -> bool:
     return any(len(alphabets & _ALIKE) > 1 for alphabets in words)
 
 
+def is_web_address(text: str) -> bool:
+    """Whether this is an address of the web; nothing is fetched from it.
+
+    Example:
+        >>> is_web_address("https://example.org/models"), is_web_address("javascript:alert(1)")
+        (True, False)
+    """
+    return bool(_WEB.fullmatch(text)) and text.isprintable()
+
+
 def without_places(text: str) -> str:
     """Text in which each absolute path, or one from a home folder or above this one, is its last part alone.
 
@@ -53,6 +64,16 @@ def placeless(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {placeless(key): placeless(item) for key, item in value.items()}
     return [placeless(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings in one line, without those that are None.
+
+    Example:
+        >>> told({"epochs": 2, "lr": 0.01, "seed": None})
+        'epochs 2, lr 0.01'
+    """
+    return printable(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
 
 
 def slug(text: str) -> str:

@@ -88,12 +88,16 @@ class Shelf:
             there, and returns what it is built from.
         read: from its folder and facts to the module in eval mode, in float32, on the CPU.
         probe: a small batch that the module takes, to see that it gives finite numbers.
+        audited: from a model's folder and facts to the file or folder of it that an audit reads.
+        unsaid: from an original's facts and an audit's options to the options that need not be given.
     """
 
     weights: str
     write: Callable[[Artifact, Mapping[str, Artifact], Path, str], dict[str, Any]]
     read: Callable[[Path, ZooModel], "nn.Module"]
     probe: Callable[["nn.Module", ZooModel], Any]
+    audited: Callable[[Path, ZooModel], Path]
+    unsaid: Callable[[ZooModel, Mapping[str, Any]], dict[str, Any]]
 
 
 def shelf_of(task: str) -> Shelf:

@@ -31,6 +31,7 @@ class Sizes:
 
 
 ARCHITECTURES: Mapping[str, Sizes] = {
+    "sd-pico": Sizes((8, 16), head=8, width=16, text_layers=1),
     "sd-nano": Sizes((16, 32), head=8, width=32, text_layers=1),
     "sd-mini": Sizes((32, 64)),
     "sd-small": Sizes((64, 128), patch=4, latents=8),

@@ -23,6 +23,7 @@ ARCHITECTURES: Mapping[str, tuple[int, ...]] = {
     "mae-vit-huge": (224, 14, 1280, 32, 16, 512, 8, 16),
     "mae-small": (32, 4, 128, 4, 4, 96, 2, 4),
     "mae-mini": (32, 4, 64, 4, 4, 48, 2, 4),
+    "mae-nano": (32, 4, 32, 2, 4, 32, 1, 4),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rub.audits.base import (
     MARGIN,
@@ -31,7 +31,6 @@ from rub.tasks.classification.metrics import METRICS
 from rub.tasks.classification.spec import ClassificationExperiment, ClassificationProtocol
 from rub.tasks.classification.verdict import Contrast, Estimate, Figures, Layer
 from rub.tasks.classification.verdict_samples import SampleFigures, Signal
-from rub.zoo.audits import with_facts
 
 Norm = Literal["linf", "l2"]
 NORMS: Mapping[str, tuple[int | str, ...]] = {"linf": (4, 8, 16), "l2": ("l2:0.25", "l2:0.5", "l2:1")}
@@ -89,11 +88,6 @@ class ClassificationAudit(AuditRequest):
     """Shadow models to train for membership attacks, an even number; 0: attacks that take none."""
     shadow_epochs: Annotated[int, Field(ge=1)] = 30
     """Epochs of each; as many as the original had is best."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_zoo(cls, given: Any) -> Any:
-        return with_facts(given, ("original", "unlearned", "retrained")) if isinstance(given, dict) else given
 
     def experiment(self) -> ClassificationExperiment:
         """The forget set under the protocol."""

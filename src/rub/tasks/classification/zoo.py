@@ -1,5 +1,6 @@
 """Classifiers of a zoo: weights in one file, and the network that they are of."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,36 @@ from rub.data.sources import load_images
 from rub.data.spec import DatasetSpec, ForgetSpec, forget_set
 from rub.data.splits import Splits, load_dataset, split
 from rub.errors import RubError
-from rub.models.lookup import hyperparameters_in
+from rub.models import hf, timm
+from rub.models.lookup import UNSAID, claimed_arch, hyperparameters_in
+from rub.models.network import Normalised
 from rub.models.weights import copy_weights
 from rub.store.artifacts import Artifact
-from rub.tasks.classification.stages import NETWORK
+from rub.tasks.classification.stages import NETWORK, load_model
 from rub.tasks.classification.stages import WEIGHTS as STORED
 from rub.tasks.classification.witnesses import MOST_CLASSES, claimed_network, refuse_huge
+from rub.zoo.audits import forgotten_classes_of, images_of
 from rub.zoo.entry import WEIGHTS, Shelf, ZooModel
 
 MOST_CHANNELS, LARGEST_SIDE = 64, 1024
+_ELSEWHERE = {"stem", "width", "channels", "size"}  # hyperparameters that have an option of an audit, or none
 
 
 def write(artifact: Artifact, inputs: Mapping[str, Artifact], out: Path, dtype: str) -> dict[str, Any]:
-    """Write a classifier's weights; its network with the images' channels and side."""
+    """Write a classifier's weights; its network with the images' channels and side is returned.
+
+    What transformers or timm need to read it is written beside the weights where the architecture is theirs.
+    """
     copy_weights(artifact.file(STORED), out / WEIGHTS, dtype)
-    channels, size, _ = load_dataset(inputs["data"]).train.shape
-    return {**artifact.json(NETWORK), "channels": channels, "size": size}
+    dataset, facts = load_dataset(inputs["data"]), artifact.json(NETWORK)
+    channels, size, _ = dataset.train.shape
+    model = load_model(artifact, dataset)
+    if isinstance(model, Normalised):  # transformers and timm read their own architectures
+        classes, mean, std = [*map(str, facts["classes"])], model.mean.flatten().tolist(), model.std.flatten().tolist()
+        for library in (hf, timm):
+            for name, content in library.described(model.network, classes, mean, std).items():
+                (out / name).write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
+    return {**facts, "channels": channels, "size": size}
 
 
 def read(folder: Path, model: ZooModel) -> nn.Module:
@@ -73,4 +88,23 @@ def splits_of(model: ZooModel, data_root: Path | None) -> tuple[ImageDataset, Sp
     return dataset, split(dataset, forget.model_dump(), spec.validation)
 
 
-SHELF = Shelf(WEIGHTS, write, read, probe)
+def audited(folder: Path, model: ZooModel) -> Path:
+    """The model's folder."""
+    return folder
+
+
+def unsaid(original: ZooModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Network, normalisation, images and forgotten classes of an original, as options of an audit."""
+    known = images_of(original, given) | forgotten_classes_of(original, given)
+    network = original.network
+    if given.get("arch") or given.get("network"):
+        return known
+    own = {name: value for name, value in hyperparameters_in(network).items() if name not in _ELSEWHERE}
+    known |= {"arch": claimed_arch(network), "parameters": ",".join(f"{name}={value}" for name, value in own.items())}
+    if given.get("stem", UNSAID["stem"]) == UNSAID["stem"] and network.get("stem") is not None:
+        known["stem"] = network["stem"]
+    facts = ((name, network.get(name)) for name in ("width", "mean", "std") if not given.get(name))
+    return known | {name: value for name, value in facts if value is not None}
+
+
+SHELF = Shelf(WEIGHTS, write, read, probe, audited, unsaid)

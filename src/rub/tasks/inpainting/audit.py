@@ -18,13 +18,13 @@ class InpaintingAudit(AuditRequest):
 
     task = "inpainting"
     original: Path
-    """Checkpoint before unlearning: .pth, .safetensors or a HF folder."""
+    """Checkpoint before unlearning: .pth, .safetensors, a HF folder, or a model of a zoo."""
     unlearned: Path
-    """Checkpoint after unlearning."""
-    data: str
-    """A name from rub list datasets, or the path of an image folder or .npz."""
-    forget_classes: tuple[int | str, ...]
-    """Forgotten classes by number or name, such as 0,3 or church,tench."""
+    """Checkpoint after unlearning, likewise."""
+    data: str = ""
+    """A name from rub list datasets, or the path of an image folder or .npz; of a zoo's model it is known."""
+    forget_classes: tuple[int | str, ...] = ()
+    """Forgotten classes by number or name, such as 0,3 or church,tench; of a zoo's model they are known."""
     retrained: Path | None = None
     """Checkpoint trained without the forget set."""
     size: int | None = None
@@ -48,6 +48,8 @@ class InpaintingAudit(AuditRequest):
 
     def experiment(self) -> InpaintingExperiment:
         """The forgotten classes, jointly, under the protocol; every attacked image is steered too."""
+        if not self.forget_classes:
+            raise RubError("--forget-classes: give what was forgotten, such as 0,3 or church,tench")
         training = {"epochs": self.judge_epochs, "schedule": "onecycle"}
         fields = {
             "task": self.task,

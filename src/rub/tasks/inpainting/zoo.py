@@ -15,6 +15,7 @@ from rub.models.mae.model import MaskedAutoencoder
 from rub.models.weights import copy_weights
 from rub.store.artifacts import Artifact
 from rub.tasks.inpainting.stages import WEIGHTS as STORED
+from rub.zoo.audits import forgotten_classes_of, images_of
 from rub.zoo.entry import Shelf, ZooModel
 
 WEIGHTS = "mae.safetensors"  # not `model.safetensors`, which transformers would take for its own
@@ -44,4 +45,14 @@ def probe(network: nn.Module, model: ZooModel) -> Tensor:
     return made
 
 
-SHELF = Shelf(WEIGHTS, write, read, probe)
+def audited(folder: Path, model: ZooModel) -> Path:
+    """The model's file of weights."""
+    return folder / WEIGHTS
+
+
+def unsaid(original: ZooModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Images and forgotten classes of an original, as options of an audit; the file's header says its sizes."""
+    return images_of(original, given) | forgotten_classes_of(original, given)
+
+
+SHELF = Shelf(WEIGHTS, write, read, probe, audited, unsaid)

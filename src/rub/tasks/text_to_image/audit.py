@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rub.audits.base import Audit, AuditRequest, Rows, percent, rate_of, validated
+from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, percent, rate_of, validated
 from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.models.diffusion.files import find_checkpoint
@@ -23,13 +23,15 @@ class TextToImageAudit(AuditRequest):
 
     task = "text-to-image"
     original: str
-    """Model before unlearning: a diffusers folder, a hub id, or one .ckpt or .safetensors file with its config."""
+    """Model before unlearning: a diffusers folder, a hub id, one .ckpt or .safetensors file with its config, or a
+    model of a zoo."""
     config: str | None = None
     """Diffusers folder or hub id with configs and tokenizer of an original in one file."""
     unlearned: Path
-    """A UNet (or part), a text encoder, an SPM or LoRA, a guidance's JSON, a folder, or owner/name:subfolder."""
-    concept: str
-    """What was to be forgotten, such as church."""
+    """A UNet (or part), a text encoder, an SPM or LoRA, a guidance's JSON, a folder, owner/name:subfolder, or a model
+    of a zoo."""
+    concept: str = ""
+    """What was to be forgotten, such as church; of a zoo's model it is known."""
     retrained: Path | None = None
     """The same model, trained without the concept."""
     prompt: str | None = None
@@ -38,8 +40,12 @@ class TextToImageAudit(AuditRequest):
     """CSV in UnlearnDiffAtk's columns, or its folder."""
     count: Annotated[int | None, Field(ge=1)] = None
     """The first so many prompts; all when left out."""
-    judge: str = "imagenet"
-    """A name from rub list judges."""
+    data: str = ""
+    """A data set that shows the concept, on which a judge is trained; of a zoo's model it is known."""
+    size: int | None = None
+    """Side in pixels for its images, of a folder, of an .npz or of digits."""
+    judge: str = ""
+    """A name from rub list judges; imagenet when left out, with --data a classifier that is trained on it."""
     judge_weights: str | None = None
     """Model folder or hub id of the judge."""
     judged_as: str | None = None
@@ -59,13 +65,18 @@ class TextToImageAudit(AuditRequest):
 
     def experiment(self) -> TextToImageExperiment:
         """The concept under the protocol, with other concepts for what is left of the model."""
+        if not self.concept:
+            raise RubError("--concept: give what was to be forgotten, such as church")
         label = self.judged_as
+        judge = self.judge or ("classifier" if self.data else "imagenet")
+        size = {"stem": "cifar", "width": 16} if judge == "classifier" else {}
         return validated(
             TextToImageExperiment,
             {
                 "task": self.task,
                 "model": {"arch": "stable-diffusion", "weights": self.original, "config": self.config},
-                "judge": {"name": self.judge, "weights": self.judge_weights},
+                "dataset": dataset_of(self.data, self.size) if self.data else None,
+                "judge": {"name": judge, "weights": self.judge_weights, **size},
                 "concept": {
                     "name": self.concept,
                     "prompt": self.prompt,

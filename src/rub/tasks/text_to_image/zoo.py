@@ -13,6 +13,7 @@ from rub.models.diffusion.guidance import read_guidance
 from rub.models.diffusion.model import Diffusion, frozen
 from rub.store.artifacts import Artifact
 from rub.tasks.text_to_image.stages import MODEL, weights_of
+from rub.zoo.audits import images_of
 from rub.zoo.entry import Shelf, ZooModel
 
 GUIDANCE = "guidance.json"
@@ -52,4 +53,17 @@ def probe(network: nn.Module, model: ZooModel) -> Tensor:
     return network.predict(noise, network.timesteps // 2, network.context([""]))
 
 
-SHELF = Shelf("", write, read, probe)
+def audited(folder: Path, model: ZooModel) -> Path:
+    """The model's folder, or the guidance that it acts by."""
+    guidance = f"guidance/{GUIDANCE}"
+    return folder / guidance if guidance in model.files else folder
+
+
+def unsaid(original: ZooModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Concept and pictures of an original, as options of an audit."""
+    concept = {name: original.forget.get(name) for name in ("name", "prompt")}
+    known = {"concept": concept["name"], "prompt": concept["prompt"], **images_of(original, given)}
+    return {name: value for name, value in known.items() if value is not None and not given.get(name)}
+
+
+SHELF = Shelf("", write, read, probe, audited, unsaid)
