@@ -42,6 +42,18 @@ def files(
     return {JSON: f"{text}\n", PAGE: _page(facts)}
 
 
+def read_verdict(folder: Path) -> dict[str, Any] | None:
+    """``verdict.json`` of a folder of anyone; None where it is no JSON object with a verdict, or too large."""
+    place = folder / JSON
+    try:
+        if place.stat().st_size > LARGEST:
+            return None
+        said = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) and "verdict" in said else None
+
+
 def disagreements(
     folder: Path, records: Sequence["Record"], mains: "Mains", names: Sequence[str] = ("verdict",)
 ) -> Iterator[str]:
@@ -49,15 +61,9 @@ def disagreements(
 
     Compared are these of `STATED`; its words may be others of another version of RUB, the verdict may not.
     """
-    place = folder / JSON
-    if not place.is_file() or not records:
+    if not (folder / JSON).is_file() or not records:
         return
-    try:
-        if place.stat().st_size > LARGEST:
-            raise ValueError
-        said = json.loads(place.read_text(encoding="utf-8"))
-        said["verdict"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    if (said := read_verdict(folder)) is None:
         yield f"{JSON}: should be a JSON object with a verdict, of at most {LARGEST >> 20} MiB"
         return
     try:

@@ -1,6 +1,6 @@
 """Rules for what `rub attack --out` writes: attacks beside the default search, and a witness of all they recovered."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +103,8 @@ def shown(candidate: Candidate) -> Iterator[str]:
         own = claimed[row.method, row.unlearn_seed, row.attack, row.budget, row.weights_sha256]
         count, known = round((row.value or 0) * row.n), candidate.outcomes.get(cell_of(row), {})
         backed = {identity for identity in own if identity in known and known[identity].recovered}
-        if twice := sorted(identity for identity in set(own) if own.count(identity) > 1):
-            yield f"{_where(row)}: image {twice[0]} has two witnesses"
+        if twice := [identity for identity, times in Counter(own).items() if times > 1]:
+            yield f"{_where(row)}: image {min(twice)} has two witnesses"
         if len(backed) < count:
             yield f"{_where(row)}: {count} images are counted as recovered, and {len(backed)} have a witness"
 

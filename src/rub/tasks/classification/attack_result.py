@@ -162,7 +162,8 @@ def _write_witnesses(
     model, found = attacked.model, recovery[level]
     samples = Samples(recovery.images, recovery.labels, recovery.ids)
     probes = Samples(found.inputs, recovery.labels, recovery.ids)
-    logits = predict(attacked.unlearned, probes, batch_size=runtime.batch_size, device=runtime.device)
+    unlearned = attacked.unlearned.to(runtime.device)
+    logits = predict(unlearned, probes, batch_size=runtime.batch_size, device=runtime.device)
     weights = model.files[WEIGHTS]
     data = {"key": sha256(canonical(model.data)).hexdigest(), "images": "train", "spec": model.data}
     about = {
