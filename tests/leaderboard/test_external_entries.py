@@ -14,6 +14,15 @@ from rub.zoo.lookup import roots
 MODELS = roots()[-1] / "digits" / "resnet10-w4"
 ROWS = {"original": "original", "unlearned": "ga"}
 FILES = {role: MODELS / method / "0" / "model.safetensors" for role, method in ROWS.items()}
+PROTOCOL = """
+name: theirs-1
+summary: as an audit's, and short
+attacks:
+  uma: {runs: [{name: uma-momentum, divergence: margin, steps: 20}], budgets: [16], splits: [forget], warm_start: true}
+eligible: true
+radius: {smallest: 1, largest: 32, steps: 4, refine: 4}
+relearn: {images: 10, steps: 2, batch_size: 64, lr: 0.01}
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +36,10 @@ def audited(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audited")
     facts = json.loads((MODELS / "original" / "0" / "config.json").read_text())["rub"]["network"]
     network = {name: facts[name] for name in ("arch", "width", "stem", "mean", "std")}
+    (folder / "theirs.yaml").write_text(PROTOCOL, encoding="utf-8")
     audit(
         "classification", **FILES, **network, data="digits", forget_classes=[0], samples=10, out=folder / "out",
-        store=folder / "store", runtime=make_runtime(device="cpu"),
+        protocol=str(folder / "theirs.yaml"), store=folder / "store", runtime=make_runtime(device="cpu"),
     )  # fmt: skip
     return folder
 

@@ -45,7 +45,7 @@ def save_attacks(attacked: Iterable[Attacked], out: Path, command: str, runtime:
     with TemporaryDirectory(prefix="rub-attack-") as place:
         for one in attacked:
             model = one.model
-            row = (model.dataset, model.model, model.experiment, model.method, model.seed)
+            row = (model.dataset, model.model, model.experiment, model.method, model.seed or 0)
             if row in seen:
                 raise RubError(f"{model.name}: another model of this row was attacked before; give one of them")
             seen.add(row)
