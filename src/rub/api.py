@@ -22,6 +22,7 @@ from rub.reports.text import without_places
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
+from rub.zoo.lookup import roots
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from rub.audits.base import AuditRequest, Report
     from rub.data.memory import Images
-    from rub.leaderboard.submit import RuleCheck
+    from rub.leaderboard.rules import RuleCheck
 
 ENGINES = ("inline", "ray")
 
@@ -309,7 +310,7 @@ def verify(
         files: role (``original``, ``unlearned``) -> weights, where the store does not hold them.
         store: folder of stages; `default_store` when None.
         runtime: from `make_runtime`.
-        zoo: folder of published models that may hold the weights.
+        zoo: folder of published models that may hold the weights; ``$RUB_ZOO``, or what ships with RUB, when None.
 
     Raises:
         RubError: no witnesses in the folder, or a file that is not there.
@@ -325,23 +326,25 @@ def submit(
     store: Path | None = None,
     runtime: Runtime | None = None,
     zoo: Path | None = None,
+    link: str = "",
 ) -> "list[RuleCheck]":
     """Check a result folder by the leaderboard's rules and, where all are kept, write a small copy to add to it.
 
     Args:
-        folder: written by `run` with `out`.
+        folder: written by `run` or `audit` with `out`, or by ``rub attack --out``.
         out: is made; must not be there.
         files: as for `verify`.
         store: as for `verify`.
         runtime: from `make_runtime`.
         zoo: as for `verify`; methods whose models it has are attacked again without the store.
+        link: web address at which the models of an audit are published.
 
     Raises:
-        RubError: `out` is there already or cannot be written, or a file that is not there.
+        RubError: `out` is there already or cannot be written, a file that is not there, or a link that is none.
     """
     from rub.leaderboard.submit import submit as checked
 
-    return checked(folder, out, _sources(files, store, runtime, zoo))
+    return checked(folder, out, _sources(files, store, runtime, zoo), link)
 
 
 def report(
@@ -421,4 +424,5 @@ def _sources(
         if not path.is_file():
             raise RubError(f"--{role} {path}: no such file; give the weights that the witnesses are about")
     opened = Store(place) if place.is_dir() else None
-    return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size, zoo=zoo)
+    known = zoo or next((root for root in roots() if root.is_dir()), None)
+    return Sources(opened, files or {}, runtime.data_root, runtime.device, runtime.batch_size, zoo=known)

@@ -11,14 +11,12 @@ from annotated_types import Ge
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from rub.cli.options import BATCH, DATA, DEVICE, OVERWRITE, PLUGIN, STORE, console, load_plugins, say
+from rub.cli.options import BATCH, DATA, DEVICE, OUT, OVERWRITE, PLUGIN, STORE, console, load_plugins, say
 from rub.errors import RubError
 from rub.registry import METRICS, TASKS
 
 if TYPE_CHECKING:
     from rub.audits.base import AuditRequest
-
-OUT = Annotated[Path | None, typer.Option(help="Result folder to write.")]
 
 
 class _Tasks(TyperGroup):

@@ -15,7 +15,10 @@ TASK = Annotated[str | None, typer.Option(help="Only the experiments of this tas
 METHODS = Annotated[str | None, typer.Option(help="Only these methods, comma-separated.")]
 SEEDS = Annotated[int | None, typer.Option(min=1, help="Number of unlearning seeds.")]
 STORE = Annotated[Path | None, typer.Option(help="Where stages are kept; $RUB_STORE, or the user cache, otherwise.")]
-ZOO = Annotated[Path | None, typer.Option("--zoo", help="Folder of published models that may hold the weights.")]
+ZOO = Annotated[
+    Path | None,
+    typer.Option("--zoo", help="Folder of published models that may hold the weights; what ships otherwise."),
+]
 DATA = Annotated[Path | None, typer.Option(help="Folder with the data layouts; $RUB_DATA, or the hub, otherwise.")]
 PROMPTS = Annotated[
     Path | None, typer.Option(help="Text-to-image prompts: a CSV in UnlearnDiffAtk's columns, or a folder of one each.")
@@ -28,6 +31,7 @@ PLUGIN = Annotated[
 ORIGINAL = Annotated[Path | None, typer.Option(help="Weights of the original model, if no store has them.")]
 UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned model, likewise.")]
 RETRAINED = Annotated[Path | None, typer.Option(help="Weights of the retrained model, likewise.")]
+OUT = Annotated[Path | None, typer.Option(help="Result folder to write.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the run of another suite in --out.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

@@ -14,6 +14,7 @@ from rub.cli.options import (
     DEVICE,
     JSON,
     ORIGINAL,
+    RETRAINED,
     STORE,
     UNLEARNED,
     ZOO,
@@ -50,22 +51,27 @@ def report(
 
 
 def submit(
-    folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out.")],
+    folder: Annotated[Path, typer.Argument(help="Result folder of rub run, rub attack or rub audit --out.")],
     out: Annotated[Path, typer.Option(help="Folder to write, to be added to results/ by a pull request.")],
+    link: Annotated[str, typer.Option(help="Web address at which the models of an audit are published.")] = "",
     original: ORIGINAL = None,
     unlearned: UNLEARNED = None,
+    retrained: RETRAINED = None,
     store: STORE = None,
     zoo: ZOO = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
     batch_size: BATCH = 256,
 ) -> None:
-    """Check a result folder by the leaderboard's rules and write a small copy to add to it; exit 1 if one is broken."""
+    """Check a result folder by the leaderboard's rules and write a small copy to add to it; exit 1 if one is broken.
+
+    A method's is that of rub run, an attack's that of rub attack, and that of published models is rub audit's.
+    """
     from rub import api
 
-    files = given_weights(original=original, unlearned=unlearned)
+    files = given_weights(original=original, unlearned=unlearned, retrained=retrained)
     runtime = api.make_runtime(data_root=data_root, device=device, batch_size=batch_size)
-    rules = api.submit(folder, out, files=files, store=store, runtime=runtime, zoo=zoo)
+    rules = api.submit(folder, out, files=files, store=store, runtime=runtime, zoo=zoo, link=link)
     for rule in rules:
         say(f"{'broken' if rule.problems else 'kept':<7} {rule.name}: {rule.asks}")
         for line in rule.problems[:5]:

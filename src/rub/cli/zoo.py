@@ -1,12 +1,13 @@
 """`rub publish`, `rub zoo list | get | verify` and `rub attack`: the models behind the numbers."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rub.cli.options import DATA, DEVICE, JSON, PLUGIN, STORE, console, load_plugins, parts, say
+from rub.cli.options import DATA, DEVICE, JSON, OUT, OVERWRITE, PLUGIN, STORE, console, load_plugins, parts, say
 from rub.errors import RubError
 from rub.registry import ATTACKS
 
@@ -120,12 +121,20 @@ def attack(
     budgets: Annotated[str, typer.Option(help="Budgets in 1/255, comma-separated.")] = "4,8,16",
     images: Annotated[int, typer.Option(min=1, help="Forgotten images to attack.")] = 64,
     original: Annotated[str | None, typer.Option(help="Original model, if not the zoo's.")] = None,
+    out: OUT = None,
     data_root: DATA = None,
     device: DEVICE = "auto",
+    overwrite: OVERWRITE = False,
 ) -> None:
-    """Run attacks against models of a zoo, all on the same images at the same budgets, and print their rows."""
+    """Run attacks against models of a zoo, all on the same images at the same budgets, and print their rows.
+
+    With --out, the rows and a witness of every recovered image are written, for rub verify and rub submit.
+    """
     from rub import api
-    from rub.tasks.classification.attack_zoo import attack_models, tables
+    from rub.reports.result_folder import prepare
+    from rub.tasks.classification.attack_result import save_attacks
+    from rub.tasks.classification.attack_zoo import attack_models, row_of, tables
+    from rub.tasks.classification.spec import ATTACK_SUITE
 
     added = [entry.name for entry in load_plugins(plugin) if ATTACKS.owns(entry, "classification")]
     runtime = api.make_runtime(data_root=data_root, device=device)
@@ -133,7 +142,12 @@ def attack(
         levels = [int(level) for level in parts(budgets)]
     except ValueError:
         raise RubError(f"--budgets {budgets}: should be whole numbers with commas between them, such as 4,8") from None
-    rows = attack_models(models, [*parts(attacks), *added], levels, images, runtime, original=original)
+    if out is not None:
+        prepare(out, ATTACK_SUITE, overwrite=overwrite)
+    attacked = attack_models(models, [*parts(attacks), *added], levels, images, runtime, original=original)
+    rows = (
+        map(row_of, attacked) if out is None else save_attacks(attacked, out, api.reproducible(sys.argv[1:]), runtime)
+    )
     for table in tables(rows):
         console().print(table)
 

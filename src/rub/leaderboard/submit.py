@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -12,116 +12,122 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, binomtest
+from scipy.stats import binom
 
 from rub.config.suite import protocols_of
 from rub.errors import RubError
+from rub.leaderboard import attack_rules, external_rules
+from rub.leaderboard.rules import (
+    LEAST,
+    RECOVERABLE,
+    SAMPLED,
+    Candidate,
+    Kind,
+    Reattack,
+    Rule,
+    RuleCheck,
+    sign_test,
+)
 from rub.metrics.base import metrics_of
 from rub.registry import CONTROLS, Entry
 from rub.reports.consistency import HASH
-from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
+from rub.reports.folders import EXTERNAL, ResultFolder, mains_of, outside, protocols_in, read_folder
 from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
-from rub.reports.text import printable
+from rub.reports.text import is_web_address, printable
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
+from rub.tasks.classification.spec import DEFAULT_SEARCH
 from rub.witness.claims import Sources, checks, witness_files
 
-LEAST = 10  # samples behind a number after the attack
-SAMPLED = 24  # files of witnesses that are scored
 LARGEST = 5 << 20  # bytes of witnesses that are kept
-RECOVERABLE = 0.5  # share that the search must bring back from the original, or it is too weak to judge others
 REATTACKED = 64  # images of each method that are attacked again
 SIGNIFICANT = 0.01
 _NEEDED = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "stages.json")
-_KEPT = (*_NEEDED, "values.parquet", "hyperparameters.json")
+_KEPT = (*_NEEDED, "values.parquet", "hyperparameters.json", "verdict.json")
+_OTHERS: Sequence[Kind] = ("run", EXTERNAL)
+_RUN: Sequence[Kind] = ("run",)
+_EXTERNAL: Sequence[Kind] = (EXTERNAL,)
+_ATTACK: Sequence[Kind] = ("attack",)
 
-
-@dataclass(frozen=True)
-class RuleCheck:
-    """One rule, what it asks for, and one line for each thing that breaks it; none where it is kept."""
-
-    name: str
-    asks: str
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reattack:
-    """What attacking a method again gave, a row of ``submission.json``.
-
-    Attributes:
-        task: its task.
-        experiment: its experiment.
-        method: the method.
-        seed: of its seeds the one that the folder's seal draws.
-        images: how many of its images were attacked again.
-        claimed: how many of these the folder calls recovered.
-        found: how many were recovered.
-        more: images that were recovered though the folder says that they are not.
-        p: of a sign test that no more are recovered than was claimed.
-        reason: why it was not attacked again, or "".
-    """
-
-    task: str
-    experiment: str
-    method: str
-    seed: int
-    images: int = 0
-    claimed: int = 0
-    found: int = 0
-    more: int = 0
-    p: float = 1.0
-    reason: str = ""
+RULES = (
+    Rule("consistent", "every number is what its parts give: rates and their samples, curves, differences, the verdict",
+         lambda one: (*_parts(one), *one.contradictions)),
+    Rule("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
+         lambda one: _protocols(one.found), _OTHERS),
+    Rule("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
+         lambda one: _measured(one.found), _OTHERS),
+    Rule("published", "original and unlearned model are read from files, and verdict.json says what the records give",
+         external_rules.published, _EXTERNAL),
+    Rule("compared", f"{DEFAULT_SEARCH} beside the attacks, at the same budgets on the images that rub attack draws",
+         attack_rules.compared, _ATTACK),
+    Rule("controls", "the original and a reference stand beside the methods",
+         lambda one: (*_original(one.found), *_reference(one.found)), _RUN),
+    Rule("controls", "the original stands beside the unlearned model",
+         lambda one: _original(one.found), _EXTERNAL),
+    Rule("sane", "the search finds what is there, the sham is caught",
+         lambda one: _sane(one.found, whole=True), _RUN),
+    Rule("sane", "the search finds what is there",
+         lambda one: _sane(one.found, whole=False), _EXTERNAL),
+    Rule("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
+         lambda one: (*_shown(one.found), *_held(one, SAMPLED)), _OTHERS),
+    Rule("witnesses", "every image that is counted as recovered has its witness, and all of these hold",
+         lambda one: (*attack_rules.shown(one), *_held(one, None)), _ATTACK),
+)  # fmt: skip
+"""What entries have to keep, each rule for some kinds of them."""
 
 
 def check(folder: Path, sources: Sources) -> list[RuleCheck]:
     """Rules of the leaderboard, each with what breaks it; after a folder that cannot be read there is only the first.
 
-    The folder may be of anyone; the sources say where models and data are, to score a sample of its witnesses again.
+    The folder may be of anyone; the sources say where models and data are, to score its witnesses again.
     """
     asks = "sealed, unchanged, records of this schema"
     try:
-        found = read_folder(folder, consistent=False)
-        odd = tuple(contradictions_in(folder))
+        candidate = Candidate.read(folder, sources)
     except RubError as error:
         return [RuleCheck("whole", asks, (str(error),))]
-    return [
-        RuleCheck("whole", asks),
-        RuleCheck("consistent", "every number is what its parts give: rates and their samples, curves, differences",
-                  (*_parts(folder, found), *odd)),
-        RuleCheck("protocol", "one of RUB's protocols unchanged, or one's own in full, so that numbers compare",
-                  tuple(_protocols(found))),
-        RuleCheck("measured", f"methods with numbers after the main attack, of {LEAST} samples or more",
-                  tuple(_measured(found))),
-        RuleCheck("controls", "the original and a reference stand beside the methods", tuple(_present(found))),
-        RuleCheck("sane", "the search finds what is there, the sham is caught", tuple(_sane(found))),
-        RuleCheck("witnesses", f"what was recovered left witnesses, and those of {SAMPLED} files, or of all, hold",
-             tuple(_witnesses(folder, found, sources))),
-    ]  # fmt: skip
+    rules = [rule for rule in RULES if candidate.kind in rule.kinds]
+    return [RuleCheck("whole", asks), *(rule.check(candidate) for rule in rules)]
 
 
-def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
+def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[RuleCheck]:
     """Check a result folder and, where every rule is kept, write a small sealed copy to add to a leaderboard.
 
     The copy holds records, per-sample outcomes, curves, the suite, a share of the witnesses and ``submission.json``;
     no pictures, which may show images that others own. The rules are returned.
 
+    Args:
+        folder: of a run, of an audit, or of ``rub attack --out``.
+        out: is made.
+        sources: where models and data are.
+        link: web address at which the models of an audit are published, or "".
+
     Raises:
-        RubError: `out` is there already, or cannot be written.
+        RubError: `out` is there already, or cannot be written; a link that is none, or of a folder that has no use
+            for one.
     """
     if out.exists():
         raise RubError(f"--out {out}: is there already; give a folder that is not, such as results/my-method")
     outside(out, [folder])
+    if link and not is_web_address(link):
+        raise RubError(f"--link {printable(link)}: should be a web address such as https://example.org/models")
     rules = check(folder, sources)
     if any(rule.problems for rule in rules):  # attacking again takes long, and this folder is refused anyway
         return rules
-    again = list(attacked_again(folder, sources))
-    asks = f"of {REATTACKED} images the search brings back no more than was claimed (p < 1 %); {_power()}"
+    candidate = Candidate.read(folder, sources)
+    if link and candidate.kind != EXTERNAL:
+        raise RubError(f"--link {link}: {folder} is of no published models; give it with the folder of rub audit --out")
+    if candidate.kind == "attack":
+        again = list(attack_rules.searched_again(candidate))
+        asks = f"{DEFAULT_SEARCH} brings back no more than was claimed (p < 1 %)"
+    else:
+        again = list(attacked_again(folder, sources))
+        asks = f"of {REATTACKED} images the search brings back no more than was claimed (p < 1 %); {_power()}"
     rules.append(RuleCheck("attacked again", asks, tuple(_lowered(again))))
     if any(rule.problems for rule in rules):
         return rules
@@ -137,9 +143,12 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
             for path in _chosen(folder / "witnesses"):
                 shutil.copyfile(path, made / "witnesses" / path.name)
             facts: dict[str, Any] = {
+                "kind": candidate.kind,
                 "seal_of_the_run": manifest["seal"],
                 "rules": {rule.name: rule.asks for rule in rules},
             }
+            if candidate.kind == EXTERNAL:
+                facts |= {"models": external_rules.models_of(candidate), "link": link}
             facts["reattacked"] = [asdict(one) for one in again]
             facts["date"] = datetime.now(UTC).date().isoformat()
             (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -172,7 +181,7 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
     """What attacking every classification method again gives, on images and with seeds that the folder's seal draws."""
     from rub.tasks.classification.reattack import drawn, reattack
 
-    found, seal = read_folder(folder), str(read_manifest(folder)["seal"])
+    found, seal, stages = read_folder(folder), str(read_manifest(folder)["seal"]), read_stages(folder)
     told, _ = tables_in(folder)
     cells = {} if told is None else dict(cells_of(told))
     for _, group, records, wanted in _groups(found):
@@ -198,27 +207,29 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             before = np.array([clean[identity] for identity in ids.tolist()])
             originals = {row.weights_sha256 for row in records if row.method == "original"}
             try:
-                hit = reattack(record, ids, before, samples["probe"][0].as_py(), protocol, seal, sources, originals)
+                hit = reattack(
+                    record, ids, before, samples["probe"][0].as_py(), protocol, seal, sources, originals, stages
+                )
             except RubError as error:
                 yield Reattack(*where, reason=str(error))
                 continue
             said = np.array([claimed[identity] for identity in ids.tolist()])
-            more, fewer = int((hit & ~said).sum()), int((said & ~hit).sum())
-            p = float(binomtest(more, more + fewer, alternative="greater").pvalue) if more else 1.0
-            yield Reattack(*where, len(ids), int(said.sum()), int(hit.sum()), more, p)
+            yield sign_test(record, said, hit)
 
 
 def _lowered(reattacks: Iterable[Reattack]) -> Iterator[str]:
     for one in reattacks:
         if one.p < SIGNIFICANT:
             yield (
-                f"{one.method}, seed {one.seed}: of {one.images} images {one.claimed} are claimed to be recovered;"
+                f"{one.method}, seed {one.seed}, at {one.budget}: of {one.images} images {one.claimed} are claimed"
+                " to be recovered;"
                 f" the search recovers {one.found}, {one.more} of them claimed not to be (p = {one.p:.1g})"
             )
 
 
-def _parts(folder: Path, found: ResultFolder) -> Iterator[str]:
+def _parts(candidate: Candidate) -> Iterator[str]:
     """What is missing, without which numbers could not be compared with their parts."""
+    folder, found = candidate.folder, candidate.found
     yield from (f"{name} is missing" for name in _NEEDED if not (folder / name).is_file())
     if (folder / STAGES).is_file() and not read_stages(folder):
         yield f"{STAGES} says nothing"
@@ -262,17 +273,21 @@ def _measured(found: ResultFolder) -> Iterator[str]:
                 yield f"{label(group)}: {printable(method)} was attacked on {least} samples, not on {LEAST} or more"
 
 
-def _present(found: ResultFolder) -> Iterator[str]:
+def _original(found: ResultFolder) -> Iterator[str]:
     for _, group, records, _ in _groups(found):
-        rows = {record.method for record in records if record.value is not None}
-        if "original" not in rows:
+        if not any(record.method == "original" and record.value is not None for record in records):
             yield f"{label(group)}: no original"
+
+
+def _reference(found: ResultFolder) -> Iterator[str]:
+    for _, group, records, _ in _groups(found):
         references = [entry.name for entry in CONTROLS.entries(group.task) if entry.reference]
-        if not rows & set(references):
+        if not {record.method for record in records if record.value is not None} & set(references):
             yield f"{label(group)}: none of {', '.join(references)}"
 
 
-def _sane(found: ResultFolder) -> Iterator[str]:
+def _sane(found: ResultFolder, *, whole: bool) -> Iterator[str]:
+    """What the controls say against the search; a `whole` folder has those that every run measures."""
     for reporting, group, records, wanted in _groups(found):
         main = wanted[-1]
         budgets = reporting.headline(budgets_of(records, main))
@@ -289,16 +304,17 @@ def _sane(found: ResultFolder) -> Iterator[str]:
         for name in (entry.name for entry in controls if entry.untrained):
             if (blank := _mean(records, name, wanted, budgets)) >= RECOVERABLE:
                 yield f"{label(group)}: the search brings back {100 * blank:.0f} % of a model that was never trained"
-        yield from _hidden(group, records, [entry for entry in controls if entry.exposed_by], main, budgets)
+        rows = {record.method for record in records}
+        shams = [entry for entry in controls if entry.exposed_by and ((whole and entry.always) or entry.name in rows)]
+        yield from _hidden(group, records, shams, main, budgets)
 
 
 def _hidden(
     group: Group, records: Sequence[Record], shams: Sequence[Entry[Any]], main: str, budgets: Sequence[str]
 ) -> Iterator[str]:
     """What is wrong with the controls that forgot nothing and hide it: each has a metric that tells."""
-    rows = {record.method for record in records}
     known = {metric.name: metric for metric in metrics_of(group.task)}
-    for entry in (entry for entry in shams if entry.always or entry.name in rows):
+    for entry in shams:
         if (metric := known.get(entry.exposed_by)) is None:
             yield f"{label(group)}: {entry.name} is exposed by '{entry.exposed_by}', which is no metric of {group.task}"
             continue
@@ -321,17 +337,21 @@ def _mean(records: Sequence[Record], method: str, wanted: tuple[str, str, str], 
     return math.nan if interval is None else interval.mean
 
 
-def _witnesses(folder: Path, found: ResultFolder, sources: Sources) -> Iterator[str]:
+def _shown(found: ResultFolder) -> Iterator[str]:
     for _, group, records, wanted in _groups(found):
         back = {row.method for row in records if row.value and (row.metric, row.split, row.attack) == wanted}
         shown = {claim.method for claim in found.claims if claim.task == group.task}
         for method in sorted(map(printable, back)):
             if method not in shown:
                 yield f"{label(group)}: {method}'s inputs were recovered, and left no witnesses"
-    if not found.claims:
+
+
+def _held(candidate: Candidate, sample: int | None) -> Iterator[str]:
+    """Witnesses that do not hold, or cannot be checked: of so many files, or of all."""
+    if not candidate.found.claims:
         return
     try:
-        outcomes = list(checks(folder, sources, SAMPLED))
+        outcomes = list(checks(candidate.folder, candidate.sources, sample))
     except RubError as error:
         yield str(error)
         return

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
@@ -28,6 +28,8 @@ from rub.store.manifest import MANIFEST, changed_files, read_manifest
 from rub.store.records import LARGEST_VALUE, Record, read_records
 from rub.witness.claims import read_claim
 
+EXTERNAL: Final = "external models"
+"""What ``submission.json`` calls models that others published, measured as they are."""
 _LARGEST = 1 << 28  # bytes of a JSON or YAML file; a larger one is not read
 _ROUNDING = 1e-6
 _MOST_LINES = 100  # contradictions that are counted
@@ -86,6 +88,8 @@ class Submission(Frozen):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     date: str = Field("", pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
+    kind: str = Field("", max_length=40)
+    link: str = Field("", max_length=2000)
     reattacked: tuple[Again, ...] = ()
 
 
@@ -117,6 +121,8 @@ class ResultFolder:
     data: tuple[DataFacts, ...] = ()
     reattacked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
     """Task, experiment and method -> when ``rub submit`` attacked it again, and on how many images."""
+    published: str = ""
+    """Where models that others published are, as ``rub submit`` was told; "" of other folders."""
 
 
 def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
@@ -148,6 +154,7 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
     if len(str(manifest.get("command", ""))) > _LONGEST_COMMAND:
         raise RubError(f"{path}: a command of more than {_LONGEST_COMMAND} characters")
     galleries = _validated(path / "galleries.json", tuple[Gallery, ...])
+    submission: Submission = _validated(path / "submission.json", Submission) or Submission()
     _check_pictures(path, galleries)
     curves = _validated(path / "curves.json", tuple[Curve, ...])
     if len(curves) > _MOST["curves"]:
@@ -163,12 +170,12 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
         tuple(FigureFile(Group(*one.group), one.name, printable(one.caption), vector=False) for one in galleries),
         tuple(claims_of(path / "witnesses")),
         _typed(manifest.get("data", ()), tuple[DataFacts, ...], path / MANIFEST),
-        _reattacked(path / "submission.json"),
+        _reattacked(submission),
+        printable(submission.link or "elsewhere") if submission.kind == EXTERNAL else "",
     )
 
 
-def _reattacked(path: Path) -> dict[tuple[str, str, str], str]:
-    submission = _validated(path, Submission) or Submission()
+def _reattacked(submission: Submission) -> dict[tuple[str, str, str], str]:
     return {
         (one.task, one.experiment, printable(one.method)): f"{submission.date}, {one.images} images"
         for one in submission.reattacked

@@ -200,6 +200,7 @@ def run_facts(page: Page) -> Iterator[dict[str, Any]]:
             "forgotten": ", ".join(one for facts in told for one in facts.forgotten),
             "images": "; ".join(note for facts in told for note in facts.notes),
             "network": group.model,
+            "published by others": page.folder.published,
             "protocol": group.protocol + (f": {protocol['summary']}" if protocol.get("summary") else ""),
             "seeds": f"{len(seeds)} for unlearning" + (f", {len(mia)} for membership inference" if mia else ""),
             "device": ", ".join(sorted({record.device for record in records if record.device})),

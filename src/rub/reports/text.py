@@ -10,6 +10,7 @@ _PLACE = re.compile(
     r"(?<![\w./~:\\-])(?:file://)?(?:~[\w.-]*|\.\.|[A-Za-z]:)?[/\\](?:[^\s\"'(){}\[\],;=<>|/\\]+[/\\]+)*[^\s\"'(){}\[\],;=<>|/\\]*"
     r"|(?<=[a-z]:)/(?!/)(?:[^\s\"'(){}\[\],;=<>|/\\]+/+)*[^\s\"'(){}\[\],;=<>|/\\]*"
 )
+_WEB = re.compile(r"https?://[^\s/]+(/\S*)?")
 _ALIKE = {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU", "FULLWIDTH", "MATHEMATICAL"}
 
 
@@ -32,6 +33,16 @@ def mixed_letters(text: str) -> bool:
     """
     words = ({unicodedata.name(char, "").partition(" ")[0] for char in word} for word in re.findall(r"\w+", text))
     return any(len(alphabets & _ALIKE) > 1 for alphabets in words)
+
+
+def is_web_address(text: str) -> bool:
+    """Whether this is an address of the web; nothing is fetched from it.
+
+    Example:
+        >>> is_web_address("https://example.org/models"), is_web_address("javascript:alert(1)")
+        (True, False)
+    """
+    return bool(_WEB.fullmatch(text)) and text.isprintable()
 
 
 def without_places(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from rub.registry import TASKS
 from rub.reports.doses import on_scale
 from rub.reports.grouping import Board, Group, Place, board_of, controls_of, estimate, extracted, grouped, place_of
 from rub.reports.tables import label
-from rub.reports.text import printable, slug
+from rub.reports.text import is_web_address, printable, slug
 from rub.store.records import Record
 
 BENCHMARK = "rub-bench/{task}"
@@ -26,7 +25,6 @@ BETTER: Mapping[Direction, str] = {
     "down": "lower is better",
     "reference": "closest to the retrained model is best",
 }
-_WEB = re.compile(r"https?://[^\s/]+(/\S*)?")
 _OF_DOSES = ("images", "dose models", "the row's own models")  # what the interval of a dose-equivalent is over
 _BOUNDS = ("<=", ">=")  # what the setting of a dose-equivalent may be
 _ON_SCALE: Mapping[str, Mapping[str, Any]] = {
@@ -200,7 +198,7 @@ def check_measured(records: Sequence[Record], method: str) -> None:
 
 def check_source(source: str) -> None:
     """Make sure that an address is one of the web, or ""."""
-    if source and not (_WEB.fullmatch(source) and source.isprintable()):
+    if source and not is_web_address(source):
         raise RubError(f"source '{printable(source)}': should be a web address such as https://example.org/results")
 
 

@@ -15,12 +15,29 @@ from rub.pipeline.runtime import Runtime
 from rub.tasks.classification.recover import Recovery, recover
 from rub.tasks.classification.zoo import splits_of
 from rub.training.classifier import predict
-from rub.zoo.entry import ZooModel, read_model
-from rub.zoo.lookup import folder_of, load_folder, load_model, models_in, original_of, root_of
+from rub.zoo.entry import WEIGHTS, ZooModel, read_model
+from rub.zoo.lookup import folder_of, load_folder, models_in, original_of, root_of
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """One model of a zoo after attacks on the same images.
+
+    Attributes:
+        model: its facts.
+        unlearned: its module.
+        original: SHA-256 of the weights of the original that it is compared with.
+        found: attack -> what it gave.
+    """
+
+    model: ZooModel
+    unlearned: "nn.Module"
+    original: str
+    found: Mapping[str, Recovery]
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,8 @@ def attack_models(
     runtime: Runtime,
     *,
     original: str | None = None,
-) -> Iterator[Row]:
-    """Yield a row for each model: all attacks on the same forgotten training images that its original gets right.
+) -> Iterator[Attacked]:
+    """Yield what all attacks give on each model, on the same forgotten training images that its original gets right.
 
     Args:
         names: models, or folders of a zoo, whose classifiers are attacked.
@@ -63,22 +80,52 @@ def attack_models(
         model = read_model(folder)
         if model.task != "classification":
             raise RubError(f"{model.name}: rub attack takes classifiers; this is a model of {model.task}")
-        before = load_model(original) if original else load_folder(original_of(root_of(folder, model), model))
-        after = load_folder(folder)
-        chosen = _eligible(before, splits_of(model, runtime.data_root)[1].forget, images)
-        found: dict[str, Recovery] = {}
-        for name in attacks:
-            found[name] = recover(
-                after, before, chosen.images, chosen.labels, budgets, attack=name, device=runtime.device,
-                batch_size=runtime.batch_size, ids=chosen.ids, warm_start=True,
-            )  # fmt: skip
-        yield Row(
-            model,
-            len(chosen.ids),
-            float(next(iter(found.values())).clean.double().mean()),
-            {(name, level): _share(result, level) for name, result in found.items() for level in result.eps},
-            {name: sum(result[level].evaluations for level in result.eps) for name, result in found.items()},
-        )
+        place = folder_of(original) if original else original_of(root_of(folder, model), model)
+        before, after = load_folder(place), load_folder(folder)
+        chosen = eligible(before, splits_of(model, runtime.data_root)[1].forget, images)
+        found = {name: search(after, before, chosen, name, budgets, runtime) for name in attacks}
+        yield Attacked(model, after, read_model(place).files[WEIGHTS], found)
+
+
+def search(
+    unlearned: "nn.Module",
+    original: "nn.Module",
+    samples: Samples,
+    attack: str,
+    budgets: Sequence[int],
+    runtime: Runtime,
+    seed: int = 0,
+) -> Recovery:
+    """What an attack with its default settings gives on these images, each budget from the probes of the one before."""
+    return recover(
+        unlearned, original, samples.images, samples.labels, budgets, attack=attack, device=runtime.device,
+        batch_size=runtime.batch_size, seed=seed, ids=samples.ids, warm_start=True,
+    )  # fmt: skip
+
+
+def eligible(original: "nn.Module", samples: Samples, count: int) -> Samples:
+    """A fixed draw of at most so many of the images that the original gets right.
+
+    Raises:
+        RubError: it gets none right.
+    """
+    right = predict(original, samples).argmax(1) == samples.labels
+    kept = samples.select(right.nonzero()[:, 0])
+    if not len(kept.ids):
+        raise RubError("the original gets none of the forgotten images right")
+    return subset(kept, count, "attack")
+
+
+def row_of(attacked: Attacked) -> Row:
+    """The row of a model: shares with their intervals, and what each attack spent."""
+    found, any_of = attacked.found, next(iter(attacked.found.values()))
+    return Row(
+        attacked.model,
+        len(any_of),
+        float(any_of.clean.double().mean()),
+        {(name, level): _share(result, level) for name, result in found.items() for level in result.eps},
+        {name: sum(result[level].evaluations for level in result.eps) for name, result in found.items()},
+    )
 
 
 def tables(rows: Iterable[Row]) -> "Iterator[Table]":
@@ -122,14 +169,6 @@ def _folders(names: Sequence[str]) -> Iterator[Path]:
             yield from (folder for folder, model in models_in(place) if model.task == "classification")
         else:
             yield folder_of(name)
-
-
-def _eligible(original: "nn.Module", samples: Samples, count: int) -> Samples:
-    right = predict(original, samples).argmax(1) == samples.labels
-    kept = samples.select(right.nonzero()[:, 0])
-    if not len(kept.ids):
-        raise RubError("the original gets none of the forgotten images right")
-    return subset(kept, count, "attack")
 
 
 def _share(result: Recovery, level: int) -> tuple[float, float, float]:

@@ -2,30 +2,37 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 
 from rub.attacks.base import AttackContext
-from rub.config.hyperparameters import resolved
+from rub.config.hyperparameters import first_error, resolved
 from rub.config.suite import Protocol
 from rub.data.samples import ImageDataset
 from rub.data.splits import load_dataset
 from rub.errors import RubError
+from rub.models.lookup import hyperparameters_in
 from rub.pipeline.rng import seeded
 from rub.pipeline.runtime import Runtime
 from rub.registry import ATTACKS
-from rub.store.artifacts import Artifact, Store
+from rub.reports.lineage import StageFacts, keys_of
+from rub.store.artifacts import Artifact, Store, file_sha256
 from rub.store.records import Record
 from rub.tasks.classification.attacks.base import Budget
 from rub.tasks.classification.attacks.harness import make_target, run_attacks
-from rub.tasks.classification.stages import WEIGHTS, load_model
+from rub.tasks.classification.spec import ModelSpec
+from rub.tasks.classification.stages import WEIGHTS, load_model, set_normalisation
+from rub.tasks.classification.witnesses import claimed_network, refuse_huge
 from rub.tasks.classification.zoo import splits_of
 from rub.training.classifier import predict
 from rub.witness.claims import Sources
+from rub.witness.images import claimed_dataset
 from rub.zoo.entry import read_model
 from rub.zoo.lookup import by_weights, load_folder, original_of
 
@@ -42,6 +49,7 @@ def reattack(
     seal: str,
     sources: Sources,
     originals: Collection[str],
+    stages: Sequence[StageFacts] = (),
 ) -> NDArray[np.bool_]:
     """Which images, bool (N,), the protocol's search recovers from a row's weights, with seeds of the checker's own.
 
@@ -53,8 +61,9 @@ def reattack(
         probe: of any of its samples, which names the search, and that its models and data.
         protocol: of the record.
         seal: what seeds are drawn from; whoever seals a folder anew changes it.
-        sources: the store with weights and data, or a zoo with the weights.
+        sources: the store with weights and data, or a zoo or files with the weights.
         originals: SHA-256 of the weights of the records' originals.
+        stages: of the folder, which name the files that weights were read from.
 
     Raises:
         RubError: neither has all parts, or its models are others than those that the folder is about.
@@ -63,8 +72,11 @@ def reattack(
     if models is None:
         models = _of_zoo(record, sources, originals)
     if models is None:
+        models = _of_files(probe, stages, sources)
+    if models is None:
         raise RubError(
-            "its search is not in the store; give the store of the run with --store, or its models with --zoo"
+            "its search is not in the store; give the store of the run with --store, or its models with --zoo, or with"
+            " --original and --unlearned where files were audited"
         )
     plan, largest = protocol.attacks[record.attack], int(record.budget.partition("/")[0])
     runs = [resolved(ATTACKS.get(run.name, "classification"), run.parameters, record.attack) for run in plan.runs]
@@ -130,6 +142,34 @@ def _of_zoo(record: Record, sources: Sources, originals: Collection[str]) -> "_M
         raise RubError("the zoo's original has other weights than the records' original")
     dataset, _ = splits_of(model, sources.data_root)
     return load_folder(before), load_folder(file.parent), dataset
+
+
+def _of_files(probe: str, stages: Sequence[StageFacts], sources: Sources) -> "_Models | None":
+    """The same of files that are given, by the SHA-256 that the key of the search stands for; None without them."""
+    searched = dict(zip(keys_of(stages), stages, strict=True)).get(probe.partition(":")[0])
+    parts = {} if searched is None else {role: stages[number] for role, number in searched.inputs.items()}
+    if not {"data", "original", "unlearned"} <= parts.keys():
+        return None
+    files = {file_sha256(path): path for path in sources.files.values()}
+    found = [(parts[role].spec, files.get(str(parts[role].spec.get("sha256")))) for role in ("original", "unlearned")]
+    if any(file is None for _, file in found):
+        return None
+    dataset = claimed_dataset(parts["data"].spec, sources)
+    original, unlearned = (_read(spec, dataset, file) for spec, file in found if file is not None)
+    return original, unlearned, dataset
+
+
+def _read(spec: Mapping[str, Any], dataset: ImageDataset, file: Path) -> nn.Module:
+    given, (channels, size, _) = spec.get("model"), dataset.train.shape
+    try:
+        model = ModelSpec.model_validate(given).model_dump()
+    except ValidationError as error:
+        raise RubError(first_error(error, "its network", ModelSpec.model_fields)) from None
+    refuse_huge(hyperparameters_in(model))
+    mean, std = model["mean"] or dataset.mean, model["std"] or dataset.std
+    network = claimed_network(model, len(dataset.classes), channels, size, mean, std, file)
+    set_normalisation(network, model)
+    return network
 
 
 def _model(store: Store, key: str) -> Artifact:

@@ -10,6 +10,12 @@ from rub.errors import RubError
 from rub.tasks.classification.budgets import Budget
 
 Split = Literal["forget", "forget_test", "other", "retain"]
+ATTACK_SUITE = "attack"  # name of the suite that the result folder of `rub attack` holds
+ATTACK_PROTOCOL = "rub-attack-1"
+"""What decides its numbers: at most N forgotten training images that the original gets right, by a fixed draw; L-inf
+budgets, each searched from the probes of the one before; attacks with their default settings and seed 0."""
+DEFAULT_SEARCH = "uma-momentum"
+"""The search that stands beside every attack of others."""
 
 
 class ModelSpec(Frozen):

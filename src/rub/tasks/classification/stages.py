@@ -59,10 +59,15 @@ def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     dataset, given = input_dataset(inputs, runtime), stage.spec["model"]
     model = _network(given, dataset, seed=0)
     load_weights(stage.files["weights"], model)
+    set_normalisation(model, given)
+    _save_model(model, stage.spec["model"], dataset, out)
+
+
+def set_normalisation(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Put a given mean and std in place of those of the checkpoint."""
     for name in ("mean", "std"):
         if given[name]:
             getattr(model, name).copy_(torch.tensor(given[name]).reshape(1, -1, 1, 1))
-    _save_model(model, stage.spec["model"], dataset, out)
 
 
 def shadow(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:

@@ -25,6 +25,7 @@ from rub.reports.tables import Columns, Source, failures, seeds_note
 from rub.reports.text import printable, slug
 from rub.store.records import Record
 from rub.tasks.classification.metrics import GAPS, METRICS
+from rub.tasks.classification.spec import ATTACK_PROTOCOL
 
 _CLEAN = "no attack"  # a leaderboard's upper header
 _TELLING = "2/255"  # of a curve: networks differ most there
@@ -91,6 +92,8 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
     scenario = records[0].scenario if records else ""
     made, budgets = _columns(main, scenario), budgets_of(records, main)
     shown = headline(budgets)
+    if records and records[0].protocol == ATTACK_PROTOCOL:  # attacks are compared, and stand beside one another
+        return [made(at, "ua", at, attack=name, name=printable(name)) for at in shown for name in _searches(records)]
     columns = [made("", "ta"), made(_CLEAN, "ua")]
     if scenario:
         clean = [made(_CLEAN, name) for name in ("ra", "mia_svc", "mia_population", "boundary")]
@@ -103,6 +106,10 @@ def leaders(records: Sequence[Record], main: str = "") -> list[Column]:
         columns.append(made(budget, "residual_knowledge", budget))
     columns += [made(_CLEAN, "own_radius"), made(_CLEAN, "selectivity")]
     return [*columns, made(_CLEAN, "mia_shadow"), made(_CLEAN, "log_odds_auc")]
+
+
+def _searches(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(record.attack for record in records if record.attack != "none"))
 
 
 def _columns(main: str, scenario: str) -> Columns:
@@ -270,7 +277,25 @@ def _attacks(source: Source, budget: str) -> Table:
         made(source.main, "ua", budget, "retain", name="steer", controls=True),
         *(made(name, "ua", budget, attack=name) for name in source.others),
     ]
-    return source.table(f"attacks-{slug(budget.partition('/')[0])}", f"Attacks and controls at {budget}", columns)
+    table = source.table(f"attacks-{slug(budget.partition('/')[0])}", f"Attacks and controls at {budget}", columns)
+    compared = source.group.protocol == ATTACK_PROTOCOL and source.others
+    return _with_worst(table, source, budget) if compared else table
+
+
+def _with_worst(table: Table, source: Source, budget: str) -> Table:
+    """The table with a column that says what the worst of all attacks brings back of each row, and which that is."""
+    board, attacks = board_of(source.records), (source.main, *source.others)
+    worst: dict[str, str] = {}
+    for method in dict.fromkeys(record.method for record in source.records):
+        found = {name: estimate(board.get((method, Place("ua", "forget", name, budget)), ()), 100) for name in attacks}
+        means = {name: interval.mean for name, interval in found.items() if interval is not None}
+        if any(means.values()):
+            name = max(means, key=lambda one: means[one])  # the first of equals
+            worst[printable(method)] = f"{means[name]:.1f} {printable(name)}"
+    rows = [replace(row, cells=(*row.cells, Cell((worst.get(row.label, "-"),)))) for row in table.rows]
+    note = "worst of all: the most that any of these attacks brings back, and which; of equals the first"
+    columns = (*table.columns, Column("", "worst of all"))
+    return replace(table, columns=columns, rows=tuple(rows), notes=(*table.notes, note))
 
 
 def _curve(source: Source) -> Table:

@@ -49,28 +49,51 @@ def save_witnesses(
     The samples have the labels that the search aimed at; `logits` are of the probes, and `clean` says which images are
     recognised without a search. Nothing is written where nothing was recovered.
     """
-    spec = stage.spec
-    value = gap(logits, samples.labels)
-    hit = logits.argmax(1) == samples.labels
-    order = np.lexsort((value.numpy(), clean, ~hit.numpy()))[: int(hit.sum())][: spec["witnesses"]]
-    rows = torch.from_numpy(order)
-    if not len(rows):
-        return
-    chosen = samples.select(rows)
-    facts = inputs["unlearned"].json(NETWORK)
-    witness = {
-        "task": "classification",
+    spec, facts = stage.spec, inputs["unlearned"].json(NETWORK)
+    about = {
         **{name: spec[name] for name in ("method", "attack", "budget")},
         "unlearn_seed": spec["seed"],
+        "models": {"unlearned": model_reference(inputs["unlearned"], WEIGHTS)},
+        "data": data_reference(inputs["data"], "train"),
+        "settings": network_settings(facts),
+    }
+    hit = (logits.argmax(1) == samples.labels).numpy()
+    write_recovered(about, samples, probes, hit, gap(logits, samples.labels), clean, out, spec["witnesses"])
+
+
+def write_recovered(
+    about: Mapping[str, Any],
+    samples: Samples,
+    probes: Tensor,
+    hit: NDArray[np.bool_],
+    value: Tensor,
+    clean: NDArray[np.bool_],
+    out: Path,
+    most: int | None = None,
+) -> bool:
+    """Write the recovered forget images of one row as its witnesses; False where there are none.
+
+    Args:
+        about: fields of the claim: method, seed, attack, budget, models, data and settings.
+        samples: N images with the labels that the search aimed at.
+        probes: uint8 (N, C, H, W).
+        hit: bool (N,), which were recovered.
+        value: of each probe, `gap` (N,); the lowest come first.
+        clean: bool (N,), which images are recognised without a search; they come last.
+        out: folder of the two files.
+        most: so many at most; None: all.
+    """
+    order = np.lexsort((value.numpy(), clean, ~hit))[: int(hit.sum())][:most]
+    rows = torch.from_numpy(order)
+    if not len(rows):
+        return False
+    chosen = samples.select(rows)
+    witness = {
+        "task": "classification",
+        **about,
         "split": "forget",
         "claim": CLAIM,
         "at_most": 0.0,
-        "models": {"unlearned": model_reference(inputs["unlearned"], WEIGHTS)},
-        "data": data_reference(inputs["data"], "train"),
-        "settings": {
-            "model": {name: value for name, value in facts.items() if name != "classes"},
-            "classes": len(facts["classes"]),
-        },
         "samples": [
             {"id": int(identity), "sha256": image_sha256(image), "value": float(value[row])}
             for identity, image, row in zip(chosen.ids, chosen.images, rows, strict=True)
@@ -80,6 +103,15 @@ def save_witnesses(
     small = int(delta.abs().max()) <= torch.iinfo(torch.int8).max
     tensors = {"delta": delta.to(torch.int8) if small else delta, "labels": chosen.labels}
     write_witness(witness, tensors, out)
+    return True
+
+
+def network_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a claim says of its network: all that builds it, with the number of its classes."""
+    return {
+        "model": {name: value for name, value in facts.items() if name != "classes"},
+        "classes": len(facts["classes"]),
+    }
 
 
 def verify(witness: Witness, tensors: Mapping[str, Tensor], sources: Sources) -> tuple[int, list[str]]:
