@@ -421,8 +421,8 @@ def card_of(entry: Entry[Any]) -> Card:
 def source_hash(entry: Entry[Any]) -> str:
     """SHA-256 of the file that defines a component, or "" for those of RUB, which carry version numbers.
 
-    It enters the stage keys, so that an edit of a plug-in recomputes its results. Of one that is defined in a notebook it
-    is that of its own source, without what it calls.
+    It enters the stage keys, so that an edit of a plug-in recomputes its results. Of one that is defined in a notebook
+    it is that of its own source, without what it calls.
 
     Raises:
         RubError: it was typed where no source is kept, as with ``python -c``.

@@ -275,6 +275,13 @@ def test_witnesses_hold_for_given_weights_and_embedded_data(tiny_i2i, rub, tmp_p
     assert rub("verify", tmp_path, "--store", tmp_path / "none").code == 3
 
 
+def test_the_rules_of_the_leaderboard_are_kept(tiny_i2i, rub, tmp_path):
+    """But for the protocol, whose choices are changed to make the suite tiny."""
+    said = rub("submit", tiny_i2i.out, "--store", tiny_i2i.store, "--out", tmp_path / "entry", "--device", "cpu")
+    broken = [line.split()[1] for line in said.out.splitlines() if line.startswith("broken")]
+    assert broken == ["protocol:"], said.out
+
+
 def damaged(tiny_i2i, folder, change):
     """Copy one claim, change its probes, and make their hash fit again: a forged witness."""
     path = next((tiny_i2i.out / "witnesses").glob("*salun-0-uma-8-255*.json"))
