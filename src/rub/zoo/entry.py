@@ -60,6 +60,8 @@ class ZooModel(Frozen):
     measured: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the weights that were measured, as records have it; another one than of its file where that is of
     another type."""
+    attacked: dict[str, float] = Field(default_factory=dict, max_length=64)
+    """Budget -> what the task's robustness metric was after the protocol's main attack, such as UA at ``8/255``."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     code_version: str = ""
     files: dict[str, str] = Field(min_length=1, max_length=200)

@@ -12,9 +12,11 @@ from rub.config.documents import write_yaml
 from rub.errors import RubError
 from rub.leaderboard.exports.eval_results import eval_results
 from rub.leaderboard.exports.model_card import model_card
-from rub.reports.folders import ResultFolder, experiment_in, outside, read_folder
+from rub.reports.folders import ResultFolder, experiment_in, mains_of, outside, read_folder
+from rub.reports.grouping import main_attack
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import StageFacts, keys_of, read_stages
+from rub.reports.task_report import report_of
 from rub.reports.text import placeless, printable, told
 from rub.store.artifacts import Artifact, Store, file_sha256, share
 from rub.store.records import Record
@@ -165,8 +167,20 @@ def _facts(
         hyperparameters=placeless(method.get("parameters", {})) if isinstance(method, dict) else {},
         training=placeless(asked.get("training") or {}), suite=record.suite, experiment=record.experiment,
         protocol=record.protocol, key=key, measured=record.weights_sha256, dtype=dtype,
+        attacked=_attacked(record, found),
         code_version=str(artifact.manifest.get("code_version", "")), files=dict(files),
     )  # fmt: skip
+
+
+def _attacked(record: Record, found: ResultFolder) -> dict[str, float]:
+    """Budget -> the robustness metric of a record's model after the main attack of its protocol."""
+    fields = ("task", "experiment", "method", "unlearn_seed", "original")
+    model = [getattr(record, name) for name in fields]
+    own = [row for row in found.records if [getattr(row, name) for name in fields] == model]
+    wanted = report_of(record.task).robustness
+    place = (wanted.metric, wanted.split, main_attack(own, mains_of(found.suite)))
+    told = [row for row in own if (row.metric, row.split, row.attack) == place]
+    return {row.budget: row.value for row in told if row.value is not None}
 
 
 def card(model: ZooModel, found: ResultFolder, licence: str = "") -> str:

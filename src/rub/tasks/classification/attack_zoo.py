@@ -134,7 +134,7 @@ def tables(rows: Iterable[Row]) -> "Iterator[Table]":
     Raises:
         RubError: there are no rows.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -142,17 +142,30 @@ def tables(rows: Iterable[Row]) -> "Iterator[Table]":
     if not found:
         raise RubError("no classifier to attack; see rub zoo list")
     for network, own in found.items():
-        made = Table("", "N", "clean", box=None, title=f"{network}: UA (%) of forgotten images")
+        made = Table(
+            Column("", no_wrap=True, min_width=10),
+            "N",
+            Column("clean", no_wrap=True),
+            box=None,
+            title=f"{network}: UA (%) of forgotten images",
+        )
         cells = list(own[0].shares)
         for name, level in cells:
             made.add_column(f"{name}\n{level}/255", justify="right", no_wrap=True)
+        levels = (f"{level}/255" for level in sorted({level for _, level in cells}, reverse=True))
+        known = next((one for one in levels if any(one in row.model.attacked for row in own)), "")
+        if known:
+            made.add_column(f"published\n{known}", justify="right", no_wrap=True)
         for row in own:
             most = {level: max(row.shares[one][0] for one in cells if one[1] == level) for _, level in cells}
             told = (_told(row.shares[cell], bold=row.shares[cell][0] == most[cell[1]]) for cell in cells)
             name = "/".join(row.model.name.split("/")[3:])
-            made.add_row(name, str(row.images), f"{100 * row.clean:.1f}", *told)
+            before = row.model.attacked.get(known)
+            published = [] if not known else ["" if before is None else f"{100 * before:.1f}"]
+            made.add_row(name, str(row.images), f"{100 * row.clean:.1f}", *told, *published)
         spent = (f"{name} {sum(row.passes[name] for row in own):,}" for name in own[0].passes)
-        made.caption = f"images given to a network: {', '.join(spent)}"
+        said = "; published: the main attack of the suite that made the models, on its images" if known else ""
+        made.caption = f"images given to a network: {', '.join(spent)}{said}"
         yield made
 
 
