@@ -15,12 +15,22 @@ import numpy as np
 from scipy.stats import binom, binomtest
 
 from rub.config.suite import protocols_of
-from rub.errors import RubError
+from rub.errors import Diverged, RubError
 from rub.metrics.base import metrics_of
-from rub.registry import CONTROLS, Entry
+from rub.registry import CONTROLS, Entry, load_target, task_of
 from rub.reports.consistency import HASH
 from rub.reports.folders import ResultFolder, contradictions_in, mains_of, outside, protocols_in, read_folder
-from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
+from rub.reports.grouping import (
+    Group,
+    budgets_of,
+    estimate,
+    extracted,
+    grouped,
+    is_control,
+    level,
+    main_attack,
+    place_of,
+)
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
@@ -169,14 +179,19 @@ def _power() -> str:
 
 
 def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
-    """What attacking every classification method again gives, on images and with seeds that the folder's seal draws."""
-    from rub.tasks.classification.reattack import drawn, reattack
+    """What attacking every method again gives, on samples and with seeds that the folder's seal draws.
 
-    found, seal = read_folder(folder), str(read_manifest(folder)["seal"])
+    It is one search of each method, at the largest budget that has a number, by which leaderboards rank; where none
+    has, at the largest.
+    """
+    from rub.witness.reattack import ReattackRequest, drawn
+
+    found, seal, stages = read_folder(folder), str(read_manifest(folder)["seal"]), read_stages(folder)
     told, _ = tables_in(folder)
-    cells = {} if told is None else dict(cells_of(told))
+    cells = {} if told is None or not {"clean", "probe"} <= set(told.column_names) else dict(cells_of(told))
     for _, group, records, wanted in _groups(found):
-        budgets = budgets_of(records, wanted[-1])
+        target, budgets = task_of(group.task).reattack, budgets_of(records, wanted[-1])
+        budgets = [budget for budget in budgets if math.isfinite(level(budget))] or budgets
         own = [row for row in records if (row.metric, row.split, row.attack) == wanted and row.budget in budgets[-1:]]
         for method in dict.fromkeys(
             row.method for row in own if not is_control(row.method, row.task) and row.value is not None
@@ -186,8 +201,8 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             where = (group.task, group.experiment, printable(method), record.unlearn_seed or 0)
             place = cells.get(tuple(getattr(record, name) for name in CELL))
             protocol = protocols_in(found.suite).get((group.task, record.protocol))
-            if group.task != "classification" or told is None or place is None or protocol is None:
-                yield Reattack(*where, reason="only of classification, with samples and the protocol of its suite")
+            if not target or told is None or place is None or protocol is None:
+                yield Reattack(*where, reason="no search to run again: without samples, or the protocol of its suite")
                 continue
             samples = told.take(place)
             claimed, clean = (
@@ -197,10 +212,12 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             ids = drawn(list(claimed), REATTACKED, seal)
             before = np.array([clean[identity] for identity in ids.tolist()])
             originals = {row.weights_sha256 for row in records if row.method == "original"}
+            probe = str(samples["probe"][0].as_py())
+            request = ReattackRequest(record, ids, before, probe, protocol, seal, originals, stages, sources)
             try:
-                hit = reattack(record, ids, before, samples["probe"][0].as_py(), protocol, seal, sources, originals)
-            except RubError as error:
-                yield Reattack(*where, reason=str(error))
+                hit = load_target(target)(request)
+            except (RubError, Diverged, RuntimeError, MemoryError) as error:  # its models may be of anyone
+                yield Reattack(*where, reason=(str(error) or type(error).__name__).splitlines()[0][:300])
                 continue
             said = np.array([claimed[identity] for identity in ids.tolist()])
             more, fewer = int((hit & ~said).sum()), int((said & ~hit).sum())

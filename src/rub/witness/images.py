@@ -19,6 +19,8 @@ from rub.store.artifacts import Artifact
 from rub.witness.claims import Sources, Witness
 
 LARGEST_SIDE = 256
+_STAGE = ("fingerprint", "source")  # what a stage's spec says of its data besides
+_OWN = (*_STAGE, "path")  # what nobody else has, or needs
 
 
 def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def model_reference(artifact: Artifact, file: str) -> dict[str, Any]:
 
 def data_reference(artifact: Artifact, images: str) -> dict[str, Any]:
     """The data that a claim is about, its ``train`` or ``test`` images; a path is nobody else's, and left out."""
-    spec = {name: value for name, value in artifact.manifest["spec"].items() if name not in ("fingerprint", "source")}
+    spec = {name: value for name, value in artifact.manifest["spec"].items() if name not in _STAGE}
     return {"key": artifact.key, "images": images, "spec": spec}
 
 
@@ -77,9 +79,16 @@ def _numbered(witness: Witness, key: str, images: str, sources: Sources) -> list
 
 def _claimed_data(witness: Witness, key: str, sources: Sources) -> ImageDataset:
     artifact = sources.store.find("data", key) if sources.store is not None else None
-    if artifact is not None:
-        return load_dataset(artifact)
-    spec = _dataset(witness.data.get("spec"))
+    return load_dataset(artifact) if artifact is not None else claimed_dataset(witness.data.get("spec"), sources)
+
+
+def claimed_dataset(given: Any, sources: Sources) -> ImageDataset:
+    """The images that a specification of anyone names.
+
+    Raises:
+        RubError: it is none, asks for too large images, or its data are not there.
+    """
+    spec = _dataset(given)
     if spec.size is not None and spec.size > LARGEST_SIDE:
         raise RubError(f"the claim asks for images of {spec.size} px; at most {LARGEST_SIDE} are made for a check")
     selection = Selection.of(spec.model_dump(exclude_defaults=True))
@@ -92,7 +101,8 @@ def _claimed_data(witness: Witness, key: str, sources: Sources) -> ImageDataset:
 
 def _dataset(given: Any) -> DatasetSpec:
     fields: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    known = {name: value for name, value in fields.items() if name not in _OWN}
     try:
-        return DatasetSpec.model_validate({name: value for name, value in fields.items() if name != "path"})
+        return DatasetSpec.model_validate(known)
     except ValidationError as error:
         raise RubError(first_error(error, "the claim's data set", DatasetSpec.model_fields)) from None
