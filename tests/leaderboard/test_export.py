@@ -8,7 +8,9 @@ from huggingface_hub import parse_eval_result_entries
 
 from rub import read_records
 from rub.errors import RubError
-from rub.leaderboard.export import BENCHMARK, eval_results, model_card
+from rub.leaderboard.exports.eval_results import eval_results
+from rub.leaderboard.exports.model_card import model_card
+from rub.leaderboard.exports.scores import BENCHMARK
 
 NASTY = "<script>\n- dataset: {id: x}\n| a | ../x \x1b[2J #*_`[z](javascript:1)"
 UA16 = "ua/forget/uma/16-255/rub-paper-1/cifar10"
@@ -58,6 +60,19 @@ def test_a_failed_stage_that_names_no_judge_still_counts(make_row):
     [entry] = read(eval_results([judged, failed], method="ft")).values()
     assert "1 of 2 results failed" in entry.notes
     assert "judge judge@1" in entry.notes
+
+
+def test_a_dose_equivalent_keeps_the_interval_of_its_record(make_row):
+    row = make_row("ft", "ua", 0.5, ci_low=0.0, ci_high=2.05, n=6, setting="<=").model_copy(
+        update={"metric": "ua_dose", "direction": "reference", "unlearn_seed": None}
+    )
+    [entry] = read(eval_results([row], method="ft")).values()
+    said = entry.notes.split("; ")
+    assert said[1:4] == [
+        "percent, closest to the retrained model is best",
+        "6 models together, 95 % interval 0 to 2.05 over images x dose models x the row's own models",
+        "a bound: the dose is <= this",
+    ]
 
 
 def test_unknown_method_names_the_known_ones_on_one_line(records, make_row):

@@ -123,7 +123,7 @@ def test_export(quick, rub, refused, tmp_path):
     )
     assert "Robust Unlearning Benchmark" in (tmp_path / "c.md").read_text()
     refused("export", quick / "out", "--method", "fft", says="did you mean 'ft'")
-    refused("export", quick / "out", "--method", "ft", "--format", "x", says="eval-results or model-card")
+    refused("export", quick / "out", "--method", "ft", "--format", "x", says="one of eval-results, model-card")
     refused("export", quick / "out", "--method", "ft", "--out", tmp_path, says="cannot be written")
 
 

@@ -5,9 +5,10 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
-from rub.reports import figures
+from rub.reports import figures, galleries
 from rub.reports.writing import write_report
 from rub.store.records import read_records, write_records
 from rub.tasks.classification.report import REPORTING
@@ -262,3 +263,9 @@ def test_distances_of_many_decades_are_cut_off_before_the_axis_gets_endless(curv
     low, high = figure.axes[0].get_ylim()
     assert (low, high) == pytest.approx((1e-8, 2.0))
     figure.draw_without_rendering()
+
+
+def test_heads_and_titles_of_a_gallery_are_wrapped():
+    tiles = galleries.Tiles(np.zeros((1, 2, 8, 8, 3), np.uint8), ("random-prefix", "uma"), (7,))
+    shown = [text.get_text() for text in galleries.gallery_figure(tiles, "ft, seed 0: forget images, with $x$").texts]
+    assert shown == ["ft, seed 0: forget images,\nwith \\$x\\$", "random-\nprefix", "uma", "#7"]

@@ -22,8 +22,11 @@ from rub.cli.options import (
     parts,
     say,
 )
-from rub.errors import RubError
+from rub.errors import RubError, unknown
+from rub.leaderboard.exports.formats import FORMATS, exported
+from rub.reports.text import printable
 
+_FORMATS = "; ".join(f"[b]{name}[/b]: {one.summary}" for name, one in FORMATS.items())
 _FOLDERS = typer.Argument(help="Result folders of rub run --out, or a folder of such.")
 
 
@@ -74,24 +77,26 @@ def submit(
 
 def export(
     folder: Annotated[Path, typer.Argument(help="Result folder of rub run --out.")],
-    method: Annotated[str, typer.Option(help="The row to export: one unlearned model's results.")],
-    kind: Annotated[
-        str, typer.Option("--format", help="eval-results: YAML for .eval_results/; model-card: Markdown.")
-    ] = "eval-results",
-    source: Annotated[str, typer.Option(help="Address of the records, named in the YAML.")] = "",
+    kind: Annotated[str, typer.Option("--format", help=_FORMATS)] = "eval-results",
+    method: Annotated[str | None, typer.Option(help="The row to export: one unlearned model's results.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only the records of this task.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only the records of this experiment.")] = None,
+    source: Annotated[str | None, typer.Option(help="Address of the records, to be named in the file.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; the terminal when left out.")] = None,
 ) -> None:
-    """Write one method's results for its model repository on the Hugging Face Hub."""
-    from rub.leaderboard.export import eval_results, model_card
+    """Write one method's results, or what its benchmark has to declare, in a format of others."""
     from rub.reports.folders import read_folder
 
     read = read_folder(folder)
-    if kind not in ("eval-results", "model-card"):
-        raise RubError(f"--format {kind}: should be eval-results or model-card")
-    if kind == "eval-results":
-        text = eval_results(read.records, method=method, source=source)
-    else:
-        text = model_card(read.records, method=method, suite=read.suite)
+    records = read.records
+    for name, wanted in (("task", task), ("experiment", experiment)):
+        if wanted is not None:
+            known = {printable(getattr(record, name)) for record in records}
+            records = [record for record in records if getattr(record, name) == wanted]
+            if not records:
+                raise unknown(name, printable(wanted), known)
+    given = {name: value for name, value in (("method", method), ("source", source)) if value is not None}
+    text = exported(kind, records, suite=read.suite, command=read.command, **given)
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -111,7 +116,6 @@ def compare(
     from rub.reports.comparison import compare as pair
     from rub.reports.comparison import table
     from rub.reports.folders import read_folder
-    from rub.reports.text import printable
 
     found = pair(read_folder(one), read_folder(other))
     shown = [cell for cell in found.cells if everything or cell.told]

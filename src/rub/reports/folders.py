@@ -270,6 +270,17 @@ def mains_of(suite: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     return {place: protocol.main_attack for place, protocol in protocols_in(suite).items()}
 
 
+def experiment_in(suite: Mapping[str, Any], task: str, name: str) -> Mapping[str, Any]:
+    """What a suite says of one of its experiments; empty where it says nothing.
+
+    Example:
+        >>> experiment_in({"experiments": [{"task": "inpainting", "name": "small"}]}, "inpainting", "small")
+        {'task': 'inpainting', 'name': 'small'}
+    """
+    experiments: Sequence[Mapping[str, Any]] = suite.get("experiments") or ()
+    return next((one for one in experiments if (one.get("task"), one.get("name", "")) == (task, name)), {})
+
+
 def outside(out: Path, folders: Iterable[Path]) -> None:
     """Make sure that `out` is none of these result folders, nor in one: writing there would break its seal."""
     place = out.resolve()

@@ -5,7 +5,7 @@ of Stable Diffusion, are shrunk by a whole factor.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,19 +108,20 @@ def gallery_figure(tiles: Tiles, title: str) -> "Figure":
     # A canvas is cut to whole pixels: the half one keeps rounding from taking one away.
     figure = Figure(figsize=((whole_width + 0.5) / _DPI, (whole_height + 0.5) / _DPI), dpi=_DPI, facecolor="white")
 
-    def write(x: float, y: float, text: str, size: float, **where: Any) -> None:
-        figure.text(x / whole_width, 1 - y / whole_height, plain(text), fontsize=size, **where)
+    def write(x: float, y: float, lines: Sequence[str], size: float, **where: Any) -> None:
+        text = "\n".join(map(plain, lines))
+        figure.text(x / whole_width, 1 - y / whole_height, text, fontsize=size, **where)
 
-    write(_GAP, _GAP, "\n".join(lines), 8, va="top", linespacing=1.2)
+    write(_GAP, _GAP, lines, 8, va="top", linespacing=1.2)
     for column, head in enumerate(heads):
         x = left + column * (wide + _GAP)
-        write(x + wide / 2, top - 5, "\n".join(head), 6.5, ha="center", va="bottom", linespacing=1.1)
+        write(x + wide / 2, top - 5, head, 6.5, ha="center", va="bottom", linespacing=1.1)
         for row in range(count):
             y = top + row * (high + _GAP)
             picture = shown[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(picture, x, whole_height - y - high, origin="upper")
     for row, number in enumerate(tiles.ids):
-        write(left - _GAP, top + row * (high + _GAP) + high / 2, f"#{number}", 6, ha="right", va="center")
+        write(left - _GAP, top + row * (high + _GAP) + high / 2, [f"#{number}"], 6, ha="right", va="center")
     return figure
 
 

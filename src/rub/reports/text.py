@@ -55,6 +55,16 @@ def placeless(value: Any) -> Any:
     return [placeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings in one line, without those that are None.
+
+    Example:
+        >>> told({"epochs": 2, "lr": 0.01, "seed": None})
+        'epochs 2, lr 0.01'
+    """
+    return printable(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
+
+
 def slug(text: str) -> str:
     """Text fit for a file name on every system: at most 100 lower case letters, digits and dashes.
 

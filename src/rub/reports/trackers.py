@@ -7,6 +7,7 @@ from typing import Any
 
 from rub.errors import RubError, unknown
 from rub.metrics.dose import DOSES
+from rub.reports.folders import experiment_in
 from rub.reports.result_folder import Result
 
 PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "tensorboard": "torch.utils.tensorboard"}
@@ -69,8 +70,6 @@ def _runs(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, float
     for (task, experiment, model, method, seed), values in found.items():
         metrics = {name: fmean(each) for name, each in values.items()}  # over membership seeds
         settings = {"task": task, "model": model, "method": method, "seed": -1 if seed is None else seed}
-        experiments: list[dict[str, Any]] = result.suite.get("experiments", [])
-        asked = [item for item in experiments if (item["task"], item["name"]) == (task, experiment)]
-        own = asked[0]["methods"].get(method, {}) if asked else {}
+        own = experiment_in(result.suite, task, experiment).get("methods", {}).get(method, {})
         title = "-".join(str(part) for part in (task, experiment, method, seed) if part not in ("", None))
         yield title, {**settings, **{name: str(value) for name, value in own.items()}}, metrics

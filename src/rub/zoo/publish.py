@@ -10,11 +10,12 @@ from typing import Any
 
 from rub.config.documents import write_yaml
 from rub.errors import RubError
-from rub.leaderboard.export import eval_results, model_card
-from rub.reports.folders import ResultFolder, outside, read_folder
+from rub.leaderboard.exports.eval_results import eval_results
+from rub.leaderboard.exports.model_card import model_card
+from rub.reports.folders import ResultFolder, experiment_in, outside, read_folder
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import StageFacts, keys_of, read_stages
-from rub.reports.text import placeless, printable
+from rub.reports.text import placeless, printable, told
 from rub.store.artifacts import Artifact, Store, file_sha256, share
 from rub.store.records import Record
 from rub.witness.claims import Witness, read_claim
@@ -128,9 +129,9 @@ def _publish(
         (folder / EVALS).parent.mkdir()
         (folder / EVALS).write_text(eval_results(_of(model, found), method=model.method), encoding="utf-8")
         own = [place for place, claim in claims.items() if _about(claim, model)]
-        for told in own:
+        for claim in own:
             (folder / WITNESSES).mkdir(exist_ok=True)
-            for file in (told, told.with_suffix(".safetensors")):
+            for file in (claim, claim.with_suffix(".safetensors")):
                 shutil.copyfile(file, folder / WITNESSES / file.name)
         for file in _files(folder):
             share(file, out)
@@ -155,9 +156,7 @@ def _facts(
     files: Mapping[str, str],
 ) -> ZooModel:
     record = row.record
-    experiments = found.suite.get("experiments", ())
-    own = (item for item in experiments if (item.get("task"), item.get("name", "")) == (record.task, record.experiment))
-    asked: Mapping[str, Any] = next(own, {})
+    asked = experiment_in(found.suite, record.task, record.experiment)
     method = stage.spec.get("method")
     return ZooModel(
         task=record.task, dataset=record.dataset, model=record.model, method=record.method, seed=record.unlearn_seed,
@@ -178,12 +177,12 @@ def card(model: ZooModel, found: ResultFolder, licence: str = "") -> str:
         "retrain": "was trained from scratch without the forget set",
     }.get(model.method, f"is the row `{printable(model.method)}` of the benchmark")
     if model.hyperparameters:
-        what = f"was unlearned by `{printable(model.method)}` with {_told(model.hyperparameters)}"
+        what = f"was unlearned by `{printable(model.method)}` with {told(model.hyperparameters)}"
     rounded = "" if model.dtype == "float32" else f" Weights are rounded to {model.dtype}; the numbers are of float32."
     lines = [
         f"# {printable(model.name)}\n",
         f"A {printable(model.model)} on {printable(model.dataset)} that {what}, seed {model.seed}. Forgotten:"
-        f" {_told(model.forget) or 'as the suite says'}.{rounded}\n",
+        f" {told(model.forget) or 'as the suite says'}.{rounded}\n",
         "It exists to be attacked and compared: methods, attacks and audits of machine unlearning are measured against"
         " it. It is no classifier, or picture maker, to be used for its own sake.\n",
         f'```python\nimport rub\n\nmodel = rub.load_model("{printable(model.name)}")  # or this folder\'s path\n```\n',
@@ -193,10 +192,6 @@ def card(model: ZooModel, found: ResultFolder, licence: str = "") -> str:
         model_card(_of(model, found), method=model.method, suite=found.suite),
     ]
     return f"---\n{write_yaml(head)}---\n\n" + "\n".join(lines)
-
-
-def _told(settings: Mapping[str, Any]) -> str:
-    return printable(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
 
 
 def _of(model: ZooModel, found: ResultFolder) -> list[Record]:

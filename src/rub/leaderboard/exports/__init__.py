@@ -1,0 +1,1 @@
+"""Formats of others that results are written in, one file each."""
