@@ -36,7 +36,7 @@ from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
-from rub.reports.text import printable
+from rub.reports.text import printable, without_places
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
 from rub.witness.claims import Sources, checks, witness_files
@@ -152,6 +152,7 @@ def submit(folder: Path, out: Path, sources: Sources) -> list[RuleCheck]:
             }
             facts["reattacked"] = [asdict(one) for one in again]
             facts["date"] = datetime.now(UTC).date().isoformat()
+            facts["by"] = "the board" if (folder / "submission.json").is_file() else "the submitter"
             (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
             own = ("command", "code_version", "data")
             seal_folder(made, {name: manifest[name] for name in own if name in manifest})
@@ -217,7 +218,8 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             try:
                 hit = load_target(target)(request)
             except (RubError, Diverged, RuntimeError, MemoryError) as error:  # its models may be of anyone
-                yield Reattack(*where, reason=(str(error) or type(error).__name__).splitlines()[0][:300])
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                yield Reattack(*where, reason=without_places(reason)[:300])
                 continue
             said = np.array([claimed[identity] for identity in ids.tolist()])
             more, fewer = int((hit & ~said).sum()), int((said & ~hit).sum())
