@@ -1,8 +1,6 @@
 """Folders that were changed and sealed again: what contradicts something in the folder is refused."""
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +15,6 @@ from rub.witness.claims import Sources
 EACH = 10
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kinds():
-    path = Path(__file__).parents[2] / "benchmarks" / "forgeries.py"
-    spec = importlib.util.spec_from_file_location("rub_forgeries", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def refused(place):
