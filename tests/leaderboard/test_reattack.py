@@ -12,7 +12,7 @@ import yaml
 
 import rub.judges.base as judges
 from rub import load_suite, run
-from rub.api import make_runtime
+from rub.api import make_runtime, report
 from rub.config.suite import protocol_kind, protocol_of
 from rub.errors import RubError
 from rub.leaderboard.submit import SIGNIFICANT, attacked_again, power
@@ -78,8 +78,8 @@ TEXT_TO_IMAGE = {
     },
     "methods": {"uce": {}},
 }
-METHODS = {"inpainting": "max-loss", "text-to-image": "uce"}
-RATES = {"inpainting": "recovered", "text-to-image": "asr_post"}
+METHODS = {"classification": "ft", "inpainting": "max-loss", "text-to-image": "uce"}
+RATES = {"classification": "ua", "inpainting": "recovered", "text-to-image": "asr_post"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def asked(ran, sources, attack=None):
     """The request of the method's row after its main attack, or another one, for all of its samples."""
     found = read_folder(ran.out)
     [protocol] = protocols_in(found.suite).values()
-    place = (METHODS[ran.task], RATES[ran.task], attack or protocol.main_attack)
-    rows = [row for row in found.records if (row.method, row.metric, row.attack) == place and row.budget != "free"]
+    place = (METHODS[ran.task], RATES[ran.task], attack or protocol.main_attack, "forget")
+    rows = [row for row in found.records if (row.method, row.metric, row.attack, row.split) == place]
+    rows = [row for row in rows if row.budget != "free"]
     own = [
         row
         for row in pyarrow.parquet.read_table(ran.out / "samples.parquet").to_pylist()
@@ -246,6 +247,33 @@ def test_published_autoencoders_are_attacked_again_and_published_diffusion_model
         assert "published models come without the judge and the pictures of their run" in found.reason
 
 
+def test_a_classifiers_search_of_another_norm_starts_from_its_own_smaller_budgets(tiny, tiny_out, monkeypatch):
+    import rub.tasks.classification.reattack as module
+
+    budgets, search = [], module.run_attacks
+    monkeypatch.setattr(module, "run_attacks", lambda *given: (budgets.append(given[3].name), search(*given))[1])
+    request = asked(Ran("classification", tiny.store, tiny_out), Sources(store=Store(tiny.store)))
+    changes = {"only": {"uma": {"runs": ["uma"], "budgets": [8, "l2:0.5", "l2:1"], "warm_start": True}}}
+    given = {"name": "rub-paper-1", "attacks": changes}
+    protocol = protocol_of(given, "classification", protocol_kind("classification"))
+    record = request.record.model_copy(update={"budget": "l2:1"})
+    assert module.reattack(replace(request, record=record, protocol=protocol)).shape == (8,)
+    assert budgets == ["l2:0.5", "l2:1"]
+    with pytest.raises(RubError, match=r"its protocol has no budget 32/255: 8/255, l2:0\.5, l2:1"):
+        module.reattack(replace(request, protocol=protocol))
+
+
+def test_what_stops_a_search_is_the_reason_without_a_place_of_this_machine(inpainting, monkeypatch):
+    import rub.tasks.inpainting.reattack as module
+
+    def stop(*given):
+        raise RuntimeError("out of memory in /home/me/store/weights.safetensors\nat once")
+
+    monkeypatch.setattr(module, "search", stop)
+    [stopped] = attacked_again(inpainting.out, Sources(store=Store(inpainting.store)))
+    assert stopped.reason == "out of memory in weights.safetensors"
+
+
 def test_budgets_of_another_protocol_and_those_that_others_start_from():
     given = {"name": "rub-strict-1", "attacks": {"uma": {"budgets": [8, "free", 16, "unbounded"]}}}
     plan = protocol_of(given, "inpainting", protocol_kind("inpainting")).attacks["uma"]
@@ -256,7 +284,7 @@ def test_budgets_of_another_protocol_and_those_that_others_start_from():
         budgets_before(plan, "4/255")
 
 
-def test_a_folder_that_was_submitted_before_is_the_boards_to_repeat(inpainting, monkeypatch, tmp_path):
+def test_a_folder_that_was_submitted_before_is_the_boards_to_repeat(inpainting, text_to_image, monkeypatch, tmp_path):
     import rub.leaderboard.submit as module
 
     monkeypatch.setattr(module, "check", lambda folder, sources: [])  # of a protocol that the tests made small
@@ -267,6 +295,10 @@ def test_a_folder_that_was_submitted_before_is_the_boards_to_repeat(inpainting, 
     module.submit(tmp_path / "theirs", tmp_path / "ours", Sources(store=Store(inpainting.store)))
     facts = json.loads((tmp_path / "ours" / "submission.json").read_text())
     assert read_folder(tmp_path / "ours").reattacked == {place: f"{facts['date']} by the board, 24 samples"}
+    page, refused = report([tmp_path / "ours", text_to_image.out], tmp_path / "site", ("html",))
+    assert not refused
+    assert f">{facts['date']} by the board, 24 samples</td>" in page.read_text()
+    assert ">no: not submitted</td>" in page.read_text()
 
 
 def test_the_power_grows_with_the_samples():
