@@ -150,7 +150,7 @@ def stored(request: ReattackRequest, weights: Callable[[Artifact], str]) -> tupl
         elif role != "warm":  # a search at a smaller budget, which is run again too
             raise RubError(f"its {role} is not in the store; give the store of the run with --store")
     for role, named in (("unlearned", {request.record.weights_sha256}), ("original", set(request.originals))):
-        if found[role].sha256(weights(found[role])) not in named:
+        if role in found and found[role].sha256(weights(found[role])) not in named:
             raise RubError(f"the store's {role} model has other weights than the records name")
     return search, found
 
