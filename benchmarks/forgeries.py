@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet
@@ -45,10 +46,14 @@ class Folder:
         shutil.copytree(like / "witnesses", place / "witnesses")
         write_records([Record.model_validate(row) for row in self.records], {"samples": self.samples}, place)
         (place / "curves.json").write_text(json.dumps(self.curves))
-        (place / "suite.yaml").write_text(yaml.safe_dump(self.suite))
+        (place / "suite.yaml").write_text(yaml.safe_dump(self.suite, sort_keys=False))
         (place / "stages.json").write_text(json.dumps(self.stages))
-        for name, claim in self.claims.items():
-            (place / "witnesses" / name).write_text(json.dumps(claim))
+        for path in sorted((place / "witnesses").glob("*.json")):
+            if path.name in self.claims:
+                path.write_text(json.dumps(self.claims[path.name]))
+            else:
+                path.unlink()
+                path.with_suffix(".safetensors").unlink()
         facts = read_manifest(like)
         seal_folder(place, {name: facts[name] for name in ("command", "code_version", "data")})
         return place
@@ -56,6 +61,8 @@ class Folder:
 
 Forgery = Callable[[Folder, Random], object]
 CELL = ("method", "unlearn_seed", "attack", "budget", "split")
+RATES = {"classification": "ua", "inpainting": "recovered", "text-to-image": "asr_post"}
+"""Task -> the metric that is the share of recovered samples."""
 
 
 def attacked(folder: Folder, draw: Random, metric: str = "ua") -> dict[str, Any]:
@@ -237,30 +244,44 @@ def restaged(folder: Folder, draw: Random) -> None:
         row["spec"]["validation"] = draw.random()
 
 
+def told(
+    own: list[dict[str, Any]], reference: list[dict[str, Any]], budget: str
+) -> tuple[dict[str, tuple[int, int]], dict[str, float]]:
+    """What samples of a row and of the retrained model give: metric -> count and of how many, and metric -> value."""
+    hits, others, n = sum(one["recovered"] for one in own), sum(one["recovered"] for one in reference), len(own)
+    gone = sum(not one["clean"] for one in own)
+    shares = {"recovered": (hits, n)} | ({"back": (hits - n + gone, gone)} if gone else {})
+    values = {"residual_knowledge": (hits - others) / n, "residual_ratio": (1 + hits) / (1 + others)}
+    if budget.isdecimal():  # attack steps
+        steps = [int(budget) if one["step"] < 0 else one["step"] for one in own]
+        values |= {"steps_mean": sum(steps) / n, "steps_median": median(steps)}
+    return shares, values
+
+
 def consistent(folder: Folder, draw: Random) -> None:
-    """A method's robustness everywhere: rates, intervals, samples, curves, excess, ratio and witnesses agree."""
-    kept = {row["sample_id"] for row in folder.samples if row["method"] == "ft" and draw.random() < 0.2}
+    """A method's robustness everywhere: rates, intervals, samples, curves, steps, differences and witnesses agree."""
+    method, rate = next(iter(folder.suite["experiments"][0]["methods"])), RATES[folder.records[0]["task"]]
+    ids = sorted({row["sample_id"] for row in folder.samples if row["method"] == method})
+    kept = {identity for identity in ids if draw.random() < 0.2}
     for row in folder.samples:
-        if row["method"] == "ft" and row["sample_id"] not in kept and not row["clean"]:
+        if row["method"] == method and row["sample_id"] not in kept and not row["clean"]:
             row.update(recovered=False, step=-1)
-    for row in [r for r in folder.records if r["method"] == "ft" and r["attack"] != "none"]:
-        own = behind(folder.samples, row)
-        hits, n = sum(one["recovered"] for one in own), len(own)
-        reference = sum(one["recovered"] for one in behind(folder.samples, {**row, "method": "retrain"}))
-        if row["metric"] == "ua":
+    for row in [r for r in folder.records if r["method"] == method and r["attack"] != "none"]:
+        own, other = (behind(folder.samples, {**row, "method": name}) for name in (method, "retrain"))
+        shares, values = told(own, other, row["budget"]) if own else ({}, {})
+        if (metric := "recovered" if row["metric"] == rate else row["metric"]) in shares:
+            hits, n = shares[metric]
             low, high = wilson(hits, n)
             row.update(value=hits / n, ci_low=low, ci_high=high)
-        elif row["metric"] == "residual_knowledge":
-            row["value"] = (hits - reference) / n
-        elif row["metric"] == "residual_ratio":
-            row["value"] = (1 + hits) / (1 + reference)
+        elif metric in values:
+            row["value"] = values[metric]
     for curve in folder.curves:
-        if curve["method"] == "ft":
+        if curve["method"] == method:
             own = behind(folder.samples, curve)
             end = sum(one["recovered"] for one in own) / len(own)
             curve["success_curve"] = [min(value, end) for value in curve["success_curve"][:-1]] + [end]
     for name, claim in list(folder.claims.items()):
-        if claim["method"] == "ft":
+        if claim["method"] == method:
             hit = {one["sample_id"] for one in behind(folder.samples, claim) if one["recovered"]}
             claim["samples"] = [one for one in claim["samples"] if one["id"] in hit] or claim["samples"]
             if not any(one["id"] in hit for one in claim["samples"]):

@@ -58,7 +58,9 @@ def test_a_whole_run_is_accepted_and_its_copy_is_sealed_and_small(quick, rub, tm
     [again] = facts["reattacked"]
     assert (again["method"], again["images"], again["reason"]) == ("ft", 10, "")
     assert again["more"] == 0
-    assert read_folder(out).reattacked == {("classification", "", "ft"): f"{facts['date']}, 10 images"}
+    assert read_folder(out).reattacked == {
+        ("classification", "", "ft"): f"{facts['date']} by the submitter, 10 samples"
+    }
     assert facts["seal_of_the_run"] == json.loads((quick / "out" / "manifest.json").read_text())["seal"]
     assert rub("verify", out, "--store", quick / "store").code == 0
     assert rub("report", out, "--out", tmp_path / "site").code == 0

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binom
 
 from rub.config.suite import protocols_of
-from rub.errors import RubError
+from rub.errors import Diverged, RubError
 from rub.leaderboard import attack_rules, external_rules
 from rub.leaderboard.rules import (
     LEAST,
@@ -29,23 +29,33 @@ from rub.leaderboard.rules import (
     sign_test,
 )
 from rub.metrics.base import metrics_of
-from rub.registry import CONTROLS, Entry
+from rub.registry import CONTROLS, Entry, load_target, task_of
 from rub.reports.consistency import HASH
 from rub.reports.folders import EXTERNAL, ResultFolder, mains_of, outside, protocols_in, read_folder
-from rub.reports.grouping import Group, budgets_of, estimate, extracted, grouped, is_control, main_attack, place_of
+from rub.reports.grouping import (
+    Group,
+    budgets_of,
+    estimate,
+    extracted,
+    grouped,
+    is_control,
+    level,
+    main_attack,
+    place_of,
+)
 from rub.reports.lineage import NAME as STAGES
 from rub.reports.lineage import read_stages
 from rub.reports.samples import CELL, cells_of, tables_in
 from rub.reports.tables import label
 from rub.reports.task_report import TaskReport, reports_of
-from rub.reports.text import is_web_address, printable
+from rub.reports.text import is_web_address, printable, without_places
 from rub.store.manifest import read_manifest, seal_folder
 from rub.store.records import Record
 from rub.tasks.classification.spec import DEFAULT_SEARCH
 from rub.witness.claims import Sources, checks, witness_files
 
 LARGEST = 5 << 20  # bytes of witnesses that are kept
-REATTACKED = 64  # images of each method that are attacked again
+REATTACKED = 64  # samples of each method that are attacked again
 SIGNIFICANT = 0.01
 _NEEDED = ("records.parquet", "samples.parquet", "curves.json", "suite.yaml", "stages.json")
 _KEPT = (*_NEEDED, "values.parquet", "hyperparameters.json", "verdict.json")
@@ -127,7 +137,7 @@ def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[Ru
         asks = f"{DEFAULT_SEARCH} brings back no more than was claimed (p < 1 %)"
     else:
         again = list(attacked_again(folder, sources))
-        asks = f"of {REATTACKED} images the search brings back no more than was claimed (p < 1 %); {_power()}"
+        asks = f"of at most {REATTACKED} samples the search brings back no more than was claimed (p < 1 %); {_power()}"
     rules.append(RuleCheck("attacked again", asks, tuple(_lowered(again))))
     if any(rule.problems for rule in rules):
         return rules
@@ -151,6 +161,7 @@ def submit(folder: Path, out: Path, sources: Sources, link: str = "") -> list[Ru
                 facts |= {"models": external_rules.models_of(candidate), "link": link}
             facts["reattacked"] = [asdict(one) for one in again]
             facts["date"] = datetime.now(UTC).date().isoformat()
+            facts["by"] = "the board" if (folder / "submission.json").is_file() else "the submitter"
             (made / "submission.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
             own = ("command", "code_version", "data")
             seal_folder(made, {name: manifest[name] for name in own if name in manifest})
@@ -174,18 +185,23 @@ def power(share: float, images: int = REATTACKED) -> float:
 
 
 def _power() -> str:
-    return f"of folders that hide 20 % of them, {100 * power(0.2):.0f} % are found"
+    return f"of folders that hide 20 % of {REATTACKED}, {100 * power(0.2):.0f} % are found"
 
 
 def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
-    """What attacking every classification method again gives, on images and with seeds that the folder's seal draws."""
-    from rub.tasks.classification.reattack import drawn, reattack
+    """What attacking every method again gives, on samples and with seeds that the folder's seal draws.
+
+    It is one search of each method, at the largest budget that has a number, by which leaderboards rank; where none
+    has, at the largest.
+    """
+    from rub.witness.reattack import ReattackRequest, drawn
 
     found, seal, stages = read_folder(folder), str(read_manifest(folder)["seal"]), read_stages(folder)
     told, _ = tables_in(folder)
-    cells = {} if told is None else dict(cells_of(told))
+    cells = {} if told is None or not {"clean", "probe"} <= set(told.column_names) else dict(cells_of(told))
     for _, group, records, wanted in _groups(found):
-        budgets = budgets_of(records, wanted[-1])
+        target, budgets = task_of(group.task).reattack, budgets_of(records, wanted[-1])
+        budgets = [budget for budget in budgets if math.isfinite(level(budget))] or budgets
         own = [row for row in records if (row.metric, row.split, row.attack) == wanted and row.budget in budgets[-1:]]
         for method in dict.fromkeys(
             row.method for row in own if not is_control(row.method, row.task) and row.value is not None
@@ -195,8 +211,8 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             where = (group.task, group.experiment, printable(method), record.unlearn_seed or 0)
             place = cells.get(tuple(getattr(record, name) for name in CELL))
             protocol = protocols_in(found.suite).get((group.task, record.protocol))
-            if group.task != "classification" or told is None or place is None or protocol is None:
-                yield Reattack(*where, reason="only of classification, with samples and the protocol of its suite")
+            if not target or told is None or place is None or protocol is None:
+                yield Reattack(*where, reason="no search to run again: without samples, or the protocol of its suite")
                 continue
             samples = told.take(place)
             claimed, clean = (
@@ -206,12 +222,13 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             ids = drawn(list(claimed), REATTACKED, seal)
             before = np.array([clean[identity] for identity in ids.tolist()])
             originals = {row.weights_sha256 for row in records if row.method == "original"}
+            probe = str(samples["probe"][0].as_py())
+            request = ReattackRequest(record, ids, before, probe, protocol, seal, originals, stages, sources)
             try:
-                hit = reattack(
-                    record, ids, before, samples["probe"][0].as_py(), protocol, seal, sources, originals, stages
-                )
-            except RubError as error:
-                yield Reattack(*where, reason=str(error))
+                hit = load_target(target)(request)
+            except (RubError, Diverged, RuntimeError, MemoryError) as error:  # its models may be of anyone
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                yield Reattack(*where, reason=without_places(reason)[:300])
                 continue
             said = np.array([claimed[identity] for identity in ids.tolist()])
             yield sign_test(record, said, hit)
@@ -221,7 +238,7 @@ def _lowered(reattacks: Iterable[Reattack]) -> Iterator[str]:
     for one in reattacks:
         if one.p < SIGNIFICANT:
             yield (
-                f"{one.method}, seed {one.seed}, at {one.budget}: of {one.images} images {one.claimed} are claimed"
+                f"{one.method}, seed {one.seed}, at {one.budget}: of {one.images} samples {one.claimed} are claimed"
                 " to be recovered;"
                 f" the search recovers {one.found}, {one.more} of them claimed not to be (p = {one.p:.1g})"
             )

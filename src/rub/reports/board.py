@@ -21,7 +21,7 @@ class BoardRow:
     """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack.
 
     `destroyed` says what is left of a wreck, which has no rank; "" of any other row. `reattacked` says when the search
-    ran again before the row was submitted, and on how many images; "" where it did not.
+    ran again, by whom and on how many samples, or why it did not; "" where ``rub submit`` was not asked.
     """
 
     page: str

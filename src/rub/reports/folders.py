@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
@@ -71,7 +71,7 @@ class Gallery(Frozen):
 
 
 class Again(Frozen):
-    """A method that was attacked again before it was submitted, of ``submission.json``; further fields are left out."""
+    """A method that was to be attacked again, of ``submission.json``; further fields are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -80,6 +80,17 @@ class Again(Frozen):
     method: str
     images: int = Field(ge=0, lt=1 << 62)
     reason: str = ""
+
+    def said(self, date: str, by: str) -> str:
+        """When, by whom and on how many samples; or why not.
+
+        Example:
+            >>> Again(task="inpainting", experiment="", method="i2i", images=64).said("2026-11-29", "the board")
+            '2026-11-29 by the board, 64 samples'
+        """
+        if self.images and not self.reason:
+            return f"{date} by {by}, {self.images} samples"
+        return f"no: {printable(self.reason)[:_LONGEST_NAME] or 'of no samples'}"
 
 
 class Submission(Frozen):
@@ -90,6 +101,8 @@ class Submission(Frozen):
     date: str = Field("", pattern=r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
     kind: str = Field("", max_length=40)
     link: str = Field("", max_length=2000)
+    by: Literal["the submitter", "the board"] = "the submitter"
+    """Who ran it: the board, where the folder had been submitted before."""
     reattacked: tuple[Again, ...] = ()
 
 
@@ -120,7 +133,7 @@ class ResultFolder:
     claims: tuple[Claim, ...] = ()
     data: tuple[DataFacts, ...] = ()
     reattacked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
-    """Task, experiment and method -> when ``rub submit`` attacked it again, and on how many images."""
+    """Task, experiment, method -> when and by whom it was attacked again, or why not; empty before ``rub submit``."""
     published: str = ""
     """Where models that others published are, as ``rub submit`` was told; "" of other folders."""
 
@@ -177,9 +190,8 @@ def read_folder(path: Path, *, consistent: bool = True) -> ResultFolder:
 
 def _reattacked(submission: Submission) -> dict[tuple[str, str, str], str]:
     return {
-        (one.task, one.experiment, printable(one.method)): f"{submission.date}, {one.images} images"
+        (one.task, one.experiment, printable(one.method)): one.said(submission.date, submission.by)
         for one in submission.reattacked
-        if one.images and not one.reason
     }
 
 

@@ -86,7 +86,7 @@ def _write(templates: "Environment", path: Path, template: str, root: str, conte
 
 
 def _marked(made: Iterable[Board], pages: Iterable[Page]) -> list[Board]:
-    """Boards whose rows say whether they were attacked again before they were submitted."""
+    """Boards whose rows say whether they were attacked again."""
     told = {page.slug: page.folder.reattacked for page in pages}
 
     def mark(row: BoardRow) -> BoardRow:

@@ -10,7 +10,7 @@ FUNCTIONS = {kind: f"{__name__}.stages:{kind}_" for kind in TabularGraph.version
 REPORT, AUDIT, VERIFY = f"{__name__}.report:REPORT", f"{__name__}.report:AUDIT", f"{__name__}.stages:verify"
 LOOKS = "trained without the forgotten rows; what 'forgotten' looks like."
 CONTROLS = {"original": "the network before unlearning.", "retrain": LOOKS}
-TASK = Task("tabular", TabularExperiment, TabularGraph, FUNCTIONS, METRICS, REPORT, AUDIT, VERIFY, CONTROLS)
+TASK = Task("tabular", TabularExperiment, TabularGraph, FUNCTIONS, METRICS, REPORT, AUDIT, VERIFY, controls=CONTROLS)
 rub.task(TASK, summary="forget rows of a table")
 ATTACKS = {"uma": {"runs": ["uma"], "budgets": [10, 50]}}
 rub.protocol("tabular-1", task="tabular", summary="Small changes of a row.", attacks=ATTACKS)

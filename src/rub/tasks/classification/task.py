@@ -34,5 +34,6 @@ TASK = Task(
     audit="rub.tasks.classification.audit:AUDIT",
     verify="rub.tasks.classification.witnesses:verify",
     zoo="rub.tasks.classification.zoo:SHELF",
+    reattack="rub.tasks.classification.reattack:reattack",
 )
 """Table 1: unlearn classes or samples from an image classifier, then search inputs that bring them back."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,24 +164,29 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search probes for one model, budget and set of images; keep them with their curves."""
-    spec = stage.spec
-    side, target = target_of(spec["split"], inputs, runtime)
-    context = AttackContext(
-        seed=spec["seed"],
-        ids=side.samples.ids,
-        batch_size=runtime.batch_size,
-        threshold=spec["recovered_below"],
-        **runtime.shared(),
-    )
+    side, target = target_of(stage.spec["split"], inputs, runtime)
+    start = None
     if "warm" in inputs:
         start = torch.from_numpy(np.load(inputs["warm"].file("delta.npy"), allow_pickle=False))
-        context = replace(context, start=start)
+    save_probes(search(stage.spec, side.samples, target, start, runtime), side.samples, out)
+
+
+def search(spec: Mapping[str, Any], samples: Samples, target: Target, start: Tensor | None, runtime: Runtime) -> Probes:
+    """The best probe of each sample, of all ``runs`` of a spec at its ``budget``; `start` as in `AttackContext`."""
+    context = AttackContext(
+        seed=spec["seed"],
+        ids=samples.ids,
+        batch_size=runtime.batch_size,
+        threshold=spec["recovered_below"],
+        start=start,
+        **runtime.shared(),
+    )
     budget = Budget.parse(spec["budget"])
-    found, images = [], side.samples.images
+    found, images = [], samples.images
     for run in spec["runs"]:
         function = ATTACKS.get(run["name"], "inpainting").load()
         found.append(run_attack(function, run["parameters"], target, images, budget, context))
-    save_probes(union(found), side.samples, out)
+    return union(found)
 
 
 def target_of(name: str, inputs: Inputs, runtime: Runtime) -> tuple[EvalSet, Target]:

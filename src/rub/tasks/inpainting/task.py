@@ -30,5 +30,6 @@ TASK = Task(
     audit="rub.tasks.inpainting.audit:AUDIT",
     verify="rub.tasks.inpainting.witnesses:verify",
     zoo="rub.tasks.inpainting.zoo:SHELF",
+    reattack="rub.tasks.inpainting.reattack:reattack",
 )
 """Table 2: unlearn classes from a masked autoencoder, then search inputs that bring its old outputs back."""

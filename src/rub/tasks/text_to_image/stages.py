@@ -244,10 +244,16 @@ def keep_unlearned(original: Diffusion, made: Any, out: Path) -> None:
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     """Search for inputs that draw the concept again, and keep what was found."""
-    spec, facts = stage.spec, resolve_concept(stage.spec["concept"], inputs, runtime)
     asked = prompts_in(inputs["prompts"])
+    found = search(stage.spec, inputs, torch.arange(len(asked)), runtime)
+    save_probes(found, asked, out, stage.spec["cap"])
+
+
+def search(spec: Mapping[str, Any], inputs: Inputs, rows: Tensor, runtime: Runtime) -> Probes:
+    """What an attack finds for the prompts in these rows, int64 (N,)."""
+    facts, asked = resolve_concept(spec["concept"], inputs, runtime), prompts_in(inputs["prompts"]).select(rows)
     original, unlearned = model_of(inputs, "original", runtime), model_of(inputs, "unlearned", runtime)
-    before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))
+    before = torch.from_numpy(np.load(inputs["reference"].file("images.npy"), allow_pickle=False))[rows]
     size = batch_of(runtime)
     target = make_target(original, unlearned, asked, before, size, concept=facts.prompt, anchor=facts.anchor)
     sampler = Sampler(**spec["sampler"])
@@ -255,8 +261,7 @@ def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     function = ATTACKS.get(spec["run"]["name"], "text-to-image").load()
     drawing = drawing_of(inputs, "unlearned", spec, runtime)
     with told_in("prompt", lambda: min(size, len(asked)), SHARE):
-        found = run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
-    save_probes(found, asked, out, spec["cap"])
+        return run_attack(function, spec["run"]["parameters"], target, Budget(spec["cap"]), context, drawing)
 
 
 def drawing_of(inputs: Inputs, role: str, spec: Mapping[str, Any], runtime: Runtime) -> Drawing:

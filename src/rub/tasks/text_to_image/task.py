@@ -33,5 +33,6 @@ TASK = Task(
     work="rub.tasks.text_to_image.work:work_of",
     verify="rub.tasks.text_to_image.witnesses:verify",
     zoo="rub.tasks.text_to_image.zoo:SHELF",
+    reattack="rub.tasks.text_to_image.reattack:reattack",
 )
 """Table 3: unlearn a concept from a diffusion model, then search prompts that draw it again."""
