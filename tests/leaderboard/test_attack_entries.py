@@ -260,7 +260,7 @@ def test_a_lowered_default_search_is_found_by_running_it_again(attacked, forge, 
     said = rub("submit", place, "--out", tmp_path / "sub")
     assert said.code == 1
     assert "broken  attacked again" in said.out, said.out
-    assert "ga, seed 0, at 32/255: of 12 images 0 are claimed" in said.out
+    assert "ga, seed 0, at 32/255: of 12 samples 0 are claimed" in said.out
     assert not (tmp_path / "sub").exists()
 
 
