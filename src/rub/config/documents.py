@@ -126,6 +126,16 @@ class _Reader(yaml.SafeLoader):
         return made
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number as people write it; Python also reads 1_0, and digits of other alphabets.
+
+    Example:
+        >>> is_number("10"), is_number("1_0"), is_number("-1"), is_number("\u0661")
+        (True, False, False, False)
+    """
+    return text.isascii() and text.isdecimal()
+
+
 class _Writer(yaml.SafeDumper):
     """Quotes whatever text YAML 1.1 or 1.2 reads as something else."""
 
