@@ -60,6 +60,12 @@ def in_tens(tmp_path):
     return DatasetSpec(name="folder", path=str(tmp_path / "tens"))
 
 
+@pytest.mark.parametrize("asked", ["-1", "_1", "1-", " 1", "+1", "1.0", "1_0"])
+def test_a_number_stands_for_itself(asked, one_line):
+    one_line(lambda: class_number(asked, [str(number) for number in range(11)]), f"unknown class '{asked}'")
+    assert class_number("1", [str(number) for number in range(11)]) == 1
+
+
 @pytest.mark.parametrize("number", [2, 3, 9, 10])
 def test_a_number_that_is_one_classs_label_and_anothers_name_is_refused(tmp_path, number, one_line):
     data = in_tens(tmp_path)

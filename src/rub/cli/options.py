@@ -37,6 +37,9 @@ def given_weights(**given: Path | None) -> dict[str, Path]:
     return {role: path for role, path in given.items() if path is not None}
 
 
+NARROWEST = 20  # columns that a terminal has, or its width is not known
+
+
 def parts(text: str) -> list[str]:
     """Parts of an option with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -60,7 +63,10 @@ class Terminal(Console):
 
 def console(*, stderr: bool = False) -> Console:
     """Console for standard output or error; made per call, so that redirections are seen."""
-    return Terminal(stderr=stderr)
+    made = Terminal(stderr=stderr)
+    if made.width < NARROWEST:  # COLUMNS=0, as some containers say, would print nothing
+        made.width = 80
+    return made
 
 
 def say(line: str, *, markup: bool = False) -> None:
