@@ -1,5 +1,7 @@
 """What a folder of others may ask of a report."""
 
+import json
+
 import pytest
 
 from rub.errors import RubError
@@ -48,6 +50,17 @@ def test_a_manifest_that_asks_too_much_is_refused(tmp_path, change, words):
     with pytest.raises(RubError, match=words) as error:
         folders.read_folder(tmp_path)
     assert len(str(error.value)) < 400
+
+
+def test_more_curves_than_a_page_shows_are_refused(tmp_path):
+    write_records([Record(**ROW)], {}, tmp_path)
+    names = ("task", "suite", "experiment", "dataset", "model", "protocol", "method", "unlearn_seed", "split")
+    curve = {name: ROW[name] for name in names}
+    curve |= {"attack": "uma", "budget": "8/255", "success_curve": [0.0], "loss_curve": [0.0], "evaluations": 1}
+    (tmp_path / "curves.json").write_text(json.dumps([{**curve, "converged": True}] * 5001))
+    seal_folder(tmp_path, {})
+    with pytest.raises(RubError, match="5001 curves; at most 5000 are shown"):
+        folders.read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["curves.json", "galleries.json", "submission.json", "stages.json", "suite.yaml"])
