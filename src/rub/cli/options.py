@@ -30,14 +30,12 @@ UNLEARNED = Annotated[Path | None, typer.Option(help="Weights of the unlearned m
 RETRAINED = Annotated[Path | None, typer.Option(help="Weights of the retrained model, likewise.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the run of another suite in --out.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+NARROWEST = 20  # columns that a terminal has, or its width is not known
 
 
 def given_weights(**given: Path | None) -> dict[str, Path]:
     """Weights that were given, by role."""
     return {role: path for role, path in given.items() if path is not None}
-
-
-NARROWEST = 20  # columns that a terminal has, or its width is not known
 
 
 def parts(text: str) -> list[str]:

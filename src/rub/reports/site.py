@@ -37,6 +37,7 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
     `refused` says for result folders why they are not shown.
     """
     templates = _templates()
+    runs = _apart(pages)
     made = _marked(
         boards(
             (page.slug, group, own, page.main)
@@ -44,9 +45,10 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
             for group, own in grouped(page.records, page.group.task).items()
         ),
         pages,
+        runs,
     )
     names = _method_files(pages)
-    shared = {"title": title, "pages": pages, "apart": _apart(pages), "tasks": _tasks(pages), "method_files": names}
+    shared = {"title": title, "pages": pages, "apart": runs, "tasks": _tasks(pages), "method_files": names}
     _write(templates, out / "index.html", "index.html.j2", "", {
         **shared, "boards": made, "refused": dict(refused or {}),
     })  # fmt: skip
@@ -86,9 +88,9 @@ def _write(templates: "Environment", path: Path, template: str, root: str, conte
     path.write_text(templates.get_template(template).render({**content, "root": root}), encoding="utf-8")
 
 
-def _marked(made: Iterable[Board], pages: Sequence[Page]) -> list[Board]:
+def _marked(made: Iterable[Board], pages: Iterable[Page], runs: Mapping[str, str]) -> list[Board]:
     """Boards whose rows say whether they were attacked again before they were submitted, and which run they are of."""
-    told, runs = {page.slug: page.folder.reattacked for page in pages}, _apart(pages)
+    told = {page.slug: page.folder.reattacked for page in pages}
 
     def mark(row: BoardRow) -> BoardRow:
         again = told[row.page].get((row.group.task, row.group.experiment, row.method), "")
