@@ -1,5 +1,6 @@
 """Images as users have them: scaled and not clipped, upright, on white, the first picture, within a bound of memory."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -14,11 +15,13 @@ from PIL import Image
 
 from rub.data import image_file
 from rub.data.folders import list_folder, sample_id
+from rub.data.id_files import read_ids
 from rub.data.image_file import FRAMES, LAID, SCALED, TURNED, Room, Unreadable, read_image
 from rub.data.selection import Selection
 from rub.data.sources import fingerprint, load_images
-from rub.data.spec import DatasetSpec, data_stage
+from rub.data.spec import DatasetSpec, ForgetSpec, data_stage, forget_set
 from rub.errors import RubError
+from rub.tasks.text_to_image.concepts import read_prompts
 
 RAMP = np.arange(64 * 64).reshape(64, 64) * 16  # 0 to 65,520
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -318,6 +321,33 @@ def test_pictures_where_none_are_looked_for_are_noted(tmp_path, parts, extra, sa
     Image.fromarray(NOISE).save(tmp_path / extra)
     [note] = load_images("folder", None, path=tmp_path).notes
     assert note.startswith("not read, ") and says in note
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("where", ["image", "npz", "ids", "prompts"])
+def test_what_never_ends_is_not_read(tmp_path, where, device, one_line):
+    names = {"image": "photos/ant/0.png", "npz": "a.npz", "ids": "a.txt", "prompts": "a.csv"}
+    path = tmp_path / names[where]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if device:
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    if where == "image":
+        (tmp_path / "photos" / "bee").mkdir()
+        for name in ("ant/1.png", "bee/0.png", "bee/1.png"):
+            Image.fromarray(NOISE).save(tmp_path / "photos" / name)
+    readers = {
+        "image": [lambda: load_images("folder", None, path=tmp_path / "photos"),
+                  lambda: fingerprint("folder", None, path=tmp_path / "photos")],
+        "npz": [lambda: load_images("npz", None, path=path),
+                lambda: forget_set(ForgetSpec(classes=(0,)), DatasetSpec(name="npz", path=str(path)), None)],
+        "ids": [lambda: read_ids(path), lambda: ForgetSpec(ids=path)],
+        "prompts": [lambda: read_prompts(path)],
+    }  # fmt: skip
+    for read in readers[where]:
+        one_line(read, path, "no plain file")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\udcffb"])

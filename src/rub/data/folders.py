@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rub.config.documents import check_plain
 from rub.data.decoding import Listed, decode, notes_of
 from rub.data.selection import EVERYTHING, Read, Selection
 from rub.errors import RubError
@@ -123,6 +124,7 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
     found, read = sha256(), 0
     try:
         for name, item in files:
+            check_plain(item)
             found.update(name.encode() + b"\0")
             with item.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rub.config.documents import is_number
+from rub.config.documents import check_plain, is_number
 from rub.errors import RubError
 
 COLUMNS = ("sample_id", "id", "index")  # of a table with a header, the first of these that it has
@@ -30,6 +30,7 @@ def read_ids(path: Path) -> tuple[int, ...]:
         ...     read_ids(path)
         (7, 9)
     """
+    check_plain(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise RubError(f"{path}: more than {_LARGEST >> 20} MiB; a list of sample ids is smaller")

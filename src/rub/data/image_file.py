@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rub.config.documents import check_plain
 from rub.errors import RubError
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def read_image(source: Path | BytesIO, size: int | None, name: str = "", room: R
     from PIL import Image
 
     where = source if isinstance(source, Path) else name
+    if isinstance(source, Path):
+        check_plain(source)
     try:
         with Image.open(source, formats=_formats()) as opened:
             if size is not None and opened.width * opened.height > REDUCED:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rub.config.documents import check_plain
 from rub.config.suite import Frozen, located
 from rub.data.base import source_of
 from rub.data.class_names import class_number
@@ -201,6 +202,8 @@ def known_classes(dataset: DatasetSpec, data_root: Path | None) -> int | Sequenc
     path = _place(dataset, data_root)
     if path is not None and not path.exists():  # what reads it says so
         return None
+    if path is not None:
+        check_plain(path)
     place = source.place(data_root, path)
     return None if place is None else source.classes(place)
 
