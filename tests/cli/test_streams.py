@@ -50,3 +50,36 @@ def test_output_that_nobody_reads_ends_as_sigpipe_does():
 def test_closed_streams_are_no_error(closed):
     line = f'"$0" -c "from rub.cli.main import main; main()" list tasks {closed}'
     assert subprocess.run(["sh", "-c", line, sys.executable], timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"COLUMNS": "0"}, {"COLUMNS": "1"}, {"COLUMNS": "-5"}, {"COLUMNS": "many"}, {"TERM": "dumb"}, {"TERM": ""},
+        {"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "cp1252"},
+        {"PYTHONIOENCODING": "latin-1"}, {"TMPDIR": "/proc/none"}, {"MPLCONFIGDIR": "/proc/none"},
+        {"HF_HOME": "/proc/none"}, {"RUB_DATA": ""}, {"RUB_STORE": ""},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_environments_change_no_word(said, tmp_path):
+    ended = ran(subprocess.PIPE, "plan", "quick", "--task", "classification", **{"HOME": str(tmp_path), **said})
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    [row] = [line.split() for line in ended.stdout.decode().splitlines() if line.split()[:1] == ["unlearn"]]
+    assert int(row[1]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"RUB_STORE": "/proc/none"}, {"RUB_STORE": "/dev/null"}, {"RUB_STORE": "", "HOME": "/proc/none"},
+        {"RUB_STORE": "", "XDG_CACHE_HOME": "/proc/none"}, {"RUB_DATA": "/proc/none"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_places_that_cannot_be_are_one_line(said, tmp_path):
+    ended = ran(subprocess.PIPE, "plan", "quick", "--task", "classification", **{"HOME": str(tmp_path), **said})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"rub: ") and ended.stderr.count(b"\n") == 1

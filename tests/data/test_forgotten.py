@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import rub as library
@@ -48,6 +49,54 @@ def test_a_name_that_is_unknown_or_of_several_is_refused(one_line):
     one_line(lambda: class_number("red-fox", ["red fox", "red_fox"]), "'red fox', 'red_fox'", "one of these")
     assert class_number("red_fox", ["red fox", "red_fox"]) == 1
     assert titled(2, WNIDS) == "2 (n03394916, french horn)"
+
+
+def in_tens(tmp_path):
+    """Eleven classes whose folders are 0 to 10: as text, 10 stands before 2."""
+    for number in range(11):
+        (folder := tmp_path / "tens" / str(number)).mkdir(parents=True)
+        for place in range(3):
+            Image.new("RGB", (8, 8), (20 * number, place, 0)).save(folder / f"{place}.png")
+    return DatasetSpec(name="folder", path=str(tmp_path / "tens"))
+
+
+@pytest.mark.parametrize("asked", ["-1", "_1", "1-", " 1", "+1", "1.0", "1_0"])
+def test_a_number_stands_for_itself(asked, one_line):
+    one_line(lambda: class_number(asked, [str(number) for number in range(11)]), f"unknown class '{asked}'")
+    assert class_number("1", [str(number) for number in range(11)]) == 1
+
+
+@pytest.mark.parametrize("number", [2, 3, 9, 10])
+def test_a_number_that_is_one_classs_label_and_anothers_name_is_refused(tmp_path, number, one_line):
+    data = in_tens(tmp_path)
+    one_line(lambda: forget_set(ForgetSpec(classes=(number,)), data, None), "give a name in quotes", f'"{number}"')
+    named = forget_set(ForgetSpec(classes=(str(number),)), data, None)
+    assert named.classes == (["0", "1", "10", *"23456789"].index(str(number)),)
+
+
+def test_a_number_that_is_label_and_name_of_one_class_is_read(tmp_path):
+    assert forget_set(ForgetSpec(classes=(1, 0)), in_tens(tmp_path), None).classes == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("classes: [0, 1]", "classes: [1, 0]"), ("classes: [0]", "classes: [0, 0]"),
+        ("classes: [0, 1]", "classes: [one, zero]"), ("classes: [0, 1]", "classes: [1, zero, 0, one]"),
+        ("ids: [3, 7]", "ids: [7, 3]"), ("ids: [3, 7]", "ids: [3, 3, 7]"),
+        ("{classes: [0, 1], fraction: 0.5}", "{classes: [1, 0], fraction: 0.5}"),
+    ],
+)  # fmt: skip
+def test_one_forget_set_has_one_key_however_it_is_written(write_suite, tmp_path, one, other):
+    def keys(text):
+        path = write_suite(tmp_path)
+        suite = yaml.safe_load(path.read_text())
+        suite["experiments"][0]["forget"] = yaml.safe_load(text if text.startswith("{") else f"{{{text}}}")
+        path.write_text(yaml.safe_dump(suite))
+        [(_, graph)] = plan(load_suite(str(path)), make_runtime(device="cpu"))
+        return {stage.key for stage in in_order(graph.stages)}
+
+    assert keys(one) == keys(other)
 
 
 def test_names_give_the_stages_that_numbers_give(photos, write_suite, tmp_path, one_line):

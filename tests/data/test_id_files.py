@@ -40,6 +40,12 @@ def test_arrays(tmp_path):
     [
         ("none.txt", None, "cannot be read"),
         ("ids.txt", b"one\n", "no list of sample ids"),
+        ("ids.txt", b"1_0\n", "no list of sample ids"),
+        ("ids.txt", b"0x10\n", "no list of sample ids"),
+        ("ids.txt", "\u0661\n".encode(), "no list of sample ids"),
+        ("ids.csv", "sample_id\n\uff17\n".encode(), "no list of sample ids"),
+        ("ids.csv", b"label,id\n3\n", "no list of sample ids"),
+        ("ids.txt", b"9" * 5000, "no list of sample ids|whole numbers from 0"),
         ("ids.txt", b"-1\n", "whole numbers from 0"),
         ("ids.csv", b"file,label\na.png,3\n", "no list of sample ids"),
         ("ids.csv", b"sample_id,label\n", None),

@@ -1,5 +1,6 @@
 """Images as users have them: scaled and not clipped, upright, on white, the first picture, within a bound of memory."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -14,11 +15,13 @@ from PIL import Image
 
 from rub.data import image_file
 from rub.data.folders import list_folder, sample_id
+from rub.data.id_files import read_ids
 from rub.data.image_file import FRAMES, LAID, SCALED, TURNED, Room, Unreadable, read_image
 from rub.data.selection import Selection
 from rub.data.sources import fingerprint, load_images
-from rub.data.spec import DatasetSpec, data_stage
+from rub.data.spec import DatasetSpec, ForgetSpec, data_stage, forget_set
 from rub.errors import RubError
+from rub.tasks.text_to_image.concepts import read_prompts
 
 RAMP = np.arange(64 * 64).reshape(64, 64) * 16  # 0 to 65,520
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -214,6 +217,157 @@ def test_names_that_begin_with_a_dot_are_not_looked_at(tmp_path):
     assert after.classes == ("ant", "bee")
     assert torch.equal(after.train.images, before.train.images) and torch.equal(after.train.ids, before.train.ids)
     assert fingerprint("folder", None, path=tmp_path) == key
+
+
+@pytest.fixture
+def insects(tmp_path):
+    """A folder of two classes with six pictures each."""
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.fromarray(NOISE + number).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [("jfif", "JPEG"), ("JPE", "JPEG"), ("pgm", "PPM"), ("pnm", "PPM"), ("jp2", "JPEG2000"), ("TIF", "TIFF")],
+)
+def test_every_ending_of_a_picture_is_read(insects, ending, kind):
+    Image.fromarray(NOISE).convert("L" if ending == "pgm" else "RGB").save(insects / "ant" / f"a.{ending}", kind)
+    data = load_images("folder", None, path=insects)
+    assert f"ant/a.{ending}" in data.files.values() and len(data.train) + len(data.test) == 13
+
+
+@pytest.mark.parametrize("ending", ["avif", "heic", "HEIF", "jfif", "jp2", "pbm"])
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\x18ftypheic"])
+def test_a_picture_that_cannot_be_read_is_never_left_out_in_silence(insects, ending, content, one_line):
+    (odd := insects / "ant" / f"odd.{ending}").write_bytes(content)
+    one_line(lambda: load_images("folder", None, path=insects), odd, "save it as PNG")
+    data = load_images("folder", None, path=insects, selection=Selection(skip_unreadable=True))
+    assert data.skipped == (f"ant/odd.{ending}",)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(proof) (w) file closefile showpage\n"
+
+
+def test_no_program_is_started_for_a_picture(insects, one_line, monkeypatch):
+    """Pillow calls Ghostscript for PostScript, whatever the name of a file ends in."""
+    from PIL import EpsImagePlugin
+
+    called = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **b: called.append(a) or Image.new("RGB", (8, 8)).im)
+    (odd := insects / "ant" / "a.png").write_bytes(POSTSCRIPT)
+    with Image.open(odd) as opened:  # the file is as dangerous as it claims to be
+        opened.load()
+    assert called
+    called.clear()
+    one_line(lambda: load_images("folder", None, path=insects), odd, "not a readable image")
+    assert not called
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__pycache__",
+        ".ipynb_checkpoints", ".Trashes", ".thumbnails",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_programs_leave_is_no_class(insects, name, empty):
+    before, key = load_images("folder", None, path=insects), fingerprint("folder", None, path=insects)
+    for place in (insects / name, insects / "ant" / name):
+        place.mkdir()
+        if not empty:
+            Image.fromarray(NOISE).save(place / "0.png")
+    after = load_images("folder", None, path=insects)
+    assert after.classes == ("ant", "bee") and after.notes == ()
+    assert torch.equal(after.train.images, before.train.images)
+    assert fingerprint("folder", None, path=insects) == key
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", "README.txt"])
+def test_files_that_are_no_pictures_change_nothing(insects, name):
+    key = fingerprint("folder", None, path=insects)
+    for place in (insects / name, insects / "ant" / name):
+        place.write_bytes(b"x")
+    assert load_images("folder", None, path=insects).notes == ()
+    assert fingerprint("folder", None, path=insects) == key
+
+
+@pytest.mark.parametrize(
+    ("parts", "extra", "says"),
+    [
+        (("",), "ant/more/0.png", "in a folder below that of a class: 1 image, such as ant/more/0.png"),
+        (("",), "ant/more/and/more/0.png", "such as ant/more/and/more/0.png"),
+        (("",), "loose.png", "beside the folders of classes: 1 image, such as loose.png"),
+        (("train/", "val/"), "val/loose.png", "beside the folders of classes: 1 image, such as val/loose.png"),
+        (("train/", "val/"), "test/ant/0.png", "such as"),
+        (("train/",), "dev/ant/0.png", "beside train: 1 image, such as dev/ant/0.png"),
+        (("train/",), "holdout/0.png", "beside train: 1 image, such as holdout/0.png"),
+    ],
+)
+def test_pictures_where_none_are_looked_for_are_noted(tmp_path, parts, extra, says):
+    for part in parts:
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                Image.fromarray(NOISE).save(tmp_path / part / name / f"{number}.png")
+    (tmp_path / extra).parent.mkdir(parents=True, exist_ok=True)
+    if extra == "test/ant/0.png":  # of two parts that are held out, test is the one that is read
+        (tmp_path / "test" / "bee").mkdir()
+        Image.fromarray(NOISE).save(tmp_path / "test" / "bee" / "0.png")
+        says = "beside train and test: 6 images, such as val/ant/0.png"
+    Image.fromarray(NOISE).save(tmp_path / extra)
+    [note] = load_images("folder", None, path=tmp_path).notes
+    assert note.startswith("not read, ") and says in note
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("where", ["image", "npz", "ids", "prompts"])
+def test_what_never_ends_is_not_read(tmp_path, where, device, one_line):
+    names = {"image": "photos/ant/0.png", "npz": "a.npz", "ids": "a.txt", "prompts": "a.csv"}
+    path = tmp_path / names[where]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if device:
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    if where == "image":
+        (tmp_path / "photos" / "bee").mkdir()
+        for name in ("ant/1.png", "bee/0.png", "bee/1.png"):
+            Image.fromarray(NOISE).save(tmp_path / "photos" / name)
+    readers = {
+        "image": [lambda: load_images("folder", None, path=tmp_path / "photos"),
+                  lambda: fingerprint("folder", None, path=tmp_path / "photos")],
+        "npz": [lambda: load_images("npz", None, path=path),
+                lambda: forget_set(ForgetSpec(classes=(0,)), DatasetSpec(name="npz", path=str(path)), None)],
+        "ids": [lambda: read_ids(path), lambda: ForgetSpec(ids=path)],
+        "prompts": [lambda: read_prompts(path)],
+    }  # fmt: skip
+    for read in readers[where]:
+        one_line(read, path, "no plain file")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\udcffb"])
+@pytest.mark.parametrize("where", ["class", "file"])
+def test_names_that_are_no_text_are_refused(insects, name, where, one_line):
+    if where == "class":
+        (insects / "ant").rename(insects / name)
+    else:
+        (insects / "ant" / "0.png").rename(insects / "ant" / f"{name}.png")
+    one_line(lambda: load_images("folder", None, path=insects), "is no text; rename it")
+
+
+@pytest.mark.parametrize(("train", "held"), [("Train", "Test"), ("TRAIN", "VALID"), ("train", "Validation")])
+def test_parts_are_known_in_any_case(tmp_path, train, held):
+    for part, shade in ((train, 10), (held, 200)):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / part / name / "0.png")
+    data = load_images("folder", None, path=tmp_path)
+    assert data.train.images.unique().tolist() == [10] and data.test.images.unique().tolist() == [200]
 
 
 @pytest.mark.parametrize("held", ["test", "val", "validation", "valid"])

@@ -200,6 +200,15 @@ def test_inception_score_equals_its_definition(splits):
         (lambda: inception_score(np.zeros((9, 3))), "9 images in 10 splits"),
         (lambda: inception_score(np.zeros((9, 3)), splits=0), "9 images in 0 splits"),
         (lambda: inception_score(np.full((10, 3), np.nan)), "logits: not finite"),
+        (lambda: frechet_distance(np.full((5, 3), 1e200), np.zeros((5, 3))), "beyond 1e\\+30 for 5 of 5 images"),
+        (lambda: kernel_distance(np.full((5, 3), -1e120), np.zeros((5, 3))), "beyond 1e\\+30"),
+        (lambda: inception_score(np.full((10, 3), 1e308)), "beyond 1e\\+30"),
+        (lambda: frechet_distance(np.ones((5, 3)) + 1j, np.zeros((5, 3))), "should be real numbers"),
+        (lambda: kernel_distance(torch.zeros(5, 3, dtype=torch.complex64), np.zeros((5, 3))), "should be real"),
+        (lambda: inception_score(np.zeros((10, 3)) + 0j), "logits: should be real numbers \\(N, C\\)"),
+        (lambda: frechet_distance([["a", "b"]] * 5, np.zeros((5, 2))), "should be real numbers"),
+        (lambda: frechet_distance([[1, 2], [1]], np.zeros((5, 2))), "should be real numbers"),
+        (lambda: frechet_distance(torch.zeros(5, 3, requires_grad=True), np.zeros((5, 3))), "a detached tensor"),
     ],
 )
 def test_impossible_requests_are_one_line_errors(call, message):

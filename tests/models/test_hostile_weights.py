@@ -3,9 +3,12 @@
 import gzip
 import io
 import json
+import os
 import zipfile
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -49,6 +52,12 @@ def packed(state):
     ):
         for part in before.infolist():
             after.writestr(part.filename, before.read(part))
+    return made.getvalue()
+
+
+def scripted(state):
+    made = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), made)
     return made.getvalue()
 
 
@@ -109,12 +118,17 @@ FILES = {
     "w.h5": (lambda state: b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
     "w.npy": (lambda state: b"\x93NUMPY" + bytes(99), "a NumPy array"),
     "w.gguf": (lambda state: b"GGUF" + bytes(99), "a GGUF file"),
+    "w.pth.zst": (lambda state: b"\x28\xb5\x2f\xfd" + ended(state, b""), "a Zstandard file"),
+    "page.pth": (lambda state: b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+    "page.safetensors": (lambda state: b"<html><body>Sign in</body></html>", "a web page"),
+    "script.pt": (scripted, "a TorchScript program"),
     "w.7z": (lambda state: b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive"),
     "lfs.pth": (lambda state: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
     "lfs.safetensors": (lambda state: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
 }
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FILES)
 def test_the_message_says_what_the_file_is(tmp_path, name):
     make, words = FILES[name]
@@ -123,6 +137,129 @@ def test_the_message_says_what_the_file_is(tmp_path, name):
         read_state(tmp_path / name)
     assert words in str(error.value)
     assert "truncated" not in str(error.value)
+
+
+def listed(header, data=bytes(16), length=None):
+    """A safetensors file with this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def four(dtype="F32", shape=(4,), ends=(0, 16)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(ends)}
+
+
+HEADERS = {
+    "a length of 2^62": listed(b"{}", length=1 << 62),
+    "2^40 elements": listed({"w": four(shape=(1 << 40,))}),
+    "2^62 times 4 bytes": listed({"w": four(shape=(1 << 62,))}),
+    "a negative shape": listed({"w": four(shape=(-4,))}),
+    "overlapping": listed({"a": four(), "b": four()}),
+    "a hole": listed({"w": four(shape=(2,), ends=(8, 16))}),
+    "ends before it begins": listed({"w": four(ends=(16, 0))}),
+    "no such type": listed({"w": four("F128")}),
+    "four bits": listed({"w": four("F4", ends=(0, 2))}, bytes(2)),
+    "complex": listed({"w": four("C64", (2,))}),
+    "100,000 lists": listed(b"[" * 100_000),
+    "100,000 mappings": listed(b'{"w":' * 100_000),
+    "no mapping": listed(b"[1]"),
+    "no text": listed(b"{\xff}"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_headers_that_promise_what_is_not_there(tmp_path, case):
+    (tmp_path / "w.safetensors").write_bytes(HEADERS[case])
+    with pytest.raises(RubError) as error:
+        load_weights(tmp_path / "w.safetensors", small())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
+def test_what_is_no_file_is_not_read(tmp_path, kind, ending):
+    path = tmp_path / f"w.{ending}"
+    make = {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"),
+            "loop": lambda: path.symlink_to(path), "folder": path.mkdir}  # fmt: skip
+    make[kind]()
+    with pytest.raises(RubError, match="no such file"):
+        read_state(path)
+
+
+class Options(dict):
+    """Settings as Lightning's AttributeDict keeps them."""
+
+
+BESIDE = {
+    "plain settings": ({"lr": 0.1, "name": "x", "sizes": (1, 2)}, True),
+    "sizes and devices": ({"size": torch.Size([1, 2]), "device": torch.device("cpu"), "dtype": torch.float32}, True),
+    "numbers of NumPy": ({"best": np.float64(0.5), "epoch": np.int64(3)}, True),
+    "counts": (Counter("abc"), True),
+    "a mapping of one's own": (Options(lr=0.1), False),
+    "an array": ({"history": np.zeros(3)}, False),
+    "a path": ({"folder": Path("x")}, False),
+    "a default": (defaultdict(list), False),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_lies_beside_the_weights_is_read_or_named(tmp_path, case):
+    beside, plain = BESIDE[case]
+    model, other = small(), small(2)
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": beside}, tmp_path / "w.pth")
+    if plain:
+        load_weights(tmp_path / "w.pth", other)
+        assert torch.equal(model.fc.weight, other.fc.weight)
+        return
+    with pytest.raises(RubError, match="holds pickled objects besides tensors") as error:
+        load_weights(tmp_path / "w.pth", other)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_pickles_above_torchs_own_protocol_say_so(tmp_path, protocol):
+    torch.save(small().state_dict(), tmp_path / "w.pth", pickle_protocol=protocol)
+    with pytest.raises(RubError, match="pickle protocol above torch's 2"):
+        load_weights(tmp_path / "w.pth", small(2))
+
+
+LAYOUTS = {
+    "of 8 bits": lambda value: value.to(torch.float8_e4m3fn),
+    "of 16 bits": torch.Tensor.bfloat16,
+    "of 64 bits": torch.Tensor.double,
+    "with gradients": lambda value: value.clone().requires_grad_(),
+    "a parameter": torch.nn.Parameter,
+    "transposed": lambda value: value.T.contiguous().T,
+    "expanded": lambda value: value[:1].expand_as(value),
+    "negated lazily": torch._neg_view,
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_other_layouts_and_precisions_are_read_right(tmp_path, case):
+    state = changed(LAYOUTS[case])
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(tmp_path / "w.pth", model := small(2))
+    assert torch.equal(model.fc.weight, state["fc.weight"].detach().resolve_neg().float())
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "right"),
+    [
+        ({"stem": "imagenet", "width": 8}, {"stem": "cifar", "width": 8}, "stem imagenet, width 8"),
+        ({"stem": "imagenet", "width": 8}, {"stem": "half", "width": 8}, "stem imagenet, width 8"),
+        ({"stem": "cifar", "width": 8}, {"stem": "imagenet", "width": 8}, "width 8"),
+        ({"stem": "cifar", "width": 8}, {"stem": "cifar", "width": 4}, "width 8"),
+        ({"stem": "cifar", "width": 8, "num_classes": 11}, {"stem": "cifar", "width": 8}, "with 11 classes"),
+    ],
+)
+def test_the_message_names_stem_width_and_classes_that_would_be_right(tmp_path, made, asked, right):
+    common = {"num_classes": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3, "channels": 3}
+    torch.save(build_network("resnet18", **{**common, **made}).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(RubError) as error:
+        load_weights(tmp_path / "w.pth", build_network("resnet18", **{**common, **asked}))
+    assert "they are those of resnet18" in str(error.value) and right in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["W.SAFETENSORS", "w.Safetensors", "W.PTH", "w.PT"])

@@ -1,13 +1,16 @@
 """What a folder of others may ask of a report."""
 
+import json
+
 import pytest
 
 from rub.errors import RubError
 from rub.registry import METHODS, Entry
-from rub.reports import folders
+from rub.reports import folders, lineage
 from rub.reports.folders import Gallery, _check_budget
 from rub.reports.render import _no_formula
-from rub.store.records import Record
+from rub.store.manifest import seal_folder
+from rub.store.records import Record, write_records
 
 ROW = {
     "task": "classification", "suite": "s", "experiment": "", "protocol": "rub-quick-1", "dataset": "digits",
@@ -30,6 +33,45 @@ def test_a_folder_that_asks_too_much_is_refused(tmp_path, changes, words):
     with pytest.raises(RubError, match=words):
         _check_budget(tmp_path, [Record(**{**ROW, **change}) for change in changes])
     _check_budget(tmp_path, [Record(**ROW)])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"command": "rub run " + "x" * 10_000_000}, "a command of more than 20000 characters"),
+        ({"command": ["rub"] * 20_000}, "a command of more than 20000 characters"),
+        ({"data": [{"task": "t"}]}, "experiment"),
+        ({"data": "x" * 1000}, "manifest.json"),
+    ],
+)
+def test_a_manifest_that_asks_too_much_is_refused(tmp_path, change, words):
+    write_records([Record(**ROW)], {}, tmp_path)
+    seal_folder(tmp_path, {"command": "rub run s", **change})
+    with pytest.raises(RubError, match=words) as error:
+        folders.read_folder(tmp_path)
+    assert len(str(error.value)) < 400
+
+
+def test_more_curves_than_a_page_shows_are_refused(tmp_path):
+    write_records([Record(**ROW)], {}, tmp_path)
+    names = ("task", "suite", "experiment", "dataset", "model", "protocol", "method", "unlearn_seed", "split")
+    curve = {name: ROW[name] for name in names}
+    curve |= {"attack": "uma", "budget": "8/255", "success_curve": [0.0], "loss_curve": [0.0], "evaluations": 1}
+    (tmp_path / "curves.json").write_text(json.dumps([{**curve, "converged": True}] * 5001))
+    seal_folder(tmp_path, {})
+    with pytest.raises(RubError, match="5001 curves; at most 5000 are shown"):
+        folders.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["curves.json", "galleries.json", "submission.json", "stages.json", "suite.yaml"])
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch, name):
+    write_records([Record(**ROW)], {}, tmp_path)
+    (tmp_path / name).write_text(" " * (3 << 20))
+    seal_folder(tmp_path, {})
+    for module in (folders, lineage):
+        monkeypatch.setattr(module, "_LARGEST", 1 << 21)
+    with pytest.raises(RubError, match=r"MiB|characters of YAML"):
+        folders.read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["=cmd", " =cmd", "\t=cmd", "\r@x", "\uff1dcmd", "+1", "-1"])

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from rub.errors import RubError
-from rub.reports.comparison import compare
+from rub.reports.comparison import apart, compare
 from rub.reports.folders import read_folder
+from rub.reports.result_folder import Result, write_result
+from rub.reports.writing import write_reports
 from rub.store.records import Record
 
 ROW = {
@@ -84,3 +86,44 @@ def test_the_command(tiny_out, rub):
     found = json.loads(rub("compare", tiny_out, tiny_out, "--all", "--json").out)
     assert found["settings"] == []
     assert {cell["method"] for cell in found["cells"]} >= {"ft", "original"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"training.batch_size": (64, 512)}, ["training.batch_size 64", "training.batch_size 512"]),
+        ({"methods.ft.lr": (0.1, 0.2)}, ["methods.ft.lr 0.1", "methods.ft.lr 0.2"]),
+        ({"forget.classes": ([0], [1])}, ["forget.classes [0]", "forget.classes [1]"]),
+        ({"dataset.size": (None, 16)}, ["dataset.size None", "dataset.size 16"]),
+        ({"seeds.unlearn": (1, 1, 1)}, ["run 1", "run 2", "run 3"]),
+        (dict.fromkeys("abcde", (1, 2)), ["a 1, b 1, c 1 and 2 more", "a 2, b 2, c 2 and 2 more"]),
+        ({"a": ("x" * 1000, "\x1b[2J")}, ["a " + "x" * 40, "a ?[2J"]),
+        ({"training.batch_size": (64,)}, [""]),
+    ],
+)  # fmt: skip
+def test_runs_that_look_alike_are_told_apart_by_their_settings(given, words):
+    count = len(next(iter(given.values())))
+    runs = [{path: values[run] for path, values in given.items()} for run in range(count)]
+    assert apart([{"experiments": [{"task": "t", "name": "", **own}]} for own in runs]) == words
+
+
+def test_a_setting_that_one_run_has_not_is_left_out():
+    asked = [{"task": "t", "dataset": {"name": "d"}}, {"task": "t", "dataset": {"name": "d", "size": 16}}]
+    assert apart([{"experiments": [one]} for one in asked]) == ["dataset.size left out", "dataset.size 16"]
+
+
+def test_a_board_tells_apart_two_runs_that_differ_in_batch_size(tmp_path):
+    """Their rows share suite, data, network and protocol; the same training twice, other values."""
+    places = []
+    for size, value in ((64, 0.5), (512, 0.4)):
+        row = {**ROW, "protocol": "rub-quick-1", "unlearn_seed": 0, "value": value, "key": str(size)}
+        suite = {"name": "s", "experiments": [{"task": "classification", "name": "", "training": {"batch_size": size}}]}
+        places.append(tmp_path / f"b{size}")
+        write_result(Result((Record(**row),), suite=suite), places[-1], "rub run s")
+    page, refused = write_reports(places, tmp_path / "site")
+    assert not refused
+    text = page.read_text()
+    for size in (64, 512):  # on the row, and in the list of experiments
+        assert text.count(f"<small>training.batch_size {size}</small>") == 2
+    alone, _ = write_reports(places[:1], tmp_path / "alone")
+    assert "batch_size" not in alone.read_text()

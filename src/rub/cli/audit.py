@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from rub.cli.options import BATCH, DATA, DEVICE, OUT, OVERWRITE, PLUGIN, STORE, console, load_plugins, say
+from rub.config.documents import is_number
 from rub.errors import RubError
 from rub.registry import METRICS, TASKS
 
@@ -118,7 +119,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
         asked = [text.strip() for text in given.split(",")]
         if not all(asked):
             raise RubError(f"{option} {given}: should be numbers or names with commas between them, such as 0,3")
-        return tuple(int(text) if text.isascii() and text.isdecimal() else text for text in asked)
+        return tuple(int(text) if is_number(text) else text.strip("'\"") for text in asked)
     try:
         return tuple(part(text) for text in given.split(",") if text or part is not str)
     except ValueError:

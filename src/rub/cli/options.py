@@ -34,6 +34,7 @@ RETRAINED = Annotated[Path | None, typer.Option(help="Weights of the retrained m
 OUT = Annotated[Path | None, typer.Option(help="Result folder to write.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the run of another suite in --out.")]
 JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+NARROWEST = 20  # columns that a terminal has, or its width is not known
 
 
 def given_weights(**given: Path | None) -> dict[str, Path]:
@@ -64,7 +65,10 @@ class Terminal(Console):
 
 def console(*, stderr: bool = False) -> Console:
     """Console for standard output or error; made per call, so that redirections are seen."""
-    return Terminal(stderr=stderr)
+    made = Terminal(stderr=stderr)
+    if made.width < NARROWEST:  # COLUMNS=0, as some containers say, would print nothing
+        made.width = 80
+    return made
 
 
 def say(line: str, *, markup: bool = False) -> None:

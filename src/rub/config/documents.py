@@ -8,6 +8,7 @@ the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), they
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,6 +125,28 @@ class _Reader(yaml.SafeLoader):
         if abs(made) == float("inf") and "n" not in text.lower():
             raise _Refused(f"{text[:40]} is too large for a number", node.start_mark)
         return made
+
+
+def check_plain(path: Path) -> None:
+    """Make sure that what is at a path, if anything, is a file or a folder: a pipe or a device may never end.
+
+    Raises:
+        RubError: it is neither.
+    """
+    with suppress(OSError):  # whoever reads it says why it cannot be
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise RubError(f"{path}: no plain file")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number as people write it; Python also reads 1_0, and digits of other alphabets.
+
+    Example:
+        >>> is_number("10"), is_number("1_0"), is_number("-1"), is_number("\u0661")
+        (True, False, False, False)
+    """
+    return text.isascii() and text.isdecimal()
 
 
 class _Writer(yaml.SafeDumper):

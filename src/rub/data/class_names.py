@@ -68,7 +68,8 @@ def class_number(asked: int | str, classes: Sequence[str], what: str = "class") 
         return classes.index(asked)
     known = _known()
     called = [(name, *known.get(name, ())) for name in classes]
-    places = [place for place, names in enumerate(called) if spaced(asked) in map(spaced, names)]
+    worded = any(char.isalpha() for char in asked)  # a number stands for itself: -1 is not 1
+    places = [place for place, names in enumerate(called) if worded and spaced(asked) in map(spaced, names)]
     if not places:
         raise unknown(what, asked, {word for names in called for word in names})
     if len(places) > 1:

@@ -44,7 +44,7 @@ def facts_of(artifact: Artifact, experiment: Experiment) -> DataFacts:
     """Facts about a data artifact and an experiment's forget set."""
     meta = artifact.json(META)
     forget = getattr(experiment, "forget", None)
-    numbers = (class_number(one, meta["classes"]) for one in getattr(forget, "classes", None) or ())
+    numbers = sorted({class_number(one, meta["classes"]) for one in getattr(forget, "classes", None) or ()})
     return DataFacts(
         task=experiment.task,
         experiment=experiment.name,

@@ -1,7 +1,9 @@
 """Class folders of images: which of their files are wanted, and reading them."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -9,15 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
+from rub.config.documents import check_plain
 from rub.data.decoding import Listed, decode, notes_of
 from rub.data.selection import EVERYTHING, Read, Selection
 from rub.errors import RubError
 from rub.pipeline.callback import Progress, silent
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+    ".avif", ".jp2", ".heic", ".heif",
+}  # fmt: skip
+"""Endings of pictures; what Pillow cannot read of them is refused by name, not passed over."""
+LEFT = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"}
+"""Folders that programs leave among others, beside those whose names begin with a dot."""
 HELD = ("test", "val", "validation", "valid")  # folder of the images beside train/ that are not trained on
 SAID = 1 << 32  # bytes between two messages that files are still being looked through
 TEST_SHARE = 5  # one image in five is a test image where the source has no split of its own
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,12 +40,14 @@ class Listing:
         classes: class names, in the order of the labels.
         train: (file, label) of the training images.
         test: (file, label) of the test images.
+        bases: the folders that hold those of the classes.
     """
 
     folder: Path
     classes: tuple[str, ...]
     train: Listed
     test: Listed
+    bases: tuple[Path, ...] = ()
 
     def name(self, path: Path) -> str:
         """File name relative to the data set's folder."""
@@ -51,6 +63,17 @@ class Listing:
                 number += 1
             found[number] = name
         return found
+
+    def elsewhere(self) -> Mapping[str, list[str]]:
+        """Where images lie that are not read, in words -> their names."""
+        beside = [item for place in {self.folder, *self.bases} for item in place.iterdir() if _is_image(item)]
+        inside = (base / name for base in self.bases for name in self.classes)
+        deeper = [item for place in inside for below in _folders(place) for item in _images_below(place / below)]
+        parts = _folders(self.folder) - {base.name for base in self.bases} if self.folder not in self.bases else ()
+        unused = [item for part in parts for item in _images_below(self.folder / part)]
+        found = {"in a folder below that of a class": deeper, "beside the folders of classes": beside,
+                 f"beside {' and '.join(base.name for base in self.bases)}": unused}  # fmt: skip
+        return {f"not read, {where}": sorted(map(self.name, items)) for where, items in found.items() if items}
 
 
 def read_folder(
@@ -101,6 +124,7 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
     found, read = sha256(), 0
     try:
         for name, item in files:
+            check_plain(item)
             found.update(name.encode() + b"\0")
             with item.open("rb") as stream:
                 while block := stream.read(1 << 20):
@@ -116,15 +140,16 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 def list_folder(folder: Path, selection: Selection = EVERYTHING) -> Listing:
     """List an image folder: ``train/<class>/*`` with one of `HELD`, or ``<class>/*`` split by file name.
 
-    Files and folders whose names begin with a dot are not looked at.
+    ``Train`` is ``train``. What programs leave is not looked at: names that begin with a dot, and those of `LEFT`.
 
     Raises:
         RubError: no class folders, other classes in test than in train, or a class without images.
     """
     if not folder.is_dir():
         raise RubError(f"{folder}: not a folder; should hold <class>/* or train/<class>/*")
-    base = folder / "train" if (folder / "train").is_dir() else folder
-    held = next((folder / name for name in HELD if base != folder and (folder / name).is_dir()), None)
+    parts = {name.lower(): folder / name for name in sorted(_folders(folder))}
+    base = parts.get("train", folder)
+    held = next((parts[name] for name in HELD if base != folder and name in parts), None)
     return _listing(folder, base, held, selection)
 
 
@@ -171,7 +196,7 @@ def read_listing(listing: Listing, size: int | None, skip: bool = False, progres
         RubError: an unreadable image without `skip`, a class of which no image is readable, or images of different
             sizes without `size`.
     """
-    parts, lost, remarks = [], [], dict[str, list[str]]()
+    parts, lost, remarks = [], [], dict(listing.elsewhere())
     ids = {name: number for number, name in listing.files.items()}
     for listed, use in ((listing.train, "training"), (listing.test, "test")):
         numbers = np.array([ids[listing.name(path)] for path, _ in listed], dtype=np.int64)
@@ -193,10 +218,26 @@ def image_files(folder: Path) -> list[Path]:
     """Image files of a folder, sorted by name."""
     if not folder.is_dir():
         raise RubError(f"{folder}: missing; every class should have its folder of images")
-    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and not _hidden(item))
+    found = sorted(item for item in folder.iterdir() if _is_image(item))
     if not found:
         raise RubError(f"{folder}: no images; every class should hold some")
+    for item in found:
+        _check_name(item)
     return found
+
+
+def _is_image(item: Path) -> bool:
+    return item.suffix.lower() in SUFFIXES and not _hidden(item)
+
+
+def _images_below(place: Path) -> Iterator[Path]:
+    return (item for item in place.rglob("*") if _is_image(item) and item.is_file())
+
+
+def _check_name(path: Path) -> None:
+    """File systems take bytes that are no text, and results name files and classes."""
+    if _NO_TEXT.search(path.name):
+        raise RubError(f"{path.parent}: the name {ascii(path.name)[:80]} is no text; rename it")
 
 
 def _listing_digest(listing: Listing) -> str:
@@ -220,7 +261,8 @@ def _listing(folder: Path, base: Path, held: Path | None, selection: Selection) 
             test[name], train[name] = ordered[:count], ordered[count:]
     train = {name: _fewest(items, selection.per_class, base) for name, items in train.items()}
     test = {name: _fewest(items, selection.test_per_class, held or base) for name, items in test.items()}
-    listing = Listing(folder, classes, _labelled(train, classes), _labelled(test, classes))
+    bases = (base,) if held is None else (base, held)
+    listing = Listing(folder, classes, _labelled(train, classes), _labelled(test, classes), bases)
     if not listing.train or not listing.test:
         use = "testing" if listing.train else "training"
         raise RubError(f"{folder}: no images for {use}; each class should hold some")
@@ -229,6 +271,8 @@ def _listing(folder: Path, base: Path, held: Path | None, selection: Selection) 
 
 def _classes(folder: Path, base: Path, held: Path | None, selection: Selection) -> tuple[str, ...]:
     present = sorted(_folders(base))
+    for name in present:
+        _check_name(base / name)
     if selection.classes is not None:
         if absent := [name for name in selection.classes if name not in present]:
             raise RubError(
@@ -244,12 +288,13 @@ def _classes(folder: Path, base: Path, held: Path | None, selection: Selection) 
 
 
 def _folders(place: Path) -> set[str]:
-    return {item.name for item in place.iterdir() if item.is_dir() and not _hidden(item)}
+    with os.scandir(place) as items:
+        return {item.name for item in items if item.is_dir() and not _hidden(item)}
 
 
-def _hidden(item: Path) -> bool:
-    """Whether a program left it there for itself: ``.ipynb_checkpoints``, ``._0.png``."""
-    return item.name.startswith(".")
+def _hidden(item: Path | os.DirEntry[str]) -> bool:
+    """Whether a program left it there for itself: ``.ipynb_checkpoints``, ``._0.png``, ``__MACOSX``."""
+    return item.name.startswith(".") or item.name.lower() in LEFT
 
 
 def _labelled(files: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> Listed:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rub.config.documents import check_plain, is_number
 from rub.errors import RubError
 
 COLUMNS = ("sample_id", "id", "index")  # of a table with a header, the first of these that it has
@@ -29,6 +30,7 @@ def read_ids(path: Path) -> tuple[int, ...]:
         ...     read_ids(path)
         (7, 9)
     """
+    check_plain(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise RubError(f"{path}: more than {_LARGEST >> 20} MiB; a list of sample ids is smaller")
@@ -56,12 +58,18 @@ def _text(path: Path) -> list[int]:
     header = [name.strip() for name in lines[0].split(",")] if lines else []
     column = next((name for name in COLUMNS if name in header), None)
     if column is not None:
-        return [int(row[column]) for row in csv.DictReader(lines[1:], fieldnames=header)]
+        return [_number(row[column]) for row in csv.DictReader(lines[1:], fieldnames=header)]
     try:
-        return [int(word) for line in lines for word in line.replace(",", " ").split()]
+        return [_number(word) for line in lines for word in line.replace(",", " ").split()]
     except ValueError:
         from rub.data.folders import SUFFIXES, sample_id
 
         if all(Path(line.strip()).suffix.lower() in SUFFIXES for line in lines):
             return [sample_id(line.strip()) for line in lines]
         raise
+
+
+def _number(word: str | None) -> int:  # None: a row that is too short
+    if word is None or not is_number(word.strip().removeprefix("-")):
+        raise ValueError(f"{word!r} is no whole number")
+    return int(word)

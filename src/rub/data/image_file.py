@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from threading import Condition
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rub.config.documents import check_plain
 from rub.errors import RubError
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ PER_PIXEL = 12  # bytes: Pillow holds four, and an image at most three times
 REDUCED = 2**25  # pixels above which a JPEG that is resized is decoded at a half, a quarter or an eighth
 SPARE = 3  # times the size asked for that such a JPEG still has at least, so that its resize is as good
 ROWS = 256  # rows whose values are scaled at once
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "AVIF", "JPEG2000")
+"""What is decoded, whatever a name ends in: for PostScript, Pillow would start a program."""
 
 FRAMES = "holds several pictures, of which the first is read"
 TURNED = "turned as its EXIF says"
@@ -83,8 +88,10 @@ def read_image(source: Path | BytesIO, size: int | None, name: str = "", room: R
     from PIL import Image
 
     where = source if isinstance(source, Path) else name
+    if isinstance(source, Path):
+        check_plain(source)
     try:
-        with Image.open(source) as opened:
+        with Image.open(source, formats=_formats()) as opened:
             if size is not None and opened.width * opened.height > REDUCED:
                 opened.draft(None, (SPARE * size, SPARE * size))
             with (room or Room()).of(PER_PIXEL * opened.width * opened.height):
@@ -98,7 +105,16 @@ def read_image(source: Path | BytesIO, size: int | None, name: str = "", room: R
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault; Pillow's own have no number
             raise RubError(f"{where}: cannot be opened ({error.strerror}); check the file and its rights") from None
         reason = f"not a readable image ({type(error).__name__})"
-        raise Unreadable(f"{where}: {reason}; remove it or copy it again") from None
+        raise Unreadable(f"{where}: {reason}; remove it, copy it again or save it as PNG") from None
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

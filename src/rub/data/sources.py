@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rub.config.documents import check_plain
 from rub.data.base import DatasetSource, source_of
 from rub.data.folders import digest, files_below
 from rub.data.samples import ImageDataset, Samples
@@ -67,6 +68,8 @@ def load_images(
 def check(name: str, *, path: Path | None = None, size: int | None = None, selection: Selection = EVERYTHING) -> None:
     """Refuse a request that does not fit its data set, before anything is read."""
     source = source_of(name)
+    if path is not None:
+        check_plain(path)
     if path is not None and not source.by_path:
         raise RubError(f"dataset '{name}': dataset.path is for {_which('path')} only; leave it out")
     if size is not None and "size" not in source.takes:

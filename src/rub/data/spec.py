@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rub.config.documents import check_plain
 from rub.config.suite import Frozen, located
 from rub.data.base import source_of
 from rub.data.class_names import class_number
@@ -101,6 +102,14 @@ class ForgetSpec(Frozen):
     def _from_file(cls, value: Any) -> Any:
         return read_ids(Path(value)) if isinstance(value, str | Path) else value
 
+    @field_validator("classes", "ids")
+    @classmethod
+    def _each_once(cls, chosen: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
+        """In order, each once: one forget set has one key. Names are put in order when their numbers are known."""
+        if chosen is None or any(isinstance(one, str) for one in chosen):
+            return chosen
+        return tuple(sorted(set(chosen)))
+
     @model_validator(mode="after")
     def _one_way(self) -> "ForgetSpec":
         given = [name for name in ("classes", "fraction", "ids", "files") if getattr(self, name) is not None]
@@ -141,7 +150,9 @@ def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None)
         if known is None or isinstance(known, int):
             known = _read_classes(dataset, data_root)
         numbers = [class_number(one, known, "forgotten class") for one in forget.classes or ()]
-        forget = forget.model_copy(update={"classes": tuple(dict.fromkeys(numbers))})
+        forget = forget.model_copy(update={"classes": tuple(sorted(set(numbers)))})
+    elif known is not None and not isinstance(known, int):
+        _check_meant(forget.classes or (), known)
     if forget.files is not None:
         ids = _matching(forget.files, dataset, data_root)
         forget = forget.model_copy(update={"files": None, "ids": ids})
@@ -151,6 +162,17 @@ def forget_set(forget: ForgetSpec, dataset: DatasetSpec, data_root: Path | None)
     if forget.fraction is not None and source.images and forget.fraction * source.images < 0.5:  # rounds to none
         raise RubError("forget: the forget set is empty; there should be something to forget")
     return forget
+
+
+def _check_meant(labels: Iterable[int | str], names: Sequence[str]) -> None:
+    """Refuse a number that is the label of one class and the name of another: folders 1, 10, 2 have labels 0, 1, 2."""
+    for label in labels:
+        name = str(label)
+        if isinstance(label, int) and 0 <= label < len(names) and name in names and names[label] != name:
+            raise RubError(
+                f"forget.classes: {label} is the label of class '{names[label]}', and class '{name}' has the label"
+                f' {names.index(name)}; give a name in quotes, "{names[label]}" or "{name}"'
+            )
 
 
 def _matching(patterns: Sequence[str], dataset: DatasetSpec, data_root: Path | None) -> tuple[int, ...]:
@@ -180,6 +202,8 @@ def known_classes(dataset: DatasetSpec, data_root: Path | None) -> int | Sequenc
     path = _place(dataset, data_root)
     if path is not None and not path.exists():  # what reads it says so
         return None
+    if path is not None:
+        check_plain(path)
     place = source.place(data_root, path)
     return None if place is None else source.classes(place)
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rub.errors import RubError
 
 Matrix = NDArray[np.float64]
+LARGEST = 1e30  # of a feature or logit: cubes of products of larger ones are beyond float64
 
 
 def singular_covariance(count: int, dimension: int) -> bool:
@@ -159,9 +160,17 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Matrix, Matrix]:
 
 
 def _matrix(values: ArrayLike, what: str, width: str) -> Matrix:
-    matrix = np.asarray(values, dtype=np.float64)
+    try:
+        given = np.asarray(values)
+        matrix = given.astype(np.float64, copy=False) if not np.iscomplexobj(given) else None
+    except (TypeError, ValueError, RuntimeError):  # text, rows of several lengths, a tensor with gradients
+        matrix = None
+    if matrix is None:
+        raise RubError(f"{what}: should be real numbers (N, {width}), of an array or a detached tensor on the CPU")
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise RubError(f"{what}: shape {matrix.shape}; should be (N, {width}), a row per image")
     if bad := int((~np.isfinite(matrix).all(1)).sum()):
         raise RubError(f"{what}: not finite for {bad} of {len(matrix)} images; look at the images and the judge")
+    if large := int((np.abs(matrix) > LARGEST).any(1).sum()):
+        raise RubError(f"{what}: beyond {LARGEST:g} for {large} of {len(matrix)} images; look at the judge")
     return matrix

@@ -40,6 +40,9 @@ _OTHERS = {
     b"\x89HDF": "an HDF5 file (Keras): only weights of PyTorch are read",
     b"\x93NUMPY": "a NumPy array: only weights of PyTorch are read",
     b"GGUF": "a GGUF file: only weights of PyTorch are read",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it (unzstd)",
+    b"<!DOCTYPE": "a web page: what should be downloaded is not behind that address",
+    b"<html": "a web page: what should be downloaded is not behind that address",
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself (git lfs pull)",
 }
 _BESIDE = re.compile(r"(?:.*\.)?(?:n_averaged|n_classes|attacker\..*)")  # of AveragedModel, RobModel, AttackerModel
@@ -293,7 +296,7 @@ def _checked(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _strange(value: Tensor) -> str | None:
     if value.is_meta:
         return "a meta tensor, which has a shape and no values"
-    if value.is_quantized:
+    if value.is_quantized or "_x2" in str(value.dtype):  # of two numbers in a byte, PyTorch reads none
         return f"quantised ({value.dtype})"
     if value.is_nested or value.layout is not torch.strided:
         return f"sparse or nested ({value.layout})"
@@ -348,6 +351,8 @@ def _check_archive(path: Path, size: int) -> None:
             comment = len(archive.comment)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # the reader says what is wrong
         return
+    if any("/code/__torch__" in part.filename for part in parts):
+        raise RubError(f"checkpoint {path}: a TorchScript program, which is not run; save model.state_dict()")
     if packed := next((part for part in parts if part.compress_type != zipfile.ZIP_STORED), None):
         raise RubError(
             f"checkpoint {path}: {packed.filename[:_SHOWN]} in it is compressed, which torch.save never does;"

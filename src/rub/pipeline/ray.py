@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from rub.config.documents import is_number
 from rub.config.suite import Resources
 from rub.errors import RubError
 from rub.pipeline.cache import Cache
@@ -81,7 +82,7 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
 
 def _answers(address: str | None) -> None:  # Ray itself would try for minutes
     host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not is_number(port):
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -21,7 +21,8 @@ class BoardRow:
     """One row of a board: the file name of its page, and `n` samples behind its numbers after the attack.
 
     `destroyed` says what is left of a wreck, which has no rank; "" of any other row. `reattacked` says when the search
-    ran again, by whom and on how many samples, or why it did not; "" where ``rub submit`` was not asked.
+    ran again, by whom and on how many samples, or why it did not; "" where ``rub submit`` was not asked. `apart` tells
+    its run from others of the same names.
     """
 
     page: str
@@ -33,6 +34,7 @@ class BoardRow:
     n: int
     destroyed: str = ""
     reattacked: str = ""
+    apart: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Cell = tuple[Group, str, Place]
 SIGNIFICANT = 0.05
+SHOWN = 3  # settings that are named of a run which looks like another
+_WORDS = ("name", "summary")  # of a suite, which decide nothing
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,26 @@ def compare(one: ResultFolder, other: ResultFolder) -> Comparison:
     return Comparison(tuple(cells), tuple(_settings(one.suite, other.suite)), only)
 
 
+def apart(suites: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells each of several runs from the others that look the same: its settings that are not those of all.
+
+    Example:
+        >>> asked = [{"experiments": [{"task": "t", "training": {"epochs": 2, "batch_size": n}}]} for n in (64, 512)]
+        >>> apart(asked), apart(asked[:1]), apart([asked[0], asked[0]])
+        (['training.batch_size 64', 'training.batch_size 512'], [''], ['run 1', 'run 2'])
+    """
+    if len(suites) < 2:
+        return ["" for _ in suites]
+    told = [{path: str(value) for path, value in _flat(suite) if path not in _WORDS} for suite in suites]
+    paths = [path for path in dict.fromkeys(chain(*told)) if len({one.get(path) for one in told}) > 1]
+    named = [[(path.partition(".")[2] or path, one.get(path, "left out")) for path in paths] for one in told]
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    said = [
+        ", ".join(f"{printable(name)[:60]} {printable(value)[:40]}" for name, value in own[:SHOWN]) for own in named
+    ]
+    return [f"{words}{more}" if paths else f"run {place}" for place, words in enumerate(said, 1)]
+
+
 def table(cells: Sequence[CellDifference]) -> "Table":
     """Cells as a table for the terminal."""
     from rich.table import Table
@@ -129,7 +152,7 @@ def _difference(cell: Cell, one: Sequence[Record], other: Sequence[Record]) -> C
 def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     first, second = dict(_flat(one)), dict(_flat(other))
     for path in dict.fromkeys((*first, *second)):
-        if first.get(path) != second.get(path) and path not in ("name", "summary"):
+        if first.get(path) != second.get(path) and path not in _WORDS:
             yield path, first.get(path), second.get(path)
 
 

@@ -375,7 +375,7 @@ def _experiment(item: Any) -> bool:
     return isinstance(item, dict) and all(isinstance(item.get(name, ""), str) for name in ("name", "task", "paper"))
 
 
-def _text(path: Path, largest: int = _LARGEST) -> str:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > largest:
-        raise RubError(f"{path}: a link, or no file of at most {largest >> 20} MiB")
+def _text(path: Path) -> str:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+        raise RubError(f"{path}: a link, or no file of at most {_LARGEST >> 20} MiB")
     return path.read_text(encoding="utf-8")

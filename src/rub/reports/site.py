@@ -16,6 +16,7 @@ from rub.metrics.dose import DOSES
 from rub.registry import METHODS
 from rub.reports.board import Board, BoardRow, boards
 from rub.reports.cards import Described, described
+from rub.reports.comparison import apart
 from rub.reports.folders import protocols_in
 from rub.reports.grouping import controls_of, grouped
 from rub.reports.pages import Page, provenance, run_facts, searches, versions
@@ -36,6 +37,7 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
     `refused` says for result folders why they are not shown.
     """
     templates = _templates()
+    runs = _apart(pages)
     made = _marked(
         boards(
             (page.slug, group, own, page.main)
@@ -43,9 +45,10 @@ def write_site(pages: Sequence[Page], out: Path, title: str, refused: Mapping[st
             for group, own in grouped(page.records, page.group.task).items()
         ),
         pages,
+        runs,
     )
     names = _method_files(pages)
-    shared = {"title": title, "pages": pages, "tasks": _tasks(pages), "method_files": names}
+    shared = {"title": title, "pages": pages, "apart": runs, "tasks": _tasks(pages), "method_files": names}
     _write(templates, out / "index.html", "index.html.j2", "", {
         **shared, "boards": made, "refused": dict(refused or {}),
     })  # fmt: skip
@@ -85,14 +88,25 @@ def _write(templates: "Environment", path: Path, template: str, root: str, conte
     path.write_text(templates.get_template(template).render({**content, "root": root}), encoding="utf-8")
 
 
-def _marked(made: Iterable[Board], pages: Iterable[Page]) -> list[Board]:
-    """Boards whose rows say whether they were attacked again."""
+def _marked(made: Iterable[Board], pages: Iterable[Page], runs: Mapping[str, str]) -> list[Board]:
+    """Boards whose rows say whether they were attacked again, and which run they are of."""
     told = {page.slug: page.folder.reattacked for page in pages}
 
     def mark(row: BoardRow) -> BoardRow:
-        return replace(row, reattacked=told[row.page].get((row.group.task, row.group.experiment, row.method), ""))
+        again = told[row.page].get((row.group.task, row.group.experiment, row.method), "")
+        return replace(row, reattacked=again, apart=runs[row.page])
 
     return [replace(board, rows=tuple(map(mark, board.rows))) for board in made]
+
+
+def _apart(pages: Sequence[Page]) -> dict[str, str]:
+    """Page -> what tells its run from those of other pages with the same suite, data, network and protocol."""
+    found: dict[str, str] = {}
+    for group in dict.fromkeys(page.group for page in pages):
+        own = [page for page in pages if page.group == group]
+        asked = [{"experiments": page.experiments} for page in own]
+        found |= {page.slug: words for page, words in zip(own, apart(asked), strict=True)}
+    return found
 
 
 def _beside_controls(board: Board, method: str) -> Board:

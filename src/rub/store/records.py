@@ -151,7 +151,9 @@ def read_records(path: Path) -> list[Record]:
         return [Record.model_validate(row) for row in rows]
     except (pydantic.ValidationError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": str(error)}
-        raise RubError(f"{path}: not a valid record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where, wrong = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
+        said = f"{where}: {wrong}" if where else wrong
+        raise RubError(f"{path}: not a valid record: {said}") from None
 
 
 def connect(folders: Iterable[Path]) -> "duckdb.DuckDBPyConnection":

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -38,10 +38,13 @@ class ModelRef(Frozen):
     """SHA-256 of the foreign checkpoint, where the stage imported one."""
 
 
+Name = Annotated[str, Field(max_length=300, pattern=r"^[ -~]*$")]  # such as components have
+
+
 class SampleRef(Frozen):
     """Which sample: its id in the data set, the SHA-256 of its bytes (8-bit pixels), and the value of its probe."""
 
-    id: int = Field(ge=0, lt=1 << 62)
+    id: int = Field(ge=0, lt=1 << 62, strict=True)
     sha256: str = Field(pattern=HEX)
     value: float
 
@@ -50,13 +53,13 @@ class Witness(Frozen):
     """A claim about some probes of one model: ``value <= at_most`` for each, by the task's own forward pass."""
 
     schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
-    task: str
-    method: str
-    unlearn_seed: int
-    attack: str
+    task: Name
+    method: Name
+    unlearn_seed: int = Field(ge=0, lt=1 << 62, strict=True)
+    attack: Name
     budget: str = Field(max_length=64)
-    split: str
-    claim: str
+    split: Name
+    claim: str = Field(max_length=2000)
     """What the value is, in words."""
     at_most: float
     models: dict[str, ModelRef]

@@ -120,6 +120,12 @@ def test_an_audit_again_reads_everything_from_the_store(ask, monkeypatch):
     assert ask("original.pth") == first
 
 
+def test_another_file_under_the_same_name_is_another_model(ask, trained, tmp_path):
+    for name, verdict in (("original.pth", "recovered"), ("sham.pt", "hidden")):
+        (tmp_path / "same.pth").write_bytes((trained / name).read_bytes())
+        assert ask(tmp_path / "same.pth").verdict.name == verdict
+
+
 def test_weights_that_are_not_finite_are_refused(ask, trained, tmp_path):
     state = torch.load(trained / "sham.pt", weights_only=True)
     state["fc.bias"][3] = float("nan")

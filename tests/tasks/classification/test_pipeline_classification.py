@@ -45,6 +45,14 @@ def not_finite(model, forget, retain, context):
         model.fc.bias[1] = float("nan")
     return model
 
+@rub.method("explodes", task="classification")
+def explodes(model, forget, retain, context):
+    """Return weights that are finite, of a model whose outputs are not."""
+    with torch.no_grad():
+        for value in model.parameters():
+            value *= 1e30
+    return model
+
 @rub.method("breaks", task="classification")
 def breaks(model, forget, retain, context):
     """Have an error."""
@@ -442,11 +450,12 @@ def test_failing_methods_have_failed_cells_and_the_others_go_on(tiny, tmp_path):
     reasons = {
         "diverges": "unlearn diverges, seed 0: diverged: the loss became nan",
         "not-finite": "unlearn not-finite, seed 0: diverged: fc.bias holds values that are not finite",
+        "explodes": "unlearn explodes, seed 0: diverged: the logits of 64 of 64 images are not finite",
         "breaks": "unlearn breaks, seed 0: AttributeError: 'ResNet' object has no attribute 'no_such_layer' (plugin.py:"
         f"{1 + PLUGIN.splitlines().index('    return model.no_such_layer')})",
     }
     assert set(result.failures) == set(reasons.values())
-    assert result.counts["failed"] == 3
+    assert result.counts["failed"] == 4
     cells = {(row.metric, row.split, row.attack) for row in rows(result, method="ft")}
     for method, reason in reasons.items():
         failed = rows(result, method=method)

@@ -120,6 +120,9 @@ def test_a_report_is_told_in_lines():
     assert list(lines(failed)) == ["[b]Verdict: cannot tell[/b]", r"  - broke: \[red]x"]
 
 
-def test_an_original_that_is_hardly_right_gets_a_hint_at_its_normalisation():
-    odd = replace(GONE, accuracy={"original": 0.13, "unlearned": 0.12})
-    assert "give --mean and --std" in "\n".join(told(odd, "16/255"))
+@pytest.mark.parametrize(
+    ("right", "chance", "hinted"), [(0.13, 1 / 9, True), (0.4, 1 / 3, True), (0.6, 1 / 3, False), (0.92, 1 / 9, False)]
+)
+def test_an_original_that_is_hardly_right_gets_a_hint_at_its_normalisation(right, chance, hinted):
+    odd = replace(GONE, accuracy={"original": right, "unlearned": 0.12}, chance=chance)
+    assert ("give --mean and --std" in "\n".join(told(odd, "16/255"))) == hinted

@@ -104,6 +104,26 @@ def test_clean_images_are_no_witnesses_where_they_are_not_recognised(tiny, forge
     assert f"{len(ids) - wrong} held, {wrong} not held" in said.out
 
 
+def twice(claim, tensors, count):
+    """Say the first sample so often."""
+    claim["samples"] = claim["samples"][:1] * count
+    tensors.update({name: value[:1].expand(count, *value.shape[1:]) for name, value in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "9" * 5000 + "/255", "9" * 60 + "/255", "256/255", "-8/255", "8/256", "32/0", "1e3/255", "nan/255", "0x20/255",
+        "3 2/255", "32/255\n", "\u0663\u0662/255", "l2:0", "l2:-1", "l2:1e400", "patch:99999", "border:9999",
+        "corruption:9", "unbounded", "",
+    ],
+)  # fmt: skip
+def test_budgets_that_are_none_are_one_line(tiny, forged, rub, budget):
+    said = rub("verify", forged(lambda claim, _: claim.update(budget=budget)), "--store", tiny.store)
+    assert said.code == 3 and "forged: cannot check: " in said.out
+    assert "Traceback" not in said.out + said.err and len(said.out) < 600
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -117,6 +137,37 @@ def test_clean_images_are_no_witnesses_where_they_are_not_recognised(tiny, forge
         (lambda claim, _: claim["data"].update(key="0" * 64, spec={"name": "digits", "size": 1024}), "of 1024 px"),
         (lambda claim, _: claim["data"].update(key="0" * 64, spec={"name": "/etc"}), "/etc"),
         (lambda claim, _: claim["samples"][0].update(id=10**9), "has no train image"),
+        (lambda claim, _: claim["samples"][0].update(id=True), "not true or false"),
+        (lambda claim, _: claim["samples"][0].update(id=str(claim["samples"][0]["id"])), "a valid integer"),
+        (lambda claim, _: claim["samples"][0].update(id=float(claim["samples"][0]["id"])), "a valid integer"),
+        (lambda claim, _: claim["samples"][0].update(id=-1), "greater than or equal to 0"),
+        (lambda claim, _: claim["samples"][0].update(id=1 << 64), "less than 46116"),
+        (lambda claim, _: claim["samples"][0].update(value=float("nan")), "a finite number"),
+        (lambda claim, _: claim.update(unlearn_seed=-5), "greater than or equal to 0"),
+        (lambda claim, _: claim.update(unlearn_seed=1 << 70), "less than 46116"),
+        (lambda claim, _: claim.update(unlearn_seed=True), "not true or false"),
+        (lambda claim, _: claim.update(task=["classification"]), "a valid string"),
+        (lambda claim, _: claim.update(method="m" * 100_000), "at most 300 characters"),
+        (lambda claim, _: claim.update(method="f\x1b[2Jt"), "should match pattern"),
+        (lambda claim, _: claim.update(method="s\u0430lun"), "should match pattern"),
+        (lambda claim, _: claim.update(claim="x" * 100_000), "at most 2000 characters"),
+        (lambda claim, _: claim.update(schema_version=99), "less than or equal to 1"),
+        (lambda claim, _: claim["models"]["unlearned"].update(kind="../.."), "should match pattern"),
+        (lambda claim, _: claim["models"]["unlearned"].update(file="../../x"), "should match pattern"),
+        (lambda claim, _: claim["settings"]["model"].update(std=[0.0]), "greater than 0"),
+        (lambda claim, _: claim["settings"]["model"].update(std=[float("nan")]), "a finite number"),
+        (lambda claim, _: claim["settings"]["model"].update(mean=None), "lacks its normalisation"),
+        (lambda claim, _: claim["settings"].update(classes=True), "how many classes"),
+        (lambda claim, _: claim["settings"]["model"].update(stem="imagenet"), "another architecture"),
+        (lambda claim, _: claim["settings"]["model"].update(arch="hf:/etc"), "lacks its config"),
+        (lambda claim, _: claim["settings"]["model"].update(arch="/tmp/x.py:build"), "is code"),
+        (lambda claim, tensors: twice(claim, tensors, 2), "a sample counts twice"),
+        (lambda claim, tensors: twice(claim, tensors, 100_000), "a sample counts twice"),
+        (lambda _, tensors: tensors.update(delta=tensors["delta"].to(torch.complex64)), "should be int8 or int16"),
+        (lambda _, tensors: tensors.update(delta=tensors["delta"].bool()), "should be int8 or int16"),
+        (lambda _, tensors: tensors.update(delta=tensors["delta"].to(torch.uint16)), "should be int8 or int16"),
+        (lambda _, tensors: tensors.update(labels=tensors["labels"].float()), "int64"),
+        (lambda _, tensors: tensors.update(labels=tensors["labels"].bool()), "int64"),
         (lambda claim, _: claim["samples"][0].update(sha256="0" * 64), "another SHA-256"),
         (lambda _, tensors: tensors.pop("labels"), "do not fit"),
         (lambda _, tensors: tensors.update(delta=tensors["delta"].float()), "should be int8 or int16"),

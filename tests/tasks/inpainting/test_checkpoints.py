@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rub.errors import RubError
+from rub.api import make_runtime
+from rub.data.samples import Samples
+from rub.errors import Diverged, RubError
 from rub.models.mae.checkpoints import (
     load_mae,
     looks_normalised,
@@ -21,6 +23,7 @@ from rub.models.mae.checkpoints import (
 )
 from rub.models.mae.masks import gather, keyed_noise, make_mask
 from rub.models.mae.model import ARCHITECTURES, MAEConfig, MaskedAutoencoder
+from rub.tasks.inpainting.stages import _check_outputs
 
 CONFIG = MAEConfig(16, 4, 3, 16, 2, 4, 8, 1, 2)
 HEADS = {"heads": 4, "decoder_heads": 2}
@@ -549,3 +552,17 @@ def test_untrained_models_and_flat_images_are_not_called_normalised():
     for seed in range(3):
         assert not looks_normalised(MaskedAutoencoder(CONFIG, seed), scenes(40), noise)
         assert not looks_normalised(MaskedAutoencoder(CONFIG, seed), torch.full((40, 3, 16, 16), 7).byte(), noise)
+
+
+def test_a_model_whose_reconstructions_are_not_finite_is_told_once():
+    """Its weights are: so every stage that looks at it would fail in turn."""
+    model = MaskedAutoencoder(CONFIG, 0)
+    shown = Samples(
+        torch.full((5, 3, 16, 16), 100, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64), torch.arange(5)
+    )
+    runtime = make_runtime(device="cpu")
+    _check_outputs(model, shown, runtime)
+    with torch.no_grad():
+        model.decoder_pred.weight.fill_(3e38)
+    with pytest.raises(Diverged, match="the reconstructions of 5 of 5 images are not finite"):
+        _check_outputs(model, shown, runtime)

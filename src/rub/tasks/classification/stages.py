@@ -35,6 +35,7 @@ from rub.training.counting import counting
 
 Inputs = Mapping[str, Artifact]
 UNTRAINED_SEED = 0
+SHOWN = 64  # images that a model which was made, or read, is looked at on
 WEIGHTS, NETWORK, COST = "weights.safetensors", "network.json", "cost.json"
 
 
@@ -60,6 +61,7 @@ def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     model = _network(given, dataset, seed=0)
     load_weights(stage.files["weights"], model)
     set_normalisation(model, given)
+    _check_outputs(model.to(runtime.device), dataset, runtime)
     _save_model(model, stage.spec["model"], dataset, out)
 
 
@@ -118,6 +120,7 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     with counting(original) as images:
         context.checkpointer.images = images
         model = _forgotten(spec, original, parts.forget, parts.retain, context)
+    _check_outputs(model, dataset, runtime)
     (out / COST).write_text(json.dumps({"images": context.checkpointer.counted}), encoding="utf-8")
     save_weights(model, out / WEIGHTS)
     (out / NETWORK).write_text(json.dumps(inputs["original"].json(NETWORK)), encoding="utf-8")
@@ -248,6 +251,18 @@ def load_model(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
 def untrained(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
     """The network of a model artifact as it is before training, in eval mode, on the CPU."""
     return _network(artifact.json(NETWORK), dataset, seed=UNTRAINED_SEED).eval()
+
+
+def _check_outputs(model: nn.Module, dataset: ImageDataset, runtime: Runtime) -> None:
+    """Say here, once, what every stage that looks at the model would say.
+
+    Raises:
+        Diverged: its logits are not finite.
+    """
+    shown = subset(dataset.train, SHOWN, "look")
+    said = predict(model, shown, batch_size=runtime.batch_size, device=runtime.device)
+    if dead := int((~said.isfinite()).any(1).sum()):
+        raise Diverged(f"the logits of {dead} of {len(shown)} images are not finite")
 
 
 def _half(spec: Mapping[str, Any], dataset: ImageDataset) -> Samples:

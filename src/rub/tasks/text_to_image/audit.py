@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rub.audits.base import Audit, AuditRequest, Rows, dataset_of, percent, rate_of, validated
+from rub.config.documents import is_number
 from rub.config.suite import protocol_of
 from rub.errors import RubError
 from rub.models.diffusion.files import find_checkpoint
@@ -81,7 +82,7 @@ class TextToImageAudit(AuditRequest):
                     "name": self.concept,
                     "prompt": self.prompt,
                     "prompts": self.prompts,
-                    "judged_as": int(label) if label is not None and label.isdecimal() else label,
+                    "judged_as": int(label) if label is not None and is_number(label) else label,
                 },
                 "retain": self.retain,
                 "floor": self.floor,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rub.config.documents import check_plain
 from rub.config.suite import located
 from rub.data.class_names import slug
 from rub.errors import RubError
@@ -82,6 +83,7 @@ def _file_of(path: Path, concept: str) -> Path:
 
 
 def _bytes(path: Path) -> bytes:
+    check_plain(path)
     try:
         return path.read_bytes()
     except OSError as error:
