@@ -406,6 +406,35 @@ def test_a_stopped_run_goes_on_from_there(rub, tiny, tmp_path):
     assert f"{tiny.result.counts['done'] - kept} stages run, {kept} from the store" in said.out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])
+def test_a_terminal_that_closes_loses_nothing(rub, tiny, tmp_path, name):
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "rub.cli.main", "run", str(tiny.path), "--store", str(store), "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        for _ in range(6):
+            process.stdout.readline()
+        process.send_signal(getattr(signal, name))
+        process.communicate(timeout=60)
+    assert process.returncode == -getattr(signal, name)
+    assert rub("store", "check", "--store", store).code == 0
+    said = rub("run", tiny.path, "--store", store, "--out", tmp_path / "out", "--device", "cpu")
+    assert said.code == 0
+    assert [identity(row) for row in read_records(tmp_path / "out")] == [identity(row) for row in tiny.result.records]
+
+
+def test_another_version_of_the_code_reads_the_store_and_says_whose_numbers_they_are(tiny, copied_store, monkeypatch):
+    """Keys hold the stages' versions: a change that changes no number computes nothing again."""
+    from rub import api, load_suite
+    from rub.pipeline import runtime
+
+    monkeypatch.setattr(runtime, "code_version", lambda: "9.9.9+later")
+    again = api.run(load_suite(str(tiny.path)), store=copied_store, runtime=api.make_runtime(device="cpu"))
+    assert again.counts["done"] == 0
+    assert {row.code_version for row in again.records} == {row.code_version for row in tiny.result.records}
+
+
 def test_an_out_folder_that_cannot_be_written(refused, tiny, tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     request = ("run", tiny.path, "--store", tiny.store, "--device", "cpu", "--out", tmp_path / "file")

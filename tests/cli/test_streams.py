@@ -83,3 +83,16 @@ def test_places_that_cannot_be_are_one_line(said, tmp_path):
     ended = ran(subprocess.PIPE, "plan", "quick", "--task", "classification", **{"HOME": str(tmp_path), **said})
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"rub: ") and ended.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be deleted there")
+def test_a_folder_that_is_gone_is_no_reason_to_stop(tmp_path):
+    """The working folder was deleted meanwhile; all that is asked for has whole paths."""
+    code = "import os, sys; os.rmdir(os.getcwd()); from rub.cli.main import main; main()"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    said = subprocess.run(
+        [sys.executable, "-c", code, "list", "suites"], cwd=gone, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "quick" in said.stdout

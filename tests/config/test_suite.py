@@ -406,3 +406,11 @@ def test_unknown_suites(tmp_path):
         load_suite(str(binary))
     with pytest.raises(RubError, match="no experiment of task 'inpainting'"):
         load_suite("table1-cifar10", task="inpainting")
+
+
+def test_a_sampler_of_ones_own_is_another_protocol():
+    """Numbers drawn with other steps share no column with those of the protocol."""
+    suite = load_suite("text-to-image-digits", overrides=["protocol.sampler_steps=50"])
+    [changed] = {experiment.protocol.name for experiment in suite.experiments}
+    [plain] = {experiment.protocol.name for experiment in load_suite("text-to-image-digits").experiments}
+    assert changed.startswith(f"{plain}*")

@@ -104,6 +104,16 @@ def test_a_column_of_prompts_is_enough(tmp_path):
     assert found.ids.tolist() == found.seeds.tolist() == [0, 1] and found.guidance.tolist() == [7.5, 7.5]
 
 
+def test_long_and_odd_prompts_are_prompts(tmp_path):
+    """They are text for a tokenizer; what is printed of them has no escape."""
+    found = read_prompts(write(tmp_path / "odd.csv", "prompt\n" + "a" * 20_000 + "\na \x1b[31mchurch\n"))
+    assert [len(text) for text in found.texts] == [20_000, 13]
+    wrong = write(tmp_path / "wrong.csv", "prompt,\x1b[31mseed\n\n")
+    with pytest.raises(RubError) as caught:
+        read_prompts(wrong)
+    assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_folders(tmp_path):
     write(tmp_path / "garbage_truck.csv", "prompt\na dustcart\n")
     assert read_prompts(tmp_path, "garbage-truck").texts == ("a dustcart",)

@@ -136,3 +136,11 @@ def test_attacks_that_are_added_have_the_largest_cap(tmp_path, cap, wanted):
     caps = {name: attack.cap for name, attack in asked.protocol.attacks.items()}
     assert caps == dict.fromkeys(("uma", "unlearndiffatk", "random-prefix", "seed-search", "img2img"), wanted)
     assert asked.protocol.attacks["img2img"].run.name == "img2img"
+
+
+@pytest.mark.parametrize("clean", [0, 1])
+@pytest.mark.parametrize("attacked", [0, 1])
+def test_one_prompt_tells_nothing(clean, attacked):
+    one = {name: rate(hits, 1) for name, hits in (("original", 1), ("clean", clean), ("search", 0), ("floor", 0))}
+    verdict = conclude(replace(figures(), **one, attacked=rate(max(clean, attacked), 1)), "50")
+    assert verdict.name == "cannot tell"
