@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,25 +20,6 @@ def refuse(*given, **named):
 
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 """
-ATTACK = '''
-import rub
-import torch
-
-
-@rub.attack("signs", task="classification")
-def signs(target, images, budget, context, *, tries: int = 8):
-    """The best of some corners of the ball."""
-    generator = torch.Generator().manual_seed(context.seed)
-    best, least = images, torch.full((len(images),), float("inf"))
-    for _ in range(tries):
-        corner = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
-        probes = (images.int() + corner * int(255 * budget.eps)).clamp(0, 255).to(torch.uint8)
-        logits = target.model(probes.to(context.device) / 255).cpu()
-        loss = -logits[torch.arange(len(images)), target.labels.cpu()].detach()
-        best = torch.where((loss < least)[:, None, None, None], probes, best)
-        least = torch.minimum(least, loss)
-    return best
-'''
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +95,9 @@ def test_the_wheel_works_alone(installed):
     where = installed("-c", "import rub; rub.load_model('zoo/digits/resnet10-w4/salun/0'); print(rub.__file__)")
     assert Path(where.strip()).is_relative_to(installed.place)
     assert "0 not as they should be" in rub(installed, "zoo", "verify")
-    (installed.place / "signs.py").write_text(ATTACK, encoding="utf-8")
-    said = rub(installed, "attack", f"{BASE}/ga/0", "--plugin", "signs.py", "--budgets", "64", "--images", "16")
-    assert "signs" in said
+    shutil.copy(ROOT / "examples" / "my_attack.py", installed.place)
+    said = rub(installed, "attack", f"{BASE}/ga/0", "--plugin", "my_attack.py", "--budgets", "64", "--images", "16")
+    assert "corners" in said
     assert "images given to a network: uma-momentum" in said
 
 

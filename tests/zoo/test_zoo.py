@@ -356,33 +356,11 @@ def test_the_models_that_ship_are_whole_and_small():
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-ATTACK = '''
-import torch
-import rub
-
-
-@rub.attack("corner", task="classification")
-def corner(target, images, budget, context, *, tries: int = 4):
-    """The best of some corners of the ball."""
-    generator = torch.Generator().manual_seed(context.seed)
-    best, least = images, torch.full((len(images),), float("inf"))
-    for _ in range(tries):
-        signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
-        probes = (images.int() + signs * int(255 * budget.eps)).clamp(0, 255).to(torch.uint8)
-        logits = target.model(probes.to(context.device) / 255).cpu()
-        loss = -logits[torch.arange(len(images)), target.labels.cpu()].detach()
-        best = torch.where((loss < least)[:, None, None, None], probes, best)
-        least = torch.minimum(least, loss)
-    return best
-'''
-
-
-def test_an_attack_of_twenty_lines_against_a_model_that_ships(rub, tmp_path):
-    path = tmp_path / "corner.py"
-    path.write_text(ATTACK, encoding="utf-8")
+def test_an_attack_of_twenty_lines_against_a_model_that_ships(rub):
+    path = Path(__file__).parents[2] / "examples" / "my_attack.py"
     said = rub("attack", "zoo/digits/resnet10-w4/ga/0", "--plugin", path, "--budgets", "64", "--images", "16")
     assert said.code == 0, said.err
-    assert "corner" in said.out
+    assert "corners" in said.out
     assert "images given to a network: uma-momentum" in said.out
 
 
