@@ -16,6 +16,7 @@ import rub
 from rub.cli.main import app
 from rub.config.suite import suite_names
 from rub.registry import KINDS, TASKS
+from rub.reports.frames import SAMPLE_COLUMNS
 from rub.store.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -159,9 +160,13 @@ def default(field: FieldInfo) -> str:
 
 
 def records() -> Iterator[str]:
-    """The columns of ``records.parquet``."""
+    """The columns of ``records.parquet``, and of the files of single samples."""
     yield "# Records\n\nEvery measured number is a row of `records.parquet` and `records.json`.\n"
     yield from fields(Record)
+    yield "\n## Samples\n\nEvery attacked sample is a row of `samples.parquet`, every sample of a metric that is a mean one"
+    yield "of `values.parquet`. `rub.read_results(FOLDER)` gives all three as DataFrames.\n"
+    yield "| column | |\n|:--|:--|"
+    yield from (f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items())
 
 
 def components() -> Iterator[str]:

@@ -1,8 +1,9 @@
 """RUB, the Robust Unlearning Benchmark: can forgotten knowledge be brought back by changing only the input?
 
 The public API is imported lazily, so that ``import rub`` costs nothing: `run`, `audit`, `load_suite`, `plan`, `verify`,
-`report`, `submit`, `read_records`, `recover`, `load_model`, and the decorators `method`, `guidance`, `control`,
-`attack`, `network`, `dataset`, `metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks of others.
+`report`, `submit`, `read_records`, `read_results`, `recover`, `load_model`, and the decorators `method`, `guidance`,
+`control`, `attack`, `network`, `dataset`, `metric` and `judge` with `Card` and `Hyper`. `attacks.adapt` takes attacks
+of others.
 """
 
 import importlib
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from rub.judges.spec import judge
     from rub.metrics.base import metric
     from rub.registry import Card, attack, control, guidance, method, network, protocol, task
+    from rub.reports.frames import read_results
     from rub.store.records import read_records
     from rub.tasks.classification.recover import recover
     from rub.zoo.lookup import load_model
 
 __all__ = [
     "Card", "Hyper", "attack", "audit", "control", "dataset", "guidance", "judge", "load_model", "load_suite", "method",
-    "metric", "network", "plan", "protocol", "read_records", "recover", "report", "run", "submit", "task", "verify",
+    "metric", "network", "plan", "protocol", "read_records", "read_results", "recover", "report", "run", "submit", "task",
+    "verify",
 ]  # fmt: skip
 
 _WHERE = {
@@ -36,6 +39,7 @@ _WHERE = {
     "load_suite": "rub.config.suite",
     "load_model": "rub.zoo.lookup",
     "read_records": "rub.store.records",
+    "read_results": "rub.reports.frames",
     "recover": "rub.tasks.classification.recover",
     "Card": "rub.registry",
     "Hyper": "rub.config.hyperparameters",
