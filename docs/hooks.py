@@ -163,8 +163,8 @@ def records() -> Iterator[str]:
     """The columns of ``records.parquet``, and of the files of single samples."""
     yield "# Records\n\nEvery measured number is a row of `records.parquet` and `records.json`.\n"
     yield from fields(Record)
-    yield "\n## Samples\n\nEvery attacked sample is a row of `samples.parquet`, every sample of a metric that is a mean one"
-    yield "of `values.parquet`. `rub.read_results(FOLDER)` gives all three as DataFrames.\n"
+    yield "\n## Samples\n\nEvery attacked sample is a row of `samples.parquet`, every sample of a metric that is a mean"
+    yield "one of `values.parquet`. `rub.read_results(FOLDER)` gives all three as DataFrames.\n"
     yield "| column | |\n|:--|:--|"
     yield from (f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items())
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Card", "Hyper", "attack", "audit", "control", "dataset", "guidance", "judge", "load_model", "load_suite", "method",
-    "metric", "network", "plan", "protocol", "read_records", "read_results", "recover", "report", "run", "submit", "task",
-    "verify",
+    "metric", "network", "plan", "protocol", "read_records", "read_results", "recover", "report", "run", "submit",
+    "task", "verify",
 ]  # fmt: skip
 
 _WHERE = {

@@ -26,7 +26,7 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "original": "number of the original model",
     "attack": "name of the attack in its protocol",
     "budget": "as in records: `8/255`, `unbounded`, or the steps of a search of prompts",
-    "split": "`forget`, `retain`, `forget_test` (unseen images of the class), `other` (forgotten ones to another class)",
+    "split": "`forget`, `retain`, `forget_test` (unseen images of the class), `other` (them, to another class)",
     "sample_id": "id in the data set: images of classes by their place in it, those of folders by their file's name",
     "label": "class of the image",
     "class": "its name",
