@@ -374,17 +374,18 @@ def objective(weight, start, erased, anchor, preserved, lam, erase_scale, preser
     return total
 
 
+@pytest.mark.parametrize("width", [8, 1024])  # that of Stable Diffusion 2's text encoder
 @pytest.mark.parametrize("preserved", [0, 4])
-def test_the_closed_form_is_the_minimum_of_its_objective_and_upstreams_expression(preserved):
+def test_the_closed_form_is_the_minimum_of_its_objective_and_upstreams_expression(preserved, width):
     generator = torch.Generator().manual_seed(3)
     random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    start, erased, anchor, kept = random(5, 8), random(3, 8), random(3, 8), random(preserved, 8)
+    start, erased, anchor, kept = random(5, width), random(3, width), random(3, width), random(preserved, width)
     scales = {"lam": 0.3, "erase_scale": 1.7, "preserve_scale": 0.6}
     weight = (start @ edit_matrix(Edit(erased, anchor, kept), **scales)).requires_grad_()
     given = (start, erased, anchor, kept, *scales.values())
     (slope,) = torch.autograd.grad(objective(weight, *given), weight)
     assert slope.abs().max() < 1e-10
-    left, right = 0.3 * start, 0.3 * torch.eye(8, dtype=torch.float64)
+    left, right = 0.3 * start, 0.3 * torch.eye(width, dtype=torch.float64)
     for c, wanted in zip(erased, anchor, strict=True):
         left, right = left + 1.7 * torch.outer(start @ wanted, c), right + 1.7 * torch.outer(c, c)
     for c in kept:
