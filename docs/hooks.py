@@ -55,6 +55,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links as they are in the repository, so that they lead to a page here, or to the repository."""
     source = BESIDE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     pages = {where: name for name, where in BESIDE.items()}
+    pages |= {
+        f"docs/notebooks/{Path(name).stem}.ipynb": name for name in files.src_uris if name.startswith("tutorials/")
+    }
 
     def moved(found: re.Match[str]) -> str:
         place = normpath(str(Path(source).parent / found[2]))
