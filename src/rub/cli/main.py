@@ -120,7 +120,7 @@ def run(
     for line in dict.fromkeys(line for facts in result.data for line in facts.lines()):
         say(printable(line))
     for line in digest(result):
-        say(fill(line, screen.width, subsequent_indent="    "))
+        say(fill(line, screen.width, subsequent_indent="    ", break_on_hyphens=False))
     counts, source = result.counts, "from the store" if workers == 1 else "from the store or the other workers"
     screen.print(
         f"{counts['done']} stages run, {counts['cached']} {source}, {counts['failed']} failed,"
