@@ -53,3 +53,13 @@ def unknown(what: str, asked: str, known: Iterable[str]) -> RubError:
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
+def first_line(error: BaseException) -> str:
+    r"""First line of an error's message; its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such\nthing")), first_line(MemoryError())
+        ('no such', 'MemoryError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binom
 
 from rub.config.suite import protocols_of
-from rub.errors import Diverged, RubError
+from rub.errors import Diverged, RubError, first_line
 from rub.leaderboard import attack_rules, external_rules
 from rub.leaderboard.rules import (
     LEAST,
@@ -227,8 +227,7 @@ def attacked_again(folder: Path, sources: Sources) -> Iterator[Reattack]:
             try:
                 hit = load_target(target)(request)
             except (RubError, Diverged, RuntimeError, MemoryError) as error:  # its models may be of anyone
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                yield Reattack(*where, reason=without_places(reason)[:300])
+                yield Reattack(*where, reason=without_places(first_line(error))[:300])
                 continue
             said = np.array([claimed[identity] for identity in ids.tolist()])
             yield sign_test(record, said, hit)

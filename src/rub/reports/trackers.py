@@ -1,11 +1,11 @@
 """A run's numbers in an experiment tracker: one run per row and seed. A copy to look at; the records are the source."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from rub.errors import RubError, unknown
+from rub.errors import RubError, first_line, unknown
 from rub.metrics.dose import DOSES
 from rub.reports.folders import experiment_in
 from rub.reports.result_folder import Result
@@ -30,19 +30,15 @@ def check_tracker(name: str) -> Any:
 def log_result(result: Result, name: str) -> int:
     """Send a result to a tracker, and return how many runs it has there now."""
     module, suite = check_tracker(name), str(result.suite.get("name", "rub"))
-    runs = list(_runs(result))
     try:
-        for run in runs:
+        for run in (runs := list(_runs(result))):
             _send(module, name, suite, *run)
     except Exception as error:  # whatever a tracker raises: no login, no server, a name it does not take
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RubError(f"--log {name}: {type(error).__name__}: {said}; the results are kept") from None
+        raise RubError(f"--log {name}: {type(error).__name__}: {first_line(error)}; the results are kept") from None
     return len(runs)
 
 
-def _send(
-    module: Any, name: str, suite: str, title: str, settings: Mapping[str, Any], metrics: Mapping[str, float]
-) -> None:
+def _send(module: Any, name: str, suite: str, title: str, settings: Any, metrics: Any) -> None:
     if name == "mlflow":
         module.set_experiment(suite)
         with module.start_run(run_name=title):
@@ -59,17 +55,14 @@ def _send(
 
 def _runs(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
     found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    for record in result.records:
-        if record.value is not None and record.method != DOSES:
-            row = (record.task, record.experiment, record.model, record.method, record.unlearn_seed)
-            parts = (record.metric, record.split) if record.attack == "none" else (
-                record.metric, record.split, record.attack, record.budget.replace("/", "_")
-            )  # fmt: skip
-            name = "/".join((*parts, record.extractor) if record.extractor else parts)
-            found.setdefault(row, {}).setdefault(name, []).append(record.value)
+    for record in (one for one in result.records if one.value is not None and one.method != DOSES):
+        row = (record.task, record.experiment, record.model, record.method, record.unlearn_seed)
+        place = (record.metric, record.split, record.attack, record.budget.replace("/", "_"), record.extractor)
+        cell = "/".join(part for part in place if part not in ("", "none"))
+        found.setdefault(row, {}).setdefault(cell, []).append(record.value or 0.0)
     for (task, experiment, model, method, seed), values in found.items():
-        metrics = {name: fmean(each) for name, each in values.items()}  # over membership seeds
         settings = {"task": task, "model": model, "method": method, "seed": -1 if seed is None else seed}
         own = experiment_in(result.suite, task, experiment).get("methods", {}).get(method, {})
         title = "-".join(str(part) for part in (task, experiment, method, seed) if part not in ("", None))
-        yield title, {**settings, **{name: str(value) for name, value in own.items()}}, metrics
+        means = {name: fmean(each) for name, each in values.items()}  # over membership seeds
+        yield title, {**settings, **{name: str(value) for name, value in own.items()}}, means

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rub.errors import RubError, unknown
+from rub.errors import RubError, first_line, unknown
 from rub.models.hub import HubName, snapshot
 from rub.reports.text import printable
 from rub.zoo.entry import CONFIG, ZooModel, checked, is_zoo_model, read_model, shelf_of
@@ -139,8 +139,8 @@ def load_folder(folder: Path) -> "nn.Module":
     except RubError:
         raise
     except (RuntimeError, MemoryError, ValueError, TypeError, KeyError, AttributeError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise RubError(f"{folder}: its facts and its weights make no model ({printable(said)})") from None
+        said = printable(first_line(error)[:200])
+        raise RubError(f"{folder}: its facts and its weights make no model ({said})") from None
 
 
 def _wanted(names: Collection[str], prefix: str) -> list[str]:
