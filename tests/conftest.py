@@ -1,11 +1,13 @@
 """What many tests share: a tiny suite on digits, its finished run, and the command line in this process."""
 
 import copy
+import importlib.util
 import shutil
 import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -59,6 +61,21 @@ class Said:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def benchmark_script():
+    """A function that imports a script of ``benchmarks/``, which is no package."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"rub_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

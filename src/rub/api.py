@@ -22,7 +22,6 @@ from rub.reports.text import without_places
 from rub.store.artifacts import Store
 from rub.store.maintenance import size_of
 from rub.witness.claims import Check, Sources, checks
-from rub.zoo.lookup import roots
 
 if TYPE_CHECKING:
     import torch
@@ -418,6 +417,8 @@ def _audit_modules(task: str, given: Mapping[str, Any]) -> "Report":
 def _sources(
     files: Mapping[str, Path] | None, store: Path | None, runtime: Runtime | None, zoo: Path | None
 ) -> Sources:
+    from rub.zoo.lookup import roots
+
     runtime = runtime or make_runtime()
     place = store or default_store()
     for role, path in (files or {}).items():

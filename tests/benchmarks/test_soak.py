@@ -1,10 +1,8 @@
 """Shorter versions of what `make soak` does: kills at random moments, and mutated files for every reader."""
 
-import importlib.util
 import random
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,12 +11,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def soak():
-    path = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-    spec = importlib.util.spec_from_file_location("rub_soak", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def soak(benchmark_script):
+    return benchmark_script("soak")
 
 
 def test_killed_runs_end_with_the_records_of_an_undisturbed_one(soak, tmp_path):

@@ -1,6 +1,5 @@
 """What tests of entries share: folders that are changed, made to agree with themselves again, and sealed again."""
 
-import importlib.util
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,12 +14,8 @@ BESIDE = ("values.parquet", "verdict.json")
 
 
 @pytest.fixture(scope="module")
-def kinds():
-    path = Path(__file__).parents[2] / "benchmarks" / "forgeries.py"
-    spec = importlib.util.spec_from_file_location("rub_forgeries", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def kinds(benchmark_script):
+    return benchmark_script("forgeries")
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from rub.tasks.classification.spec import DEFAULT_SEARCH
 from rub.tasks.classification.zoo import splits_of
 from rub.training.classifier import predict
 from rub.witness.claims import read_claim
+from rub.witness.reattack import APART
 from rub.zoo.entry import WEIGHTS, ZooModel, read_model
 from rub.zoo.lookup import load_folder, models_in, original_of
 
 METRICS = ("ua", "ua_before")
-TOLD_APART = 0.05  # share of images of which another device may say otherwise without an attack
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _drawn(candidate: Candidate, rows: Sequence[Record], target: Target) -> Iter
             yield f"{_where(row)}: of other images than rub attack draws"
         else:
             clean = np.array([known[identity].clean for identity in ids.tolist()])
-            if (wrong := int((clean != right).sum())) > TOLD_APART * row.n:
+            if (wrong := int((clean != right).sum())) > APART * row.n:
                 yield f"{_where(row)}: its model says otherwise of {wrong} of {row.n} images without an attack"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rub.data.samples import to_unit
-from rub.errors import RubError
+from rub.errors import RubError, first_line
 from rub.models.network import outputs
 
 
@@ -98,5 +98,5 @@ def device_of(model: Any, asked: str | torch.device | None = None) -> torch.devi
         device = torch.device(asked) if asked is not None else tensors[0].device if tensors else torch.device("cpu")
         torch.empty(0, device=device)
     except Exception as error:  # torch says it in several ways
-        raise RubError(f"device {asked!r}: {str(error).splitlines()[0]}") from None
+        raise RubError(f"device {asked!r}: {first_line(error)}") from None
     return device

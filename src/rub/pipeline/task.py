@@ -30,8 +30,8 @@ class Task:
         zoo: target of its `rub.zoo.entry.Shelf`; "" where its models cannot be published.
         work: target of the function from an experiment and the folder of data to the FLOPs of its stages, by precision;
             "" where they are not known.
-        reattack: target of the function that runs a row's search again, a `rub.witness.reattack.Reattack`; "" where
-            low numbers of its rows cannot be checked.
+        reattack: target of the function that runs a row's search again, a `rub.witness.reattack.ReattackFunction`; ""
+            where low numbers of its rows cannot be checked.
         controls: rows that the graph makes itself for every experiment -> what each is, beside original and retrained
             models; ``builtin.yaml`` lists those of RUB's own tasks.
     """

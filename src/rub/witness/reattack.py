@@ -110,7 +110,7 @@ class ReattackRequest:
             )
 
 
-Reattack = Callable[[ReattackRequest], Bools]
+ReattackFunction = Callable[[ReattackRequest], Bools]
 """Which of the samples, bool (N,), the protocol's search recovers; `RubError` where it cannot be run."""
 
 

@@ -94,12 +94,11 @@ def search(
     attack: str,
     budgets: Sequence[int],
     runtime: Runtime,
-    seed: int = 0,
 ) -> Recovery:
     """What an attack with its default settings gives on these images, each budget from the probes of the one before."""
     return recover(
         unlearned, original, samples.images, samples.labels, budgets, attack=attack, device=runtime.device,
-        batch_size=runtime.batch_size, seed=seed, ids=samples.ids, warm_start=True,
+        batch_size=runtime.batch_size, ids=samples.ids, warm_start=True,
     )  # fmt: skip
 
 

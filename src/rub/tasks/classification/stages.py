@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rub.attacks.base import AttackContext, Probes
 from rub.data.samples import ImageDataset, Samples
 from rub.data.splits import Splits, input_dataset, split, subset, trainable, training_set
-from rub.errors import Diverged, NothingToMeasure
+from rub.errors import NothingToMeasure
 from rub.models.formats.classifier import load_weights
 from rub.models.lookup import hyperparameters_in
 from rub.models.network import build_network
@@ -32,10 +32,10 @@ from rub.training.batches import Augmentation
 from rub.training.classifier import predict
 from rub.training.classifier import train as fit
 from rub.training.counting import counting
+from rub.training.finite import check_outputs, check_weights, looked_at
 
 Inputs = Mapping[str, Artifact]
 UNTRAINED_SEED = 0
-SHOWN = 64  # images that a model which was made, or read, is looked at on
 WEIGHTS, NETWORK, COST = "weights.safetensors", "network.json", "cost.json"
 
 
@@ -254,15 +254,8 @@ def untrained(artifact: Artifact, dataset: ImageDataset) -> nn.Module:
 
 
 def _check_outputs(model: nn.Module, dataset: ImageDataset, runtime: Runtime) -> None:
-    """Say here, once, what every stage that looks at the model would say.
-
-    Raises:
-        Diverged: its logits are not finite.
-    """
-    shown = subset(dataset.train, SHOWN, "look")
-    said = predict(model, shown, batch_size=runtime.batch_size, device=runtime.device)
-    if dead := int((~said.isfinite()).any(1).sum()):
-        raise Diverged(f"the logits of {dead} of {len(shown)} images are not finite")
+    shown = looked_at(dataset.train)
+    check_outputs(predict(model, shown, batch_size=runtime.batch_size, device=runtime.device), "logits")
 
 
 def _half(spec: Mapping[str, Any], dataset: ImageDataset) -> Samples:
@@ -287,9 +280,7 @@ def _forgotten(
     with torch.random.fork_rng():
         torch.manual_seed(spec["seed"])
         model: nn.Module = method(original, forget, retain, context, **spec["method"]["parameters"])
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise Diverged(f"{name} holds values that are not finite")
+    check_weights(model)
     return model.eval()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from rub.attacks.base import Probes
 from rub.data.samples import ImageDataset, Samples, to_unit
 from rub.data.splits import input_dataset, split, subset, training_set
-from rub.errors import Diverged, RubError
+from rub.errors import RubError
 from rub.models.mae.checkpoints import load_mae, refuse_normalised, save_mae
 from rub.models.mae.masks import Mask, keyed_noise, make_mask
 from rub.models.mae.model import ARCHITECTURES, MaskedAutoencoder, build_mae
@@ -29,11 +29,11 @@ from rub.tasks.inpainting.context import UnlearnContext
 from rub.training.batches import Augmentation, cuts
 from rub.training.context import set_rate, warmup_cosine
 from rub.training.device import compiled
+from rub.training.finite import check_outputs, check_weights, looked_at
 
 Inputs = Mapping[str, Artifact]
 WEIGHTS = "weights.safetensors"
 SIDES = ("forget", "retain")
-SHOWN = 64  # images that a model which was made, or read, is looked at on
 MOST_MASK_TOKENS = 1024  # noise is stored for this many patches, more than any published model has
 
 
@@ -132,7 +132,7 @@ def import_weights(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) ->
     if arch in ARCHITECTURES:
         sizes |= {"heads": ARCHITECTURES[arch][4], "decoder_heads": ARCHITECTURES[arch][7]}
     model = load_mae(path, **{name: value for name, value in sizes.items() if value is not None})
-    images = subset(dataset.train, SHOWN, "look")
+    images = looked_at(dataset.train)
     wanted = (model.config.channels, model.config.image_size, model.config.image_size)
     if images.shape != wanted:
         raise RubError(f"checkpoint {path}: takes images {wanted}, but the data has {images.shape}; set dataset.size")
@@ -158,25 +158,16 @@ def unlearn(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(spec["seed"])
         model = method(original, parts.forget, parts.retain, context, **spec["method"]["parameters"])
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise Diverged(f"{name} holds values that are not finite")
-    _check_outputs(model.eval(), subset(dataset.train, SHOWN, "look"), runtime)
+    check_weights(model)
+    _check_outputs(model.eval(), looked_at(dataset.train), runtime)
     save_mae(model, out / WEIGHTS)
 
 
 @torch.no_grad()
 def _check_outputs(model: MaskedAutoencoder, shown: Samples, runtime: Runtime) -> None:
-    """Say here, once, what every stage that looks at the model would say.
-
-    Raises:
-        Diverged: its reconstructions are not finite.
-    """
     device = torch.device(runtime.device)
     mask = make_mask(keyed_noise(shown.ids, model.config.patches), 0.5).to(device)
-    said = model.to(device).reconstruct(to_unit(shown.images.to(device)), mask)
-    if dead := int((~said.isfinite()).flatten(1).any(1).sum()):
-        raise Diverged(f"the reconstructions of {dead} of {len(shown)} images are not finite")
+    check_outputs(model.to(device).reconstruct(to_unit(shown.images.to(device)), mask), "reconstructions")
 
 
 def attack(stage: Stage, inputs: Inputs, out: Path, runtime: Runtime) -> None:
